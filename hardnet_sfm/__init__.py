@@ -1,0 +1,71 @@
+"""Learned local features as a working tool for structure from motion and image retrieval.
+
+    >>> import hardnet_sfm
+    >>> model = hardnet_sfm.reconstruct("images/")  # doctest: +SKIP
+
+Each stage is a function of files to files: `extract`, `pair`, `match`, `map_photos`; `reconstruct` chains them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hardnet_sfm.colmap.model import Model as Model
+    from hardnet_sfm.demo import demo as demo
+    from hardnet_sfm.errors import HardnetSfmError as HardnetSfmError
+    from hardnet_sfm.errors import UsageError as UsageError
+    from hardnet_sfm.features.stage import ExtractOptions as ExtractOptions
+    from hardnet_sfm.features.stage import extract as extract
+    from hardnet_sfm.keypoints import Keypoints as Keypoints
+    from hardnet_sfm.keypoints import Matches as Matches
+    from hardnet_sfm.matching.pairs import PairOptions as PairOptions
+    from hardnet_sfm.matching.pairs import pair as pair
+    from hardnet_sfm.matching.stage import MatchOptions as MatchOptions
+    from hardnet_sfm.matching.stage import match as match
+    from hardnet_sfm.pipeline import reconstruct as reconstruct
+    from hardnet_sfm.reconstruction.export import export as export
+    from hardnet_sfm.reconstruction.stage import MapOptions as MapOptions
+    from hardnet_sfm.reconstruction.stage import map_photos as map_photos
+    from hardnet_sfm.report.info import info as info
+    from hardnet_sfm.resources import Resources as Resources
+    from hardnet_sfm.stores import FeatureStore as FeatureStore
+    from hardnet_sfm.stores import MatchStore as MatchStore
+    from hardnet_sfm.workspace import Workspace as Workspace
+
+# Imported when first asked for: torch and pycolmap take seconds, and `hardnet-sfm --help` needs neither.
+_HOMES = {
+    "Model": "colmap.model",
+    "demo": "demo",
+    "HardnetSfmError": "errors",
+    "UsageError": "errors",
+    "ExtractOptions": "features.stage",
+    "extract": "features.stage",
+    "Keypoints": "keypoints",
+    "Matches": "keypoints",
+    "PairOptions": "matching.pairs",
+    "pair": "matching.pairs",
+    "MatchOptions": "matching.stage",
+    "match": "matching.stage",
+    "reconstruct": "pipeline",
+    "export": "reconstruction.export",
+    "MapOptions": "reconstruction.stage",
+    "map_photos": "reconstruction.stage",
+    "info": "report.info",
+    "Resources": "resources",
+    "FeatureStore": "stores",
+    "MatchStore": "stores",
+    "Workspace": "workspace",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hardnet_sfm' has no attribute {name!r}")
+    return getattr(import_module(f"hardnet_sfm.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

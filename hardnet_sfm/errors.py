@@ -1,0 +1,26 @@
+"""Errors meant for the person at the terminal: what is wrong, in which file, what to do."""
+
+
+class HardnetSfmError(Exception):
+    """Something in the photos, files or options that the user can act on (exit status 1).
+
+    Args:
+        message: what is wrong and in which file.
+        hint: what to try, one or more sentences; printed on a line of its own.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(HardnetSfmError):
+    """Options that contradict each other or would have no effect (exit status 2)."""
+
+    exit_status = 2

@@ -1,0 +1,1 @@
+"""Pairs of photos and their putative matches."""

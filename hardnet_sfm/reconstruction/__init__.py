@@ -1,0 +1,1 @@
+"""Features and matches to a COLMAP model."""

@@ -1,0 +1,24 @@
+"""What a run may use of the machine. None of it changes a result, so none of it is part of a fingerprint."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The share of the machine that a run may use."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks and matching run. auto: CUDA where there is one."""
+    workers: int = 0
+    """Threads for everything on the CPU. 0: one for each CPU core this process may use."""
+
+    @property
+    def threads(self) -> int:
+        """Number of threads to start, at least 1."""
+        if self.workers > 0:
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

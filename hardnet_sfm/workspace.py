@@ -1,0 +1,143 @@
+"""Where a run keeps its things: the workspace folder, its lock, fingerprints and atomically replaced files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hardnet_sfm.errors import HardnetSfmError
+
+DEFAULT = Path("hardnet-sfm-out")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The files of one run, all below one folder shared by every subcommand."""
+
+    root: Path = DEFAULT
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features.h5"
+
+    @property
+    def pairs(self) -> Path:
+        return self.root / "pairs.txt"
+
+    @property
+    def matches(self) -> Path:
+        return self.root / "matches.h5"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "database.db"
+
+    @property
+    def sparse(self) -> Path:
+        return self.root / "sparse"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def logs(self) -> Path:
+        """What native libraries say."""
+        return self.root / "logs"
+
+    @property
+    def readable(self) -> Path:
+        """While mapping: links to the photos and copies of those that COLMAP cannot read."""
+        return self.root / ".readable"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes a folder for outputs if it is missing.
+
+    Raises:
+        HardnetSfmError: it is a file, or cannot be made or written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise HardnetSfmError(f"{folder} is a file, a folder is needed", "Choose another --workspace.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, NotADirectoryError) as error:
+        raise HardnetSfmError(f"cannot make {folder}: {error.strerror}", "Choose another --workspace.") from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise HardnetSfmError(f"{folder}: no permission to read and write", "Choose another --workspace.")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing into the same workspace while the block runs.
+
+    The operating system lets the lock go when the process ends, however it ends. The same process may enter twice, so
+    that a chain of stages holds the lock from its first stage to its last.
+
+    Raises:
+        HardnetSfmError: another process holds it, or the folder cannot be written to.
+    """
+    prepare_folder(folder)
+    lock = FileLock(folder / ".lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise HardnetSfmError(
+            f"another hardnet-sfm run is working in {folder}",
+            "Wait for it to end, or give this run its own --workspace.",
+        ) from error
+    except OSError as error:
+        raise HardnetSfmError(f"cannot lock {folder}: {error.strerror}", "Choose another --workspace.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def digest(*parts: object) -> str:
+    """A short fingerprint (32 hex digits of a sha256) of anything that JSON can hold."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Gives a path beside `target` to write to; it takes the target's place when the block ends well, else it goes."""
+    beside = target.with_name(f".{target.name}.tmp")
+    beside.unlink(missing_ok=True)
+    try:
+        yield beside
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, complete or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        HardnetSfmError: the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise HardnetSfmError(f"no such file: {path}") from error
+    except (OSError, ValueError) as error:
+        raise HardnetSfmError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise HardnetSfmError(f"{path}: not a JSON object")
+    return content

@@ -1,0 +1,37 @@
+"""What several test files share: the real photos where they are, and a small rendered scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hardnet_sfm.scene import Scene, render
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real photos, which are not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real photos at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scene]:
+    """Eight rendered photos of 480x360 and their true cameras. Tests must not write into the folder."""
+    folder = tmp_path_factory.mktemp("small-scene")
+    return folder, render(folder, photos=8, size=(480, 360))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one core: for products as small as in tests its threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
