@@ -1,0 +1,196 @@
+"""Photos on disk: listing, decoding, EXIF orientation and fingerprints. A photo is never written to."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from hardnet_sfm.errors import HardnetSfmError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp")
+_EXIF_ORIENTATION = 0x0112
+
+Affine2 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo.
+
+    Attributes:
+        grey: (H, W) uint8, upright: EXIF orientation applied.
+        orientation: the EXIF orientation tag, 1 to 8, that was applied.
+        sha256: of the file's bytes.
+    """
+
+    grey: NDArray[np.uint8]
+    orientation: int
+    sha256: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright."""
+        return self.grey.shape[1], self.grey.shape[0]
+
+
+def list_photos(folder: Path) -> list[str]:
+    """Names of all photos below a folder: POSIX paths relative to it, in natural order (img2 before img10).
+
+    Files and folders whose name starts with a dot are passed over.
+
+    Raises:
+        HardnetSfmError: the folder is missing, is a file, cannot be read or holds no photo.
+    """
+    if not folder.exists():
+        raise HardnetSfmError(f"no such folder: {folder}", "Give the folder that holds your photos.")
+    if not folder.is_dir():
+        raise HardnetSfmError(f"{folder} is a file, not a folder", "Give the folder that holds your photos.")
+    try:
+        names = [
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.suffix.lower() in EXTENSIONS and path.is_file() and not _hidden(path.relative_to(folder))
+        ]
+        has_files = any(folder.iterdir())
+    except PermissionError as error:
+        raise HardnetSfmError(f"cannot read {error.filename or folder}: permission denied") from error
+    if not names:
+        what = "no photos in it" if has_files else "it is empty"
+        raise HardnetSfmError(f"{folder}: {what}", f"Photos are files that end in {', '.join(EXTENSIONS)}.")
+    return sorted(names, key=_natural_order)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
+    # The name itself breaks ties such as "1.jpg" and "01.jpg", so that the order never depends on the file system.
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name.casefold())], name
+
+
+def read_photo(path: Path) -> Photo:
+    """Decodes a photo of any supported format and depth to upright 8-bit grey.
+
+    16-bit photos keep their upper 8 bits, transparency is dropped.
+
+    Raises:
+        HardnetSfmError: the file is missing, empty, truncated at its head or no photo.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise HardnetSfmError(f"{path}: {error.strerror or error}") from error
+    if not data:
+        raise HardnetSfmError(f"{path}: the file is empty")
+    orientation = exif_orientation(data)
+    grey = _decode(data, orientation)
+    if grey is None:
+        raise HardnetSfmError(f"{path}: not a photo that can be decoded, or damaged")
+    return Photo(grey, orientation, hashlib.sha256(data).hexdigest())
+
+
+def _decode(data: bytes, orientation: int) -> NDArray[np.uint8] | None:
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        turned_or_transparent = _decode_tiff(data)
+        if turned_or_transparent is not None:
+            return turned_or_transparent
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        sensor = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    return None if sensor is None else upright(np.asarray(sensor, np.uint8), orientation)
+
+
+def _decode_tiff(data: bytes) -> NDArray[np.uint8] | None:
+    """A TIFF with an orientation, which OpenCV 5.0 fails on, or with alpha, which it multiplies the colours with."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data))
+        if image.getexif().get(_EXIF_ORIENTATION, 1) == 1 and "A" not in image.getbands():
+            return None
+        image.load()  # Pillow turns a TIFF upright itself
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image) >> 8).astype(np.uint8)
+    return np.array(image.convert("L"))
+
+
+def exif_orientation(data: bytes) -> int:
+    """The EXIF orientation tag of a photo file, given its bytes; 1 (as stored) where there is none or it is invalid."""
+    try:
+        value = Image.open(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION, 1)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 1
+    return int(value) if value in range(1, 9) else 1
+
+
+def upright(sensor: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Applies an EXIF orientation to the pixels as stored, (H, W) or (H, W, C)."""
+    match orientation:
+        case 2:
+            turned = sensor[:, ::-1]
+        case 3:
+            turned = sensor[::-1, ::-1]
+        case 4:
+            turned = sensor[::-1]
+        case 5:
+            turned = sensor.swapaxes(0, 1)
+        case 6:
+            turned = sensor[::-1].swapaxes(0, 1)
+        case 7:
+            turned = sensor[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            turned = sensor[:, ::-1].swapaxes(0, 1)
+        case _:
+            turned = sensor
+    return np.ascontiguousarray(turned)
+
+
+def sensor_from_upright(orientation: int, size: tuple[int, int]) -> Affine2:
+    """The (2, 3) affine map from upright pixels to the pixels as stored in the file, centres at whole numbers.
+
+    COLMAP reads the pixels as stored and ignores the EXIF orientation, so that portrait and landscape photos share one
+    camera. Keypoints pass through this map on their way into a database.
+
+    Args:
+        orientation: EXIF orientation, 1 to 8.
+        size: (width, height) of the upright photo, pixels.
+    """
+    right, bottom = size[0] - 1, size[1] - 1
+    rows: dict[int, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+        1: ((1, 0, 0), (0, 1, 0)),
+        2: ((-1, 0, right), (0, 1, 0)),
+        3: ((-1, 0, right), (0, -1, bottom)),
+        4: ((1, 0, 0), (0, -1, bottom)),
+        5: ((0, 1, 0), (1, 0, 0)),
+        6: ((0, 1, 0), (-1, 0, right)),
+        7: ((0, -1, bottom), (-1, 0, right)),
+        8: ((0, -1, bottom), (1, 0, 0)),
+    }
+    return np.array(rows[orientation], np.float64)
+
+
+def resize_to_fit(grey: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:
+    """Shrinks a photo by pixel-area averaging so that no side is longer than `longest_side` pixels; never enlarges."""
+    height, width = grey.shape[:2]
+    factor = longest_side / max(height, width)
+    if factor >= 1:
+        return grey
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,84 @@
+"""A crash-safe journal of arrays: what a stage has finished, one transaction an entry."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+
+Arrays = Mapping[str, NDArray[Any]]
+Facts = Mapping[str, str | int]
+
+
+class Journal:
+    """Entries of arrays and facts by key, in a SQLite file. A killed process loses the entry in flight and no other.
+
+    Args:
+        path: made if missing.
+
+    Raises:
+        HardnetSfmError: from any method, where the disk is full or the file is damaged; what is in it is left alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._explained():
+            # Transactions are our own business: each statement is one.
+            self._opened = sqlite3.connect(path, isolation_level=None)
+            self._opened.execute("PRAGMA journal_mode=WAL")
+            self._opened.execute("CREATE TABLE IF NOT EXISTS entry (key TEXT PRIMARY KEY, facts TEXT, arrays BLOB)")
+
+    def facts(self) -> dict[str, Facts]:
+        """Facts of all entries by key."""
+        with self._explained():
+            rows = self._opened.execute("SELECT key, facts FROM entry").fetchall()
+            found: dict[str, Facts] = {key: json.loads(facts) for key, facts in rows}
+            if not all(isinstance(facts, dict) and "fingerprint" in facts for facts in found.values()):
+                raise ValueError("an entry without a fingerprint")
+        return found
+
+    def arrays(self, key: str) -> dict[str, NDArray[Any]]:
+        """Arrays of one entry."""
+        with self._explained():
+            (packed,) = self._opened.execute("SELECT arrays FROM entry WHERE key = ?", (key,)).fetchone()
+            with np.load(io.BytesIO(packed), allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+
+    def put(self, key: str, facts: Facts, arrays: Arrays, *, packed: bool) -> None:
+        """Adds or replaces one entry; it is safe on disk when this returns."""
+        buffer = io.BytesIO()
+        (np.savez_compressed if packed else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
+        row = (key, json.dumps(facts), buffer.getvalue())
+        with self._explained():
+            self._opened.execute("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", row)
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def drop(self) -> None:
+        """Closes and removes the journal."""
+        self._opened.close()
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, zipfile.BadZipFile, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                hint = "Make room on the disk and run again: finished work is kept."
+            else:
+                hint = "It is damaged. Delete it; what it held is computed again."
+            raise HardnetSfmError(f"{self._path}: {error}", hint) from error

@@ -1,0 +1,89 @@
+"""The small frozen dataclasses that travel between stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """Oriented local features of one photo, in its upright (EXIF orientation applied) pixel frame.
+
+    Attributes:
+        xy: (N, 2) float32, pixels; the centre of the top-left pixel is (0, 0).
+        scales: (N,) float32, sigma in pixels.
+        oris: (N,) float32, degrees in [0, 360), from +x towards +y (y down), as COLMAP and OpenCV count.
+        scores: (N,) float32, the detector's own strength, larger is better.
+        affines: (N, 2, 2) float32 or None. Local affine frames: columns are the images of the x and y axes of a
+            circle of one sigma. None where the detector gives similarity frames only.
+    """
+
+    xy: Float32
+    scales: Float32
+    oris: Float32
+    scores: Float32
+    affines: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.xy)
+        shapes = {"xy": (n, 2), "scales": (n,), "oris": (n,), "scores": (n,), "affines": (n, 2, 2)}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"keypoints.{name} has shape {value.shape}, expected {shape}")
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    @classmethod
+    def empty(cls) -> Keypoints:
+        nothing = np.zeros(0, np.float32)
+        return cls(np.zeros((0, 2), np.float32), nothing, nothing, nothing)
+
+    def frames(self) -> Float32:
+        """Local affine frames, (N, 2, 2) float32 pixels per sigma; similarity frames where no affine shape is known."""
+        if self.affines is not None:
+            return self.affines
+        angle = np.deg2rad(self.oris)
+        cos, sin = np.cos(angle) * self.scales, np.sin(angle) * self.scales
+        return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2).astype(np.float32)
+
+    def select(self, rows: NDArray[np.intp]) -> Keypoints:
+        """The keypoints at the given row numbers, in that order."""
+        affines = None if self.affines is None else self.affines[rows]
+        return Keypoints(self.xy[rows], self.scales[rows], self.oris[rows], self.scores[rows], affines)
+
+    def resized(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Keypoints:
+        """The same keypoints in the pixels of the photo resized from one (width, height) to another.
+
+        Pixel centres are at whole numbers, so the corner of the photo, (-1/2, -1/2), is the fixed point.
+        """
+        if from_size == to_size:
+            return self
+        factor = np.divide(to_size, from_size).astype(np.float32)
+        xy = (self.xy + np.float32(0.5)) * factor - np.float32(0.5)
+        # The two factors differ by rounding of the size only; a frame keeps its shape and takes their geometric mean.
+        scale = np.float32(np.sqrt(factor.prod()))
+        affines = None if self.affines is None else self.affines * scale
+        return Keypoints(xy, self.scales * scale, self.oris, self.scores, affines)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Correspondences between two photos.
+
+    Attributes:
+        pairs: (M, 2) int32, row numbers of the keypoints in the first and the second photo.
+        scores: (M,) float32 in [0, 1], (1 + cosine similarity of the descriptors) / 2, as in hloc.
+    """
+
+    pairs: NDArray[np.int32]
+    scores: Float32
+
+    def __len__(self) -> int:
+        return len(self.pairs)
