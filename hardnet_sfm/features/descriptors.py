@@ -1,0 +1,127 @@
+"""The registry of descriptors: patches in, vectors of unit length out.
+
+Another package adds a descriptor by an entry point in the group `hardnet_sfm.descriptors` whose name is what
+`--descriptor` takes and whose object is a factory: `factory(weights: Path | None) -> Descriptor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hardnet_sfm import weights as weights_files
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.features.registry import registered
+from hardnet_sfm.networks.device import fast_type
+from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
+from hardnet_sfm.networks.rootsift import RootSift
+
+_ROOTSIFT_MEASUREMENT = 15.0
+HARDNET_WEIGHTS = "hardnet-sfm"
+# Patches described at once. Always as many, so that a patch gets the same bits whatever photos share its batch.
+# 128 keep HardNet's largest layer, 32x32x32 in bfloat16, at 8 MB, within the last-level cache of a laptop's CPU.
+_BATCH = {"cpu": 128, "cuda": 4096}
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A descriptor of patches.
+
+    Attributes:
+        network: (N, 1, patch_size, patch_size) float32 in [0, 1] to (N, D) of unit length under the L2 metric.
+        patch_size: pixels.
+        measurement_size: sigmas of the keypoint across the patch.
+        weights_sha256: of the weights file; empty where nothing was learned.
+        reduced_precision: the network keeps its accuracy in bfloat16 (CPU) or float16 (CUDA).
+    """
+
+    network: nn.Module
+    patch_size: int
+    measurement_size: float
+    weights_sha256: str = ""
+    reduced_precision: bool = False
+
+
+Factory = Callable[[Path | None], Descriptor]
+
+
+def rootsift(weights: Path | None) -> Descriptor:
+    """RootSIFT on patches of 32x32 pixels and 15 sigmas."""
+    if weights is not None:
+        raise UsageError("--weights has no effect with --descriptor rootsift, which learns nothing")
+    return Descriptor(RootSift(PATCH_SIZE, _ROOTSIFT_MEASUREMENT), PATCH_SIZE, _ROOTSIFT_MEASUREMENT)
+
+
+def hardnet(weights: Path | None) -> Descriptor:
+    """HardNet with the given weights, or those that come with the package."""
+    path = weights or weights_files.shipped(HARDNET_WEIGHTS)
+    if path is None:
+        raise HardnetSfmError(
+            "this version comes without trained HardNet weights",
+            "Give your own with --weights FILE.safetensors (trained on your scenes, or another's HardNet state dict "
+            "saved as safetensors), or use --descriptor rootsift.",
+        )
+    loaded = weights_files.read_weights(path)
+    network = HardNet()
+    weights_files.load_into(network, loaded, "hardnet")
+    try:
+        measurement_size = float(loaded.metadata.get("measurement_size", 12.0))
+        if not 0 < measurement_size < float("inf"):
+            raise ValueError(f"not a positive number: {measurement_size}")
+    except ValueError as error:
+        raise HardnetSfmError(f"{path}: metadata measurement_size: {error}") from error
+    return Descriptor(network.fused(), PATCH_SIZE, measurement_size, loaded.sha256, reduced_precision=True)
+
+
+BUILT_IN: dict[str, Factory] = {"rootsift": rootsift, "hardnet": hardnet}
+
+
+def make_descriptor(name: str, weights: Path | None) -> Descriptor:
+    """A descriptor by its registered name.
+
+    Raises:
+        UsageError: there is none of that name, or it takes no weights.
+        HardnetSfmError: the weights cannot be used.
+    """
+    return registered("descriptor", BUILT_IN, name)(weights)
+
+
+class PatchDescriber:
+    """Describes patches in batches of a fixed size on one device.
+
+    Lower bound for HardNet: 78 MFLOP a patch, so a machine that multiplies matrices at F FLOP/s describes no more than
+    F / 78e6 patches a second; `pipelines/bench/extract.py` measures both.
+
+    Args:
+        descriptor: what to compute.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        batch: number of patches that are described at once.
+        precision: "float32", "bfloat16" or "float16".
+        patch_size: pixels.
+        dimension: D.
+    """
+
+    def __init__(self, descriptor: Descriptor, device: str) -> None:
+        self.batch = _BATCH[device]
+        self.patch_size = descriptor.patch_size
+        self._device = torch.device(device)
+        dtype = fast_type(device) if descriptor.reduced_precision else torch.float32
+        self.precision = str(dtype).removeprefix("torch.")
+        self._network = descriptor.network.eval().to(self._device, dtype)
+        self.dimension = self(np.zeros((0, self.patch_size, self.patch_size), np.uint8)).shape[1]
+
+    @torch.inference_mode()
+    def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """(N, S, S) uint8 to (N, D) float16 of unit length, N at most `batch`."""
+        padded = np.zeros((self.batch, 1, *patches.shape[1:]), np.uint8)
+        padded[: len(patches), 0] = patches
+        described = self._network(torch.from_numpy(padded).to(self._device).float() / 255)
+        return np.asarray(described[: len(patches)].half().cpu().numpy())

@@ -1,0 +1,101 @@
+"""The registry of detectors: upright grey photo in, oriented keypoints out.
+
+Another package adds a detector by an entry point in the group `hardnet_sfm.detectors` whose name is what `--detector`
+takes and whose object is a factory: `factory(options: DetectorOptions) -> Callable[[uint8 (H, W)], Keypoints]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.sift import ColmapDog
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.features.registry import registered
+from hardnet_sfm.keypoints import Keypoints
+
+Detect = Callable[[NDArray[np.uint8]], Keypoints]
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """What every detector is asked for.
+
+    Attributes:
+        max_keypoints: at most so many rows; each orientation of a keypoint counts.
+        peak_threshold: smallest absolute difference of Gaussians, for grey values in [0, 1].
+        edge_threshold: largest ratio of principal curvatures.
+        upright: no orientation is estimated, every angle is 0.
+        affine_shape: local affine frames instead of similarity frames.
+    """
+
+    max_keypoints: int
+    peak_threshold: float
+    edge_threshold: float
+    upright: bool
+    affine_shape: bool
+
+
+Factory = Callable[[DetectorOptions], Detect]
+
+
+def opencv_dog(options: DetectorOptions) -> Detect:
+    """Difference of Gaussians by OpenCV, which detects without describing; keeps the keypoints of highest contrast.
+
+    Positions agree with COLMAP's: the pyramid's base is upsampled without OpenCV's default bias of 1/4 pixel.
+    """
+    if options.affine_shape:
+        raise UsageError("--affine-shape has no effect with --detector opencv-dog", "Use --detector dog.")
+    layers = 3
+    sift = cv2.SIFT.create(
+        nOctaveLayers=layers,
+        # OpenCV divides its threshold by the layers of an octave; with this factor both detectors mean the same.
+        contrastThreshold=options.peak_threshold * layers,
+        edgeThreshold=options.edge_threshold,
+        enable_precise_upscale=True,
+    )
+
+    def detect(grey: NDArray[np.uint8]) -> Keypoints:
+        found = sift.detect(grey, None)
+        if not found:
+            return Keypoints.empty()
+        rows = np.array([(*point.pt, point.size / 2, point.angle % 360, point.response) for point in found], np.float32)
+        if options.upright:
+            rows[:, 3] = 0
+            rows = np.unique(rows, axis=0)
+        # Equal contrast, as of the orientations of one keypoint, is ordered by the other columns: no chance in it.
+        order = np.lexsort((rows[:, 3], rows[:, 2], rows[:, 1], rows[:, 0], -rows[:, 4]))[: options.max_keypoints]
+        x, y, scale, angle, response = rows[order].T.copy()
+        return Keypoints(np.stack([x, y], 1), scale, angle, response)
+
+    return detect
+
+
+def dog(options: DetectorOptions) -> Detect:
+    """Difference of Gaussians by COLMAP's SIFT; keeps the largest keypoints, at most two orientations each.
+
+    COLMAP stops at a pyramid level when it has enough, which leaves out a few of the largest.
+    """
+    return ColmapDog(
+        max_keypoints=options.max_keypoints,
+        peak_threshold=options.peak_threshold,
+        edge_threshold=options.edge_threshold,
+        upright=options.upright,
+        affine_shape=options.affine_shape,
+    )
+
+
+BUILT_IN: dict[str, Factory] = {"opencv-dog": opencv_dog, "dog": dog}
+
+
+def make_detector(name: str, options: DetectorOptions) -> Detect:
+    """A detector by its registered name.
+
+    Raises:
+        UsageError: there is none of that name, or an option has no effect with it.
+    """
+    return registered("detector", BUILT_IN, name)(options)
