@@ -1,0 +1,141 @@
+"""The stage `match`: features.h5 and pairs.txt to matches.h5."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.keypoints import Matches
+from hardnet_sfm.matching.pairs import Pair, read_pairs
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.stores import (
+    MATCHES,
+    FeatureStore,
+    MatchStore,
+    StoreWriter,
+    check_names_apart,
+    match_arrays,
+    match_fingerprint,
+    pair_key,
+    what_changed,
+)
+from hardnet_sfm.workers import in_order, torch_threads
+from hardnet_sfm.workspace import locked
+
+# Photos whose descriptors are kept ready, 1 KB a keypoint: half a gigabyte at 8192 keypoints each.
+_PHOTOS_AT_HAND = 64
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Which nearest neighbours are believed."""
+
+    max_ratio: float = 0.8
+    """Largest ratio of the distances to the nearest and the second nearest neighbour, in both directions. 1: any."""
+    max_distance: float = 2.0
+    """Largest L2 distance of two descriptors, which are of unit length. 2: any."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        for name, value, most in (("max-ratio", self.max_ratio, 1), ("max-distance", self.max_distance, 2)):
+            if not 0 < value <= most:
+                raise UsageError(f"--{name} must be above 0 and at most {most}")
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides what the matches are, fit for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """What the stage did.
+
+    Attributes:
+        pairs: number of pairs in the store.
+        matches: of all of them together.
+        computed: number of pairs done in this run; the others were up to date.
+        reason: why any had to be computed, for people; empty where none.
+    """
+
+    pairs: int
+    matches: int
+    computed: int
+    reason: str = ""
+
+
+def match(
+    features: Path,
+    pairs: Path,
+    matches: Path,
+    options: MatchOptions | None = None,
+    resources: Resources | None = None,
+) -> MatchReport:
+    """Finds mutual nearest neighbours between the descriptors of each pair of photos.
+
+    Memory is bounded by 64 photos' descriptors (1 KB a keypoint) and one block of a similarity matrix.
+
+    Args:
+        features: store of the photos.
+        pairs: list of pairs, as `pair` writes it.
+        matches: the store to make or continue.
+        options: which neighbours are believed.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: a store or the list is missing or damaged, or was made for other photos.
+        UsageError: an option makes no sense.
+    """
+    from hardnet_sfm.matching.nearest import Acceptance, PreparedDescriptors, mutual_nearest_neighbours, prepare
+    from hardnet_sfm.networks.device import resolve_device
+
+    options, resources = options or MatchOptions(), resources or Resources()
+    options.check()
+    recipe = options.recipe()
+    with locked(matches.parent), FeatureStore(features) as store, StoreWriter(matches, MATCHES) as writer:
+        check_names_apart(store.names())
+        wanted = read_pairs(pairs, store.names())
+        made_from = store.fingerprints()
+        prints = {pair: match_fingerprint(recipe, made_from[pair[0]], made_from[pair[1]]) for pair in wanted}
+        due = [pair for pair in wanted if writer.fingerprints.get(pair_key(*pair)) != prints[pair]]
+        reason = what_changed(writer.header, recipe) or f"{len(due)} pairs are new or have new features"
+        if due:
+            device = resolve_device(resources.device)
+
+            @lru_cache(_PHOTOS_AT_HAND)
+            def descriptors(name: str) -> PreparedDescriptors:
+                return prepare(store.descriptors(name), device)
+
+            def find(pair: Pair) -> tuple[int, Matches]:
+                first, second = map(descriptors, pair)
+                if first.exact.shape[1] != second.exact.shape[1]:
+                    raise HardnetSfmError(f"{features}: descriptors of {pair[0]} and {pair[1]} differ in length")
+                return len(first), mutual_nearest_neighbours(first, second, accept)
+
+            accept = Acceptance(options.max_ratio, options.max_distance)
+            threads = resources.threads if device == "cpu" else 1
+            ordered = _by_blocks(due, store.names())
+            with (
+                progress("match", len(wanted), len(wanted) - len(due)) as advance,
+                torch_threads(threads) as pool,
+                closing(in_order(pool, find, ordered, threads + 2)) as stream,
+            ):
+                for pair, future in stream:
+                    count, found = future.result()
+                    facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found)}
+                    writer.put(pair_key(*pair), prints[pair], match_arrays(found, count), facts)
+                    advance(note=f"{pair[0]} {pair[1]}")
+        writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe})
+    with MatchStore(matches) as result:
+        total = result.total()
+    return MatchReport(len(wanted), total, len(due), reason if due else "")
+
+
+def _by_blocks(pairs: list[Pair], names: list[str]) -> list[Pair]:
+    """Orders pairs so that half as many photos as are kept ready serve many pairs in turn."""
+    block = {name: number // (_PHOTOS_AT_HAND // 2) for number, name in enumerate(names)}
+    return sorted(pairs, key=lambda pair: sorted((block[pair[0]], block[pair[1]])))

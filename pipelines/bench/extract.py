@@ -1,0 +1,162 @@
+"""Keypoints a second by phase, peak memory, and describing beside the machine's matrix-product ceiling.
+
+    python pipelines/bench/extract.py IMAGES
+
+The phases run one after another here, each on all photos; the stage overlaps them. HardNet is timed with random
+weights, which cost what trained ones do.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from hardnet_sfm.colmap.baseline import ColmapSift
+from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
+from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+from hardnet_sfm.features.patches import extract_patches
+from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.images import list_photos, read_photo, resize_to_fit
+from hardnet_sfm.networks.device import fast_type, resolve_device
+from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.workers import torch_threads
+
+HARDNET_FLOP = 78e6
+T = TypeVar("T")
+
+STAGE = """
+import json, sys, time
+from pathlib import Path
+from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.pipeline import peak_memory_mb
+start = time.perf_counter()
+report = extract(Path(sys.argv[1]), Path(sys.argv[2]), ExtractOptions(**json.loads(sys.argv[3])))
+print(json.dumps([report.photos, report.keypoints, time.perf_counter() - start, peak_memory_mb()]))
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Keypoints a second by phase, peak memory, and describing beside the matrix-product ceiling."""
+
+    images: Annotated[Path, tyro.conf.Positional]
+    """Folder of photos."""
+    photos: int = 8
+    """How many of them the phases are timed on; the stage runs on all."""
+    max_keypoints: int = 8192
+    """At most so many keypoints a photo."""
+    max_image_size: int = 1600
+    """Longest side, pixels."""
+    device: str = "auto"
+    """Where patches are described."""
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def matrix_ceiling(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a 2048x2048 matrix product, the fastest of twenty."""
+    size = 2048
+    a = torch.randn(size, size, device=device).to(dtype)
+
+    def multiply() -> None:
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * size**3 / min(timed(multiply)[1] for _ in range(20))
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    device = resolve_device(options.device)
+    names = list_photos(options.images)
+    used = names[: options.photos]
+    asked = ExtractOptions(max_keypoints=options.max_keypoints)
+    detector_options = DetectorOptions(options.max_keypoints, asked.peak_threshold, asked.edge_threshold, False, False)
+    detect = make_detector(asked.detector, detector_options)
+
+    def decode(name: str) -> np.ndarray:
+        return resize_to_fit(read_photo(options.images / name).grey, options.max_image_size)
+
+    photos, decoding = timed(lambda: [decode(name) for name in used])
+    found, detecting = timed(lambda: [detect(photo) for photo in photos])
+    keypoints = sum(map(len, found))
+    rootsift = make_descriptor("rootsift", None)
+    cut = [
+        timed(lambda d=d: [extract_patches(p, k.xy, k.frames(), 32, d) for p, k in zip(photos, found, strict=True)])
+        for d in (rootsift.measurement_size, 12.0)
+    ]
+    hardnet = Descriptor(HardNet().fused(), 32, 12.0, reduced_precision=True)
+    describing = {}
+    for (name, descriptor), (patches, _) in zip((("rootsift", rootsift), ("hardnet", hardnet)), cut, strict=True):
+        describe = PatchDescriber(descriptor, device)
+        rows = np.concatenate(patches)[: 16 * describe.batch * 8]
+        batches = [rows[start : start + describe.batch] for start in range(0, len(rows), describe.batch)]
+        with torch_threads(Resources().threads if device == "cpu" else 1) as pool:
+            list(pool.map(describe, batches[:8]))
+            describing[name] = timed(lambda b=batches, d=describe: list(pool.map(d, b)))[1] / len(rows)
+
+    sift = ColmapSift(options.max_keypoints)
+    peer, peering = timed(lambda: [sift(photo) for photo in photos])
+
+    console = Console(width=100)
+    table = Table(title=f"{len(used)} photos of at most {options.max_image_size} px, {keypoints} keypoints, {device}")
+    for column in ("phase", "ms a photo", "keypoints/s", "rate / COLMAP's SIFT"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    phases = [("decode", decoding), ("detect (opencv-dog)", detecting), ("cut patches", cut[1][1])]
+    phases += [(f"describe ({name})", seconds * keypoints) for name, seconds in describing.items()]
+    peer_rate = sum(peer) / peering
+    for name, seconds in phases:
+        table.add_row(
+            name,
+            f"{1000 * seconds / len(used):.0f}",
+            f"{keypoints / seconds:.0f}",
+            f"{keypoints / seconds / peer_rate:.1f}",
+        )
+    table.add_section()
+    table.add_row("COLMAP's SIFT", f"{1000 * peering / len(used):.0f}", f"{peer_rate:.0f}", "1.0")
+    console.print(table)
+
+    dtype = fast_type(device)
+    ceiling = matrix_ceiling(device, dtype)
+    reached = HARDNET_FLOP / describing["hardnet"]
+    console.print(
+        f"describe (hardnet): {reached / 1e9:.0f} GFLOP/s, {reached / ceiling:.2f} of the {ceiling / 1e9:.0f} GFLOP/s "
+        f"of a matrix product in {str(dtype).removeprefix('torch.')}"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        for subset in sorted({min(8, len(names)), len(names)}):
+            folder = Path(scratch) / f"photos-{subset}"
+            folder.mkdir()
+            for number, name in enumerate(names[:subset]):
+                (folder / f"{number}{Path(name).suffix}").symlink_to((options.images / name).resolve())
+            asked_for = json.dumps({"max_keypoints": options.max_keypoints, "max_image_size": options.max_image_size})
+            command = [sys.executable, "-c", STAGE, str(folder), str(Path(scratch) / f"{subset}.h5"), asked_for]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            done, count, seconds, memory = json.loads(printed)
+            console.print(
+                f"the stage, {done} photos: {seconds:.1f} s, {count / seconds:.0f} keypoints/s (COLMAP's SIFT "
+                f"{peer_rate:.0f}, ratio {count / seconds / peer_rate:.2f}), peak memory {memory} MB"
+            )
+
+
+if __name__ == "__main__":
+    main()
