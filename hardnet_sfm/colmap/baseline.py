@@ -1,0 +1,143 @@
+"""COLMAP's own SIFT, matcher and mapper, which ours is held against in pipelines/ and pipelines/bench/."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Mapping as MappingOf
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
+from hardnet_sfm.colmap.log import native_log
+from hardnet_sfm.colmap.mapping import Mapping, map_database
+from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.keypoints import Keypoints
+
+Cost = TypeVar("Cost")
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """What COLMAP alone makes of a folder of photos.
+
+    Attributes:
+        model: the largest.
+        keypoints: mean number a photo.
+        verified_matches: of all pairs together.
+        seconds: by stage: extract, match (with verification), map.
+    """
+
+    model: Model
+    keypoints: float
+    verified_matches: int
+    seconds: dict[str, float]
+
+
+def reconstruct_with_sift(
+    images: Path, folder: Path, setup: CameraSetup, mapping: Mapping, *, max_image_size: int, max_features: int
+) -> BaselineRun:
+    """COLMAP's SIFT, exhaustive matching and mapping with its defaults, on the CPU.
+
+    Args:
+        images: folder of photos.
+        folder: empty folder for the database and logs.
+        setup: of the cameras.
+        mapping: as ours.
+        max_image_size: longest side, pixels.
+        max_features: COLMAP's count: each keypoint may have two orientations, which give a row each.
+    """
+    setup.check()
+    extraction = pycolmap.FeatureExtractionOptions(max_image_size=max_image_size, use_gpu=False)
+    extraction.num_threads, extraction.sift.max_num_features = mapping.threads, max_features
+    matching = pycolmap.FeatureMatchingOptions(use_gpu=False, num_threads=mapping.threads)
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = mapping.seed
+    reader = pycolmap.ImageReaderOptions(
+        camera_model=setup.model, camera_params=", ".join(map(repr, map(float, setup.params)))
+    )
+    mode = getattr(pycolmap.CameraMode, setup.mode.replace("-", "_").upper())
+    database = folder / "database.db"
+    pycolmap.Database.open(database).close()
+    marks = [time.perf_counter()]
+    with native_log(folder / "logs"):
+        pycolmap.extract_features(
+            database, images, camera_mode=mode, reader_options=reader, extraction_options=extraction
+        )
+        marks.append(time.perf_counter())
+        pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification)
+        marks.append(time.perf_counter())
+        models = map_database(database, images, folder / "snapshot", mapping, lambda _: None)
+        marks.append(time.perf_counter())
+    if not models:
+        raise HardnetSfmError(f"{images}: COLMAP makes no model")
+    with pycolmap.Database.open(database) as opened:
+        keypoints = opened.num_keypoints() / opened.num_images()
+        verified = int(opened.num_inlier_matches())
+    seconds = dict(zip(("extract", "match", "map"), np.diff(marks).tolist(), strict=True))
+    return BaselineRun(models[0], keypoints, verified, seconds)
+
+
+class ColmapSift:
+    """COLMAP's SIFT, detection and description, on the CPU.
+
+    Args:
+        max_features: COLMAP's count: each keypoint may have two orientations, which give a row each.
+    """
+
+    def __init__(self, max_features: int) -> None:
+        options = pycolmap.FeatureExtractionOptions(use_gpu=False)
+        options.sift.max_num_features = max_features
+        with native_log(None):
+            self._extractor = pycolmap.FeatureExtractor.create(options)
+
+    def __call__(self, grey: NDArray[np.uint8]) -> int:
+        """Number of descriptors computed from an (H, W) photo."""
+        return len(self._extractor.extract_from_uint8_array(grey)[0])
+
+
+def match_with_colmap(
+    images: Path,
+    features: MappingOf[str, tuple[Keypoints, NDArray[np.float16]]],
+    folder: Path,
+    *,
+    max_ratio: float,
+    threads: int,
+    cost_of: Callable[[Callable[[], None]], tuple[None, Cost]],
+) -> tuple[dict[tuple[str, str], NDArray[np.uint32]], Cost]:
+    """COLMAP's default matcher of SIFT descriptors on the CPU, all photos with all, without verification.
+
+    Args:
+        images: folder of the photos.
+        features: keypoints and (N, 128) RootSIFT descriptors of unit length by photo; COLMAP takes them as bytes.
+        folder: empty folder for the database and logs.
+        max_ratio: as in `hardnet_sfm.matching.nearest.Acceptance`, in both directions.
+        threads: to use.
+        cost_of: calls a function and says what it cost.
+
+    Returns:
+        (M, 2) row numbers by pair of names, and what matching cost.
+    """
+    matching = pycolmap.FeatureMatchingOptions(use_gpu=False, num_threads=threads, skip_geometric_verification=True)
+    matching.sift.max_ratio, matching.sift.max_distance = max_ratio, 2.0
+    database, names = folder / "database.db", list(features)
+    with native_log(folder / "logs"):
+        import_photos(database, images, names, CameraSetup("single", "SIMPLE_RADIAL"), folder / "readable")
+        with pycolmap.Database.open(database) as opened:
+            ids = {image.name: image.image_id for image in opened.read_all_images()}
+            for name, (keypoints, descriptors) in features.items():
+                opened.write_keypoints(ids[name], keypoints.xy + np.float32(0.5))
+                rounded = np.clip(np.rint(descriptors.astype(np.float32) * 512), 0, 255).astype(np.uint8)
+                sift = pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, rounded)
+                opened.write_descriptors(ids[name], sift)
+        _, cost = cost_of(lambda: pycolmap.match_exhaustive(database, matching_options=matching))
+        with pycolmap.Database.open(database) as opened:
+            found = {(a, b): opened.read_matches(ids[a], ids[b]) for a, b in combinations(names, 2)}
+    return found, cost

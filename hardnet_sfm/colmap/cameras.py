@@ -1,0 +1,112 @@
+"""Cameras of the photos: what COLMAP reads from EXIF, and what the user states."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pycolmap
+from PIL import Image
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+
+CameraMode = Literal["auto", "single", "per-folder", "per-image"]
+# Formats that we read and COLMAP's wheel does not.
+_UNKNOWN_TO_COLMAP = (".webp",)
+
+
+@dataclass(frozen=True)
+class CameraSetup:
+    """Which photos share a camera, and what is known of it.
+
+    Attributes:
+        mode: auto: photos of one EXIF camera model, focal length and size share one.
+        model: COLMAP's name of a camera model.
+        params: of every camera, in COLMAP's order for the model and in its pixels (centre of the top-left pixel at
+            (0.5, 0.5), photos as stored, before EXIF orientation); empty: from EXIF, or a guess.
+    """
+
+    mode: CameraMode
+    model: str
+    params: tuple[float, ...] = ()
+
+    def check(self) -> None:
+        """Raises UsageError where COLMAP has no such model, or the model has another number of parameters."""
+        models = sorted(name for name in pycolmap.CameraModelId.__members__ if name != "INVALID")
+        if self.model not in models:
+            raise UsageError(f"unknown camera model: {self.model}", f"There are: {', '.join(models)}.")
+        example = pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 2, 2)
+        if self.params and len(self.params) != len(example.params):
+            raise UsageError(
+                f"--camera-params: {self.model} takes {len(example.params)} parameters ({example.params_info}), "
+                f"not {len(self.params)}"
+            )
+
+
+def import_photos(database: Path, images: Path, names: list[str], setup: CameraSetup, scratch: Path) -> None:
+    """Writes photos with their cameras, rigs and frames into a database that has none.
+
+    Args:
+        database: made if missing.
+        images: folder of the photos.
+        names: of the photos to write.
+        setup: of their cameras.
+        scratch: a folder to make for photos in formats that COLMAP does not read; left for `readable_folder`.
+
+    Raises:
+        HardnetSfmError: a photo is gone or cannot be read by COLMAP.
+    """
+    options = pycolmap.ImageReaderOptions()
+    options.camera_model = setup.model
+    options.camera_params = ", ".join(map(repr, setup.params))
+    mode = getattr(pycolmap.CameraMode, setup.mode.replace("-", "_").upper())
+    folder = readable_folder(images, names, scratch)
+    pycolmap.Database.open(database).close()
+    pycolmap.import_images(database, folder, camera_mode=mode, image_names=names, options=options)
+    with pycolmap.Database.open(database) as opened:
+        lost = set(names) - {image.name for image in opened.read_all_images()}
+    if lost and setup.mode in ("single", "per-folder") and _sizes_differ(folder, names, setup.mode):
+        raise HardnetSfmError(
+            f"--camera-mode {setup.mode}: photos of different sizes cannot share a camera ({images / min(lost)})",
+            "Use --camera-mode auto or per-image.",
+        )
+    if lost:
+        raise HardnetSfmError(
+            f"{images / min(lost)}: gone, or of a kind that COLMAP cannot read ({len(lost)} photos)",
+            "Put the photos back, or run `hardnet-sfm extract` again.",
+        )
+
+
+def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
+    """Whether photos that are to share a camera have different sizes, as far as they can be read."""
+    sizes: dict[Path, set[tuple[int, int]]] = {}
+    for name in names:
+        with contextlib.suppress(OSError), Image.open(folder / name) as photo:
+            sizes.setdefault(Path(name).parent if mode == "per-folder" else folder, set()).add(photo.size)
+    return any(len(found) > 1 for found in sizes.values())
+
+
+def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
+    """The image folder; where it has photos that COLMAP cannot read, a folder of links to it with copies of those.
+
+    The copies have the same names, pixels and EXIF data, and are PNG inside: COLMAP goes by content.
+    """
+    strange = [name for name in names if name.lower().endswith(_UNKNOWN_TO_COLMAP)]
+    if not strange:
+        return images
+    shutil.rmtree(scratch, ignore_errors=True)
+    for name in names:
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in strange:
+            with Image.open(images / name) as photo:
+                content = io.BytesIO()
+                photo.convert("RGB").save(content, "PNG", exif=photo.getexif())
+            target.write_bytes(content.getvalue())
+        else:
+            target.symlink_to((images / name).resolve())
+    return scratch

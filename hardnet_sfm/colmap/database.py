@@ -1,0 +1,178 @@
+"""A COLMAP database: keypoints, matches and their geometric verification."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.images import sensor_from_upright
+from hardnet_sfm.keypoints import Float32, Keypoints
+
+Pair = tuple[str, str]
+# Pairs verified between two commits: what a killed run loses, a second's work.
+_PAIRS_A_COMMIT = 64
+_FACTS = "hardnet_sfm"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Estimation of two-view geometry, by COLMAP's LO-RANSAC for E, F and H.
+
+    Attributes:
+        max_error: largest (Sampson or transfer) error of an inlier, pixels.
+        min_inliers: with fewer, a pair counts as unverified.
+        seed: of RANSAC.
+    """
+
+    max_error: float
+    min_inliers: int
+    seed: int
+
+
+class Database:
+    """An open COLMAP database that has photos in it. Use it as a context manager.
+
+    Attributes:
+        ids: COLMAP's number of each photo by its name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._database = pycolmap.Database.open(path)
+        except RuntimeError as error:
+            raise HardnetSfmError(f"{path}: not a COLMAP database, or damaged", "Delete it and run again.") from error
+        self.ids: dict[str, int] = {image.name: image.image_id for image in self._database.read_all_images()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    def write_keypoints(self, photos: Iterable[tuple[str, Keypoints, int, tuple[int, int]]]) -> None:
+        """Writes keypoints of many photos.
+
+        Args:
+            photos: name, keypoints, EXIF orientation and (width, height) of each upright photo.
+        """
+        with pycolmap.DatabaseTransaction(self._database):
+            for name, keypoints, orientation, size in photos:
+                self._database.write_keypoints(self.ids[name], colmap_keypoints(keypoints, orientation, size))
+
+    def write_matches(self, pairs: Iterable[tuple[str, str, NDArray[np.int32]]]) -> None:
+        """Writes putative matches: names of two photos and (M, 2) row numbers of their keypoints."""
+        with pycolmap.DatabaseTransaction(self._database):
+            for first, second, rows in pairs:
+                self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
+
+    def unverified(self, pairs: list[Pair]) -> list[Pair]:
+        """Those of the pairs for which no two-view geometry was estimated yet."""
+        exists = self._database.exists_two_view_geometry
+        return [pair for pair in pairs if not exists(self.ids[pair[0]], self.ids[pair[1]])]
+
+    def verify(self, pairs: list[Pair], how: Verification, threads: int) -> Iterator[Pair]:
+        """Estimates the two-view geometry of each pair; yields each that is done and safe on disk."""
+        options = pycolmap.TwoViewGeometryOptions()
+        options.ransac.max_error, options.ransac.random_seed = how.max_error, how.seed
+        options.min_num_inliers = how.min_inliers
+        cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
+        camera_of = {image.name: cameras[image.camera_id] for image in self._database.read_all_images()}
+        keypoints = {name: self._database.read_keypoints(number) for name, number in self.ids.items()}
+        points = {name: rows[:, :2].astype(np.float64) for name, rows in keypoints.items()}
+
+        def estimate(pair: Pair, rows: NDArray[np.uint32]) -> pycolmap.TwoViewGeometry:
+            first, second = pair
+            return pycolmap.estimate_two_view_geometry(
+                camera_of[first], points[first], camera_of[second], points[second], rows, options
+            )
+
+        with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+            for start in range(0, len(pairs), _PAIRS_A_COMMIT):
+                block = pairs[start : start + _PAIRS_A_COMMIT]
+                matches = [self._database.read_matches(self.ids[first], self.ids[second]) for first, second in block]
+                geometries = list(pool.map(estimate, block, matches))
+                with pycolmap.DatabaseTransaction(self._database):
+                    for (first, second), geometry in zip(block, geometries, strict=True):
+                        if len(geometry.inlier_matches) < how.min_inliers:
+                            geometry = pycolmap.TwoViewGeometry()
+                        self._database.write_two_view_geometry(self.ids[first], self.ids[second], geometry)
+                yield from block
+
+    def verified(self) -> dict[Pair, int]:
+        """Number of inliers of each verified pair."""
+        names = {number: name for name, number in self.ids.items()}
+        pair_ids, inliers = self._database.read_two_view_geometry_num_inliers()
+        pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
+        return {(names[a], names[b]): count for (a, b), count in zip(pairs, inliers, strict=True) if count}
+
+    def cameras(self) -> int:
+        """Number of cameras."""
+        return int(self._database.num_cameras())
+
+
+def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, int]) -> Float32:
+    """Keypoints in COLMAP's convention: pixels as stored in the file, centre of the top-left pixel at (0.5, 0.5).
+
+    Args:
+        keypoints: N keypoints of the upright photo.
+        orientation: EXIF orientation of the photo, 1 to 8.
+        size: (width, height) of the upright photo.
+
+    Returns:
+        (N, 4) float32 x, y, scale, orientation in radians; with affine frames (N, 6) x, y, a11, a12, a21, a22.
+    """
+    to_sensor = sensor_from_upright(orientation, size)
+    xy = keypoints.xy @ to_sensor[:, :2].T + to_sensor[:, 2] + 0.5
+    frames = to_sensor[:, :2] @ keypoints.frames()
+    if keypoints.affines is not None:
+        return np.concatenate([xy, frames.reshape(-1, 4)], 1).astype(np.float32)
+    # A mirrored photo mirrors the frame too, which scale and angle cannot say: its x axis keeps its direction.
+    angle = np.arctan2(frames[:, 1, 0], frames[:, 0, 0])
+    return np.column_stack([xy, keypoints.scales, angle]).astype(np.float32)
+
+
+def read_fact(database: Path, key: str) -> str:
+    """What `write_fact` noted in the database; empty where nothing was, or there is no database."""
+    if not database.is_file():
+        return ""
+    try:
+        with closing(sqlite3.connect(database)) as opened:
+            if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_FACTS,)).fetchone():
+                return ""
+            row = opened.execute(f"SELECT value FROM {_FACTS} WHERE key = ?", (key,)).fetchone()
+    except sqlite3.DatabaseError as error:
+        raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged", "Delete it and run again.") from error
+    return str(row[0]) if row else ""
+
+
+def write_fact(database: Path, key: str, value: str) -> None:
+    """Notes a fact in a table of our own, which COLMAP passes over and `drop_facts` removes."""
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
+        opened.execute(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", (key, value))
+
+
+def replace_database(fresh: Path, database: Path) -> None:
+    """Puts a closed database in the place of another, together with the write-ahead log that belongs to neither."""
+    for suffix in ("-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    fresh.replace(database)
+
+
+def drop_facts(database: Path) -> None:
+    """Removes our own table, so that the database is as COLMAP would have written it."""
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute(f"DROP TABLE IF EXISTS {_FACTS}")

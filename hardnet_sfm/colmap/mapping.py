@@ -1,0 +1,125 @@
+"""Incremental and global mapping of a database."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pycolmap
+
+from hardnet_sfm.colmap.model import Model
+
+_SECONDS_BETWEEN_SNAPSHOTS = 30.0
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How models are made.
+
+    Attributes:
+        mapper: incremental: photos are registered one by one. global: rotations, then positions, of all at once.
+        fix_intrinsics: cameras stay as they are in the database.
+        min_model_size: smaller models are dropped, but for the only one.
+        threads: to use.
+        seed: of all that is drawn by chance.
+    """
+
+    mapper: Literal["incremental", "global"]
+    fix_intrinsics: bool
+    min_model_size: int
+    threads: int
+    seed: int
+
+
+def map_database(
+    database: Path, images: Path, snapshot: Path, mapping: Mapping, on_registered: Callable[[int], None]
+) -> list[Model]:
+    """Makes models, largest first.
+
+    Args:
+        database: with verified matches.
+        images: folder that COLMAP reads colours from.
+        snapshot: folder where the incremental mapper leaves its first model every half minute, and when it is
+            interrupted; a later call goes on from there and ends with the same model. Removed at the end.
+        mapping: how.
+        on_registered: told the number of photos registered so far.
+    """
+    manager = pycolmap.ReconstructionManager()
+    with pycolmap.Database.open(database) as opened:
+        if mapping.mapper == "global":
+            _map_globally(opened, images, manager, mapping)
+        else:
+            _map_incrementally(opened, images, manager, snapshot, mapping, on_registered)
+    models = [manager.get(number) for number in range(manager.size())]
+    models.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+    shutil.rmtree(snapshot, ignore_errors=True)
+    return [Model(model) for model in models if model.num_reg_images() > 0]
+
+
+def _map_incrementally(
+    database: pycolmap.Database,
+    images: Path,
+    manager: pycolmap.ReconstructionManager,
+    snapshot: Path,
+    mapping: Mapping,
+    on_registered: Callable[[int], None],
+) -> None:
+    options = pycolmap.IncrementalPipelineOptions()
+    options.image_path, options.num_threads, options.random_seed = images, mapping.threads, mapping.seed
+    options.min_model_size = mapping.min_model_size
+    if mapping.fix_intrinsics:
+        options.ba_refine_focal_length = options.ba_refine_extra_params = options.ba_refine_principal_point = False
+        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = False
+    if (snapshot / "images.bin").is_file():
+        manager.read(snapshot)
+    written = time.monotonic()
+
+    def registered() -> None:
+        nonlocal written
+        on_registered(sum(manager.get(number).num_reg_images() for number in range(manager.size())))
+        # The pipeline can go on from one model only, so there is nothing to gain from later ones.
+        if manager.size() == 1 and time.monotonic() - written > _SECONDS_BETWEEN_SNAPSHOTS:
+            _write_snapshot(manager.get(0), snapshot)
+            written = time.monotonic()
+
+    pipeline = pycolmap.IncrementalPipeline(options, database, manager)
+    callbacks = pycolmap.IncrementalPipelineCallback
+    for moment in (callbacks.INITIAL_IMAGE_PAIR_REG_CALLBACK, callbacks.NEXT_IMAGE_REG_CALLBACK):
+        pipeline.add_callback(moment.value, registered)
+    try:
+        pipeline.run()
+    except KeyboardInterrupt:
+        # Raised out of the callback, between two registrations.
+        if manager.size() == 1 and manager.get(0).num_reg_images() > 2:
+            _write_snapshot(manager.get(0), snapshot)
+        raise
+
+
+def _write_snapshot(model: pycolmap.Reconstruction, snapshot: Path) -> None:
+    beside = snapshot.with_name(f"{snapshot.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    model.write(beside)
+    shutil.rmtree(snapshot, ignore_errors=True)
+    beside.rename(snapshot)
+
+
+def _map_globally(
+    database: pycolmap.Database, images: Path, manager: pycolmap.ReconstructionManager, mapping: Mapping
+) -> None:
+    options = pycolmap.GlobalPipelineOptions()
+    options.image_path, options.num_threads, options.random_seed = images, mapping.threads, mapping.seed
+    options.min_model_size = mapping.min_model_size
+    adjustment = options.mapper.bundle_adjustment
+    if mapping.fix_intrinsics:
+        adjustment.refine_focal_length = adjustment.refine_extra_params = adjustment.refine_principal_point = False
+    # The wheel has no CUDA, and says so at every adjustment if it is asked for.
+    adjustment.ceres.use_gpu = options.mapper.global_positioning.use_gpu = False
+    pipeline = pycolmap.GlobalPipeline(options, database, manager)
+    # Python looks for Ctrl-C whenever it gets a turn.
+    pipeline.add_callback(pycolmap.GlobalPipelineCallback.MODEL_UPDATE_CALLBACK.value, lambda: None)
+    pipeline.run()

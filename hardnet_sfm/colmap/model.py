@@ -1,0 +1,88 @@
+"""A COLMAP model: what is in it, and how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+
+
+@dataclass(frozen=True)
+class Model:
+    """A sparse reconstruction.
+
+    Attributes:
+        colmap: the `pycolmap.Reconstruction`, for all that is not here.
+    """
+
+    colmap: pycolmap.Reconstruction
+
+    @classmethod
+    def read(cls, folder: Path) -> Model:
+        """Reads a binary or text model.
+
+        Raises:
+            HardnetSfmError: there is none in the folder, or it is damaged.
+        """
+        if not any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
+            raise HardnetSfmError(f"no COLMAP model in {folder}", "It would hold a cameras.bin or cameras.txt.")
+        try:
+            return cls(pycolmap.Reconstruction(folder))
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+            raise HardnetSfmError(f"{folder}: the model is damaged: {error}") from error
+
+    def write(self, folder: Path, form: Literal["binary", "text", "ply"] = "binary") -> None:
+        """Writes the model, or with "ply" its points alone as points3D.ply, into a folder (made if missing)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if form == "binary":
+            self.colmap.write_binary(folder)
+        elif form == "text":
+            self.colmap.write_text(folder)
+        else:
+            self.colmap.export_PLY(folder / "points3D.ply")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the registered photos, in the order of their numbers."""
+        return [self.colmap.image(number).name for number in sorted(self.colmap.reg_image_ids())]
+
+    @property
+    def points(self) -> int:
+        """Number of 3D points."""
+        return int(self.colmap.num_points3D())
+
+    @property
+    def observations(self) -> int:
+        """Number of observations of all points together."""
+        return int(self.colmap.compute_num_observations())
+
+    @property
+    def mean_track_length(self) -> float:
+        """Observations a point."""
+        return float(self.colmap.compute_mean_track_length())
+
+    @property
+    def mean_reprojection_error(self) -> float:
+        """Pixels, over all observations."""
+        return float(self.colmap.compute_mean_reprojection_error())
+
+    def cam_from_world(self) -> dict[str, NDArray[np.float64]]:
+        """(3, 4) pose of each registered photo by its name: world to camera, x right, y down, z forward."""
+        images = (self.colmap.image(number) for number in self.colmap.reg_image_ids())
+        return {image.name: np.asarray(image.cam_from_world().matrix()) for image in images}
+
+    def facts(self) -> dict[str, int | float]:
+        """The figures people look at first, fit for JSON."""
+        return {
+            "photos": len(self.names),
+            "points": self.points,
+            "observations": self.observations,
+            "mean_track_length": round(self.mean_track_length, 3),
+            "mean_reprojection_error": round(self.mean_reprojection_error, 4),
+        }

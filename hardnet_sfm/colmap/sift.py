@@ -1,0 +1,56 @@
+"""COLMAP's SIFT as a detector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.log import native_log
+from hardnet_sfm.keypoints import Keypoints
+
+
+class ColmapDog:
+    """Difference-of-Gaussian keypoints from `pycolmap.FeatureExtractor`; its descriptors are dropped.
+
+    pycolmap computes descriptors along with keypoints and holds Python's lock meanwhile, so threads do not overlap.
+
+    Args:
+        max_keypoints: at most so many rows, the largest first; each orientation counts.
+        peak_threshold: smallest absolute difference of Gaussians, for grey values in [0, 1].
+        edge_threshold: largest ratio of principal curvatures.
+        upright: every orientation is 0.
+        affine_shape: estimate affine frames.
+    """
+
+    def __init__(
+        self, *, max_keypoints: int, peak_threshold: float, edge_threshold: float, upright: bool, affine_shape: bool
+    ) -> None:
+        options = pycolmap.FeatureExtractionOptions()
+        options.use_gpu = False
+        options.sift.max_num_features = max_keypoints
+        options.sift.peak_threshold = peak_threshold
+        options.sift.edge_threshold = edge_threshold
+        options.sift.upright = upright
+        options.sift.estimate_affine_shape = affine_shape
+        self._max_keypoints, self._affine_shape, self._upright = max_keypoints, affine_shape, upright
+        with native_log(None):
+            self._extractor = pycolmap.FeatureExtractor.create(options)
+
+    def __call__(self, grey: NDArray[np.uint8]) -> Keypoints:
+        found, _ = self._extractor.extract_from_uint8_array(grey)
+        if not len(found):
+            return Keypoints.empty()
+        rows = np.array([(point.x, point.y, point.a11, point.a12, point.a21, point.a22) for point in found], np.float32)
+        # COLMAP finds a few keypoints twice, and twins would fail each other's ratio test.
+        rows = np.unique(rows, axis=0)
+        affines = rows[:, 2:].reshape(-1, 2, 2)
+        scales = np.sqrt(np.abs(np.linalg.det(affines)))
+        order = np.argsort(-scales, kind="stable")[: self._max_keypoints]
+        affines, scales = affines[order], scales[order]
+        # COLMAP puts the centre of the top-left pixel at (0.5, 0.5) and counts angles in the same sense as we do.
+        xy = rows[order, :2] - np.float32(0.5)
+        oris = np.rad2deg(np.arctan2(affines[:, 1, 0], affines[:, 0, 0])) % 360
+        # Just below 0 rounds to 360; and an upright affine frame may be sheared.
+        oris[(oris >= 360) | self._upright] = 0
+        return Keypoints(xy, scales, oris, scales, affines if self._affine_shape else None)

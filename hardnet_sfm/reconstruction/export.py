@@ -1,0 +1,87 @@
+"""The stage `export`: a workspace in the forms that other programs take."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.stores import MatchStore
+from hardnet_sfm.workspace import Workspace, prepare_folder, replacing
+
+Form = Literal["binary", "text", "ply", "pairs", "database"]
+
+
+def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form, ...] = get_args(Form)) -> list[Path]:
+    """Writes what is in a workspace for other programs; a file that is there already is replaced.
+
+    - binary: every model as COLMAP writes it, `sparse/0` and so on.
+    - text: the same in COLMAP's text form, `text/0` and so on.
+    - ply: the points of every model with their colours, `points/0/points3D.ply` and so on.
+    - pairs: `pairs.txt`, the matched pairs, two names a line as hloc reads them.
+    - database: `database.db` without the table that we add.
+
+    Args:
+        workspace: that a model was made in.
+        to: folder, made if missing.
+        forms: which.
+
+    Returns:
+        What was written, folders for models.
+
+    Raises:
+        HardnetSfmError: the workspace does not hold what is asked for.
+    """
+    place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+    target = Path(to)
+    if not place.root.is_dir():
+        raise HardnetSfmError(f"no workspace at {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
+    if target.resolve() == place.root.resolve():
+        raise HardnetSfmError("the workspace cannot be exported onto itself", "Choose another folder for --to.")
+    prepare_folder(target)
+    write: dict[Form, Callable[[], list[Path]]] = {
+        "binary": lambda: _models(place, target / "sparse", "binary"),
+        "text": lambda: _models(place, target / "text", "text"),
+        "ply": lambda: _models(place, target / "points", "ply"),
+        "pairs": lambda: [_pairs(place, target / "pairs.txt")],
+        "database": lambda: [_database(place, target / "database.db")],
+    }
+    return [path for form in forms for path in write[form]()]
+
+
+def _models(place: Workspace, target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
+    from hardnet_sfm.colmap.model import Model
+
+    folders = sorted(place.sparse.glob("[0-9]*"), key=lambda folder: int(folder.name))
+    if not folders:
+        raise HardnetSfmError(f"no model in {place.sparse}", "Run `hardnet-sfm map` first.")
+    for folder in folders:
+        Model.read(folder).write(target / folder.name, form)
+    return [target / folder.name for folder in folders]
+
+
+def _pairs(place: Workspace, target: Path) -> Path:
+    with MatchStore(place.matches) as matches:
+        pairs = matches.pairs()
+    spaced = [name for pair in pairs for name in pair if " " in name]
+    if spaced:
+        raise HardnetSfmError(
+            f"hloc takes no spaces in the names of photos, as in {spaced[0]}",
+            "Rename them, or leave out the form pairs.",
+        )
+    with replacing(target) as beside:
+        beside.write_text("".join(f"{first} {second}\n" for first, second in pairs), encoding="utf-8")
+    return target
+
+
+def _database(place: Workspace, target: Path) -> Path:
+    from hardnet_sfm.colmap.database import drop_facts
+
+    if not place.database.is_file():
+        raise HardnetSfmError(f"no database at {place.database}", "Run `hardnet-sfm map` first.")
+    with replacing(target) as beside:
+        shutil.copyfile(place.database, beside)
+        drop_facts(beside)
+    return target

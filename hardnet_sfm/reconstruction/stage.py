@@ -1,0 +1,264 @@
+"""The stage `map`: features.h5 and matches.h5 to database.db, sparse/ and summary.json."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.progress import progress
+from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint
+from hardnet_sfm.workspace import Workspace, digest, locked, read_json, write_json
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.cameras import CameraSetup
+    from hardnet_sfm.colmap.model import Model
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Cameras, geometric verification and mapping."""
+
+    mapper: Literal["incremental", "global"] = "incremental"
+    """incremental: photo by photo, robust. global: all at once, faster on many photos of known focal length."""
+    camera_mode: Literal["auto", "single", "per-folder", "per-image"] = "auto"
+    """Which photos share a camera. auto: those whose EXIF data and size agree."""
+    camera_model: str = "SIMPLE_RADIAL"
+    """COLMAP's name of the camera model."""
+    camera_params: str | None = None
+    """Known parameters of every camera in COLMAP's order and pixels, such as "f,cx,cy,k". Default: from EXIF."""
+    fix_intrinsics: bool = False
+    """Keep the cameras as given by --camera-params or EXIF."""
+    max_error: float = 4.0
+    """Largest error of an inlier of a verified pair, pixels."""
+    min_inliers: int = 15
+    """Fewest inliers of a verified pair."""
+    min_model_size: int = 3
+    """Smaller models are dropped, but for the only one, photos."""
+    seed: int = 0
+    """Of everything that is drawn by chance in verification and mapping."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        self.camera_setup().check()
+        for name, value, least in (
+            ("max-error", self.max_error, 0.1),
+            ("min-inliers", self.min_inliers, 8),
+            ("min-model-size", self.min_model_size, 2),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise UsageError(f"--{name} must be at least {least}")
+
+    def camera_setup(self) -> CameraSetup:
+        """What is asked of the cameras, in COLMAP's terms."""
+        from hardnet_sfm.colmap.cameras import CameraSetup
+
+        try:
+            params = tuple(float(part) for part in (self.camera_params or "").replace(",", " ").split())
+        except ValueError as error:
+            raise UsageError(f"--camera-params: not numbers: {self.camera_params}") from error
+        return CameraSetup(self.camera_mode, self.camera_model, params)
+
+    def of_database(self) -> dict[str, Any]:
+        """The options that decide what is in the database, fit for JSON."""
+        return {name: value for name, value in asdict(self).items() if name not in self.of_mapper()}
+
+    def of_mapper(self) -> dict[str, Any]:
+        """The options that decide what the mapper makes of a database, fit for JSON."""
+        return {"mapper": self.mapper, "fix_intrinsics": self.fix_intrinsics, "min_model_size": self.min_model_size}
+
+
+def map_photos(
+    workspace: Workspace,
+    options: MapOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    images: Path | None = None,
+) -> Model:
+    """Imports photos, keypoints and matches into a COLMAP database, verifies each pair and maps.
+
+    Makes `database.db`, `sparse/0` (the largest model), `sparse/1` and so on, and `summary.json`. A second run does
+    what is left: pairs that were verified stay so, and the incremental mapper goes on from its last snapshot.
+
+    Args:
+        workspace: with features.h5 and matches.h5.
+        options: how.
+        resources: how much of the machine.
+        images: folder of the photos, where it is no longer the one that features were made from.
+
+    Returns:
+        The largest model.
+
+    Raises:
+        HardnetSfmError: no model could be made (it says what was found), or inputs are missing or damaged.
+        UsageError: an option makes no sense.
+    """
+    options, resources = options or MapOptions(), resources or Resources()
+    options.check()
+    with locked(workspace.root):
+        with FeatureStore(workspace.features) as features, MatchStore(workspace.matches) as matches:
+            images = images or Path(features.header["images"])
+            fingerprint = database_fingerprint(features, matches, options)
+            _make_database(workspace, images, features, matches, options, resources, fingerprint)
+            found = _what_was_found(features, matches)
+        wanted = digest("model", fingerprint, options.of_mapper())
+        models = _finished_models(workspace, wanted)
+        if not models:
+            models = _make_models(workspace, images, options, resources)
+            summary = {"fingerprint": wanted, **_summary(workspace, options, found, models)}
+            write_json(workspace.summary, summary)
+        if not models:
+            raise _nothing_made(read_json(workspace.summary))
+        return models[0]
+
+
+def database_fingerprint(features: FeatureStore, matches: MatchStore, options: MapOptions) -> str:
+    """What decides whether database.db is up to date."""
+    return digest("database", options.of_database(), inputs_fingerprint(features, matches))
+
+
+def _make_database(
+    workspace: Workspace,
+    images: Path,
+    features: FeatureStore,
+    matches: MatchStore,
+    options: MapOptions,
+    resources: Resources,
+    fingerprint: str,
+) -> None:
+    """Makes database.db beside its place, or goes on with one that a killed run left there."""
+    from hardnet_sfm.colmap.cameras import import_photos
+    from hardnet_sfm.colmap.database import Database, Verification, read_fact, replace_database, write_fact
+    from hardnet_sfm.colmap.log import native_log
+
+    if read_fact(workspace.database, "fingerprint") == fingerprint:
+        return
+    if not images.is_dir():
+        raise HardnetSfmError(f"the photos are no longer in {images}", "Say where they are with --images FOLDER.")
+    beside = workspace.root / ".database.db.partial"
+    names, pairs = features.names(), matches.pairs()
+    with native_log(workspace.logs):
+        if read_fact(beside, "fingerprint") != fingerprint:
+            beside.unlink(missing_ok=True)
+            import_photos(beside, images, names, options.camera_setup(), workspace.readable)
+            with Database(beside) as database:
+                read = features
+                database.write_keypoints((n, read.keypoints(n), read.orientation(n), read.size(n)) for n in names)
+                database.write_matches((a, b, matches.matches(a, b).pairs) for a, b in pairs)
+            write_fact(beside, "fingerprint", fingerprint)
+        with Database(beside) as database:
+            due = database.unverified(pairs)
+            how = Verification(options.max_error, options.min_inliers, options.seed)
+            with progress("verify", len(pairs), len(pairs) - len(due)) as advance:
+                for first, second in database.verify(due, how, resources.threads):
+                    advance(note=f"{first} {second}")
+    replace_database(beside, workspace.database)
+
+
+def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> list[Model]:
+    from hardnet_sfm.colmap.cameras import readable_folder
+    from hardnet_sfm.colmap.database import Database, read_fact
+    from hardnet_sfm.colmap.log import native_log
+    from hardnet_sfm.colmap.mapping import Mapping, map_database
+
+    with Database(workspace.database) as database:
+        names = list(database.ids)
+        if not database.verified():
+            return []
+    mapping = Mapping(options.mapper, options.fix_intrinsics, options.min_model_size, resources.threads, options.seed)
+    print_of_database = read_fact(workspace.database, "fingerprint")
+    snapshot = workspace.root / f".snapshot-{digest(print_of_database, options.of_mapper())[:12]}"
+    with native_log(workspace.logs), progress("map", len(names)) as advance:
+        shown = 0
+
+        def on_registered(registered: int) -> None:
+            nonlocal shown
+            advance(registered - shown)
+            shown = registered
+
+        folder = readable_folder(images, names, workspace.readable)
+        models = map_database(workspace.database, folder, snapshot, mapping, on_registered)
+    beside = workspace.root / ".sparse.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    for number, model in enumerate(models):
+        model.write(beside / str(number))
+    for old in (workspace.sparse, workspace.readable, *workspace.root.glob(".snapshot-*")):
+        shutil.rmtree(old, ignore_errors=True)
+    if models:
+        beside.rename(workspace.sparse)
+    return models
+
+
+def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:
+    """The models of an earlier run, where they are up to date."""
+    from hardnet_sfm.colmap.model import Model
+
+    if not workspace.summary.is_file() or read_json(workspace.summary).get("fingerprint") != fingerprint:
+        return []
+    folders = sorted(workspace.sparse.glob("[0-9]*"), key=lambda folder: int(folder.name))
+    return [Model.read(folder) for folder in folders]
+
+
+def _what_was_found(features: FeatureStore, matches: MatchStore) -> dict[str, Any]:
+    """What the stages before this one made, fit for the summary."""
+    return {
+        "photos": features.names(),
+        "skipped": features.header["skipped"],
+        "keypoints": features.counts(),
+        "pairs": len(matches.pairs()),
+        "matches": matches.total(),
+        "inputs": inputs_fingerprint(features, matches),
+        "options": {"extract": features.header["options"], "match": matches.header["options"]},
+    }
+
+
+def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], models: list[Model]) -> dict[str, Any]:
+    from hardnet_sfm.colmap.database import Database
+
+    with Database(workspace.database) as database:
+        verified, cameras = database.verified(), database.cameras()
+    unregistered = reasons_unregistered(found["keypoints"], verified, [model.names for model in models])
+    return {
+        "photos": len(found["photos"]),
+        "skipped": found["skipped"],
+        "registered": models[0].facts()["photos"] if models else 0,
+        "unregistered": unregistered,
+        "models": [model.facts() for model in models],
+        "cameras": cameras,
+        "keypoints": sum(found["keypoints"].values()),
+        "pairs": found["pairs"],
+        "matches": found["matches"],
+        "verified_pairs": len(verified),
+        "verified_matches": sum(verified.values()),
+        "inputs": found["inputs"],
+        "options": {**found["options"], "map": asdict(options)},
+    }
+
+
+def _nothing_made(summary: dict[str, Any]) -> HardnetSfmError:
+    counts = (
+        f"{summary['photos']} photos, {summary['keypoints']} keypoints, {summary['matches']} matches in "
+        f"{summary['pairs']} pairs, {summary['verified_pairs']} of them verified"
+    )
+    why = Counter(summary["unregistered"].values()).most_common(1)[0][0]
+    if summary["keypoints"] == 0:
+        hint = "The photos have no texture that a detector could hold on to; a lower --peak-threshold finds weaker one."
+    elif summary["verified_pairs"] == 0:
+        hint = (
+            "No two photos show the same thing well enough. Take photos that overlap by two thirds; a lower "
+            "--peak-threshold, a higher --max-ratio or --affine-shape (--detector dog) may help with these."
+        )
+    else:
+        hint = (
+            "Pairs were verified, but none has enough inliers and parallax to start from. Take photos from places "
+            "farther apart, or state the camera with --camera-params."
+        )
+    return HardnetSfmError(f"no model could be made ({counts}; most photos: {why})", hint)

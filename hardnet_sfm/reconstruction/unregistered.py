@@ -1,0 +1,53 @@
+"""Why photos are not part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+Pair = tuple[str, str]
+
+
+def reasons_unregistered(
+    keypoints: Mapping[str, int], verified: Mapping[Pair, int], models: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """Says for every photo that is not in the largest model why.
+
+    Args:
+        keypoints: number of keypoints of every photo.
+        verified: number of inliers of every verified pair.
+        models: names of the photos in each model, the largest first.
+    """
+    largest = set(models[0]) if models else set()
+    partners: dict[str, list[str]] = {name: [] for name in keypoints}
+    for first, second in verified:
+        partners[first].append(second)
+        partners[second].append(first)
+    within_reach = _reachable(largest, partners)
+    reasons: dict[str, str] = {}
+    for name, count in keypoints.items():
+        elsewhere = [number for number, names in enumerate(models) if number and name in names]
+        if name in largest:
+            continue
+        if elsewhere:
+            reasons[name] = f"in another model, sparse/{elsewhere[0]}"
+        elif count == 0:
+            reasons[name] = "no features"
+        elif not partners[name]:
+            reasons[name] = "no verified pairs"
+        elif not models:
+            reasons[name] = "no pair of photos to start a model from"
+        elif name not in within_reach:
+            reasons[name] = "not connected to the model"
+        else:
+            reasons[name] = "connected, but too few points in common with the model"
+    return reasons
+
+
+def _reachable(start: set[str], partners: Mapping[str, list[str]]) -> set[str]:
+    seen, waiting = set(start), list(start)
+    while waiting:
+        for other in partners[waiting.pop()]:
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return seen
