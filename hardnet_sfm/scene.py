@@ -1,0 +1,299 @@
+"""A synthetic town square with exactly known cameras, rendered on the CPU for the demo and the tests.
+
+The scene is a ground plane with boxes on it. Every surface is a textured planar quad, so its image is a homography of
+its texture and the photos are exact up to resampling. The textures follow the dead-leaves model, whose statistics are
+scale-invariant like those of natural images, which gives a feature detector work at every scale.
+
+Image and texture coordinates have their origin at the top-left *corner* of the top-left pixel, as in COLMAP, so that
+a change of resolution is a pure scaling. OpenCV has it at that pixel's *centre*; `_paint` makes up for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.workspace import read_json, replacing, write_json
+
+FloatArray = NDArray[np.float64]
+Image = NDArray[np.uint8]
+_Quad = tuple[FloatArray, FloatArray, FloatArray]  # top-left corner, edge to the right and edge down, in metres
+
+_RELATIVE_FOCAL_LENGTH = 1.1  # of the photo's width
+_SUPERSAMPLING = 2
+_SENSOR_NOISE = 1.5  # standard deviation in grey levels
+_JPEG_QUALITY = 95
+
+_ARC_DEGREES = 115.0
+_LARGEST_STEP_DEGREES = 5.0
+_TARGET = np.array([0.0, 1.0, 0.8])  # metres; what the cameras look at
+_PYRAMID_LEVELS = 6
+_GROUND_SIZE = 64.0  # metres
+_GROUND_TEXEL = 0.016  # metres
+_WALL_TEXEL = 0.015  # metres
+_TO_SUN = np.array([-0.45, -0.55, 0.70])
+# Centre x and y, width, depth and height in metres, yaw in degrees; low in front so that the back stays visible.
+_BOXES = (
+    (-9.5, 8.0, 6.5, 5.0, 7.5, 20.0),
+    (-1.0, 11.5, 7.5, 4.5, 5.5, -6.0),
+    (8.5, 8.5, 5.0, 6.0, 9.0, -28.0),
+    (-9.0, -1.0, 3.5, 5.0, 4.2, 8.0),
+    (9.5, -0.5, 4.0, 4.0, 3.4, 37.0),
+    (0.5, 3.5, 3.2, 3.2, 4.6, 41.0),
+    (-3.8, -3.2, 2.2, 1.6, 1.5, -17.0),
+    (4.2, -4.4, 1.7, 2.8, 1.1, 24.0),
+    (0.6, -8.0, 1.3, 1.0, 0.8, 61.0),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What was rendered: the truth a reconstruction is held against.
+
+    Attributes:
+        names: File names of the V photos.
+        size: Width and height of every photo in pixels.
+        focal_length: In pixels, of a pinhole camera without distortion whose principal point is the image centre.
+        cam_from_world: (V, 3, 4) rigid transforms in metres; a camera looks along +z, with x right and y down.
+    """
+
+    names: tuple[str, ...]
+    size: tuple[int, int]
+    focal_length: float
+    cam_from_world: FloatArray
+
+    @property
+    def centres(self) -> FloatArray:
+        """(V, 3) camera centres in metres."""
+        rotations, translations = self.cam_from_world[:, :, :3], self.cam_from_world[:, :, 3:]
+        return -(rotations.transpose(0, 2, 1) @ translations)[:, :, 0]
+
+    @property
+    def calibration(self) -> FloatArray:
+        """(3, 3) calibration matrix in pixels, for which the centre of the top-left pixel is (0.5, 0.5)."""
+        width, height = self.size
+        return np.array([[self.focal_length, 0, width / 2], [0, self.focal_length, height / 2], [0, 0, 1]])
+
+    def save(self, path: Path) -> None:
+        """Writes the scene as JSON."""
+        write_json(path, asdict(self) | {"cam_from_world": self.cam_from_world.tolist()})
+
+    @classmethod
+    def load(cls, path: Path) -> Scene:
+        """Reads what `save` wrote; every number comes back exactly."""
+        fields = read_json(path)
+        names, (width, height) = tuple(fields["names"]), fields["size"]
+        return cls(names, (width, height), fields["focal_length"], np.array(fields["cam_from_world"]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Face:
+    """A textured quad, visible only from the side on which its texture is not mirrored."""
+
+    world_from_texel: FloatArray  # (3, 3), takes (u, v, 1) in texels of level 0 to a point in metres
+    pyramid: tuple[Image, ...]  # (H / 2^k, W / 2^k, 3) for k = 0, 1, ...
+
+
+def render(
+    folder: Path,
+    *,
+    photos: int = 24,
+    size: tuple[int, int] = (1024, 768),
+    seed: int = 0,
+    on_photo: Callable[[int], None] | None = None,
+) -> Scene:
+    """Photographs the square from an arc around it.
+
+    Args:
+        folder: Where the JPEG files go; made if missing.
+        photos: Number of photos.
+        size: Width and height of every photo in pixels.
+        seed: Determines textures, cameras and sensor noise; the same seed gives the same files.
+        on_photo: Called after every photo with the number of photos written so far.
+
+    Returns:
+        The names of the photos and the cameras that took them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texture_rng, camera_rng, *noise_rngs = np.random.default_rng(seed).spawn(2 + photos)
+    faces = _build_square(texture_rng)
+    scene = Scene(
+        names=tuple(f"view_{index:03d}.jpg" for index in range(photos)),
+        size=size,
+        focal_length=_RELATIVE_FOCAL_LENGTH * size[0],
+        cam_from_world=_place_cameras(photos, camera_rng),
+    )
+    for count, (name, pose, rng) in enumerate(zip(scene.names, scene.cam_from_world, noise_rngs, strict=True), 1):
+        _write_jpeg(folder / name, _expose(faces, scene.calibration @ pose, size, rng))
+        if on_photo is not None:
+            on_photo(count)
+    return scene
+
+
+def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
+    """(count, 3, 4) poses on an arc in front of the square, evenly spaced in angle and less evenly in the rest."""
+    step = min(_LARGEST_STEP_DEGREES, _ARC_DEGREES / max(count - 1, 1))
+    angles = np.radians(step * (np.arange(count) - (count - 1) / 2))
+    distances, heights = rng.uniform(21, 25, count), rng.uniform(9, 12, count)
+    centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
+    forward = _TARGET + rng.uniform(-0.7, 0.7, (count, 3)) - centres
+    right = np.cross(forward, [0, 0, 1])
+    axes = np.stack([right, np.cross(forward, right), forward], axis=1)
+    rotations = axes / np.linalg.norm(axes, axis=2, keepdims=True)
+    return np.concatenate([rotations, -rotations @ centres[:, :, None]], axis=2)
+
+
+def _build_square(rng: np.random.Generator) -> list[_Face]:
+    """The ground, z = 0, and the boxes that stand on it; z is up."""
+    east, south = np.array([_GROUND_SIZE, 0, 0]), np.array([0, -_GROUND_SIZE, 0])
+    faces = [_make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)]
+    for box in _BOXES:
+        faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
+    return faces
+
+
+def _box_quads(x: float, y: float, width: float, depth: float, height: float, yaw: float) -> Iterator[_Quad]:
+    """The roof and the walls of a box, as seen from outside."""
+    cos, sin = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    right, back = np.array([cos, sin, 0]) * width, np.array([-sin, cos, 0]) * depth
+    corner = np.array([x, y, height]) - (right + back) / 2
+    yield corner + back, right, -back
+    for edge in (right, back, -right, -back):
+        yield corner, edge, np.array([0, 0, -height])
+        corner = corner + edge
+
+
+def _make_face(quad: _Quad, texel: float, rng: np.random.Generator) -> _Face:
+    """Covers a quad with a texture of its own, with texels of about the given size in metres."""
+    corner, right, down = quad
+    # The scale of every level must divide the size, or else the levels would be shifted against each other.
+    unit = 2 ** (_PYRAMID_LEVELS - 1)
+    width, height = (unit * int(np.ceil(np.linalg.norm(edge) / texel / unit)) for edge in (right, down))
+    normal = np.cross(down, right)
+    sunlight = max(0.0, float(normal @ _TO_SUN / np.linalg.norm(normal)))
+    pyramid = [_make_texture(width, height, 0.6 + 0.5 * sunlight, rng)]
+    for _ in range(_PYRAMID_LEVELS - 1):
+        pyramid.append(_shrink(pyramid[-1], 2))
+    return _Face(np.column_stack([right / width, down / height, corner]), tuple(pyramid))
+
+
+def _make_texture(width: int, height: int, brightness: float, rng: np.random.Generator) -> Image:
+    """(height, width, 3) dead leaves under 1/f noise, whose strength changes from leaf to leaf."""
+    leaves = _draw_leaves(width, height, rng)
+    noise = np.zeros((height, width), np.float32)
+    for octave in range(int(np.log2(min(width, height)))):
+        coarse = rng.standard_normal((height >> octave, width >> octave), dtype=np.float32)
+        noise += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    gain = brightness * (1 + leaves[..., 3:] / np.float32(255) * noise[..., None])
+    return np.clip(leaves[..., :3] * gain, 0, 255).astype(np.uint8)
+
+
+def _draw_leaves(width: int, height: int, rng: np.random.Generator) -> Image:
+    """(height, width, 4) opaque polygons on top of each other: blue, green, red and the strength of the noise."""
+    smallest, largest, coverage = 3.0, 0.4 * min(width, height), 4.0
+    # With a density of radius^-3 every octave of sizes covers the same area, which makes the statistics scale-free.
+    low, high = largest**-2, smallest**-2
+    mean_area = 2 * np.pi * np.log(largest / smallest) / (high - low)
+    count = int(coverage * width * height / mean_area)
+    radius = rng.uniform(low, high, (count, 1)) ** -0.5
+
+    # Triangles, rectangles, hexagons and near-ellipses in one array: polygons with fewer corners repeat them.
+    sides = rng.choice([3, 4, 4, 6, 12], (count, 1))
+    angle = (np.arange(12) * sides // 12 + 0.5) * 2 * np.pi / sides
+    stretch = np.exp(rng.normal(0, 0.4, (count, 1)))
+    outline = radius * (stretch * np.cos(angle) + 1j / stretch * np.sin(angle))
+    outline *= np.exp(2j * np.pi * rng.random((count, 1)))
+    outline += rng.uniform(0, width, (count, 1)) + 1j * rng.uniform(0, height, (count, 1))
+    polygons = np.stack([outline.real, outline.imag], axis=-1)
+
+    # Light varies more than colour and colour mostly between warm and cool, around a mean of the texture's own.
+    light = rng.normal(rng.normal(0, 0.15), 0.4, (count, 1))
+    warmth = rng.normal(rng.normal(0.05, 0.12), 0.1, (count, 1)) * [-1, 0, 1]
+    colour = 100 * np.exp(light + warmth + rng.normal(0, 0.05, (count, 3)))
+    paint = np.clip(np.hstack([colour, rng.uniform(3, 25, (count, 1))]), 0, 255)
+
+    canvas = np.full((height, width, 4), paint.mean(axis=0), np.uint8)
+    for polygon, value in zip((16 * polygons).astype(np.int32), paint.tolist(), strict=True):
+        cv2.fillConvexPoly(canvas, polygon, value, shift=4)
+    return canvas
+
+
+def _expose(faces: list[_Face], projection: FloatArray, size: tuple[int, int], rng: np.random.Generator) -> Image:
+    """(height, width, 3) noisy photo of faces and sky through a (3, 4) projection from metres to pixels."""
+    width, height = _SUPERSAMPLING * size[0], _SUPERSAMPLING * size[1]
+    sky = np.linspace((215, 165, 125), (235, 225, 215), height).astype(np.uint8)
+    canvas = np.repeat(sky[:, None], width, axis=1)
+    inverse_depth = np.zeros((height, width), np.float32)
+    for face in faces:
+        _draw(face, np.diag([_SUPERSAMPLING, _SUPERSAMPLING, 1]) @ projection, canvas, inverse_depth)
+    noise = _SENSOR_NOISE * rng.standard_normal((size[1], size[0], 3), dtype=np.float32)
+    return np.clip(np.rint(_shrink(canvas, _SUPERSAMPLING) + noise), 0, 255).astype(np.uint8)
+
+
+def _draw(face: _Face, projection: FloatArray, canvas: Image, inverse_depth: NDArray[np.float32]) -> None:
+    """Draws a face wherever it is nearer than what the (H, W, 3) canvas and the (H, W) depth buffer show."""
+    image_from_texel = projection @ np.vstack([face.world_from_texel, [0, 0, 1]])
+    if np.linalg.det(image_from_texel) <= 0:  # seen from behind
+        return
+    # Depth is the third homogeneous coordinate, so the inverse takes (x, y, 1) to (u, v, 1) / depth.
+    texel_from_image = np.linalg.inv(image_from_texel)
+    height, width = face.pyramid[0].shape[:2]
+    left, top, right, bottom = _bounds(image_from_texel, (width, height), canvas)
+    x, y = np.arange(left, right) + 0.5, np.arange(top, bottom)[:, None] + 0.5
+    u, v, w = ((a * x + (b * y + c)).astype(np.float32) for a, b, c in texel_from_image)
+    nearest = inverse_depth[top:bottom, left:right]
+    visible = (u >= 0) & (v >= 0) & (u <= width * w) & (v <= height * w) & (w > nearest)
+    nearest[visible] = w[visible]
+
+    # A pixel covers det / w^3 texels; the level on which it covers one neither blurs nor aliases.
+    covered = np.linalg.det(texel_from_image) / w[visible] ** 3
+    level = np.full(visible.shape, _PYRAMID_LEVELS, np.uint8)
+    level[visible] = np.clip(np.rint(np.log2(covered) / 2), 0, _PYRAMID_LEVELS - 1)
+    for k, texture in enumerate(face.pyramid):
+        level_from_image = np.diag([0.5**k, 0.5**k, 1]) @ texel_from_image @ _translation(left, top)
+        _paint(canvas[top:bottom, left:right], level == k, texture, level_from_image)
+
+
+def _paint(canvas: Image, mask: NDArray[np.bool_], texture: Image, texture_from_canvas: FloatArray) -> None:
+    """Warps a texture by a (3, 3) homography onto the part of an (H, W, 3) canvas selected by an (H, W) mask."""
+    if not mask.any():
+        return
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    warp = _translation(-0.5, -0.5) @ texture_from_canvas @ _translation(left + 0.5, top + 0.5)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpPerspective(texture, warp, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    window = slice(top, top + height), slice(left, left + width)
+    np.copyto(canvas[window], warped, where=mask[window][..., None])
+
+
+def _bounds(image_from_texel: FloatArray, texture_size: tuple[int, int], canvas: Image) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the part of the canvas that can show a texture."""
+    u, v = texture_size
+    x, y, depth = image_from_texel @ np.array([[0, u, u, 0], [0, 0, v, v], [1, 1, 1, 1]])
+    height, width = canvas.shape[:2]
+    if depth.min() <= 0:  # corners behind the camera have no image
+        return 0, 0, width, height
+    left, right = np.clip([(x / depth).min(), (x / depth).max() + 1], 0, width).astype(int).tolist()
+    top, bottom = np.clip([(y / depth).min(), (y / depth).max() + 1], 0, height).astype(int).tolist()
+    return left, top, right, bottom
+
+
+def _shrink(image: Image, factor: int) -> Image:
+    """Averages squares of factor x factor pixels."""
+    size = image.shape[1] // factor, image.shape[0] // factor
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _translation(x: float, y: float) -> FloatArray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
+
+
+def _write_jpeg(path: Path, photo: Image) -> None:
+    _, data = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    with replacing(path) as beside:
+        beside.write_bytes(data.tobytes())

@@ -1,0 +1,169 @@
+"""Ours beside COLMAP's SIFT on a scene with known cameras.
+
+    python pipelines/strecha.py FOLDER
+
+FOLDER is laid out as Strecha et al. (CVPR 2008) published theirs: `images/` and `gt_dense_cameras/`; or it has a COLMAP
+model in `colmap/` to agree with. Both programs get the same photos, image size and mean number of keypoints a photo.
+They run twice: calibrating the camera themselves, and with the true intrinsics fixed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from hardnet_sfm.colmap.baseline import reconstruct_with_sift
+from hardnet_sfm.colmap.cameras import CameraSetup
+from hardnet_sfm.colmap.mapping import Mapping
+from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
+from hardnet_sfm.evaluation.strecha import read_strecha
+from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.pipeline import reconstruct
+from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.workspace import Workspace, read_json
+
+
+@dataclass(frozen=True)
+class Options:
+    """Ours beside COLMAP's SIFT on a scene with known cameras."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Scene: images/ and gt_dense_cameras/, or images/ and colmap/."""
+    max_features: int = 8192
+    """COLMAP's limit on keypoints, each of which may give a row for each of two orientations; we get as many rows."""
+    extract: ExtractOptions = field(default_factory=lambda: ExtractOptions(max_image_size=1600))
+    resources: Resources = field(default_factory=Resources)
+
+
+class Truth(NamedTuple):
+    """True poses by photo, the true camera in COLMAP's terms, and how many of the unit of error a unit of length is."""
+
+    cam_from_world: dict[str, NDArray]
+    camera: CameraSetup
+    unit: str
+    per_unit: float
+
+
+class Row(NamedTuple):
+    """Figures of one run."""
+
+    model: Model
+    errors: PoseErrors
+    verified_matches: int
+    seconds: dict[str, float]
+
+
+def read_truth(folder: Path) -> Truth:
+    if (folder / "colmap").is_dir():
+        model = Model.read(folder / "colmap")
+        camera = next(iter(model.colmap.cameras.values()))
+        setup = CameraSetup("single", camera.model_name, tuple(camera.params))
+        return Truth(model.cam_from_world(), setup, "% of extent", 100 / _extent(model))
+    scene = read_strecha(folder)
+    return Truth(scene.cam_from_world, CameraSetup("single", "PINHOLE", scene.colmap_pinhole()), "mm", 1000)
+
+
+def _extent(model: Model) -> float:
+    """Largest distance of two cameras: a model made by SfM has no unit of its own."""
+    centres = [model.colmap.image(number).projection_center() for number in model.colmap.reg_image_ids()]
+    return max(float(((a - b) ** 2).sum() ** 0.5) for a in centres for b in centres)
+
+
+def run(options: Options, truth: Truth, camera: CameraSetup, fixed: bool, folder: Path) -> tuple[Row, Row, float]:
+    """COLMAP's figures, ours, and the mean number of keypoints a photo."""
+    images = options.folder / "images"
+    mapping = Mapping("incremental", fixed, 3, options.resources.threads, 0)
+    (folder / "colmap").mkdir(parents=True)
+    baseline = reconstruct_with_sift(
+        images,
+        folder / "colmap",
+        camera,
+        mapping,
+        max_image_size=options.extract.max_image_size,
+        max_features=options.max_features,
+    )
+    theirs = Row(
+        baseline.model,
+        pose_errors(baseline.model.cam_from_world(), truth.cam_from_world),
+        baseline.verified_matches,
+        baseline.seconds,
+    )
+    start = time.perf_counter()
+    model = reconstruct(
+        images,
+        folder / "ours",
+        extract_options=replace(options.extract, max_keypoints=round(baseline.keypoints)),
+        map_options=MapOptions(
+            camera_mode=camera.mode,
+            camera_model=camera.model,
+            camera_params=",".join(map(repr, map(float, camera.params))) or None,
+            fix_intrinsics=fixed,
+        ),
+        resources=options.resources,
+    )
+    total = time.perf_counter() - start
+    summary = read_json(Workspace(folder / "ours").summary)
+    seconds = summary["seconds"] | {"match": summary["seconds"]["match"] + summary["seconds"]["pair"]}
+    seconds["map"] += total - sum(summary["seconds"].values())
+    del seconds["pair"]
+    ours = Row(
+        model,
+        pose_errors(model.cam_from_world(), truth.cam_from_world),
+        summary["verified_matches"],
+        seconds,
+    )
+    return theirs, ours, baseline.keypoints
+
+
+def print_table(console: Console, title: str, truth: Truth, theirs: Row, ours: Row) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in ("", "COLMAP SIFT", "ours", "ours / COLMAP"):
+        table.add_column(name, justify="left" if not name else "right")
+    figures: list[tuple[str, str, Callable[[Row], float]]] = [
+        (f"registered of {len(truth.cam_from_world)}", ".0f", lambda row: len(row.model.names)),
+        (f"position error, {truth.unit}, mean", ".3g", lambda row: row.errors.positions.mean() * truth.per_unit),
+        (f"position error, {truth.unit}, largest", ".3g", lambda row: row.errors.positions.max() * truth.per_unit),
+        *((f"pose AUC@{t:g} degree", ".3f", lambda row, t=t: row.errors.auc(t)) for t in (0.1, 0.5, 1.0)),
+        ("points", ".0f", lambda row: row.model.points),
+        ("observations", ".0f", lambda row: row.model.observations),
+        ("mean track length", ".2f", lambda row: row.model.mean_track_length),
+        ("verified matches", ".0f", lambda row: row.verified_matches),
+        ("reprojection error, px", ".3f", lambda row: row.model.mean_reprojection_error),
+        *((f"seconds, {stage}", ".1f", lambda row, s=stage: row.seconds[s]) for stage in ("extract", "match", "map")),
+        ("seconds, total", ".1f", lambda row: sum(row.seconds.values())),
+    ]
+    for name, form, figure in figures:
+        a, b = figure(theirs), figure(ours)
+        table.add_row(name, format(a, form), format(b, form), format(b / a, ".2f") if a else "-")
+    console.print(table)
+    console.print("match and map: COLMAP verifies pairs while matching, we while mapping.\n")
+
+
+def main() -> None:
+    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    console = Console(width=100)
+    truth = read_truth(options.folder)
+    self_calibrated = CameraSetup("single", "SIMPLE_RADIAL")
+    with tempfile.TemporaryDirectory() as scratch:
+        for title, camera, fixed in (
+            ("self-calibrated, one SIMPLE_RADIAL camera", self_calibrated, False),
+            (f"true intrinsics fixed ({truth.camera.model})", truth.camera, True),
+        ):
+            theirs, ours, keypoints = run(options, truth, camera, fixed, Path(scratch) / title.split(",")[0])
+            title = f"{options.folder.name}: {title}; {keypoints:.0f} keypoints a photo"
+            print_table(console, title, truth, theirs, ours)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hardnet_sfm import __version__
+from hardnet_sfm.cli import Reconstruct, main, parse
+
+VERBS = ("reconstruct", "extract", "pair", "match", "map", "info", "export", "demo")
+
+
+def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as exit:
+        main(args)
+    captured = capsys.readouterr()
+    return int(exit.value.code or 0), captured.out + captured.err
+
+
+def test_help_names_every_verb_and_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["--help"], capsys)
+    assert status == 0
+    assert all(verb in text for verb in VERBS)
+    assert len(text.splitlines()) <= 30
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by([verb, "--help"], capsys)
+    assert status == 0
+    assert text.count(f"hardnet-sfm {verb}") >= 3  # in the usage line and twice below it
+
+
+def test_reconstruct_takes_the_options_of_every_stage() -> None:
+    line = (
+        "reconstruct images --workspace w --detector dog --descriptor hardnet --weights w.safetensors "
+        "--max-keypoints 7 --max-image-size 99 --upright --device cpu --seed 3 --workers 2 --pairing sequential "
+        "--window 4 --max-ratio 0.9 --mapper global --camera-mode single"
+    )
+    command = parse(line.split())
+    assert isinstance(command, Reconstruct)
+    assert command.common.workspace.name == "w"
+    assert (command.extract.detector, command.extract.descriptor, command.extract.upright) == ("dog", "hardnet", True)
+    assert (command.extract.max_keypoints, command.extract.max_image_size) == (7, 99)
+    assert (command.resources.device, command.resources.workers, command.map.seed) == ("cpu", 2, 3)
+    assert (command.pair.pairing, command.pair.window, command.match.max_ratio) == ("sequential", 4, 0.9)
+    assert (command.map.mapper, command.map.camera_mode) == ("global", "single")
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["reconstruc"], ["extract", "images", "--max-keypoint", "5"], ["map", "--seed", "x"]]
+)
+def test_wrong_usage_exits_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by(args, capsys)[0] == 2
+
+
+def test_typo_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--max-keypoints" in said_by(["extract", "images", "--max-keypoint", "5"], capsys)[1]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == f"hardnet-sfm {__version__}"
+
+
+def test_help_does_not_wait_for_torch_and_pycolmap() -> None:
+    code = (
+        "import sys\nfrom hardnet_sfm.cli import parse\n"
+        "try: parse(['reconstruct', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'pycolmap'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_runs_as_a_module() -> None:
+    run = subprocess.run([sys.executable, "-m", "hardnet_sfm", "--version"], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == f"hardnet-sfm {__version__}"
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
+    command = [sys.executable, "-m", "hardnet_sfm", "info", "/nowhere"]
+    short = subprocess.run(command, capture_output=True, text=True)
+    assert short.returncode == 1 and "Traceback" not in short.stderr
+    assert "Traceback" in subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shell_completion_can_be_written(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, script = said_by(["--tyro-print-completion", shell], capsys)
+    assert status == 0 and "--max-keypoints" in script
