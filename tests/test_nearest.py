@@ -20,15 +20,15 @@ from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.matching import nearest
-from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare
+from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for
 from hardnet_sfm.scene import Scene
 
 Float16 = NDArray[np.float16]
 Float64 = NDArray[np.float64]
 
 SIZES = (0, 1, 2, 63, 64, 65, 127, 128, 129, 130)
-# torch multiplies bfloat16 on every CPU, if not fast; so both paths are tested on any machine.
-TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Every CPU multiplies float16, if slowly, so that CUDA's path is tested too.
+TYPES = {"int8": torch.int8, "float16": torch.float16, "float32": torch.float32}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,8 +36,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(params=sorted(TYPES), autouse=True)
 def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test runs as on a CPU with bfloat16 and as on one without."""
-    monkeypatch.setattr(nearest, "fast_type", lambda _: TYPES[request.param])
+    """Every test runs as on a CPU with fast int8 products, as on one without, and as on CUDA."""
+    if request.param == "int8" and nearest._product_type("cpu") != torch.int8:
+        pytest.skip("this CPU has no VNNI: its sums of int8 products overflow")
+    monkeypatch.setattr(nearest, "_product_type", lambda _: TYPES[request.param])
     return str(request.param)
 
 
@@ -99,7 +101,8 @@ def _believed(cosine: Float64, accept: Acceptance) -> tuple[NDArray[np.bool_], N
 
 
 def match(first: Float16, second: Float16, accept: Acceptance) -> Matches:
-    return mutual_nearest_neighbours(prepare(first, "cpu"), prepare(second, "cpu"), accept)
+    rounding = rounding_for(first, "cpu")
+    return mutual_nearest_neighbours(prepare(first, rounding), prepare(second, rounding), accept)
 
 
 def assert_same(found: Matches, expected: BruteForce) -> None:
@@ -207,12 +210,13 @@ def test_descriptors_that_are_all_unlike_each_other(count: int) -> None:
     assert len(match(first, second, Acceptance(1, 2))) > len(match(first, second, Acceptance(1, 1.75))) > 3
 
 
-def test_equal_descriptors_are_told_apart_by_their_number() -> None:
-    """With every ratio accepted the first of equals wins; with any other ratio none does."""
+def test_one_of_equal_descriptors_wins_where_every_ratio_is_accepted() -> None:
+    """With any other ratio none does."""
     vectors = unit(np.random.default_rng(4).normal(size=(3, 128)))
-    first, second = vectors, np.concatenate([vectors, vectors])[[2, 0, 4, 1, 5, 3]]
-    assert match(first, second, Acceptance(1, 2)).pairs.tolist() == [[0, 1], [1, 2], [2, 0]]
-    assert len(match(first, second, Acceptance(0.99, 2))) == 0
+    order = [2, 0, 1, 1, 2, 0]
+    found = match(vectors, np.concatenate([vectors, vectors])[order], Acceptance(1, 2)).pairs
+    assert found[:, 0].tolist() == [0, 1, 2] == [order[number] for number in found[:, 1]]
+    assert len(match(vectors, np.concatenate([vectors, vectors]), Acceptance(0.99, 2))) == 0
 
 
 def test_a_photo_against_itself(photos: list[Float16]) -> None:
@@ -252,58 +256,70 @@ def test_agrees_with_colmaps_exact_matcher(photos: list[Float16]) -> None:
 
 
 class TestErrorOfTheFastProduct:
-    """The product in half precision may miss the true one by no more than the bound that the matcher relies on.
+    """The product in low precision may miss the true one by no more than the bound that the matcher relies on.
 
-    Rounding errs most just above a power of two, where half a step is 2**-8 of the value in bfloat16, which has seven
-    bits behind the point: by that much for both factors together twice, and once more for the result.
+    Rounding to float16 errs most just above a power of two: by half a step, 2**-11 of the value, for both factors
+    together twice, and once more for the result.
     """
 
-    DOWN, UP = 1 + 2.0**-8, 1 + 3 * 2.0**-8  # both lie half way between two numbers of bfloat16
+    DOWN, UP = 1 + 2.0**-11, 1 + 3 * 2.0**-11  # both lie half way between two numbers of float16
 
     def test_random_vectors_keep_within_the_bound(self, fast: str, photos: list[Float16]) -> None:
         signed = random_pair(500, 500, 8, signed=True, noise=0.01)
         for first, second in (signed, clustered_pair(500, 500, 9), (photos[0][:500], photos[1][:500])):
-            self.check_bound(fast, first, second)
+            self.check_bound(fast, first, second, first)
+
+    def test_vectors_unlike_those_the_rounding_was_made_for_keep_within_the_bound(self, fast: str) -> None:
+        """They are cut off, in their elements and in their product with the centre."""
+        first, second = random_pair(300, 300, 11, signed=True, noise=0.1)
+        for sample in (np.abs(first), unit(1 + 0.01 * np.float64(first)), -np.abs(second)[:1], first[:0]):
+            self.check_bound(fast, first, second, sample)
+            self.check_bound(fast, first, np.eye(300, 128, dtype=np.float16), sample)
 
     @pytest.mark.parametrize("value", [DOWN, UP])
     def test_the_worst_vectors_keep_within_the_bound(self, fast: str, value: float) -> None:
         vector = np.zeros((1, 128))
         vector[0, :62] = 0.125 * value
         vector[0, 127] = np.sqrt(1 - (vector**2).sum())
-        stored = np.float16(vector)
-        assert np.linalg.norm(stored.astype(np.float64)) == pytest.approx(1, abs=1e-4)
-        self.check_bound(fast, stored, stored)
+        self.check_bound(fast, np.float16(vector), np.float16(vector), np.eye(2, 128, dtype=np.float16))
 
-    def test_a_pair_is_not_lost_to_rounding(self) -> None:
+    def test_a_pair_is_not_lost_to_rounding(self, fast: str) -> None:
         """The nearest neighbour seems farther than it is, so that the ratio test seems to fail, which it does not."""
+        step = 1 / 500  # of int8, where nothing is known of the descriptors
         query, best, other = np.zeros((3, 128))
-        query[:63], query[100] = 0.125 * self.DOWN, 2.0**-5
-        best[:60], best[100] = 0.125 * self.DOWN, 2.0**-4
-        other[:49] = 0.125
+        query[:100] = best[:100] = 45.4 * step
+        other[:99] = 45.6 * step
         for number, vector in enumerate((query, best, other)):
-            vector[110 + number] = np.sqrt(1 - vector @ vector)
-        first, second = np.float16([query]), np.float16(np.concatenate([[best], np.eye(128)[60:124], [other]]))
-        accept = Acceptance(0.48, 2)
+            vector[110 + number] = np.sqrt(max(0, 1 - vector @ vector))
+        first, second = np.float16([query]), np.float16([best, *np.eye(128)[60:124], other])
+        rounding = rounding_for(first[:0], "cpu")
+        prepared = prepare(first, rounding), prepare(second, rounding)
+        accept = Acceptance(0.995, 2)
         expected = brute_force(first, second, accept)
         assert expected.certain == expected.possible == {(0, 0)}
-        assert_same(match(first, second, accept), expected)
+        if fast == "int8":
+            seeming = rounded_product(prepared[0].rounded, prepared[1].columns)[0, : len(second)]
+            assert seeming.argmax() == len(second) - 1
+        assert_same(mutual_nearest_neighbours(*prepared, accept), expected)
 
     @staticmethod
-    def check_bound(fast: str, first: Float16, second: Float16) -> None:
-        one, other = prepare(first, "cpu"), prepare(second, "cpu")
+    def check_bound(fast: str, first: Float16, second: Float16, sample: Float16) -> None:
+        rounding = rounding_for(sample, "cpu")
+        one, other = prepare(first, rounding), prepare(second, rounding)
         assert one.rounded.dtype == TYPES[fast]
-        product = (one.rounded @ other.columns)[:, : len(other)].double().numpy()
-        errors = np.abs(product - first.astype(np.float64) @ second.astype(np.float64).T).max(1)
-        assert np.all(errors < nearest._error_bound(one, torch.arange(len(one)), other).numpy())
+        product = rounded_product(one.rounded, other.columns)[:, : len(other)].double()
+        computed = (product / rounding.scale**2 + one.offsets[:, None]).numpy()
+        errors = np.abs(computed - first.astype(np.float64) @ second.astype(np.float64).T).max(1)
+        assert np.all(errors < nearest._error_bound(one, other).numpy())
 
 
 def test_prepared_descriptors_are_padded_with_zeros_to_whole_groups(fast: str) -> None:
-    for count, columns in ((0, 128), (1, 128), (128, 128), (129, 192)):
+    for count, columns in ((0, 0), (1, 64), (128, 128), (129, 192)):
         vectors = unit(np.random.default_rng(count).normal(size=(count, 128))) if count else np.zeros((0, 128), "f2")
-        prepared = prepare(vectors, "cpu")
+        prepared = prepare(vectors, rounding_for(vectors, "cpu"))
         assert len(prepared) == count
         assert prepared.rounded.dtype == TYPES[fast]
         np.testing.assert_array_equal(prepared.exact.numpy(), vectors.astype(np.float32))
-        assert prepared.columns.shape == (128, columns)
-        assert torch.equal(prepared.columns[:, :count], prepared.rounded.T)
+        assert prepared.columns.shape == (133 if fast == "int8" else 128, columns)
+        assert torch.equal(prepared.columns[:128, :count], prepared.rounded[:, :128].T)
         assert not prepared.columns[:, count:].any()

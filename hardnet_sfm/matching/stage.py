@@ -77,7 +77,7 @@ def match(
 ) -> MatchReport:
     """Finds mutual nearest neighbours between the descriptors of each pair of photos.
 
-    Memory is bounded by 64 photos' descriptors (1 KB a keypoint) and one block of a similarity matrix.
+    Memory is bounded by 64 photos' descriptors (1 KB a keypoint) and, on each thread, a block of a similarity matrix.
 
     Args:
         features: store of the photos.
@@ -90,7 +90,13 @@ def match(
         HardnetSfmError: a store or the list is missing or damaged, or was made for other photos.
         UsageError: an option makes no sense.
     """
-    from hardnet_sfm.matching.nearest import Acceptance, PreparedDescriptors, mutual_nearest_neighbours, prepare
+    from hardnet_sfm.matching.nearest import (
+        Acceptance,
+        PreparedDescriptors,
+        mutual_nearest_neighbours,
+        prepare,
+        rounding_for,
+    )
     from hardnet_sfm.networks.device import resolve_device
 
     options, resources = options or MatchOptions(), resources or Resources()
@@ -105,15 +111,19 @@ def match(
         reason = what_changed(writer.header, recipe) or f"{len(due)} pairs are new or have new features"
         if due:
             device = resolve_device(resources.device)
+            counts = store.counts()
+            richest = max(counts, key=counts.__getitem__)
+            rounding = rounding_for(store.descriptors(richest), device)
 
             @lru_cache(_PHOTOS_AT_HAND)
             def descriptors(name: str) -> PreparedDescriptors:
-                return prepare(store.descriptors(name), device)
+                rows = store.descriptors(name)
+                if rows.shape[1] != len(rounding.centre):
+                    raise HardnetSfmError(f"{features}: descriptors of {richest} and {name} differ in length")
+                return prepare(rows, rounding)
 
             def find(pair: Pair) -> tuple[int, Matches]:
                 first, second = map(descriptors, pair)
-                if first.exact.shape[1] != second.exact.shape[1]:
-                    raise HardnetSfmError(f"{features}: descriptors of {pair[0]} and {pair[1]} differ in length")
                 return len(first), mutual_nearest_neighbours(first, second, accept)
 
             accept = Acceptance(options.max_ratio, options.max_distance)

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import match_with_colmap
 from hardnet_sfm.features.stage import ExtractOptions, extract
-from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare
-from hardnet_sfm.networks.device import fast_type, resolve_device
+from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for
+from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.workers import torch_threads
@@ -76,14 +76,18 @@ def main() -> None:
             names = store.names()[:: max(1, len(store.names()) // options.photos)][: options.photos]
             features = {name: (store.keypoints(name), store.descriptors(name)) for name in names}
         pairs = list(combinations(names, 2))
-        ours = {name: prepare(rows, device) for name, (_, rows) in features.items()}
+        rounding = rounding_for(features[names[0]][1], device)
+        ours = {name: prepare(rows, rounding) for name, (_, rows) in features.items()}
 
         def match_pair(pair: tuple[str, str]) -> int:
             return len(mutual_nearest_neighbours(ours[pair[0]], ours[pair[1]], accept))
 
         def multiply_pair(pair: tuple[str, str]) -> None:
-            for rows in ours[pair[0]].rounded.split(512):
-                rows @ ours[pair[1]].columns
+            columns = ours[pair[1]].columns
+            rows = ours[pair[0]].rounded.split(256)
+            out = rounded_product(rows[0], columns)
+            for block in rows:
+                rounded_product(block, columns, out[: len(block)])
 
         with torch_threads(threads if device == "cpu" else 1) as pool:
             counts = {"ours, exact": sum(pool.map(match_pair, pairs))}
@@ -97,7 +101,7 @@ def main() -> None:
         )
         counts["COLMAP, its default"] = sum(map(len, found.values()))
     mean = sum(len(rows) for _, rows in features.values()) / len(features)
-    precision = str(fast_type(device)).removeprefix("torch.")
+    precision = str(rounding.kind).removeprefix("torch.")
     table = Table(title=f"{len(pairs)} pairs of {mean:.0f} descriptors, {device} {precision}, {threads} threads")
     for column in ("", "matches", "ms a pair", "pairs/s", "cost / ours", "CPU ms a pair", "CPU cost / ours"):
         table.add_column(column, justify="right" if column else "left")
