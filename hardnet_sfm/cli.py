@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -247,10 +248,15 @@ def main(args: Sequence[str] | None = None) -> None:
     if list(sys.argv[1:] if args is None else args) == ["--version"]:
         output.print(f"hardnet-sfm {__version__}")
         return
-    command = parse(args)
-    debug = command.common.debug if hasattr(command, "common") else command.debug
+    debug = False
     try:
+        command = parse(args)
+        debug = command.common.debug if hasattr(command, "common") else command.debug
         command.run()
+    except BrokenPipeError:
+        # Whoever read the output has had enough, as in `| head`. What is left of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except HardnetSfmError as error:
         if debug:
             raise

@@ -1,4 +1,4 @@
-"""What a run may use of the machine. None of it changes a result, so none of it is part of a fingerprint."""
+"""What a run may use of the machine. None of it changes what is meant, so none of it is part of a fingerprint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Resources:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks and matching run. auto: CUDA where there is one."""
     workers: int = 0
-    """Threads for everything on the CPU. 0: one for each CPU core this process may use."""
+    """Threads for everything on the CPU. 0: one for each CPU core this process may use. Features and matches do not
+    depend on it; models are the same to the last bit with 1 only."""
 
     @property
     def threads(self) -> int:

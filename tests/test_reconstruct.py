@@ -151,6 +151,16 @@ def test_global_mapper_recovers_the_cameras(made: Workspace, small_scene: tuple[
     assert errors.positions.max() < 0.1
 
 
+def test_global_mapper_finds_the_focal_length(made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
+    scene = small_scene[1]
+    wrong = f"{3 * scene.focal_length},{scene.size[0] / 2},{scene.size[1] / 2},0"
+    options = MapOptions(camera_mode="single", mapper="global", camera_params=wrong)
+    model = hardnet_sfm.map_photos(copy_of(made, tmp_path), options)
+    assert len(model.names) == 8
+    camera = next(iter(model.colmap.cameras.values()))
+    assert camera.focal_length == pytest.approx(scene.focal_length, rel=0.02)
+
+
 def test_fixed_intrinsics_stay_as_given(made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
     scene = small_scene[1]
     params = (scene.focal_length, scene.size[0] / 2, scene.size[1] / 2)

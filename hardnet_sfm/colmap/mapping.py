@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,11 +50,10 @@ def map_database(
         on_registered: told the number of photos registered so far.
     """
     manager = pycolmap.ReconstructionManager()
-    with pycolmap.Database.open(database) as opened:
-        if mapping.mapper == "global":
-            _map_globally(opened, images, manager, mapping)
-        else:
-            _map_incrementally(opened, images, manager, snapshot, mapping, on_registered)
+    if mapping.mapper == "global":
+        _map_globally(database, images, manager, mapping)
+    else:
+        _map_incrementally(database, images, manager, snapshot, mapping, on_registered)
     models = [manager.get(number) for number in range(manager.size())]
     models.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
     shutil.rmtree(snapshot, ignore_errors=True)
@@ -61,7 +61,7 @@ def map_database(
 
 
 def _map_incrementally(
-    database: pycolmap.Database,
+    database: Path,
     images: Path,
     manager: pycolmap.ReconstructionManager,
     snapshot: Path,
@@ -86,17 +86,18 @@ def _map_incrementally(
             _write_snapshot(manager.get(0), snapshot)
             written = time.monotonic()
 
-    pipeline = pycolmap.IncrementalPipeline(options, database, manager)
     callbacks = pycolmap.IncrementalPipelineCallback
-    for moment in (callbacks.INITIAL_IMAGE_PAIR_REG_CALLBACK, callbacks.NEXT_IMAGE_REG_CALLBACK):
-        pipeline.add_callback(moment.value, registered)
-    try:
-        pipeline.run()
-    except KeyboardInterrupt:
-        # Raised out of the callback, between two registrations.
-        if manager.size() == 1 and manager.get(0).num_reg_images() > 2:
-            _write_snapshot(manager.get(0), snapshot)
-        raise
+    with pycolmap.Database.open(database) as opened:
+        pipeline = pycolmap.IncrementalPipeline(options, opened, manager)
+        for moment in (callbacks.INITIAL_IMAGE_PAIR_REG_CALLBACK, callbacks.NEXT_IMAGE_REG_CALLBACK):
+            pipeline.add_callback(moment.value, registered)
+        try:
+            pipeline.run()
+        except KeyboardInterrupt:
+            # Raised out of the callback, between two registrations.
+            if manager.size() == 1 and manager.get(0).num_reg_images() > 2:
+                _write_snapshot(manager.get(0), snapshot)
+            raise
 
 
 def _write_snapshot(model: pycolmap.Reconstruction, snapshot: Path) -> None:
@@ -108,9 +109,7 @@ def _write_snapshot(model: pycolmap.Reconstruction, snapshot: Path) -> None:
     beside.rename(snapshot)
 
 
-def _map_globally(
-    database: pycolmap.Database, images: Path, manager: pycolmap.ReconstructionManager, mapping: Mapping
-) -> None:
+def _map_globally(database: Path, images: Path, manager: pycolmap.ReconstructionManager, mapping: Mapping) -> None:
     options = pycolmap.GlobalPipelineOptions()
     options.image_path, options.num_threads, options.random_seed = images, mapping.threads, mapping.seed
     options.min_model_size = mapping.min_model_size
@@ -119,7 +118,14 @@ def _map_globally(
         adjustment.refine_focal_length = adjustment.refine_extra_params = adjustment.refine_principal_point = False
     # The wheel has no CUDA, and says so at every adjustment if it is asked for.
     adjustment.ceres.use_gpu = options.mapper.global_positioning.use_gpu = False
-    pipeline = pycolmap.GlobalPipeline(options, database, manager)
-    # Python looks for Ctrl-C whenever it gets a turn.
-    pipeline.add_callback(pycolmap.GlobalPipelineCallback.MODEL_UPDATE_CALLBACK.value, lambda: None)
-    pipeline.run()
+    with tempfile.TemporaryDirectory(prefix=".global-", dir=database.parent) as folder:
+        if not mapping.fix_intrinsics:
+            # Rotations are averaged before any focal length is refined, so they need one that is nearly right. What
+            # fundamental matrices tell of it is written into the database: into a copy, as the original is the user's.
+            database = Path(shutil.copy(database, Path(folder) / "calibrated.db"))
+            pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=mapping.seed))
+        with pycolmap.Database.open(database) as opened:
+            pipeline = pycolmap.GlobalPipeline(options, opened, manager)
+            # Python looks for Ctrl-C whenever it gets a turn.
+            pipeline.add_callback(pycolmap.GlobalPipelineCallback.MODEL_UPDATE_CALLBACK.value, lambda: None)
+            pipeline.run()

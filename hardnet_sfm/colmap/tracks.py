@@ -1,0 +1,153 @@
+"""The observations of a COLMAP model as plain arrays, and the keypoints of a COLMAP database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.keypoints import Float32
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """V photos, P points and the N observations of them, photo by photo; about 130 bytes an observation.
+
+    Pixels are COLMAP's: of the photo as it is stored in its file, centre of the top-left pixel at (0.5, 0.5).
+
+    Attributes:
+        names: of the registered photos, in the order of COLMAP's numbers.
+        sizes: (V, 2) int64, width and height of each photo's camera.
+        cam_from_world: (V, 3, 4), x right, y down, z forward.
+        point_ids: (P,) int64, COLMAP's number of each point, increasing.
+        xyz: (P, 3), position of each point in the model's units.
+        photo: (N,) int32, row in `names`; does not decrease.
+        point: (N,) int64, row in `xyz`.
+        row: (N,) int32, which of its photo's keypoints the observation is.
+        xy: (N, 2), pixels.
+        ray: (N, 2), x / z and y / z of the observation's ray in the camera: lens distortion is taken off.
+        jacobian: (N, 2, 2), derivative of `ray` by `xy`.
+        depth: (N,), z of the point in the camera.
+        error: (N,), reprojection error in pixels; infinite where the point does not project into the photo.
+    """
+
+    names: list[str]
+    sizes: NDArray[np.int64]
+    cam_from_world: Float64
+    point_ids: NDArray[np.int64]
+    xyz: Float64
+    photo: NDArray[np.int32]
+    point: NDArray[np.int64]
+    row: NDArray[np.int32]
+    xy: Float64
+    ray: Float64
+    jacobian: Float64
+    depth: Float64
+    error: Float64
+
+    def of_photo(self, photo: int) -> slice:
+        """Rows of one photo's observations."""
+        first, end = np.searchsorted(self.photo, [photo, photo + 1])
+        return slice(int(first), int(end))
+
+
+def read_tracks(folder: Path) -> Tracks:
+    """Reads a binary or text model.
+
+    Raises:
+        HardnetSfmError: there is no model in the folder, it is damaged, or it has no tracks.
+    """
+    model = Model.read(folder).colmap
+    points = {number: point.xyz for number, point in sorted(model.points3D.items())}
+    if not points:
+        raise HardnetSfmError(
+            f"{folder}: the model has cameras but no points", "Mining needs points with tracks: triangulate them first."
+        )
+    point_ids, xyz = np.fromiter(points, np.int64), np.array(list(points.values()))
+    images = [model.image(number) for number in sorted(model.reg_image_ids())]
+    seen = [_observations(image, model.camera(image.camera_id), point_ids, xyz) for image in images]
+    point, row, xy, ray, jacobian, depth, error = (np.concatenate(column) for column in zip(*seen, strict=True))
+    if not len(point):
+        raise HardnetSfmError(f"{folder}: no photo of the model sees any of its points", "Triangulate them first.")
+    cameras = [model.camera(image.camera_id) for image in images]
+    return Tracks(
+        names=[image.name for image in images],
+        sizes=np.array([(camera.width, camera.height) for camera in cameras], np.int64),
+        cam_from_world=np.array([image.cam_from_world().matrix() for image in images]),
+        point_ids=point_ids,
+        xyz=xyz,
+        photo=np.repeat(np.arange(len(images), dtype=np.int32), [len(columns[0]) for columns in seen]),
+        point=point,
+        row=row,
+        xy=xy,
+        ray=ray,
+        jacobian=jacobian,
+        depth=depth,
+        error=error,
+    )
+
+
+def _observations(
+    image: pycolmap.Image, camera: pycolmap.Camera, point_ids: NDArray[np.int64], xyz: Float64
+) -> tuple[NDArray[np.int64], NDArray[np.int32], Float64, Float64, Float64, Float64, Float64]:
+    """point, row, xy, ray, jacobian, depth and error of one photo's observations, as in `Tracks`."""
+    row = np.array(image.get_observation_point2D_idxs(), np.int32)
+    observed = image.get_observation_points2D()
+    xy = np.array([seen.xy for seen in observed], np.float64).reshape(-1, 2)
+    point = np.searchsorted(point_ids, np.array([seen.point3D_id for seen in observed], np.int64))
+    pose = image.cam_from_world().matrix()
+    in_camera = xyz[point] @ pose[:, :3].T + pose[:, 3]
+    error = np.linalg.norm(camera.img_from_cam(in_camera) - xy, axis=1)
+    # Central differences over a pixel; lens distortion is far smoother than that.
+    steps = [camera.cam_from_img(xy + step) - camera.cam_from_img(xy - step) for step in np.eye(2) / 2]
+    return (
+        point,
+        row,
+        xy,
+        camera.cam_from_img(xy),
+        np.stack(steps, 2),
+        in_camera[:, 2],
+        np.where((in_camera[:, 2] > 0) & np.isfinite(error), error, np.inf),
+    )
+
+
+class KeypointTables:
+    """Keypoints of the photos in a COLMAP database."""
+
+    def __init__(self, database: pycolmap.Database) -> None:
+        self._database = database
+        self._numbers = {image.name: image.image_id for image in database.read_all_images()}
+
+    def __getitem__(self, name: str) -> Float32 | None:
+        """(N, 2), (N, 4) x, y, scale, radians or (N, 6) x, y, a11, a12, a21, a22; None where the photo has none."""
+        if name not in self._numbers or not self._database.exists_keypoints(self._numbers[name]):
+            return None
+        return np.asarray(self._database.read_keypoints(self._numbers[name]), np.float32)
+
+
+@contextmanager
+def keypoint_tables(database: Path) -> Iterator[KeypointTables]:
+    """Opens a COLMAP database while the block runs.
+
+    Raises:
+        HardnetSfmError: there is none, or it is damaged.
+    """
+    if not database.is_file():  # COLMAP would make one
+        raise HardnetSfmError(f"no COLMAP database at {database}")
+    try:
+        opened = pycolmap.Database.open(database)
+    except RuntimeError as error:
+        raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged") from error
+    try:
+        yield KeypointTables(opened)
+    finally:
+        opened.close()
