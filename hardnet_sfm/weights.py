@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import sha256_of
+from hardnet_sfm.workspace import replacing
 
 # An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
 _FOLDERS = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")
@@ -57,6 +59,19 @@ def read_weights(path: Path) -> Weights:
             "Only .safetensors weights are loaded: other formats can run code that is hidden in them.",
         ) from error
     return Weights(path, sha256_of(path), tensors, metadata)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, complete or not at all.
+
+    Raises:
+        HardnetSfmError: the disk is full or cannot be written.
+    """
+    try:
+        with replacing(path) as beside:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside, dict(metadata))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
 
 
 def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:

@@ -13,6 +13,7 @@ ROWS = (
     ("cli",),
     ("demo",),
     ("pipeline",),
+    ("training",),
     ("reconstruction", "features", "matching", "evaluation", "report"),
     ("stores",),
     ("networks",),

@@ -1,0 +1,57 @@
+"""How well distances tell right from wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.floating[Any]]
+
+
+def fpr95(distances: Floats, same: Bools) -> float:
+    """False positive rate at 95 % recall, 0 to 1: the measure of Brown, Hua and Winder, PAMI 2011.
+
+    The threshold is the smallest that accepts at least 95 % of the pairs that are the same.
+
+    Args:
+        distances: (N,) of pairs, smaller where they are more alike.
+        same: (N,) whether each pair shows the same point.
+
+    Returns:
+        The share of the other pairs whose distance is not above the threshold.
+
+    Raises:
+        ValueError: there are no pairs of one of both kinds.
+    """
+    if same.all() or not same.any():
+        raise ValueError("the false positive rate needs pairs that are the same and pairs that are not")
+    positives = np.sort(distances[same])
+    threshold = positives[-(-95 * len(positives) // 100) - 1]
+    return float(np.mean(distances[~same] <= threshold))
+
+
+def average_precision(distances: Floats, right: Bools, positives: int | None = None) -> float:
+    """Mean over all that is to be found of the precision where it is found, 0 to 1: the sum of P_k (R_k - R_{k-1}).
+
+    Precision P and recall R are taken at every distance that occurs, so equal distances count together and their order
+    is of no account. No interpolation, as in scikit-learn's `average_precision_score`.
+
+    Args:
+        distances: (N,) smaller is ranked higher.
+        right: (N,) whether each is one of those to be found.
+        positives: number of those to be found, with those that are not among the N; their recall is never reached.
+            All are among them where it is left out.
+
+    Raises:
+        ValueError: nothing is to be found.
+    """
+    total = int(right.sum()) if positives is None else positives
+    if total < 1:
+        raise ValueError("the average precision needs something that is to be found")
+    _, place, counts = np.unique(distances, return_inverse=True, return_counts=True)
+    found = np.bincount(place, right, len(counts))
+    precision = np.cumsum(found) / np.cumsum(counts)
+    return float(precision @ found / total)

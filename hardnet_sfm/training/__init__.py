@@ -1,0 +1,1 @@
+"""Training of descriptors on patches from SfM models and from warped photos."""
