@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
 from hardnet_sfm.pipeline import OnStage, reconstruct
 from hardnet_sfm.progress import progress
@@ -48,7 +49,12 @@ def demo(
         seed: of the scene.
         resources: how much of the machine.
         on_stage: told the name and the report of each stage as it ends.
+
+    Raises:
+        UsageError: a negative seed.
     """
+    if seed < 0:
+        raise UsageError("--seed must be at least 0")
     place = Workspace(Path(workspace))
     photos = place.root / "photos"
     with locked(place.root):
