@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hardnet_sfm.colmap.model import Model as Model
-    from hardnet_sfm.demo import demo as demo
+    from hardnet_sfm.demonstration import demo as demo
     from hardnet_sfm.errors import HardnetSfmError as HardnetSfmError
     from hardnet_sfm.errors import UsageError as UsageError
     from hardnet_sfm.features.stage import ExtractOptions as ExtractOptions
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # Imported when first asked for: torch and pycolmap take seconds, and `hardnet-sfm --help` needs neither.
 _HOMES = {
     "Model": "colmap.model",
-    "demo": "demo",
+    "demo": "demonstration",
     "HardnetSfmError": "errors",
     "UsageError": "errors",
     "ExtractOptions": "features.stage",

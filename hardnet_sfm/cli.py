@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from hardnet_sfm import __version__
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
 from hardnet_sfm.matching.pairs import PairOptions, PairReport, pair
 from hardnet_sfm.matching.stage import MatchOptions, MatchReport, match
@@ -25,6 +25,9 @@ from hardnet_sfm.reconstruction.export import Form, export
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
 from hardnet_sfm.report.info import Part, info
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.training.observations import MineOptions
+from hardnet_sfm.training.stage import TrainOptions
+from hardnet_sfm.training.warps import WarpOptions
 from hardnet_sfm.workspace import DEFAULT, Workspace, read_json
 
 if TYPE_CHECKING:
@@ -141,14 +144,18 @@ class Export:
     """Folder that `reconstruct` made a model in."""
     to: Path
     """Folder to write to, made if missing."""
-    forms: tuple[Form, ...] = get_args(Form)
-    """Which: COLMAP models as binary or text, points as ply, pairs for hloc, database without our own table."""
+    forms: tuple[Form, ...] | None = None
+    """Which: COLMAP models as binary or text, points as ply, pairs for hloc, database without our own table. Default:
+    all, but no pairs for hloc where names of photos have spaces, which it cannot read."""
     debug: bool = False
     """Show where in the program an error came from."""
 
     def run(self) -> None:
-        for path in export(self.workspace, self.to, self.forms):
+        written = export(self.workspace, self.to, self.forms)
+        for path in written:
             output.print(escape(str(path)))
+        if self.forms is None and not any(path.name == "pairs.txt" for path in written):
+            errors.print("[yellow]left out:[/] pairs.txt: hloc cannot read names of photos that have spaces")
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class Demo:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        from hardnet_sfm.demo import demo
+        from hardnet_sfm.demonstration import demo
 
         result = demo(self.workspace, seed=self.seed, resources=self.resources, on_stage=_print_report)
         _print_summary(Workspace(self.workspace))
@@ -174,17 +181,135 @@ class Demo:
         )
 
 
-Command = Reconstruct | Extract | Pair | Match | Map | Info | Export | Demo
+@dataclass(frozen=True)
+class Mine:
+    model: Annotated[Path, Positional, arg(metavar="MODEL")]
+    """Workspace that `reconstruct` made, or folder of any COLMAP model."""
+    images: Path
+    """Folder of the model's photos."""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """patches.h5 to make."""
+    sheet: Path | None = None
+    """PNG to draw some of the patches on, a row a point."""
+    as_brown: Path | None = None
+    """Folder to make with the same patches in the layout of Brown's PhotoTour, for other trainers."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    mine: MineOptions = field(default_factory=MineOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+        from hardnet_sfm.training.mine import mine
+
+        detect = make_detector("opencv-dog", DetectorOptions(8192, 0.02 / 3, 10, upright=False, affine_shape=False))
+        report = mine(self.model, self.images, self.output, self.mine, self.resources, detect=detect)
+        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
+        for name, count in report.dropped.items():
+            output.print(f"  {100 * count / report.observations:5.2f} % dropped: {name}")
+        _print_skipped(report.skipped)
+        _print_patches(self.output, self.sheet, self.as_brown)
+
+
+@dataclass(frozen=True)
+class Warp:
+    images: Images
+    """Folder of photos, searched recursively, never written to. They need not show the same thing."""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """patches.h5 to make."""
+    sheet: Path | None = None
+    """PNG to draw some of the patches on, a row a point."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    warp: WarpOptions = field(default_factory=WarpOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.training.warps import warp
+
+        report = warp(self.images, self.output, self.warp, self.resources)
+        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
+        _print_skipped(report.skipped)
+        _print_patches(self.output, self.sheet, None)
+
+
+@dataclass(frozen=True)
+class Train:
+    patches: Annotated[tuple[Path, ...], Positional, arg(metavar="PATCHES")]
+    """patches.h5 files, as `mine` and `warp` make them."""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """.safetensors file to make."""
+    validation: Path | None = None
+    """patches.h5 of scenes that are not trained on, to measure with."""
+    shares: tuple[float, ...] | None = None
+    """Share of each of PATCHES in a batch. Default: as the root of its number of points."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    train: TrainOptions = field(default_factory=TrainOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.training.stage import train
+
+        report = train(
+            self.patches, self.output, self.train, self.resources, validation=self.validation, shares=self.shares
+        )
+        measures = "".join(f", {name} {value:.4f}" for name, value in report.measures.items())
+        output.print(f"{escape(str(self.output))}: {report.steps} steps in {report.minutes:.1f} minutes{measures}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    action: Annotated[Literal["list", "show", "verify", "convert"], Positional]
+    """list: what comes with the package. show: what a file says of itself. verify: hold it against its card. convert: a
+    PyTorch checkpoint to safetensors."""
+    name: Annotated[str | None, Positional, arg(metavar="NAME")] = None
+    """A shipped name or a file."""
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """convert: .safetensors file to make. Default: beside the checkpoint."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+
+    def run(self) -> None:
+        from hardnet_sfm.weights import convert, find_weights, read_weights, shipped_names, verify
+
+        if (self.name is None) != (self.action == "list"):
+            raise UsageError(f"weights {self.action} takes {'no name' if self.name else 'a name or a file'}")
+        if self.output is not None and self.action != "convert":
+            raise UsageError(f"--output has no effect with weights {self.action}")
+        if self.action == "list":
+            for name in shipped_names():
+                output.print(f"{name}  {escape(str(find_weights(name)))}")
+            if not shipped_names():
+                output.print("none come with this version")
+            return
+        assert self.name is not None
+        if self.action == "convert":
+            target = self.output or Path(self.name).with_suffix(".safetensors")
+            convert(Path(self.name), target)
+            output.print(escape(str(target)))
+            return
+        path = find_weights(self.name)
+        if self.action == "verify":
+            output.print(f"{escape(str(path))}: as its card says, sha256 {verify(path)}")
+            return
+        weights = read_weights(path)
+        numbers = sum(tensor.numel() for tensor in weights.tensors.values())
+        for name, value in {**weights.metadata, "numbers": str(numbers), "sha256": weights.sha256}.items():
+            output.print(f"[bold]{escape(name)}[/]  {escape(value)}")
+
+
+Command = Reconstruct | Extract | Pair | Match | Map | Info | Export | Demo | Mine | Warp | Train | Weights
 
 _VERBS: tuple[tuple[type[Any], str, str], ...] = (
     (
         Reconstruct,
-        "Photos to a COLMAP model: extract, pair, match and map in one go. Run it again to continue.",
+        "Photos to a COLMAP model in one go; run it again to continue.",
         "hardnet-sfm reconstruct images/\nhardnet-sfm reconstruct images/ --workspace out --camera-mode single",
     ),
     (
         Extract,
-        "Detect and describe keypoints in a folder of photos, into features.h5.",
+        "Detect and describe keypoints, into features.h5.",
         "hardnet-sfm extract images/\nhardnet-sfm extract images/ --max-keypoints 4000 --detector dog",
     ),
     (
@@ -194,28 +319,50 @@ _VERBS: tuple[tuple[type[Any], str, str], ...] = (
     ),
     (
         Match,
-        "Match descriptors of each pair: mutual nearest neighbours, into matches.h5.",
+        "Match descriptors of each pair, into matches.h5.",
         "hardnet-sfm match\nhardnet-sfm match --max-ratio 0.9",
     ),
     (
         Map,
-        "Verify matches and reconstruct, into database.db, sparse/ and summary.json.",
+        "Verify matches and reconstruct, into sparse/.",
         "hardnet-sfm map\nhardnet-sfm map --camera-model PINHOLE --camera-params 1840,1840,768,512 --fix-intrinsics",
     ),
     (
         Info,
-        "Say what is in a workspace: counts, options, weights, what is stale.",
+        "Say what is in a workspace, and what is stale.",
         "hardnet-sfm info\nhardnet-sfm info out/",
     ),
     (
         Export,
-        "Write models, points, pairs or the database for COLMAP, hloc and viewers.",
+        "Write models and more for COLMAP, hloc and viewers.",
         "hardnet-sfm export hardnet-sfm-out/ --to elsewhere/\nhardnet-sfm export out/ --to elsewhere/ --forms text ply",
     ),
     (
         Demo,
-        "Render a scene with known cameras, reconstruct it, compare. Needs no photos.",
+        "Render a scene, reconstruct it, compare with the truth.",
         "hardnet-sfm demo\nhardnet-sfm demo --workspace /tmp/demo --seed 1",
+    ),
+    (
+        Mine,
+        "Cut training patches from a model and its photos.",
+        "hardnet-sfm mine hardnet-sfm-out/ --images images/ -o patches.h5\n"
+        "hardnet-sfm mine model/ --images images/ -o patches.h5 --sheet sheet.png",
+    ),
+    (
+        Warp,
+        "Make training patches from photos alone, by warping them.",
+        "hardnet-sfm warp photos/ -o warps.h5\nhardnet-sfm warp photos/ -o warps.h5 --views 8 --sheet sheet.png",
+    ),
+    (
+        Train,
+        "Learn HardNet from patches (needs hardnet-sfm[train]).",
+        "hardnet-sfm train patches.h5 warps.h5 -o my.safetensors --minutes 60\n"
+        "hardnet-sfm train patches.h5 -o my.safetensors --validation held-out.h5 --resume",
+    ),
+    (
+        Weights,
+        "Look at, verify or convert weights.",
+        "hardnet-sfm weights list\nhardnet-sfm weights convert HardNet++.pth -o hardnet++.safetensors",
     ),
 )
 
@@ -248,6 +395,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if list(sys.argv[1:] if args is None else args) == ["--version"]:
         output.print(f"hardnet-sfm {__version__}")
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end that `kill` and `timeout` ask for
     debug = False
     try:
         command = parse(args)
@@ -264,9 +412,36 @@ def main(args: Sequence[str] | None = None) -> None:
         if error.hint:
             errors.print(escape(error.hint), soft_wrap=True)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{escape(str(error.filename))}: " if error.filename else ""
+        errors.print(f"[bold red]error:[/] {where}{escape(error.strerror or str(error))}", soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Interrupted. Finished work is kept: the same command goes on from here.")
         sys.exit(_INTERRUPTED)
+
+
+def _print_skipped(skipped: dict[str, str]) -> None:
+    for why in skipped.values():
+        errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
+
+
+def _print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> None:
+    """Draws and writes what was asked for beside the patches, and says where all of it is."""
+    output.print(escape(str(patches)))
+    if sheet is not None:
+        from hardnet_sfm.report.sheets import sheet as draw
+
+        draw(patches, sheet)
+        output.print(escape(str(sheet)))
+    if as_brown is not None:
+        from hardnet_sfm.training.brown import write_brown
+        from hardnet_sfm.training.patches import read_patches
+
+        write_brown(read_patches(patches), as_brown)
+        output.print(escape(str(as_brown)))
 
 
 def _print_report(stage: str, report: Report) -> None:
@@ -282,26 +457,26 @@ def _print_report(stage: str, report: Report) -> None:
         text += f"; computed {report.computed} ({report.reason})" if report.computed else "; up to date"
     output.print(f"[bold]{stage:>8}[/]  {escape(text)}")
     if isinstance(report, ExtractReport):
-        for why in report.skipped.values():
-            errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
+        _print_skipped(report.skipped)
 
 
 def _print_summary(place: Workspace) -> None:
     summary = read_json(place.summary)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+
+    def row(name: str, text: str) -> None:
+        output.print(f"[bold]{name:<8}[/]  {text}")
+
     for number, model in enumerate(summary["models"]):
-        table.add_row(f"[bold]sparse/{number}[/]", f"{model['photos']} of {summary['photos']} photos registered")
-        table.add_row("", f"{model['points']} points, mean track length {model['mean_track_length']:.2f}")
-        table.add_row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
-    verified = f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs"
-    table.add_row("matches", verified)
-    table.add_row("cameras", str(summary["cameras"]))
+        row(f"sparse/{number}", f"{model['photos']} of {summary['photos']} photos registered")
+        row("", f"{model['points']} points, mean track length {model['mean_track_length']:.2f}")
+        row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
+    row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
+    row("cameras", str(summary["cameras"]))
     if "seconds" in summary:
         seconds = summary["seconds"]
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-        table.add_row("made in", f"{sum(seconds.values()):.1f} s ({times}); peak memory {summary['peak_memory_mb']} MB")
-    table.add_row("files", escape(str(place.root)))
-    output.print(table)
+        row("last run", f"{sum(seconds.values()):.1f} s ({times}); peak memory {summary['peak_memory_mb']} MB")
+    row("files", escape(str(place.root)))
     unregistered = list(summary["unregistered"].items())
     for name, why in unregistered[:_NAMED]:
         errors.print(f"[yellow]not in sparse/0:[/] {escape(name)}: {escape(why)}", soft_wrap=True)

@@ -1,5 +1,7 @@
 """Errors meant for the person at the terminal: what is wrong, in which file, what to do."""
 
+from typing import Any, get_args
+
 
 class HardnetSfmError(Exception):
     """Something in the photos, files or options that the user can act on (exit status 1).
@@ -24,3 +26,9 @@ class UsageError(HardnetSfmError):
     """Options that contradict each other or would have no effect (exit status 2)."""
 
     exit_status = 2
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises UsageError where the value of an option is none of those of a Literal type."""
+    if value not in get_args(choices):
+        raise UsageError(f"--{name}: {value} is not one of {', '.join(map(str, get_args(choices)))}")

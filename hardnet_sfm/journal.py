@@ -37,6 +37,7 @@ class Journal:
             self._opened = sqlite3.connect(path, isolation_level=None)
             self._opened.execute("PRAGMA journal_mode=WAL")
             self._opened.execute("CREATE TABLE IF NOT EXISTS entry (key TEXT PRIMARY KEY, facts TEXT, arrays BLOB)")
+            self._put = self._opened.execute("SELECT 1 FROM entry LIMIT 1").fetchone() is not None
 
     def facts(self) -> dict[str, Facts]:
         """Facts of all entries by key."""
@@ -61,12 +62,18 @@ class Journal:
         row = (key, json.dumps(facts), buffer.getvalue())
         with self._explained():
             self._opened.execute("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", row)
+            self._put = True
 
     def close(self) -> None:
-        self._opened.close()
+        """Closes the journal; one that nothing was put into goes."""
+        if self._put:
+            self._opened.close()
+        else:
+            self.drop()
 
     def drop(self) -> None:
         """Closes and removes the journal."""
+        self._put = True  # to close it again removes nothing that another has made since
         self._opened.close()
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)

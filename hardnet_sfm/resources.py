@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from hardnet_sfm.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -19,7 +21,13 @@ class Resources:
 
     @property
     def threads(self) -> int:
-        """Number of threads to start, at least 1."""
+        """Number of threads to start, at least 1.
+
+        Raises:
+            UsageError: `workers` is negative.
+        """
+        if self.workers < 0:
+            raise UsageError("--workers must be at least 0")
         if self.workers > 0:
             return self.workers
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -66,7 +66,8 @@ class Store:
 
     kind: Kind
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
+        path = Path(path)
         if not path.is_file():
             raise HardnetSfmError(f"no {self.kind.name} at {path}", f"Run `hardnet-sfm {self.kind.stage}` first.")
         try:
@@ -103,6 +104,8 @@ class Store:
 
     def _read(self, key: str, name: str) -> NDArray[Any]:
         """One array of one entry."""
+        if key not in self.index:
+            raise HardnetSfmError(f"{self.path}: no {self.kind.name} of {key} in it")
         with self._explained():
             return np.asarray(self._file[key][name][()])
 
@@ -332,6 +335,19 @@ def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str) -> str:
 def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:
     """What decides whether a pair's matches are up to date: how they are made, and both photos' features."""
     return digest("matches", VERSION, recipe, features0, features1)
+
+
+def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, str]]:
+    """Pairs whose matches were made of other features than these, or of photos that are gone."""
+    made_from, options = features.fingerprints(), matches.header["options"]
+    prints = matches.fingerprints()
+    return [
+        (first, second)
+        for first, second in matches.pairs()
+        if first not in made_from
+        or second not in made_from
+        or prints[pair_key(first, second)] != match_fingerprint(options, made_from[first], made_from[second])
+    ]
 
 
 def inputs_fingerprint(features: FeatureStore, matches: MatchStore) -> str:

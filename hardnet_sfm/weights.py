@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -39,6 +42,72 @@ def shipped(name: str) -> Path | None:
     """The path of weights that come with the package, or None where there are none of that name."""
     candidates = (folder / f"{name}.safetensors" for folder in _FOLDERS)
     return next((path for path in candidates if path.is_file()), None)
+
+
+def shipped_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.safetensors")})
+
+
+def find_weights(name: str) -> Path:
+    """The path of weights given by a shipped name or as a file.
+
+    Raises:
+        HardnetSfmError: there are none.
+    """
+    path = shipped(name) or Path(name)
+    if not path.is_file():
+        raise HardnetSfmError(
+            f"no weights of the name {name}, and no such file", f"Shipped are: {', '.join(shipped_names()) or 'none'}."
+        )
+    return path
+
+
+def verify(path: Path) -> str:
+    """The sha256 of a weights file, which is that in the card beside it, NAME.md.
+
+    Raises:
+        HardnetSfmError: there is no card, it gives no sha256, or another; or the file is not safetensors.
+    """
+    found, card = read_weights(path).sha256, path.with_suffix(".md")
+    if not card.is_file():
+        raise HardnetSfmError(f"{path}: no card beside it", f"It would be {card.name} and give the file's sha256.")
+    stated = re.findall(r"\b[0-9a-f]{64}\b", card.read_text(encoding="utf-8"))
+    if found not in stated:
+        raise HardnetSfmError(
+            f"{path}: its sha256 is {found}, its card says {', '.join(stated) or 'none'}",
+            "The file was changed or damaged, or belongs to another card. Get both again.",
+        )
+    return found
+
+
+def convert(source: Path, target: Path, architecture: str = "hardnet", measurement_size: float = 12.0) -> None:
+    """Writes the state dict of a PyTorch checkpoint as a safetensors file.
+
+    The checkpoint is read by PyTorch's reader for tensors only, which runs no code that is in the file.
+
+    Args:
+        source: .pth file with a state dict, bare or under "state_dict" as the authors of HardNet have it.
+        target: .safetensors file to make.
+        architecture: what the weights are of.
+        measurement_size: sigmas of the keypoint across the patches they were trained with.
+
+    Raises:
+        HardnetSfmError: the file is missing, damaged, holds something else, or the disk is full.
+    """
+    if not source.is_file():
+        raise HardnetSfmError(f"no such file: {source}")
+    try:
+        loaded = torch.load(source, "cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise HardnetSfmError(
+            f"{source}: damaged, or not a file of tensors alone", "Other content could run code, so it is not read."
+        ) from error
+    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
+    metadata = {"architecture": architecture, "measurement_size": str(measurement_size), "source": source.name}
+    write_weights(target, tensors, metadata)
 
 
 def read_weights(path: Path) -> Weights:

@@ -137,7 +137,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise HardnetSfmError(f"no such file: {path}") from error
     except (OSError, ValueError) as error:
-        raise HardnetSfmError(f"{path}: cannot be read: {error}") from error
+        raise HardnetSfmError(f"{path}: cannot be read: {error}", "Delete it and run the command again.") from error
     if not isinstance(content, dict):
-        raise HardnetSfmError(f"{path}: not a JSON object")
+        raise HardnetSfmError(f"{path}: not a JSON object", "Delete it and run the command again.")
     return content

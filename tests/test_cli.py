@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hardnet_sfm import __version__
 from hardnet_sfm.cli import Reconstruct, main, parse
 
-VERBS = ("reconstruct", "extract", "pair", "match", "map", "info", "export", "demo")
+VERBS = ("reconstruct", "extract", "pair", "match", "map", "info", "export", "demo", "mine", "warp", "train", "weights")
 
 
 def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -91,3 +92,47 @@ def test_debug_shows_where_an_error_came_from() -> None:
 def test_shell_completion_can_be_written(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, script = said_by(["--tyro-print-completion", shell], capsys)
     assert status == 0 and "--max-keypoints" in script
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    code = "from hardnet_sfm.cli import main; main(['reconstruct', '--help'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait()
+
+
+def test_terminate_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
+    """COLMAP's logging would print a stack of C++ calls."""
+    code = (
+        "import os, signal, hardnet_sfm.cli as cli, hardnet_sfm.report.info as home\n"
+        "def info(_):\n"
+        "    import hardnet_sfm.colmap\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    while True: pass\n"
+        "cli.info = info\n"
+        f"cli.main(['info', {str(tmp_path)!r}])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 130
+    assert run.stderr.count("\n") == 1 and "goes on from here" in run.stderr
+
+
+def test_negative_seeds_and_workers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--workspace", str(tmp_path)]
+    assert said_by(["demo", *place, "--seed", "-1"], capsys)[0] == 2
+    (tmp_path / "photo.png").touch()
+    assert said_by(["extract", str(tmp_path), *place, "--workers", "-3"], capsys)[0] == 2
+
+
+def test_a_folder_that_may_not_be_read_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(_: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "features.h5"))
+
+    monkeypatch.setattr("hardnet_sfm.cli.info", forbidden)
+    status, text = said_by(["info", str(tmp_path)], capsys)
+    assert status == 1
+    assert "features.h5: Permission denied" in text

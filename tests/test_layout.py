@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
 ROWS = (
     ("__main__",),
     ("cli",),
-    ("demo",),
+    ("demonstration",),
     ("pipeline",),
     ("training",),
     ("reconstruction", "features", "matching", "evaluation", "report"),

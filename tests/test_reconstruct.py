@@ -17,6 +17,7 @@ import numpy as np
 import pycolmap
 import pytest
 import torch
+from PIL import Image
 
 import hardnet_sfm
 from hardnet_sfm.cli import main
@@ -29,18 +30,22 @@ from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.pipeline import Report
 from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.workspace import Workspace, read_json
 
 FEW = ExtractOptions(max_keypoints=1500)
 ONE_CAMERA = MapOptions(camera_mode="single")
+ONE_THREAD = Resources(workers=1)
 
 
 @pytest.fixture(scope="module")
 def made(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A finished workspace. Tests must not write into it."""
+    """A finished workspace. Tests must not write into it. Its model is what one thread always makes."""
     place = Workspace(tmp_path_factory.mktemp("made"))
-    hardnet_sfm.reconstruct(small_scene[0], place.root, extract_options=FEW, map_options=ONE_CAMERA)
+    hardnet_sfm.reconstruct(
+        small_scene[0], place.root, extract_options=FEW, map_options=ONE_CAMERA, resources=ONE_THREAD
+    )
     return place
 
 
@@ -161,6 +166,88 @@ def test_global_mapper_finds_the_focal_length(made: Workspace, small_scene: tupl
     assert camera.focal_length == pytest.approx(scene.focal_length, rel=0.02)
 
 
+def test_matches_of_other_features_are_not_mapped(
+    made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
+) -> None:
+    place = copy_of(made, tmp_path)
+    model = (place.sparse / "0" / "points3D.bin").read_bytes()
+    hardnet_sfm.extract(small_scene[0], place.features, ExtractOptions(max_keypoints=700))
+    with pytest.raises(HardnetSfmError, match="28 of 28 pairs were matched from other features") as raised:
+        hardnet_sfm.map_photos(place, ONE_CAMERA)
+    assert "hardnet-sfm match" in raised.value.hint
+    assert (place.sparse / "0" / "points3D.bin").read_bytes() == model
+
+
+def test_matches_of_photos_that_are_gone_are_not_mapped(
+    made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
+) -> None:
+    place = copy_of(made, tmp_path)
+    (tmp_path / "six").mkdir()
+    for name in small_scene[1].names[:6]:
+        shutil.copy(small_scene[0] / name, tmp_path / "six" / name)
+    hardnet_sfm.extract(tmp_path / "six", place.features, FEW)
+    with pytest.raises(HardnetSfmError, match="13 of 28 pairs were matched from other features"):
+        hardnet_sfm.map_photos(place, ONE_CAMERA)
+
+
+def test_matches_of_another_list_of_pairs_are_not_mapped(made: Workspace, tmp_path: Path) -> None:
+    place = copy_of(made, tmp_path)
+    hardnet_sfm.pair(place.features, place.pairs, PairOptions(pairing="sequential", window=2, loop_interval=0))
+    assert [part.stale for part in hardnet_sfm.info(place)] == ["", "pairs.txt lists other pairs", ""]
+    with pytest.raises(HardnetSfmError, match=r"another list of pairs than pairs\.txt"):
+        hardnet_sfm.map_photos(place, ONE_CAMERA)
+
+
+def test_a_damaged_or_lost_model_is_made_again(made: Workspace, tmp_path: Path) -> None:
+    place = copy_of(made, tmp_path)
+    expected = Model.read(made.sparse / "0").facts()
+    (place.sparse / "0" / "points3D.bin").unlink()
+    assert hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD).facts() == expected
+    shutil.rmtree(place.sparse)
+    assert hardnet_sfm.info(place)[2].stale == f"{place.sparse} is gone"
+    assert hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD).facts() == expected
+    place.summary.write_text("nothing", encoding="utf-8")
+    assert hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD).facts() == expected
+
+
+def test_cameras_of_which_nothing_is_known_are_not_fixed(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in small_scene[1].names:
+        grey = Image.open(small_scene[0] / name).convert("L")
+        Image.fromarray(np.asarray(grey)).save(tmp_path / "photos" / name, quality=95)  # no EXIF data
+    with pytest.raises(HardnetSfmError, match="nothing is known of 1 of 1 cameras") as raised:
+        hardnet_sfm.reconstruct(
+            tmp_path / "photos",
+            tmp_path / "out",
+            extract_options=FEW,
+            map_options=MapOptions(camera_mode="single", fix_intrinsics=True),
+        )
+    assert "--camera-params" in raised.value.hint
+
+
+def test_paths_may_be_strings(made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
+    place = copy_of(made, tmp_path)
+    assert hardnet_sfm.extract(str(small_scene[0]), str(place.features), FEW).computed == 0
+    hardnet_sfm.pair(str(place.features), str(place.pairs))
+    assert hardnet_sfm.match(str(place.features), str(place.pairs), str(place.matches)).computed == 0
+    assert len(hardnet_sfm.map_photos(str(place.root), ONE_CAMERA).names) == 8
+    with hardnet_sfm.FeatureStore(str(place.features)) as features:
+        assert len(features.names()) == 8
+
+
+def test_the_api_gives_functions_every_time() -> None:
+    for name in ("demo", "extract", "pair", "match", "map_photos", "export", "info", "reconstruct"):
+        assert callable(getattr(hardnet_sfm, name)) and callable(getattr(hardnet_sfm, name)), name
+
+
+@pytest.mark.parametrize("wrong", [{"camera_mode": "bogus"}, {"mapper": "local"}])
+def test_choices_that_there_are_not_are_refused(made: Workspace, wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="is not one of"):
+        hardnet_sfm.map_photos(made, MapOptions(**wrong))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is not one of"):
+        hardnet_sfm.export(made, "nowhere", ("nonsense",))  # type: ignore[arg-type]
+
+
 def test_fixed_intrinsics_stay_as_given(made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
     scene = small_scene[1]
     params = (scene.focal_length, scene.size[0] / 2, scene.size[1] / 2)
@@ -195,11 +282,11 @@ def test_interrupted_mapping_goes_on_to_the_same_model(
 
     monkeypatch.setattr(mapping, "map_database", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        hardnet_sfm.map_photos(place, ONE_CAMERA)
+        hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD)
     assert next(place.root.glob(".snapshot-*/images.bin")).is_file()
     registered: list[int] = []
     monkeypatch.setattr(mapping, "map_database", lambda *args: run(*args[:-1], registered.append))
-    resumed = hardnet_sfm.map_photos(place, ONE_CAMERA)
+    resumed = hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD)
     assert registered == [5, 6, 7, 8]
     assert resumed.facts() == Model.read(made.sparse / "0").facts()
     assert not list(place.root.glob(".snapshot-*"))
@@ -210,7 +297,7 @@ def test_run_killed_anywhere_and_run_again_ends_with_the_same_model(
     made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "hardnet_sfm", "reconstruct", str(small_scene[0]), "--workspace", str(tmp_path)]
-    command += ["--max-keypoints", "1500", "--camera-mode", "single"]
+    command += ["--max-keypoints", "1500", "--camera-mode", "single", "--workers", "1"]
     delays = [2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0]
     for delay in delays:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -245,6 +332,11 @@ def test_names_with_spaces_umlauts_and_equal_base_names(small_scene: tuple[Path,
         shutil.copy(source, photos / name)
     model = hardnet_sfm.reconstruct(photos, tmp_path / "out", extract_options=FEW, map_options=ONE_CAMERA)
     assert sorted(model.names) == sorted(names)
+    with pytest.raises(HardnetSfmError, match="hloc takes no spaces"):
+        hardnet_sfm.export(tmp_path / "out", tmp_path / "pairs", ("pairs",))
+    assert not (tmp_path / "pairs").exists()
+    written = {path.name for path in hardnet_sfm.export(tmp_path / "out", tmp_path / "all")}
+    assert "database.db" in written and "pairs.txt" not in written
 
 
 def test_webp_photos_are_mapped_with_their_colours(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:

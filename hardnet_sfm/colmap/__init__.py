@@ -1,1 +1,8 @@
-"""The only place that imports pycolmap: features, database, mapping, models. Tested against the real wheel."""
+import signal
+import threading
+
+import pycolmap  # noqa: F401
+
+# On import, COLMAP's logging takes SIGTERM over to print a stack of C++ calls. Whoever had it before gets it back.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

@@ -8,7 +8,7 @@ from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pycolmap
@@ -19,7 +19,7 @@ from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.keypoints import Float32, Keypoints
 
 Cost = TypeVar("Cost")
 
@@ -85,8 +85,22 @@ def reconstruct_with_sift(
     return BaselineRun(models[0], keypoints, verified, seconds)
 
 
+class SiftFeatures(NamedTuple):
+    """What COLMAP's SIFT finds in a photo.
+
+    Attributes:
+        xy: (N, 2) float32, pixels, the centre of the top-left pixel at (0, 0).
+        frames: (N, 2, 2) float32, pixels per sigma.
+        rootsift: (N, 128) float16 of unit length, rounded to bytes on the way.
+    """
+
+    xy: Float32
+    frames: Float32
+    rootsift: NDArray[np.float16]
+
+
 class ColmapSift:
-    """COLMAP's SIFT, detection and description, on the CPU.
+    """COLMAP's SIFT, detection and description, on the CPU. Of keypoints that COLMAP finds twice one is kept.
 
     Args:
         max_features: COLMAP's count: each keypoint may have two orientations, which give a row each.
@@ -98,9 +112,14 @@ class ColmapSift:
         with native_log(None):
             self._extractor = pycolmap.FeatureExtractor.create(options)
 
-    def __call__(self, grey: NDArray[np.uint8]) -> int:
-        """Number of descriptors computed from an (H, W) photo."""
-        return len(self._extractor.extract_from_uint8_array(grey)[0])
+    def __call__(self, grey: NDArray[np.uint8]) -> SiftFeatures:
+        """Features of an (H, W) photo."""
+        found, described = self._extractor.extract_from_uint8_array(grey)
+        geometry = [(point.x, point.y, point.a11, point.a12, point.a21, point.a22) for point in found]
+        unique, first = np.unique(np.array(geometry, np.float32).reshape(-1, 6), axis=0, return_index=True)
+        rows = described.data[first].astype(np.float32)
+        rootsift = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+        return SiftFeatures(unique[:, :2] - np.float32(0.5), unique[:, 2:].reshape(-1, 2, 2), rootsift)
 
 
 def match_with_colmap(

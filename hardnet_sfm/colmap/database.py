@@ -122,6 +122,10 @@ class Database:
         """Number of cameras."""
         return int(self._database.num_cameras())
 
+    def guessed_cameras(self) -> int:
+        """Number of cameras whose focal length neither EXIF data nor the user told."""
+        return sum(not camera.has_prior_focal_length for camera in self._database.read_all_cameras())
+
 
 def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, int]) -> Float32:
     """Keypoints in COLMAP's convention: pixels as stored in the file, centre of the top-left pixel at (0.5, 0.5).

@@ -35,7 +35,9 @@ class Model:
         try:
             return cls(pycolmap.Reconstruction(folder))
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
-            raise HardnetSfmError(f"{folder}: the model is damaged: {error}") from error
+            raise HardnetSfmError(
+                f"{folder}: the model is damaged: {error}", "Delete the folder and run `hardnet-sfm map` again."
+            ) from error
 
     def write(self, folder: Path, form: Literal["binary", "text", "ply"] = "binary") -> None:
         """Writes the model, or with "ply" its points alone as points3D.ply, into a folder (made if missing)."""

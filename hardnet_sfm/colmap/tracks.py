@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Tracks:
-    """V photos, P points and the N observations of them, photo by photo; about 130 bytes an observation.
+    """V photos, P points and the N observations of them, photo by photo; about 100 bytes an observation.
 
     Pixels are COLMAP's: of the photo as it is stored in its file, centre of the top-left pixel at (0.5, 0.5).
 
@@ -103,21 +103,20 @@ def _observations(
     row = np.array(image.get_observation_point2D_idxs(), np.int32)
     observed = image.get_observation_points2D()
     xy = np.array([seen.xy for seen in observed], np.float64).reshape(-1, 2)
-    point = np.searchsorted(point_ids, np.array([seen.point3D_id for seen in observed], np.int64))
+    point = np.searchsorted(point_ids, np.array([seen.point3D_id for seen in observed], np.int64)).astype(np.int64)
     pose = image.cam_from_world().matrix()
     in_camera = xyz[point] @ pose[:, :3].T + pose[:, 3]
-    error = np.linalg.norm(camera.img_from_cam(in_camera) - xy, axis=1)
+    depth = in_camera[:, 2]
+    projected = np.asarray(camera.img_from_cam(in_camera), np.float64)
+    error = np.linalg.norm(projected - xy, axis=1)
+    error[(depth <= 0) | ~np.isfinite(error)] = np.inf
+
+    def rays(at: Float64) -> Float64:
+        return np.asarray(camera.cam_from_img(at), np.float64)
+
     # Central differences over a pixel; lens distortion is far smoother than that.
-    steps = [camera.cam_from_img(xy + step) - camera.cam_from_img(xy - step) for step in np.eye(2) / 2]
-    return (
-        point,
-        row,
-        xy,
-        camera.cam_from_img(xy),
-        np.stack(steps, 2),
-        in_camera[:, 2],
-        np.where((in_camera[:, 2] > 0) & np.isfinite(error), error, np.inf),
-    )
+    jacobian = np.stack([rays(xy + step) - rays(xy - step) for step in np.eye(2) / 2], 2, dtype=np.float64)
+    return point, row, xy, rays(xy), jacobian, depth, error
 
 
 class KeypointTables:

@@ -64,7 +64,7 @@ class ExtractOptions:
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
         for name, least in (("max_keypoints", 1), ("max_image_size", 32), ("peak_threshold", 0), ("edge_threshold", 1)):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # nor NaN
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
 
     def recipe(self, weights_sha256: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class _Detected(NamedTuple):
 
 
 def extract(
-    images: Path, features: Path, options: ExtractOptions | None = None, resources: Resources | None = None
+    images: Path | str, features: Path | str, options: ExtractOptions | None = None, resources: Resources | None = None
 ) -> ExtractReport:
     """Detects and describes keypoints in all photos of a folder.
 
@@ -130,6 +130,7 @@ def extract(
 
     options, resources = options or ExtractOptions(), resources or Resources()
     options.check()
+    images, features = Path(images), Path(features)
     names = list_photos(images)
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)

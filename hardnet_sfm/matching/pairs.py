@@ -8,11 +8,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.workspace import locked, replacing
 
 Pair = tuple[str, str]
+Pairing = Literal["auto", "exhaustive", "sequential", "file"]
 AUTO_EXHAUSTIVE_PHOTOS = 200
 _WINDOW = 10
 _LOOP_INTERVAL = 10
@@ -22,7 +23,7 @@ _LOOP_INTERVAL = 10
 class PairOptions:
     """Which photos are matched with which."""
 
-    pairing: Literal["auto", "exhaustive", "sequential", "file"] = "auto"
+    pairing: Pairing = "auto"
     """exhaustive: all with all. sequential: each with those that follow it in the order of their names. file: those of
     --pairs-file. auto: exhaustive up to 200 photos, beyond that sequential with loop closure."""
     window: int | None = None
@@ -35,6 +36,7 @@ class PairOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense or has no effect."""
+        check_choice("pairing", self.pairing, Pairing)
         if self.pairing == "file" and self.pairs_file is None:
             raise UsageError("--pairing file needs --pairs-file FILE")
         if self.pairs_file is not None and self.pairing not in ("auto", "file"):
@@ -61,7 +63,7 @@ class PairReport:
     how: str
 
 
-def pair(features: Path, pairs: Path, options: PairOptions | None = None) -> PairReport:
+def pair(features: Path | str, pairs: Path | str, options: PairOptions | None = None) -> PairReport:
     """Writes the list of pairs to match.
 
     Args:
@@ -75,6 +77,7 @@ def pair(features: Path, pairs: Path, options: PairOptions | None = None) -> Pai
     """
     options = options or PairOptions()
     options.check()
+    features, pairs = Path(features), Path(pairs)
     with FeatureStore(features) as store:
         names = store.names()
     if len(names) < 2:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.images import sha256_of
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.matching.pairs import Pair, read_pairs
 from hardnet_sfm.progress import progress
@@ -69,9 +70,9 @@ class MatchReport:
 
 
 def match(
-    features: Path,
-    pairs: Path,
-    matches: Path,
+    features: Path | str,
+    pairs: Path | str,
+    matches: Path | str,
     options: MatchOptions | None = None,
     resources: Resources | None = None,
 ) -> MatchReport:
@@ -101,6 +102,7 @@ def match(
 
     options, resources = options or MatchOptions(), resources or Resources()
     options.check()
+    features, pairs, matches = Path(features), Path(pairs), Path(matches)
     recipe = options.recipe()
     with locked(matches.parent), FeatureStore(features) as store, StoreWriter(matches, MATCHES) as writer:
         check_names_apart(store.names())
@@ -139,7 +141,7 @@ def match(
                     facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found)}
                     writer.put(pair_key(*pair), prints[pair], match_arrays(found, count), facts)
                     advance(note=f"{pair[0]} {pair[1]}")
-        writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe})
+        writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe, "pairs": sha256_of(pairs)})
     with MatchStore(matches) as result:
         total = result.total()
     return MatchReport(len(wanted), total, len(due), reason if due else "")

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, check_choice
 from hardnet_sfm.stores import MatchStore
 from hardnet_sfm.workspace import Workspace, prepare_folder, replacing
 
 Form = Literal["binary", "text", "ply", "pairs", "database"]
 
 
-def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form, ...] = get_args(Form)) -> list[Path]:
+def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form, ...] | None = None) -> list[Path]:
     """Writes what is in a workspace for other programs; a file that is there already is replaced.
 
     - binary: every model as COLMAP writes it, `sparse/0` and so on.
@@ -26,29 +26,42 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
     Args:
         workspace: that a model was made in.
         to: folder, made if missing.
-        forms: which.
+        forms: which; by default all, but for pairs where a photo's name has a space in it, which hloc cannot read.
 
     Returns:
         What was written, folders for models.
 
     Raises:
         HardnetSfmError: the workspace does not hold what is asked for.
+        UsageError: there is no such form.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     target = Path(to)
+    for form in forms or ():
+        check_choice("forms", form, Form)
     if not place.root.is_dir():
         raise HardnetSfmError(f"no workspace at {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
     if target.resolve() == place.root.resolve():
         raise HardnetSfmError("the workspace cannot be exported onto itself", "Choose another folder for --to.")
+    pairs: list[tuple[str, str]] = []
+    if forms is None or "pairs" in forms:
+        with MatchStore(place.matches) as matches:
+            pairs = matches.pairs()
+    spaced = next((name for pair in pairs for name in pair if " " in name), None)
+    if spaced and "pairs" in (forms or ()):
+        raise HardnetSfmError(
+            f"hloc takes no spaces in the names of photos, as in {spaced}", "Rename them, or leave out the form pairs."
+        )
+    chosen = forms or tuple(form for form in get_args(Form) if form != "pairs" or not spaced)
     prepare_folder(target)
     write: dict[Form, Callable[[], list[Path]]] = {
         "binary": lambda: _models(place, target / "sparse", "binary"),
         "text": lambda: _models(place, target / "text", "text"),
         "ply": lambda: _models(place, target / "points", "ply"),
-        "pairs": lambda: [_pairs(place, target / "pairs.txt")],
+        "pairs": lambda: [_pairs(pairs, target / "pairs.txt")],
         "database": lambda: [_database(place, target / "database.db")],
     }
-    return [path for form in forms for path in write[form]()]
+    return [path for form in chosen for path in write[form]()]
 
 
 def _models(place: Workspace, target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
@@ -62,15 +75,7 @@ def _models(place: Workspace, target: Path, form: Literal["binary", "text", "ply
     return [target / folder.name for folder in folders]
 
 
-def _pairs(place: Workspace, target: Path) -> Path:
-    with MatchStore(place.matches) as matches:
-        pairs = matches.pairs()
-    spaced = [name for pair in pairs for name in pair if " " in name]
-    if spaced:
-        raise HardnetSfmError(
-            f"hloc takes no spaces in the names of photos, as in {spaced[0]}",
-            "Rename them, or leave out the form pairs.",
-        )
+def _pairs(pairs: list[tuple[str, str]], target: Path) -> Path:
     with replacing(target) as beside:
         beside.write_text("".join(f"{first} {second}\n" for first, second in pairs), encoding="utf-8")
     return target

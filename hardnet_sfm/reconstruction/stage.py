@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
+from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint
+from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint, stale_pairs
 from hardnet_sfm.workspace import Workspace, digest, locked, read_json, write_json
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
@@ -20,15 +21,17 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.model import Model
 
 Pair = tuple[str, str]
+Mapper = Literal["incremental", "global"]
+Mode = Literal["auto", "single", "per-folder", "per-image"]
 
 
 @dataclass(frozen=True)
 class MapOptions:
     """Cameras, geometric verification and mapping."""
 
-    mapper: Literal["incremental", "global"] = "incremental"
+    mapper: Mapper = "incremental"
     """incremental: photo by photo, robust. global: all at once, faster on many photos of known focal length."""
-    camera_mode: Literal["auto", "single", "per-folder", "per-image"] = "auto"
+    camera_mode: Mode = "auto"
     """Which photos share a camera. auto: those whose EXIF data and size agree."""
     camera_model: str = "SIMPLE_RADIAL"
     """COLMAP's name of the camera model."""
@@ -47,6 +50,8 @@ class MapOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
+        check_choice("mapper", self.mapper, Mapper)
+        check_choice("camera-mode", self.camera_mode, Mode)
         self.camera_setup().check()
         for name, value, least in (
             ("max-error", self.max_error, 0.1),
@@ -77,11 +82,11 @@ class MapOptions:
 
 
 def map_photos(
-    workspace: Workspace,
+    workspace: Workspace | Path | str,
     options: MapOptions | None = None,
     resources: Resources | None = None,
     *,
-    images: Path | None = None,
+    images: Path | str | None = None,
 ) -> Model:
     """Imports photos, keypoints and matches into a COLMAP database, verifies each pair and maps.
 
@@ -98,14 +103,17 @@ def map_photos(
         The largest model.
 
     Raises:
-        HardnetSfmError: no model could be made (it says what was found), or inputs are missing or damaged.
+        HardnetSfmError: no model could be made (it says what was found), inputs are missing or damaged, or matches are
+            not those of the features and the list of pairs that are there now.
         UsageError: an option makes no sense.
     """
     options, resources = options or MapOptions(), resources or Resources()
     options.check()
+    workspace = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     with locked(workspace.root):
         with FeatureStore(workspace.features) as features, MatchStore(workspace.matches) as matches:
-            images = images or Path(features.header["images"])
+            _check_matched(workspace, features, matches)
+            images = Path(images or features.header["images"])
             fingerprint = database_fingerprint(features, matches, options)
             _make_database(workspace, images, features, matches, options, resources, fingerprint)
             found = _what_was_found(features, matches)
@@ -118,6 +126,22 @@ def map_photos(
         if not models:
             raise _nothing_made(read_json(workspace.summary))
         return models[0]
+
+
+def _check_matched(workspace: Workspace, features: FeatureStore, matches: MatchStore) -> None:
+    """Raises HardnetSfmError where matches were made of other features, or for another list of pairs."""
+    stale = stale_pairs(features, matches)
+    if stale:
+        raise HardnetSfmError(
+            f"{workspace.matches}: {len(stale)} of {len(matches.pairs())} pairs were matched from other features than "
+            f"those in {workspace.features.name}",
+            "Run `hardnet-sfm pair` and `hardnet-sfm match` first.",
+        )
+    if workspace.pairs.is_file() and sha256_of(workspace.pairs) != matches.header["pairs"]:
+        raise HardnetSfmError(
+            f"{workspace.matches}: matches of another list of pairs than {workspace.pairs.name}",
+            "Run `hardnet-sfm match` first.",
+        )
 
 
 def database_fingerprint(features: FeatureStore, matches: MatchStore, options: MapOptions) -> str:
@@ -171,6 +195,13 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
 
     with Database(workspace.database) as database:
         names = list(database.ids)
+        guessed = database.guessed_cameras() if options.fix_intrinsics and not options.camera_params else 0
+        if guessed:
+            raise HardnetSfmError(
+                f"--fix-intrinsics: nothing is known of {guessed} of {database.cameras()} cameras: no focal length in "
+                "their photos' EXIF data",
+                "State the camera with --camera-params, or leave out --fix-intrinsics.",
+            )
         if not database.verified():
             return []
     mapping = Mapping(options.mapper, options.fix_intrinsics, options.min_model_size, resources.threads, options.seed)
@@ -201,10 +232,13 @@ def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:
     """The models of an earlier run, where they are up to date."""
     from hardnet_sfm.colmap.model import Model
 
-    if not workspace.summary.is_file() or read_json(workspace.summary).get("fingerprint") != fingerprint:
-        return []
-    folders = sorted(workspace.sparse.glob("[0-9]*"), key=lambda folder: int(folder.name))
-    return [Model.read(folder) for folder in folders]
+    try:
+        summary = read_json(workspace.summary) if workspace.summary.is_file() else {}
+        if summary.get("fingerprint") != fingerprint:
+            return []
+        return [Model.read(workspace.sparse / str(number)) for number in range(len(summary["models"]))]
+    except HardnetSfmError:
+        return []  # damaged, so they are made again
 
 
 def _what_was_found(features: FeatureStore, matches: MatchStore) -> dict[str, Any]:

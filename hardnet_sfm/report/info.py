@@ -8,7 +8,7 @@ from typing import Any
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import list_photos, sha256_of
-from hardnet_sfm.stores import FeatureStore, MatchStore, feature_fingerprint, inputs_fingerprint, match_fingerprint
+from hardnet_sfm.stores import FeatureStore, MatchStore, feature_fingerprint, inputs_fingerprint, stale_pairs
 from hardnet_sfm.workspace import Workspace, read_json
 
 
@@ -44,9 +44,9 @@ def info(workspace: Workspace | Path | str) -> list[Part]:
         parts = [_features(features)]
         if place.matches.is_file():
             with MatchStore(place.matches) as matches:
-                parts.append(_matches(features, matches))
+                parts.append(_matches(features, matches, place.pairs))
                 if place.summary.is_file():
-                    parts.append(_model(read_json(place.summary), inputs_fingerprint(features, matches)))
+                    parts.append(_model(place, inputs_fingerprint(features, matches)))
     return parts
 
 
@@ -66,19 +66,21 @@ def _features(features: FeatureStore) -> Part:
     return Part("features", holds, options, stale)
 
 
-def _matches(features: FeatureStore, matches: MatchStore) -> Part:
-    pairs, prints = matches.pairs(), matches.fingerprints()
-    options, made_from = matches.header["options"], features.fingerprints()
-    wanted = {match_fingerprint(options, made_from.get(a, ""), made_from.get(b, "")) for a, b in pairs}
-    stale = len(set(prints.values()) - wanted)
-    holds = f"{matches.total()} in {len(pairs)} pairs"
-    return Part("matches", holds, options, f"{stale} pairs were made from other features" if stale else "")
+def _matches(features: FeatureStore, matches: MatchStore, pairs: Path) -> Part:
+    other = len(stale_pairs(features, matches))
+    stale = f"{other} pairs were made from other features" if other else ""
+    if not stale and pairs.is_file() and sha256_of(pairs) != matches.header["pairs"]:
+        stale = f"{pairs.name} lists other pairs"
+    return Part("matches", f"{matches.total()} in {len(matches.pairs())} pairs", matches.header["options"], stale)
 
 
-def _model(summary: dict[str, Any], inputs: str) -> Part:
+def _model(place: Workspace, inputs: str) -> Part:
+    summary = read_json(place.summary)
     models = summary.get("models", [])
     holds = f"{len(models)} models, {summary.get('registered', 0)} of {summary.get('photos', 0)} photos in the largest"
     if models:
         holds += f", {models[0]['points']} points, mean track length {models[0]['mean_track_length']:.2f}"
     stale = "" if summary.get("inputs") == inputs else "features or matches have changed since it was made"
+    if not stale and not all((place.sparse / str(number)).is_dir() for number in range(len(models))):
+        stale = f"{place.sparse} is gone"
     return Part("model", holds, summary.get("options", {}).get("map", {}), stale)

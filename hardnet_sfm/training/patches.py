@@ -160,6 +160,20 @@ def read_patches(path: Path) -> PatchSet:
         ) from error
 
 
+def is_made(path: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a file was made with exactly these options.
+
+    Raises:
+        HardnetSfmError: it is something else, which is not to be written over.
+    """
+    if not path.exists():
+        return False
+    try:
+        return read_patches(path).options == options
+    except HardnetSfmError as error:
+        raise HardnetSfmError(error.message, "Delete it, or choose another file for the patches.") from error
+
+
 def _mapped(path: Path, stored: h5py.Dataset) -> Grey:
     """The data set as a read-only view of the file."""
     if stored.dtype != np.uint8:

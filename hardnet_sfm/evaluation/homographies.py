@@ -1,0 +1,168 @@
+"""Sequences of photos that are related by homographies, and how well keypoints are matched on them.
+
+Two data sets have this layout, a folder for each sequence: Mikolajczyk et al., A comparison of affine region detectors,
+IJCV 2005 (`img1.ppm` .. `img6.ppm`, `H1to2p` .. `H1to6p`), and the full photos of HPatches, Balntas et al., CVPR 2017
+(`1.ppm` .. `6.ppm`, `H_1_2` .. `H_1_6`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.measures import average_precision
+from hardnet_sfm.images import EXTENSIONS
+from hardnet_sfm.keypoints import Float32
+
+PHOTOS = 6
+TOLERANCE = 3.0
+_LAYOUT = "A sequence has photos 1 to 6 (or img1 to img6) and homographies H_1_2 to H_1_6 (or H1to2p to H1to6p)."
+# Rows of the table of all distances between two photos' keypoints that are looked at together.
+_ROWS = 1024
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class HomographySequence:
+    """Six photos of a plane, or from one place.
+
+    Attributes:
+        name: of the folder.
+        photos: the six files.
+        homographies: (5, 3, 3), from pixels of the first photo to those of each other one, centre of the top-left
+            pixel at (0, 0).
+    """
+
+    name: str
+    photos: tuple[Path, ...]
+    homographies: Float64
+
+
+def read_sequences(folder: Path) -> list[HomographySequence]:
+    """Reads a sequence, or all sequences of a folder, by name. Photos are found, not decoded.
+
+    Raises:
+        HardnetSfmError: the folder is missing, or photos or homographies are missing, ambiguous or damaged.
+    """
+    if not folder.is_dir():
+        raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [_read_sequence(sequence) for sequence in inside or [folder]]
+
+
+def _read_sequence(folder: Path) -> HomographySequence:
+    photos = tuple(_photo(folder, number) for number in range(1, PHOTOS + 1))
+    homographies = np.array([_homography(folder, number) for number in range(2, PHOTOS + 1)])
+    return HomographySequence(folder.resolve().name, photos, homographies)
+
+
+def _photo(folder: Path, number: int) -> Path:
+    stems = (str(number), f"img{number}")
+    found = [path for path in folder.iterdir() if path.stem in stems and path.suffix.lower() in EXTENSIONS]
+    if len(found) != 1:
+        raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} with number {number}", _LAYOUT)
+    return found[0]
+
+
+def _homography(folder: Path, number: int) -> Float64:
+    paths = (folder / f"H_1_{number}", folder / f"H1to{number}p")
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise HardnetSfmError(f"{folder}: no homography {paths[0].name} or {paths[1].name}", _LAYOUT)
+    try:
+        matrix = np.array(path.read_text(encoding="ascii").split(), np.float64)
+    except (OSError, ValueError) as error:
+        raise HardnetSfmError(f"{path}: not a homography ({error})", "It is a text of nine numbers.") from error
+    if matrix.size != 9:
+        raise HardnetSfmError(f"{path}: {matrix.size} numbers, a homography has 9")
+    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix.reshape(3, 3)) < 3:
+        raise HardnetSfmError(f"{path}: not a homography: the matrix cannot be inverted")
+    return matrix.reshape(3, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class PairTruth:
+    """Where keypoints of a photo are in another one. It does not depend on how they are described.
+
+    Attributes:
+        places: (N, 2) pixels of the second photo, of the first's keypoints.
+        others: (M, 2) pixels, the second photo's keypoints.
+        matchable: number of the first's keypoints whose place is within `TOLERANCE` pixels of one of the second's.
+    """
+
+    places: Float64
+    others: Float32
+    matchable: int
+
+
+def pair_truth(homography: Float64, first: Float32, second: Float32) -> PairTruth:
+    """Takes the (N, 2) keypoints of a photo to another one with (M, 2) keypoints by a (3, 3) homography."""
+    mapped = np.column_stack([first, np.ones(len(first))]) @ homography.T
+    with np.errstate(divide="ignore", invalid="ignore"):  # of what is at infinity: nowhere near
+        places = mapped[:, :2] / mapped[:, 2:]
+    matchable = 0
+    if len(second):
+        others = torch.from_numpy(second.astype(np.float64))
+        for rows in torch.split(torch.from_numpy(places), _ROWS):
+            # Not by products, which lose the distances' last digits.
+            distances = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
+            matchable += int((distances.amin(1) <= TOLERANCE).sum())
+    return PairTruth(places, second, matchable)
+
+
+@dataclass(frozen=True, eq=False)
+class RankedMatches:
+    """Correspondences between two photos and how much each is believed.
+
+    Attributes:
+        pairs: (M, 2) row numbers of the keypoints in the first and the second photo.
+        ratios: (M,) of the distances to the nearest and the second nearest neighbour; smaller is more believed.
+    """
+
+    pairs: NDArray[np.int32]
+    ratios: NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class MatchingScores:
+    """How well keypoints are matched, of one pair of photos or on the mean of several.
+
+    Attributes:
+        accuracy: share of the matches that are right; on the mean of pairs, mean matching accuracy (MMA). Right is what
+            is within `TOLERANCE` pixels of its true place.
+        right: number of right matches.
+        average_precision: of the matches ranked by their ratios, where recall 1 means a right match for every
+            keypoint of the first photo that has a counterpart; on the mean, mAP.
+    """
+
+    accuracy: float
+    right: float
+    average_precision: float
+
+    @classmethod
+    def mean(cls, scores: Sequence[MatchingScores]) -> MatchingScores:
+        return cls(*np.mean([(one.accuracy, one.right, one.average_precision) for one in scores], axis=0).tolist())
+
+
+def matching_scores(truth: PairTruth, matches: RankedMatches) -> MatchingScores:
+    """Scores the matches of one pair; all 0 where nothing is matched or nothing can be."""
+    first, second = matches.pairs.T
+    right = np.linalg.norm(truth.places[first] - truth.others[second], axis=1) <= TOLERANCE
+    if not right.any():
+        return MatchingScores(0.0, 0.0, 0.0)
+    precision = average_precision(matches.ratios, right, truth.matchable)
+    return MatchingScores(float(right.mean()), float(right.sum()), precision)
+
+
+def homography_scores(truths: Sequence[PairTruth], matches: Sequence[RankedMatches]) -> MatchingScores:
+    """The mean over pairs of photos: of a sequence, the first photo with each other one."""
+    pairs = zip(truths, matches, strict=True)
+    return MatchingScores.mean([matching_scores(truth, found) for truth, found in pairs])

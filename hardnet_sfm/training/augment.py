@@ -1,0 +1,69 @@
+"""Augmentation of pairs of patches, on the device that trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options only
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """How patches are changed; 0 switches a change off. Those of a pair differ, but for the flip and quarter turns."""
+
+    flip: bool = True
+    """Flip and turn pairs by quarters, as in the paper's HardNet+."""
+    shift: float = 0.02
+    """Standard deviation of the position, share of the patch's side."""
+    turn: float = 3.0
+    """Standard deviation of the orientation, degrees."""
+    scale: float = 0.06
+    """Standard deviation of the logarithm of the scale."""
+    light: float = 0.3
+    """Largest change of the logarithm of the gamma."""
+    noise: float = 0.01
+    """Standard deviation of noise of each pixel, of a range of 1, at most; evenly drawn for each patch."""
+
+
+def augmented(anchors: Tensor, positives: Tensor, size: int, options: AugmentOptions) -> tuple[Tensor, Tensor]:
+    """Changes pairs of patches and resamples them to the network's size.
+
+    The affine map of a patch is applied in one bilinear resampling, which for 64 to 32 pixels averages 2x2 pixels.
+
+    Args:
+        anchors, positives: (B, S, S) uint8.
+        size: side of the result, pixels.
+        options: how; what is drawn by chance comes from torch's generator of the device.
+
+    Returns:
+        Two (B, 1, size, size) float32, in [0, 1] but for the noise.
+    """
+    import torch
+
+    count, device = len(anchors), anchors.device
+    patches = torch.cat([anchors, positives]).unsqueeze(1).float() / 255
+
+    def normal(deviation: float, *shape: int) -> Tensor:
+        return deviation * torch.randn(2 * count, *shape, device=device)
+
+    turn, scale = torch.deg2rad(normal(options.turn)), normal(options.scale).exp()
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    if options.flip:
+        quarters, flips = torch.randint(4, (count,), device=device), torch.randint(2, (count,), device=device)
+        cos, sin = torch.cos(quarters * (torch.pi / 2)).round(), torch.sin(quarters * (torch.pi / 2)).round()
+        mirror = 1 - 2 * flips.float()
+        shared = torch.stack([torch.stack([cos * mirror, -sin], 1), torch.stack([sin * mirror, cos], 1)], 1)
+        linear = linear @ torch.cat([shared, shared])
+    # The grid spans [-1, 1], two for the whole side.
+    theta = torch.cat([linear, normal(2 * options.shift, 2, 1)], 2)
+    grid = torch.nn.functional.affine_grid(theta, [2 * count, 1, size, size], align_corners=False)
+    patches = torch.nn.functional.grid_sample(patches, grid, padding_mode="reflection", align_corners=False)
+    if options.light:
+        gamma = (options.light * (2 * torch.rand(2 * count, 1, 1, 1, device=device) - 1)).exp()
+        patches = patches.clamp(1e-3, 1).pow(gamma)
+    if options.noise:
+        patches = patches + torch.rand(2 * count, 1, 1, 1, device=device) * normal(options.noise, 1, size, size)
+    return patches[:count], patches[count:]

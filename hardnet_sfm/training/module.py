@@ -1,0 +1,195 @@
+"""HardNet under training, as a lightning module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.measures import average_precision, fpr95
+from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
+from hardnet_sfm.progress import progress
+from hardnet_sfm.training.augment import AugmentOptions, augmented
+from hardnet_sfm.training.losses import Loss
+from hardnet_sfm.training.sampling import Sampler
+
+_WARM_UP = 0.02
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: whichever ends first.
+
+    Attributes:
+        minutes: of training, without validation, all runs that were resumed together.
+        steps: batches.
+    """
+
+    minutes: float | None
+    steps: int | None
+
+    @property
+    def total(self) -> int:
+        """Steps, or seconds where no number of steps is given."""
+        return self.steps if self.steps is not None else round(60 * (self.minutes or 0))
+
+    def spent(self, seconds: float, steps: int) -> float:
+        """Share of the budget that is spent, 0 to 1."""
+        of_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
+        of_steps = steps / self.steps if self.steps is not None else 0.0
+        return min(1.0, max(of_time, of_steps))
+
+
+class Batches(IterableDataset[dict[str, Tensor]]):
+    """The sampler's batches as tensors, from one number on, for ever; workers take turns."""
+
+    def __init__(self, sampler: Sampler, first: int, step: int = 1) -> None:
+        super().__init__()
+        self._sampler, self._first, self._step = sampler, first, step
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        number = self._first + (worker.id * self._step if worker else 0)
+        while True:
+            batch = self._sampler(number)
+            yield {name: torch.from_numpy(getattr(batch, name)) for name in ("anchors", "positives", "allowed")}
+            number += self._step * (worker.num_workers if worker else 1)
+
+
+class HardNetTraining(lightning.LightningModule):
+    """Trains HardNet on pairs of patches.
+
+    The learning rate rises over the first fiftieth of the budget and then falls linearly to zero, as in the paper. What
+    is drawn by chance in step k, dropout and augmentation, depends on the seed and on k alone: a run that is resumed
+    ends as if it had not been stopped, if its budget is counted in steps.
+
+    Args:
+        sampler: of what is trained on.
+        held_out: of what is validated with, if anything.
+        loss: of anchors and positives (B, 128) and the (B, B) mask of allowed negatives.
+        augment: of the patches.
+        budget: how long.
+        learning_rate: of AdamW at its highest.
+        weight_decay: of AdamW.
+        dropout: before the last layer.
+        seed: of what is drawn by chance.
+    """
+
+    MEASURES = ("fpr95", "map")
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        held_out: Sampler | None,
+        loss: Loss,
+        augment: AugmentOptions,
+        budget: Budget,
+        learning_rate: float,
+        weight_decay: float,
+        dropout: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.network = HardNet(dropout)
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.orthogonal_(module.weight, gain=0.6)
+        self._sampler, self._held_out = sampler, held_out
+        self._loss, self._augment, self.budget, self._seed = loss, augment, budget, seed
+        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        self.seconds, self._began = 0.0, 0.0
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        first = self.global_step * self.trainer.world_size + self.global_rank
+        workers = 4 if self.device.type == "cuda" else 0
+        return DataLoader(Batches(self._sampler, first, self.trainer.world_size), batch_size=None, num_workers=workers)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[Any]:
+        return DataLoader(Batches(self._held_out, 0), batch_size=None) if self._held_out else []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.network.parameters(), self._learning_rate, weight_decay=self._weight_decay)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self._began = time.monotonic()
+        torch.manual_seed(self._seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
+        spent = self.budget.spent(self.seconds, self.global_step)
+        rate = self._learning_rate * min((spent + 1e-3) / _WARM_UP, 1 - spent)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = rate
+        self.log("learning rate", rate)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        anchors, positives = augmented(batch["anchors"], batch["positives"], PATCH_SIZE, self._augment)
+        described = self.network(torch.cat([anchors, positives]))
+        with torch.autocast(described.device.type, enabled=False):
+            first, second = described.float().chunk(2)
+            loss = self._loss(first, second, batch["allowed"])
+        if not torch.isfinite(loss):
+            raise HardnetSfmError(
+                f"the loss is {loss.item()} at step {self.global_step}",
+                "Go on from the last good checkpoint with --resume and a lower --learning-rate.",
+            )
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        patches = torch.cat([batch["anchors"], batch["positives"]]).unsqueeze(1).float() / 255
+        described = self.network(torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // PATCH_SIZE)).float()
+        with torch.autocast(described.device.type, enabled=False):
+            anchors, positives = described.chunk(2)
+            distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
+        same, allowed = torch.eye(len(anchors), dtype=torch.bool), batch["allowed"].cpu()
+        pairs = distances[same | allowed].numpy()
+        self.log("fpr95", fpr95(pairs, same[same | allowed].numpy()))
+        # Matching: every anchor takes its nearest, ranked by the ratio of the distances to the nearest two.
+        candidates = distances.masked_fill(~(same | allowed), torch.inf)
+        nearest, second = candidates.topk(2, dim=1, largest=False).values.unbind(1)
+        right = candidates.diagonal() == nearest
+        self.log("map", average_precision((nearest / second).numpy(), right.numpy(), len(right)))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.seconds += time.monotonic() - self._began
+        if self.budget.spent(self.seconds, self.global_step) >= 1:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = checkpoint["seconds"]
+
+
+class Progress(lightning.Callback):
+    """The package's own progress bar: of steps, or of seconds where the budget is time."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._shown = 0
+
+    def _done(self, module: HardNetTraining) -> int:
+        return module.global_step if module.budget.steps is not None else round(module.seconds)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
+        assert isinstance(module, HardNetTraining)
+        self._shown = self._done(module)
+        self._advance = self._stack.enter_context(progress("train", module.budget.total, self._shown))
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        assert isinstance(module, HardNetTraining)
+        done = min(self._done(module), module.budget.total)
+        measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "learning rate"}
+        self._advance(done - self._shown, ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
+        self._shown = done
+
+    def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:  # noqa: ARG002
+        self._stack.close()

@@ -1,0 +1,338 @@
+"""Which observations of a model are patches of the same thing: keypoints for observations, and what they must agree in.
+
+A local affine frame, cut by a detector, says how large its keypoint is and which way it points. Where the cameras and a
+point are known, the frames of all its observations can be taken to the point itself and compared there. Let X be the
+point and m the mean of the unit rays from X to its cameras. In a camera with rotation R, X has the depth z and is seen
+at n = (x / z, y / z). A displacement D of X shifts n by [I | -n] R D / z, to first order. For displacements D = E d in
+the plane through X perpendicular to m, E its orthonormal basis, (3, 2), that is
+
+    dn = M d / z,   M = [I | -n] R E.
+
+With J the derivative of n by the pixel and A the frame, pixels per sigma, the frame on that plane is
+
+    B = z M^-1 J A,
+
+in units of the model per sigma. Its size, sqrt |det B|, and the direction of its x axis, atan2(B_21, B_11), are the
+same for all observations of the point, as far as the detector repeats itself and the plane stands for the surface.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.images import sensor_from_upright
+from hardnet_sfm.keypoints import Float32, Keypoints
+
+if TYPE_CHECKING:  # pycolmap takes a second to import
+    from hardnet_sfm.colmap.tracks import Tracks
+
+Float64 = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Mask = NDArray[np.bool_]
+
+# Squares along the longer side of a photo, in which depths are compared.
+_SQUARES = 64
+
+
+@dataclass(frozen=True)
+class MineOptions:
+    """Which observations become patches, and how these are cut. Rates are of 128 photos of South Building."""
+
+    max_error: float = 1.5
+    """Largest reprojection error, pixels: farther off, the point that was triangulated is not what the photo shows."""
+    min_track: int = 3
+    """Fewest photos that see a point. Two always agree with some point where their rays meet; a third tests it."""
+    max_angle: float = 50.0
+    """Largest angle between a ray and the mean ray of its track, degrees. Beyond it a circle no longer covers the same
+    piece of surface: one frame in eight contradicts its track there, one in 30 between 40 and 50 degrees."""
+    max_depth_ratio: float = 1.1
+    """Largest depth of a point, as a multiple of the lower quartile around it in the photo: deeper ones are behind
+    something, or at its edge, where a patch shows both."""
+    max_scale_ratio: float = 1.5
+    """Largest ratio of a keypoint's size on the object to that of its track, or the inverse; 99.5 % are closer."""
+    max_turn: float = 25.0
+    """Largest angle on the object from a keypoint's orientation to that of its track, degrees; 99.5 % are closer."""
+    measurement_size: float = 12.0
+    """Sigmas of the keypoint across a patch."""
+    keypoints: Path | None = None
+    """features.h5 or COLMAP database with scales and orientations. Default: one that lies with the model."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        for name, least in (("min_track", 2), ("max_depth_ratio", 1), ("max_scale_ratio", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+        for name in ("max_error", "max_angle", "max_turn", "measurement_size"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be more than 0")
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides what the patches are, fit for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "keypoints"}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """N positions with local affine frames in one photo.
+
+    Attributes:
+        xy: (N, 2) float32, pixels.
+        axes: (N, 2, 2) float32, pixels per sigma.
+    """
+
+    xy: Float32
+    axes: Float32
+
+    def through(self, affine: Float64) -> Frames:
+        """The same in pixels that a (2, 3) affine map leads to."""
+        xy = self.xy @ affine[:, :2].T + affine[:, 2]
+        return Frames(xy.astype(np.float32), (affine[:, :2] @ self.axes).astype(np.float32))
+
+    def select(self, rows: Rows) -> Frames:
+        """The frames at the given row numbers, NaN for row -1."""
+        with_nothing = (
+            np.concatenate([part, np.full_like(part[:1], np.nan, shape=(1, *part.shape[1:]))])
+            for part in (self.xy, self.axes)
+        )
+        return Frames(*(part[rows] for part in with_nothing))
+
+
+def frames_of_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, int]) -> Frames:
+    """Keypoints of an upright photo as frames in COLMAP's pixels: as stored, first pixel's centre at (0.5, 0.5).
+
+    Args:
+        keypoints: of the upright photo.
+        orientation: EXIF orientation, 1 to 8.
+        size: (width, height) of the upright photo.
+    """
+    return Frames(keypoints.xy, keypoints.frames()).through(stored_from_upright(orientation, size))
+
+
+def stored_from_upright(orientation: int, size: tuple[int, int]) -> Float64:
+    """(2, 3) map from our pixels, of the upright photo, to COLMAP's."""
+    affine = sensor_from_upright(orientation, size)
+    affine[:, 2] += 0.5
+    return affine
+
+
+def upright_from_stored(orientation: int, size: tuple[int, int]) -> Float64:
+    """(2, 3) map from COLMAP's pixels to ours, of the upright photo of the given size."""
+    affine = stored_from_upright(orientation, size)
+    linear = np.linalg.inv(affine[:, :2])
+    return np.column_stack([linear, -linear @ affine[:, 2]])
+
+
+def frames_of_table(table: Float32 | None) -> Frames | None:
+    """Frames of a keypoint table of COLMAP's, in its pixels; None where it says nothing of scale and orientation.
+
+    That is so where there is no table, or it has 2 columns, or all of its frames are the same: then they are what
+    COLMAP fills in for positions alone.
+
+    Args:
+        table: (N, 2), (N, 4) x, y, scale, radians or (N, 6) x, y, a11, a12, a21, a22.
+    """
+    if table is None or table.shape[1] < 4 or (len(table) > 1 and np.ptp(table[:, 2:], axis=0).max() == 0):
+        return None
+    xy = np.ascontiguousarray(table[:, :2])
+    if table.shape[1] == 6:
+        return Frames(xy, table[:, 2:].reshape(-1, 2, 2))
+    return Frames(xy, Keypoints(xy, table[:, 2], np.rad2deg(table[:, 3]), table[:, 2]).frames())
+
+
+def associated(xy: Float64, row: NDArray[np.integer], found: Frames, reach: float) -> Rows:
+    """Which keypoint each observation of a photo is, or -1 where none is within reach.
+
+    Keypoints with several orientations share a position, so rows decide where the model was made of these very
+    keypoints; else the nearest one does, the first of those that are equally near.
+
+    Args:
+        xy: (N, 2) positions of the observations, pixels.
+        row: (N,) which keypoint each was when the model was made.
+        found: the photo's keypoints.
+        reach: largest distance, pixels.
+    """
+    if not len(xy) or not len(found.xy):
+        return np.full(len(xy), -1)
+    if row.max() < len(found.xy) and np.linalg.norm(found.xy[row] - xy, axis=1).max() <= reach:
+        return row.astype(np.intp)
+    # Every observation with the keypoints in its column of pixels: few enough to list.
+    by_x = np.argsort(found.xy[:, 0], kind="stable")
+    low, high = (np.searchsorted(found.xy[by_x, 0], xy[:, 0] + side) for side in (-reach, reach))
+    observation = np.repeat(np.arange(len(xy)), high - low)
+    keypoint = by_x[np.arange(len(observation)) - np.repeat(np.cumsum(high - low) - high, high - low)]
+    distance = np.linalg.norm(found.xy[keypoint] - xy[observation], axis=1)
+    order = np.lexsort((keypoint, distance))
+    order = order[distance[order] <= reach]
+    nearest = np.full(len(xy), -1)
+    first_of, first = np.unique(observation[order], return_index=True)
+    nearest[first_of] = keypoint[order][first]
+    return nearest
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the filters left.
+
+    Attributes:
+        rows: (K,) observations that become patches, sorted by point, then photo.
+        angle: (K,) float32, between each one's ray and the mean ray of its track, degrees.
+        dropped: how many observations each filter dropped, in the order in which they were applied.
+    """
+
+    rows: Rows
+    angle: Float32
+    dropped: dict[str, int]
+
+
+class _Sieve:
+    """Row numbers that have passed every filter so far, and how many each dropped."""
+
+    def __init__(self, count: int) -> None:
+        self.rows = np.arange(count)
+        self.dropped: dict[str, int] = {}
+
+    def keep(self, name: str, passing: Mask) -> None:
+        self.rows = self.rows[passing]
+        self.dropped[name] = int(len(passing) - len(self.rows))
+
+
+def select(tracks: Tracks, axes: Float32, options: MineOptions) -> Selection:
+    """Drops observations that are not, or may not be, views of the same thing as the rest of their track.
+
+    Each filter looks at what the ones before it left.
+
+    Args:
+        tracks: N observations of a model.
+        axes: (N, 2, 2) frame of each in COLMAP's pixels per sigma, NaN where no keypoint was found for it.
+        options: tolerances.
+    """
+    sieve = _Sieve(len(axes))
+    sieve.keep("no keypoint", np.isfinite(axes[:, 0, 0]))
+    sieve.keep("reprojection error", tracks.error[sieve.rows] <= options.max_error)
+    sieve.keep("short track", photos_of_point(tracks, sieve.rows) >= options.min_track)
+    rays = rays_to_cameras(tracks, sieve.rows)
+    mean = mean_directions(rays, tracks.point[sieve.rows], len(tracks.xyz))
+    angle = np.full(len(axes), np.nan)
+    cosine = np.einsum("ij,ij->i", rays, mean[tracks.point[sieve.rows]])
+    angle[sieve.rows] = np.rad2deg(np.arccos(cosine.clip(-1, 1)))
+    sieve.keep("viewing angle", angle[sieve.rows] <= options.max_angle)
+    sieve.keep("hidden", depth_ratios(tracks, sieve.rows) <= options.max_depth_ratio)
+    sizes, turns = on_object(tracks, sieve.rows, axes[sieve.rows], mean)
+    sizes_agree = in_agreement(np.log(sizes), tracks.point[sieve.rows], np.log(options.max_scale_ratio))
+    sieve.keep("scale", sizes_agree)
+    turns = turns[sizes_agree]
+    sieve.keep("orientation", in_agreement(turns, tracks.point[sieve.rows], options.max_turn, period=360.0))
+    sieve.keep("alone", photos_of_point(tracks, sieve.rows) >= 2)
+    rows = sieve.rows[np.argsort(tracks.point[sieve.rows], kind="stable")]
+    return Selection(rows, angle[rows].astype(np.float32), sieve.dropped)
+
+
+def photos_of_point(tracks: Tracks, rows: Rows) -> NDArray[np.intp]:
+    """(K,) in how many photos the point of each of K observations is seen among these."""
+    pairs = np.unique(np.column_stack([tracks.point[rows], tracks.photo[rows]]), axis=0)
+    return np.bincount(pairs[:, 0], minlength=len(tracks.xyz))[tracks.point[rows]]
+
+
+def rays_to_cameras(tracks: Tracks, rows: Rows) -> Float64:
+    """(K, 3) unit vectors from the points of K observations to the cameras that made them."""
+    rotations, translations = tracks.cam_from_world[:, :, :3], tracks.cam_from_world[:, :, 3]
+    centres = -np.einsum("vji,vj->vi", rotations, translations)
+    rays = centres[tracks.photo[rows]] - tracks.xyz[tracks.point[rows]]
+    return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
+
+
+def mean_directions(rays: Float64, point: NDArray[np.int64], points: int) -> Float64:
+    """(P, 3) unit vectors, the mean of the (K, 3) rays of each point; NaN for a point that has none.
+
+    Args:
+        rays: unit vectors.
+        point: (K,) whose each ray is.
+        points: P.
+    """
+    total = np.stack([np.bincount(point, axis, points) for axis in rays.T], 1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / np.linalg.norm(total, axis=1, keepdims=True))
+
+
+def depth_ratios(tracks: Tracks, rows: Rows) -> Float64:
+    """(K,) depth of each of K observations over the lower quartile of the depths in its square of the photo.
+
+    A lower quartile, because it takes more than one wrong point in front to hide the others.
+    """
+    side = tracks.sizes.max(1) / _SQUARES
+    photo, depth = tracks.photo[rows], tracks.depth[rows]
+    column, line = np.floor(tracks.xy[rows] / side[photo, None]).astype(np.int64).T
+    square = (photo * np.int64(2 * _SQUARES) + line) * (2 * _SQUARES) + column
+    order = np.lexsort((depth, square))
+    _, first, square_of, count = np.unique(square[order], return_index=True, return_inverse=True, return_counts=True)
+    quartile = depth[order][first + (count - 1) // 4]
+    ratios = np.empty(len(rows))
+    ratios[order] = depth[order] / quartile[square_of]
+    return ratios
+
+
+def on_object(tracks: Tracks, rows: Rows, axes: Float32, mean: Float64) -> tuple[Float64, Float64]:
+    """Size and direction of the frames of K observations on the planes through their points (equation above).
+
+    Args:
+        tracks: the model.
+        rows: (K,) observations.
+        axes: (K, 2, 2) their frames, COLMAP's pixels per sigma.
+        mean: (P, 3) normal of each point's plane.
+
+    Returns:
+        (K,) sizes, the model's units per sigma, and (K,) directions of the x axes, degrees from an axis that is the
+        same for all observations of a point.
+    """
+    point = tracks.point[rows]
+    basis = plane_bases(mean)[point]
+    in_camera = tracks.cam_from_world[tracks.photo[rows], :, :3] @ basis
+    plane = in_camera[:, :2] - tracks.ray[rows, :, None] * in_camera[:, 2:]
+    frames = tracks.depth[rows, None, None] * tracks.jacobian[rows] @ axes
+    # The inverse of a (2, 2) matrix is its adjugate over its determinant; that of a plane seen edge-on is infinite.
+    (a, b), (c, d) = plane.transpose(1, 2, 0)
+    adjugate = np.stack([np.stack([d, -b], 1), np.stack([-c, a], 1)], 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lifted = adjugate @ frames / (a * d - b * c)[:, None, None]
+    sizes = np.sqrt(np.abs(np.linalg.det(lifted)))
+    return sizes, np.rad2deg(np.arctan2(lifted[:, 1, 0], lifted[:, 0, 0]))
+
+
+def plane_bases(normals: Float64) -> Float64:
+    """(P, 3, 2) orthonormal bases of the planes with (P, 3) unit normals."""
+    least = np.eye(3)[np.abs(np.nan_to_num(normals)).argmin(1)]
+    first = np.cross(normals, least)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    return np.stack([first, np.cross(normals, first)], 2)
+
+
+def in_agreement(values: Float64, point: NDArray[np.int64], tolerance: float, period: float = np.inf) -> Mask:
+    """(K,) which observations agree with the one that most of their track agrees with.
+
+    That one is the mode of the track: where a triangular kernel as wide as the tolerance finds most. Unlike a median
+    it is always one of the values, so that of two groups that contradict each other the larger one stays whole.
+
+    Args:
+        values: (K,) what to compare; NaN agrees with nothing.
+        point: (K,) whose each value is.
+        tolerance: largest difference, and the kernel's half width.
+        period: of the values, if they are angles.
+    """
+    agree = np.zeros(len(values), bool)
+    order = np.argsort(point, kind="stable")
+    _, first, count = np.unique(point[order], return_index=True, return_counts=True)
+    for length in np.unique(count):
+        rows = order[first[count == length, None] + np.arange(length)]
+        tracks = values[rows]
+        apart = np.abs(tracks[:, :, None] - tracks[:, None])
+        if np.isfinite(period):
+            apart = np.minimum(apart % period, period - apart % period)
+        mode = np.where(apart <= tolerance, 1 - apart / tolerance, 0).sum(2).argmax(1)
+        agree[rows] = apart[np.arange(len(rows)), mode] <= tolerance
+    return agree

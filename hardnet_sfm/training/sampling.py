@@ -1,0 +1,175 @@
+"""Batches of pairs: two patches of the same point from different photos, and which others may be their negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.training.patches import PatchSet
+
+Grey = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How pairs are drawn."""
+
+    batch_size: int = 1024
+    """Pairs in a batch; no point is in it twice."""
+    same_photos: float = 0.5
+    """Share of the pairs drawn from two photos at a time, whose other points are the negatives of real matching."""
+    a_pair_of_photos: int = 128
+    """At most so many of them from one pair of photos."""
+    near: float = 0.002
+    """Points of one data set closer than this share of its extent are no negatives of each other."""
+    near_pixels: float = 4.0
+    """Nor are points whose keypoints in one photo are closer, pixels."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        if self.batch_size < 2 or self.a_pair_of_photos < 1:
+            raise UsageError("--batch-size must be at least 2, and --a-pair-of-photos at least 1")
+        if not 0 <= self.same_photos <= 1 or self.near < 0 or self.near_pixels < 0:
+            raise UsageError("--same-photos must be from 0 to 1, and --near and --near-pixels at least 0")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of patches.
+
+    Attributes:
+        anchors: (B, S, S) uint8.
+        positives: (B, S, S) uint8, of the same points in other photos.
+        allowed: (B, B) bool, whether positive j may be a negative of anchor i and the other way round; not on the
+            diagonal.
+    """
+
+    anchors: Grey
+    positives: Grey
+    allowed: NDArray[np.bool_]
+
+
+class Sampler:
+    """Draws batches from data sets of patches.
+
+    Batch k depends on the seed and on k alone, so that a run that goes on from batch k sees what it would have seen.
+
+    Args:
+        sets: to draw from.
+        weights: share of the pairs from each; they are divided by their sum.
+        options: how.
+        seed: of what is drawn by chance.
+
+    Raises:
+        HardnetSfmError: the sets have too few points for a batch.
+    """
+
+    def __init__(self, sets: Sequence[PatchSet], weights: Sequence[float], options: SamplingOptions, seed: int) -> None:
+        options.check()
+        self._options, self._seed = options, seed
+        self._sets = [_Index(patch_set) for patch_set in sets]
+        self._shares = np.asarray(weights, np.float64) / np.sum(weights)
+        for index, share in zip(self._sets, self._shares, strict=True):
+            if len(index.points) < share * options.batch_size:
+                raise HardnetSfmError(
+                    f"{index.set.path}: {len(index.points)} points seen in two photos are too few for batches of "
+                    f"{options.batch_size}",
+                    "Mine more photos, or lower --batch-size.",
+                )
+
+    def __call__(self, number: int) -> Batch:
+        """The batch of the given number."""
+        rng = np.random.default_rng((self._seed, number))
+        # Whole numbers of pairs, which are right on average.
+        ends = np.floor(np.concatenate([[0], np.cumsum(self._shares)]) * self._options.batch_size + rng.random())
+        counts = np.diff(np.clip(ends, 0, self._options.batch_size).astype(int))
+        counts[-1] += self._options.batch_size - counts.sum()
+        anchors, positives = [], []
+        allowed = ~np.eye(self._options.batch_size, dtype=bool)
+        start = 0
+        for index, count in zip(self._sets, counts.tolist(), strict=True):
+            if count:
+                rows = index.draw(count, self._options, rng)
+                anchors.append(index.set.take(rows[0]))
+                positives.append(index.set.take(rows[1]))
+                block = slice(start, start + count)
+                allowed[block, block] &= index.apart(rows, self._options)
+                start += count
+        return Batch(np.concatenate(anchors), np.concatenate(positives), allowed)
+
+
+class _Index:
+    """Which patches belong to which point and photo.
+
+    Attributes:
+        set: the patches.
+        points: numbers of the points that are seen in two photos or more.
+    """
+
+    def __init__(self, patch_set: PatchSet) -> None:
+        self.set = patch_set
+        point, image = patch_set.point, patch_set.image
+        count = int(point[-1]) + 1
+        self._starts = np.searchsorted(point, np.arange(count + 1))
+        # Seen in two photos: somewhere among a point's rows the photo changes.
+        changes = np.concatenate([[False], (np.diff(point) == 0) & (np.diff(image) != 0)])
+        self.points = np.unique(point[changes])
+        self._usable = np.zeros(count, bool)
+        self._usable[self.points] = True
+        self._by_image = np.argsort(image, kind="stable")
+        self._image_starts = np.searchsorted(image[self._by_image], np.arange(int(image.max()) + 2))
+
+    def draw(self, count: int, options: SamplingOptions, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(2, count) rows of pairs of `count` different points."""
+        rows = np.zeros((2, 0), np.int64)
+        wanted = round(count * options.same_photos)
+        # Photos may share few points: then the rest is drawn from all.
+        for _ in range(4 * wanted // options.a_pair_of_photos + 1):
+            if rows.shape[1] >= wanted:
+                break
+            size = min(options.a_pair_of_photos, wanted - rows.shape[1])
+            rows = self._with(rows, self._of_two_photos(size, rng))
+        while rows.shape[1] < count:
+            rows = self._with(rows, self._of_any_photos(2 * (count - rows.shape[1]), rng))[:, :count]
+        return rows
+
+    def _with(self, rows: NDArray[np.int64], more: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Both one after the other, without points that came before."""
+        both = np.concatenate([rows, more], 1)
+        first = np.unique(self.set.point[both[0]], return_index=True)[1]
+        return both[:, np.sort(first)]
+
+    def _of_any_photos(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        point = rng.choice(self.points, count)
+        low, high = self._starts[point], self._starts[point + 1]
+        rows = low + np.floor(rng.random((2, count)) * (high - low)).astype(np.int64)
+        return np.asarray(rows[:, self.set.image[rows[0]] != self.set.image[rows[1]]])
+
+    def _of_two_photos(self, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Pairs of points that two photos share; the photos are those of a pair drawn from all."""
+        seed = self._of_any_photos(8, rng)
+        if not seed.shape[1]:
+            return seed
+        first, second = (self._rows_of(int(self.set.image[row])) for row in seed[:, 0])
+        _, at_first, at_second = np.intersect1d(self.set.point[first], self.set.point[second], return_indices=True)
+        chosen = rng.permutation(len(at_first))[:most]
+        return np.stack([first[at_first[chosen]], second[at_second[chosen]]])
+
+    def _rows_of(self, image: int) -> NDArray[np.int64]:
+        return self._by_image[self._image_starts[image] : self._image_starts[image + 1]]
+
+    def apart(self, rows: NDArray[np.int64], options: SamplingOptions) -> NDArray[np.bool_]:
+        """(B, B) whether two of the pairs are so far from each other that they may be negatives."""
+        count = rows.shape[1]
+        xyz = self.set.xyz[self.set.point[rows[0]]]
+        # Unknown places (NaN) and extents compare as not near.
+        near = ((xyz[:, None] - xyz[None]) ** 2).sum(-1) < (options.near * self.set.extent) ** 2
+        image, xy = self.set.image[rows].ravel(), self.set.frame[rows, :, 2].reshape(-1, 2)
+        one, other = np.nonzero(image[:, None] == image[None])
+        close = ((xy[one] - xy[other]) ** 2).sum(1) < options.near_pixels**2
+        near[one[close] % count, other[close] % count] = True
+        return np.asarray(~near)

@@ -1,0 +1,376 @@
+"""Sequences of homographies: their files, the truth and scores against loops, and the pipeline on a known sequence."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+import torch
+from kornia.feature import TFeat
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.homographies import (
+    MatchingScores,
+    RankedMatches,
+    homography_scores,
+    matching_scores,
+    pair_truth,
+    read_sequences,
+)
+from hardnet_sfm.images import read_photo
+from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.scene import Scene
+
+Float64 = NDArray[np.float64]
+
+TILT = np.array([[0.9, 0.3, -20.0], [-0.2, 1.1, 30.0], [2e-4, -1e-4, 1.0]])
+
+
+def text(matrix: Float64) -> str:
+    return "".join(" ".join(map(repr, map(float, row))) + " \n" for row in matrix)
+
+
+def write_sequence(folder: Path, photo: str = "{}.ppm", homography: str = "H_1_{}") -> Float64:
+    """Six tiny photos and five homographies of recognisable numbers."""
+    folder.mkdir(parents=True)
+    for number in range(1, 7):
+        Image.new("L", (40, 30), number).save(folder / photo.format(number))
+    matrices = np.array([TILT + number * np.eye(3) for number in range(2, 7)])
+    for number, matrix in enumerate(matrices, 2):
+        (folder / homography.format(number)).write_text(text(matrix), "ascii")
+    return matrices
+
+
+class TestReadSequences:
+    @pytest.mark.parametrize(
+        ("photo", "homography"),
+        [
+            ("img{}.ppm", "H1to{}p"),
+            ("{}.ppm", "H_1_{}"),
+            ("img{}.png", "H_1_{}"),
+            ("{}.jpg", "H1to{}p"),
+            ("img{}.pgm", "H1to{}p"),
+        ],
+    )
+    def test_of_either_data_set(self, tmp_path: Path, photo: str, homography: str) -> None:
+        matrices = write_sequence(tmp_path / "wall", photo, homography)
+        (sequence,) = read_sequences(tmp_path / "wall")
+        assert sequence.name == "wall"
+        assert sequence.photos == tuple(tmp_path / "wall" / photo.format(number) for number in range(1, 7))
+        np.testing.assert_array_equal(sequence.homographies, matrices)
+
+    def test_of_a_folder_by_name(self, tmp_path: Path) -> None:
+        for name in ("v_wall", "i_street"):
+            write_sequence(tmp_path / name)
+        (tmp_path / ".thumbnails").mkdir()
+        (tmp_path / "README").write_text("of HPatches")
+        assert [sequence.name for sequence in read_sequences(tmp_path)] == ["i_street", "v_wall"]
+
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(HardnetSfmError, match="no such folder"):
+            read_sequences(tmp_path / "none")
+
+    def test_a_missing_photo_and_an_ambiguous_one(self, tmp_path: Path) -> None:
+        write_sequence(tmp_path / "wall")
+        (tmp_path / "wall/4.ppm").rename(tmp_path / "wall/4.ppm.part")
+        with pytest.raises(HardnetSfmError, match="wall: no photo with number 4") as refused:
+            read_sequences(tmp_path / "wall")
+        assert "img1 to img6" in refused.value.hint
+        for copy in ("4.ppm", "4.png"):
+            shutil.copy(tmp_path / "wall/3.ppm", tmp_path / "wall" / copy)
+        with pytest.raises(HardnetSfmError, match="wall: several photos with number 4"):
+            read_sequences(tmp_path / "wall")
+
+    def test_a_missing_homography(self, tmp_path: Path) -> None:
+        write_sequence(tmp_path / "wall")
+        (tmp_path / "wall/H_1_5").unlink()
+        with pytest.raises(HardnetSfmError, match="wall: no homography H_1_5 or H1to5p"):
+            read_sequences(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            ("1 0 0 0 1 0 0 0", "8 numbers"),
+            ("", "0 numbers"),
+            ("one 0 0 0 1 0 0 0 1", "could not convert"),
+            ("1 0 0 0 1 0 0 0 \xb9", "codec"),
+            ("1 0 0 0 1 0 0 0 nan", "cannot be inverted"),
+            ("1 2 3 2 4 6 0 0 1", "cannot be inverted"),
+        ],
+    )
+    def test_a_damaged_homography(self, tmp_path: Path, content: str, problem: str) -> None:
+        write_sequence(tmp_path / "wall")
+        (tmp_path / "wall/H_1_3").write_text(content, "utf-8")
+        with pytest.raises(HardnetSfmError, match=rf"H_1_3.*{problem}"):
+            read_sequences(tmp_path / "wall")
+
+    def test_real_ones(self, shared_data: Path) -> None:
+        """Their homographies take one photo to the other: grey values agree."""
+        sequences = read_sequences(shared_data / "homography")
+        assert [sequence.name for sequence in sequences] == ["bikes", "boat", "graf", "leuven", "v_churchill"]
+        for sequence in (sequences[1], sequences[2], sequences[4]):
+            first, second = (read_photo(path).grey for path in sequence.photos[:2])
+            size = (second.shape[1], second.shape[0])
+            inside = cv2.warpPerspective(np.ones_like(first), sequence.homographies[0], size) > 0
+            moved = cv2.warpPerspective(first, sequence.homographies[0], size)
+            assert np.corrcoef(moved[inside], second[inside])[0, 1] > 0.8
+
+
+def taken(homography: Float64, x: float, y: float) -> tuple[float, float]:
+    u, v, w = (float(row @ [x, y, 1]) for row in homography)
+    return u / w, v / w
+
+
+def scores_by_hand(
+    homography: Float64, first: Float64, second: Float64, pairs: list[tuple[int, int]], ratios: list[float]
+) -> tuple[float, float, float]:
+    """Accuracy, right matches and average precision, of distinct ratios."""
+    places = [taken(homography, *xy) for xy in first]
+
+    def near(place: tuple[float, float], xy: Float64) -> bool:
+        return (place[0] - xy[0]) ** 2 + (place[1] - xy[1]) ** 2 <= 9
+
+    findable = sum(any(near(place, xy) for xy in second) for place in places)
+    precision, right = 0.0, 0
+    for rank, match in enumerate(np.argsort(ratios), 1):
+        row, column = pairs[match]
+        if near(places[row], second[column]):
+            right += 1
+            precision += right / rank
+    return right / len(pairs), right, precision / findable
+
+
+@pytest.fixture
+def scattered() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], Float64]:
+    """Keypoints of two photos, most of the second's near a place of the first's, and matches good and bad."""
+    rng = np.random.default_rng(5)
+    first = rng.uniform(0, 600, (1500, 2)).astype(np.float32)  # more than are looked at together
+    places = np.array([taken(TILT, *xy) for xy in first])
+    near = places[:900] + rng.normal(0, 2.5, (900, 2))
+    second = np.concatenate([near, rng.uniform(0, 600, (80, 2))]).astype(np.float32)
+    rows = rng.permutation(1500)[:700]
+    columns = np.where((rows < 900) & (rng.random(700) < 0.7), rows, rng.integers(0, 980, 700))
+    return first, second, np.column_stack([rows, columns]).astype(np.int32), rng.permutation(700) / 700
+
+
+class TestMatchingScores:
+    def test_are_those_of_a_loop(
+        self, scattered: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], Float64]
+    ) -> None:
+        first, second, pairs, ratios = scattered
+        found = matching_scores(pair_truth(TILT, first, second), RankedMatches(pairs, ratios))
+        expected = scores_by_hand(TILT, first, second, [(row, column) for row, column in pairs], ratios.tolist())
+        assert 100 < expected[1] < 600
+        assert (found.accuracy, found.right, found.average_precision) == pytest.approx(expected)
+
+    def test_count_what_could_have_been_found(self) -> None:
+        """Of five keypoints three have a counterpart, 3 px away at most; two are found, behind something wrong."""
+        first = np.array([[0, 0], [50, 0], [100, 0], [150, 0], [200, 0]], np.float32)
+        second = np.array([[10, 3], [60, 3.1], [110, 0], [162, 2], [400, 0]], np.float32)
+        truth = pair_truth(np.array([[1.0, 0, 10], [0, 1, 0], [0, 0, 1]]), first, second)
+        assert truth.matchable == 3
+        np.testing.assert_allclose(truth.places, first + np.array([10, 0]))
+        matches = RankedMatches(np.array([[4, 4], [0, 0], [2, 2]], np.int32), np.array([0.1, 0.2, 0.3]))
+        assert matching_scores(truth, matches) == MatchingScores(2 / 3, 2, pytest.approx((1 / 2 + 2 / 3) / 3))
+
+    def test_turned_twins_at_one_place_are_counterparts_of_each_other(self) -> None:
+        both = np.zeros((2, 2), np.float32)
+        truth = pair_truth(np.eye(3), both, both)
+        swapped = RankedMatches(np.array([[0, 1], [1, 0]], np.int32), np.array([0.5, 0.6]))
+        assert matching_scores(truth, swapped) == MatchingScores(1, 2, 1)
+
+    def test_a_keypoint_at_infinity_has_no_counterpart(self) -> None:
+        horizon = np.array([[1.0, 0, 0], [0, 1, 0], [0.01, 0, -1]])
+        first, second = np.array([[100, 7], [0, 0]], np.float32), np.array([[0, 0], [1e30, 1e30]], np.float32)
+        truth = pair_truth(horizon, first, second)
+        assert truth.matchable == 1
+        matches = RankedMatches(np.array([[0, 1]], np.int32), np.array([0.5]))
+        assert matching_scores(truth, matches) == MatchingScores(0, 0, 0)
+
+    @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 0), (0, 3), (3, 3)])
+    def test_without_matches_are_nothing(self, first: int, second: int) -> None:
+        truth = pair_truth(np.eye(3), np.zeros((first, 2), np.float32), np.zeros((second, 2), np.float32))
+        assert truth.matchable == (first if second else 0)
+        none = RankedMatches(np.zeros((0, 2), np.int32), np.zeros(0))
+        assert matching_scores(truth, none) == MatchingScores(0, 0, 0)
+
+    def test_of_a_sequence_are_the_mean_over_its_pairs(self) -> None:
+        xy = np.array([[0, 0], [100, 0]], np.float32)
+        truths = [pair_truth(np.eye(3), xy, xy)] * 2
+        matches = [
+            RankedMatches(np.array(pairs, np.int32), np.array([0.1, 0.2]))
+            for pairs in ([[0, 0], [1, 1]], [[0, 1], [1, 1]])
+        ]
+        assert homography_scores(truths, matches) == MatchingScores(0.75, 1.5, (1 + 1 / 4) / 2)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ModuleType:
+    path = Path(__file__).parents[1] / "pipelines/homography.py"
+    spec = importlib.util.spec_from_file_location("pipelines_homography", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def warped(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendered photo and five warped ones, each seen from farther aside."""
+    folder, scene = small_scene
+    sequence = tmp_path_factory.mktemp("sequences") / "v_square"
+    sequence.mkdir()
+    photo = read_photo(folder / scene.names[2]).grey
+    cv2.imwrite(str(sequence / "1.png"), photo)
+    for number in range(2, 7):
+        homography = np.eye(3) + 0.15 * (number - 1) * (TILT - np.eye(3))
+        moved = cv2.warpPerspective(photo, homography, photo.shape[::-1], borderMode=cv2.BORDER_REFLECT)
+        cv2.imwrite(str(sequence / f"{number}.png"), moved)
+        (sequence / f"H_1_{number}").write_text(text(homography), "ascii")
+    return sequence
+
+
+def colmap_rootsift(path: Path, max_features: int) -> tuple[Float64, NDArray[np.float32]]:
+    options = pycolmap.FeatureExtractionOptions(use_gpu=False)
+    options.sift.max_num_features = max_features
+    found, described = pycolmap.FeatureExtractor.create(options).extract_from_uint8_array(read_photo(path).grey)
+    rows = described.data.astype(np.float32)
+    xy = np.array([(point.x - 0.5, point.y - 0.5) for point in found], np.float32).astype(np.float64)
+    return xy, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+
+
+def matched_by_hand(
+    first: NDArray[np.float32], second: NDArray[np.float32]
+) -> tuple[list[tuple[int, int]], list[float]]:
+    nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(first, second, k=2)
+    mutual = {(m.queryIdx, m.trainIdx) for m in cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(first, second)}
+    kept = [(best, rival) for best, rival in nearest if (best.queryIdx, best.trainIdx) in mutual]
+    return [(best.queryIdx, best.trainIdx) for best, _ in kept], [
+        best.distance / rival.distance for best, rival in kept
+    ]
+
+
+@pytest.mark.usefixtures("one_thread")
+class TestPipeline:
+    def test_scores_are_those_of_opencvs_matcher_and_a_loop(self, pipeline: ModuleType, warped: Path) -> None:
+        scores = pipeline.compare(pipeline.Options(warped, max_features=250))
+        assert list(scores) == ["v_square", "mean"]
+        assert scores["mean"] == scores["v_square"]
+        features = [colmap_rootsift(warped / f"{number}.png", 250) for number in range(1, 7)]
+        (sequence,) = read_sequences(warped)
+        expected = []
+        for homography, (xy, described) in zip(sequence.homographies, features[1:], strict=True):
+            pairs, ratios = matched_by_hand(features[0][1], described)
+            expected.append(scores_by_hand(homography, features[0][0], xy, pairs, ratios))
+        accuracy, right, precision = np.mean(expected, axis=0)
+        found = scores["mean"]["colmap rootsift"]
+        assert 0.3 < accuracy < 0.95
+        assert found.right == pytest.approx(right, abs=0.5)
+        assert found.accuracy == pytest.approx(accuracy, abs=0.005)
+        assert found.average_precision == pytest.approx(precision, abs=0.005)
+        # Ours at the same keypoints is about as good.
+        assert scores["mean"]["rootsift"].average_precision == pytest.approx(precision, abs=0.06)
+
+    def test_flat_photos_score_nothing(self, pipeline: ModuleType, tmp_path: Path) -> None:
+        write_sequence(tmp_path / "flat")
+        scores = pipeline.compare(pipeline.Options(tmp_path))
+        assert set(scores["mean"].values()) == {MatchingScores(0, 0, 0)}
+
+    def test_tables_and_csv(
+        self, pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("v_flat", "i_[flat]"):
+            write_sequence(tmp_path / "sequences" / name)
+        target = tmp_path / "scores.csv"
+        monkeypatch.setattr(sys, "argv", ["homography.py", str(tmp_path / "sequences"), "--csv", str(target)])
+        pipeline.main()
+        printed = capsys.readouterr().out
+        assert all(word in printed for word in ("MMA @ 3 px", "right matches a pair", "mAP", "i_[flat]", "mean"))
+        with target.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["sequence"] for row in rows[::2]] == ["i_[flat]", "v_flat", "mean"]
+        assert rows[0] == {
+            "sequence": "i_[flat]",
+            "descriptor": "colmap rootsift",
+            "mma": "0.0",
+            "right": "0.0",
+            "map": "0.0",
+        }
+
+    def test_errors_are_said_without_a_traceback(
+        self, pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_sequence(tmp_path / "wall")
+        for extra, status, words in (
+            (["--weights", "old.pth"], 2, "hardnet-sfm weights convert old.pth"),
+            (["--csv", str(tmp_path / "none/scores.csv")], 2, "no such folder"),
+            (["--weights", str(tmp_path / "none.safetensors")], 1, "no weights file"),
+        ):
+            monkeypatch.setattr(sys, "argv", ["homography.py", str(tmp_path), *extra])
+            with pytest.raises(SystemExit) as exit:
+                pipeline.main()
+            assert exit.value.code == status
+            assert words in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_the_table_measured_beforehand(self, pipeline: ModuleType, shared_data: Path) -> None:
+        """RootSIFT of COLMAP on leuven by a program of its own: 0.77."""
+        scores = pipeline.compare(pipeline.Options(shared_data / "homography/leuven"))
+        assert scores["leuven"]["colmap rootsift"].average_precision == pytest.approx(0.77, abs=0.005)
+
+
+class TestCompetitors:
+    @pytest.fixture(autouse=True)
+    def _no_shipped_weights(self, pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "shipped").mkdir()
+        monkeypatch.setattr(pipeline, "SHIPPED", tmp_path / "shipped")
+
+    @pytest.mark.parametrize("metadata", [{}, {"architecture": "tfeat", "measurement_size": "9.5"}])
+    def test_tfeat_is_kornias_with_unit_length(
+        self, pipeline: ModuleType, tmp_path: Path, metadata: dict[str, str]
+    ) -> None:
+        torch.manual_seed(0)
+        network = TFeat(pretrained=False).eval()
+        path = tmp_path / "tfeat.safetensors"
+        save_file(network.state_dict(), path, metadata)
+        descriptor = pipeline.learned(path)
+        assert descriptor.patch_size == 32
+        assert descriptor.measurement_size == (9.5 if metadata else 12)
+        patches = torch.rand(5, 1, 32, 32)
+        with torch.no_grad():
+            raw, found = network(patches), descriptor.network.eval()(patches)
+        torch.testing.assert_close(found, raw / raw.norm(dim=1, keepdim=True))
+
+    def test_shipped_and_given_weights_take_part_by_name(self, pipeline: ModuleType, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        for place in ("shipped/ours.safetensors", "ours.safetensors", "mine.safetensors"):
+            save_file(HardNet().state_dict(), tmp_path / place)
+        given = (tmp_path / "mine.safetensors", tmp_path / "ours.safetensors")
+        found = pipeline.competitors(given)
+        assert list(found) == ["rootsift", "ours", "mine", str(tmp_path / "ours.safetensors")]
+        assert len({descriptor.weights_sha256 for descriptor in found.values()}) == 4
+
+    def test_other_networks_are_refused(self, pipeline: ModuleType, tmp_path: Path) -> None:
+        path = tmp_path / "other.safetensors"
+        save_file({"weight": torch.zeros(3)}, path)
+        with pytest.raises(HardnetSfmError, match=r"other\.safetensors: weights of another network"):
+            pipeline.learned(path)
+        save_file(HardNet().state_dict(), path, {"architecture": "tfeat"})
+        with pytest.raises(HardnetSfmError, match="not of tfeat"):
+            pipeline.learned(path)
+
+    def test_pickles_are_refused(self, pipeline: ModuleType, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"not a \.safetensors file"):
+            pipeline.competitors((tmp_path / "hardnet.pth",))

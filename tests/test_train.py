@@ -1,0 +1,235 @@
+"""Augmentation against OpenCV, and training as a user runs it, on a few patches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.training import losses
+from hardnet_sfm.training.augment import AugmentOptions, augmented
+from hardnet_sfm.training.module import Budget
+from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, write_patches
+from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.stage import TrainOptions, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NONE = AugmentOptions(flip=False, shift=0, turn=0, scale=0, light=0, noise=0)
+CPU = Resources(device="cpu", workers=1)
+BRIEF = TrainOptions(steps=6, validate_every=3, sampling=SamplingOptions(batch_size=16))
+
+
+def random_patches(count: int, seed: int = 0) -> np.ndarray:
+    """Smooth ones, as photos are."""
+    noise = np.random.default_rng(seed).normal(size=(count, PATCH_SIZE, PATCH_SIZE))
+    smooth = [cv2.GaussianBlur(patch, (0, 0), 5) for patch in noise]
+    return np.uint8([cv2.normalize(patch, None, 0, 255, cv2.NORM_MINMAX) for patch in smooth])
+
+
+class TestAugmentation:
+    def test_without_any_change_patches_are_halved(self) -> None:
+        patches = random_patches(3)
+        first, second = augmented(*map(torch.from_numpy, (patches, patches[::-1].copy())), 32, NONE)
+        expected = [cv2.resize(patch, (32, 32), interpolation=cv2.INTER_AREA) for patch in patches]
+        np.testing.assert_allclose(255 * first[:, 0].numpy(), expected, atol=0.51)
+        assert torch.equal(first, second.flip(0))
+
+    def test_flips_and_quarter_turns_are_those_of_the_pair(self) -> None:
+        patches = torch.from_numpy(random_patches(64))
+        torch.manual_seed(0)
+        first, second = augmented(patches, patches, 32, AugmentOptions(True, 0, 0, 0, 0, 0))
+        assert torch.equal(first, second)
+        plain = augmented(patches, patches, 32, NONE)[0]
+        symmetries = [torch.rot90(side, quarter, (2, 3)) for quarter in range(4) for side in (plain, plain.flip(3))]
+        differences = torch.stack([(first - symmetry).abs().amax((1, 2, 3)) for symmetry in symmetries])
+        assert differences.amin(0).max() < 1e-4
+        assert len(set(differences.argmin(0).tolist())) == 8
+
+    def test_turn_scale_and_shift_are_opencvs(self) -> None:
+        """Each alone, as far as its deviation drawn with the same seed says."""
+        patches = torch.from_numpy(random_patches(1))
+        options = AugmentOptions(False, shift=0.05, turn=10, scale=0.2, light=0, noise=0)
+        torch.manual_seed(3)
+        first = augmented(patches, patches, 32, options)[0][0, 0].numpy()
+        torch.manual_seed(3)
+        turn, scale = 10 * torch.randn(2)[0].item(), np.exp(0.2 * torch.randn(2)[0].item())
+        shift = 0.05 * torch.randn(2, 2, 1)[0, :, 0].numpy() * PATCH_SIZE
+        angle = np.deg2rad(turn)
+        # Where a pixel of the result lies in the patch: both have their centre at half their size less half a pixel.
+        linear = 2 * scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        matrix = np.column_stack([linear, 31.5 + shift - linear @ [15.5, 15.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        expected = cv2.warpAffine(patches[0].numpy(), matrix, (32, 32), flags=flags, borderMode=cv2.BORDER_REFLECT)
+        np.testing.assert_allclose(255 * first, expected, atol=2)
+
+    def test_light_and_noise_keep_their_bounds(self) -> None:
+        patches = torch.from_numpy(random_patches(50))
+        plain = augmented(patches, patches, 32, NONE)[0]
+        torch.manual_seed(0)
+        gamma = augmented(patches, patches, 32, AugmentOptions(False, 0, 0, 0, light=0.3, noise=0))[0]
+        exponents = (gamma.log() / plain.clamp(1e-3, 1).log())[:, 0, 10, 10]
+        assert 0.74 <= exponents.min() < 0.8 < 1.25 < exponents.max() <= 1.35
+        noisy = augmented(patches, patches, 32, AugmentOptions(False, 0, 0, 0, 0, noise=0.02))[0] - plain
+        assert 0.015 < noisy.flatten(1).std(1).max() < 0.022
+        assert noisy.flatten(1).std(1).min() < 0.003
+
+
+def test_budget_is_whichever_ends_first() -> None:
+    assert Budget(None, 100).spent(1e6, 50) == 0.5
+    assert Budget(10, None).spent(150, 50) == 0.25
+    assert Budget(10, 100).spent(150, 50) == 0.5
+    assert Budget(10, 100).spent(6000, 50) == 1
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 points in three photos of different noise."""
+    path = tmp_path_factory.mktemp("patches") / "made.h5"
+    rng = np.random.default_rng(1)
+    looks = np.repeat(random_patches(60, 1), 3, 0)
+    looks = np.uint8((looks + rng.normal(0, 10, looks.shape)).clip(0, 255))
+    unknown = np.full((180, 2, 3), np.nan, np.float32)
+    point, image = np.repeat(np.arange(60), 3), np.tile(np.arange(3, dtype=np.int32), 60)
+    places = np.full((60, 3), np.nan, np.float32)
+    write_patches(
+        path, PatchSet(path, "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a run without interruption."""
+    output = tmp_path_factory.mktemp("trained") / "whole.safetensors"
+    report = train([patches], output, BRIEF, CPU, validation=patches)
+    assert report.steps == 6
+    assert set(report.measures) == {"fpr95", "map"}
+    return output
+
+
+def test_trained_weights_are_used_as_any_other(trained: Path) -> None:
+    descriptor = make_descriptor("hardnet", trained)
+    assert (descriptor.patch_size, descriptor.measurement_size) == (32, 12)
+    described = descriptor.network(torch.from_numpy(random_patches(2)[:, None, ::2, ::2].copy()).float() / 255)
+    np.testing.assert_allclose(described.norm(dim=1).detach().numpy(), 1, atol=1e-5)
+
+
+def test_metadata_say_how_they_were_made(trained: Path, patches: Path) -> None:
+    from hardnet_sfm.weights import read_weights
+
+    metadata = read_weights(trained).metadata
+    assert (metadata["architecture"], metadata["steps"], metadata["measurement_size"]) == ("hardnet", "6", "12.0")
+    assert json.loads(metadata["data"]) == [f"sfm {patches.name}"]
+    assert json.loads(metadata["options"])["learning_rate"] == 3e-3
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(
+    trained: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "whole.safetensors"
+    steps, real = [], losses.LOSSES["hardnet"]
+
+    def stopping(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 5:
+            raise MemoryError("a process is killed")
+        return real(*args)
+
+    monkeypatch.setitem(losses.LOSSES, "hardnet", stopping)
+    with pytest.raises(MemoryError):
+        train([patches], output, BRIEF, CPU, validation=patches)
+    assert not output.exists()
+    monkeypatch.setitem(losses.LOSSES, "hardnet", real)
+    report = train([patches], output, _resumed(BRIEF), CPU, validation=patches)
+    assert report.steps == 6
+    expected, found = load_file(trained), load_file(output)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def _resumed(options: TrainOptions) -> TrainOptions:
+    return TrainOptions(**{**{name: getattr(options, name) for name in options.__dataclass_fields__}, "resume": True})
+
+
+def test_training_learns(patches: Path, tmp_path: Path) -> None:
+    """What it learned on the same few patches: the loss falls far below where it began."""
+    seen: list[float] = []
+    real = losses.LOSSES["hardnet"]
+
+    def watched(*args: torch.Tensor) -> torch.Tensor:
+        loss = real(*args)
+        seen.append(loss.item())
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(losses.LOSSES, "hardnet", watched)
+        options = TrainOptions(steps=25, learning_rate=1e-3, sampling=SamplingOptions(batch_size=32))
+        train([patches], tmp_path / "out.safetensors", options, CPU)
+    assert np.mean(seen[-5:]) < 0.6 * np.mean(seen[:3])
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, real = [], losses.LOSSES["hardnet"]
+
+    def diverging(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return real(*args) * (np.nan if len(steps) == 5 else 1)
+
+    monkeypatch.setitem(losses.LOSSES, "hardnet", diverging)
+    with pytest.raises(HardnetSfmError, match="the loss is nan at step 4") as raised:
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    assert "--resume" in raised.value.hint
+    kept = torch.load(tmp_path / "out.training" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in kept["state_dict"].values())
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "last.ckpt").write_bytes(b"PK nothing")
+    with pytest.raises(HardnetSfmError, match=r"last\.ckpt: damaged"):
+        train([patches], tmp_path / "out.safetensors", _resumed(BRIEF), CPU)
+
+
+def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        steps=1, learning_rate=1e-12, weight_decay=0, init=trained, sampling=SamplingOptions(batch_size=16)
+    )
+    train([patches], tmp_path / "out.safetensors", options, CPU)
+    expected, found = load_file(trained), load_file(tmp_path / "out.safetensors")
+    np.testing.assert_allclose(found["features.0.weight"], expected["features.0.weight"], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TrainOptions(loss="hinge"), "unknown loss: hinge"),
+        (TrainOptions(minutes=0), "--minutes"),
+        (TrainOptions(steps=-1), "--steps"),
+        (TrainOptions(dropout=1.0), "--dropout"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    patches: Path, tmp_path: Path, options: TrainOptions, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train([patches], tmp_path / "out.safetensors", options, CPU)
+
+
+def test_what_cannot_be_resumed_or_written_is_refused(patches: Path, tmp_path: Path) -> None:
+    with pytest.raises(HardnetSfmError, match="no checkpoint"):
+        train([patches], tmp_path / "out.safetensors", _resumed(BRIEF), CPU)
+    with pytest.raises(UsageError, match=r"end in \.safetensors"):
+        train([patches], tmp_path / "out.pth", BRIEF, CPU)

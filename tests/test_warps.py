@@ -1,0 +1,198 @@
+"""Patches of warped photos against the geometry that made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+from hardnet_sfm.images import read_photo
+from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.scene import Scene
+from hardnet_sfm.training.patches import read_patches
+from hardnet_sfm.training.warps import (
+    Grey,
+    WarpOptions,
+    found_again,
+    jacobians,
+    random_homography,
+    spoilt,
+    through,
+    warp,
+    warped,
+    warped_patches,
+)
+
+FEW = WarpOptions(views=3, points=200, max_keypoints=600)
+
+
+@pytest.fixture(scope="module")
+def photo(small_scene: tuple[Path, Scene]) -> Grey:
+    folder, scene = small_scene
+    return read_photo(folder / scene.names[0]).grey
+
+
+@pytest.fixture(scope="module")
+def photos(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos and a damaged one."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name in small_scene[1].names[:2]:
+        (folder / name).write_bytes((small_scene[0] / name).read_bytes())
+    (folder / "damaged.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    return folder
+
+
+def detect(grey: Grey) -> Keypoints:
+    return make_detector("opencv-dog", DetectorOptions(600, 0.02 / 3, 10, False, False))(grey)
+
+
+def homographies(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [random_homography((480, 360), rng) for _ in range(count)]
+
+
+def test_jacobian_is_the_derivative() -> None:
+    places, step = np.array([[10.0, 20.0], [300.0, 100.0], [470.0, 350.0]]), 1e-4
+    for homography in homographies(10):
+        numeric = np.stack(
+            [
+                (through(homography, places + shift) - through(homography, places - shift)) / (2 * step)
+                for shift in step * np.eye(2)
+            ],
+            -1,
+        )
+        np.testing.assert_allclose(jacobians(homography, places), numeric, rtol=1e-6, atol=1e-6)
+
+
+def test_through_is_opencvs() -> None:
+    places = np.random.default_rng(1).uniform(0, 400, (50, 2))
+    for homography in homographies(5):
+        expected = cv2.perspectiveTransform(places[None], homography)[0]
+        np.testing.assert_allclose(through(homography, places), expected, rtol=1e-9)
+
+
+def test_homographies_keep_the_centre_and_their_stated_ranges() -> None:
+    centre = np.array([[239.5, 179.5]])
+    tilts, scales = [], []
+    for homography in homographies(300):
+        np.testing.assert_allclose(through(homography, centre), centre, atol=1e-9)
+        largest, smallest = np.linalg.svd(jacobians(homography, centre)[0], compute_uv=False)
+        tilts.append(largest / smallest)
+        scales.append(np.sqrt(largest * smallest))
+    assert 1 <= min(tilts) < 1.1
+    assert 2.2 < max(tilts) < 2.5 + 1e-9
+    assert 0.5 <= min(scales) < 0.55
+    assert 1.5 < max(scales) <= 1.6
+
+
+def test_a_shrunk_view_is_not_aliased() -> None:
+    """Stripes of two pixels become one grey where two of them fall on less than a pixel."""
+    stripes = np.tile(np.uint8([0, 0, 255, 255]), (100, 100))
+    shrink = np.diag([0.3, 0.3, 1.0])
+    plain = cv2.warpPerspective(stripes, shrink, stripes.shape[::-1])[5:25, 5:100]
+    ours = warped(stripes, shrink)[5:25, 5:100]
+    assert plain.std() > 70
+    assert ours.std() < 12
+    np.testing.assert_allclose(ours.mean(), 127.5, atol=2)
+
+
+def test_an_enlarged_view_is_not_blurred(photo: Grey) -> None:
+    enlarge = np.diag([1.5, 1.5, 1.0])
+    expected = cv2.warpPerspective(photo, enlarge, photo.shape[::-1], borderMode=cv2.BORDER_REFLECT_101)
+    np.testing.assert_array_equal(warped(photo, enlarge), expected)
+
+
+def test_found_again_is_the_brute_force(photo: Grey) -> None:
+    rng, options = np.random.default_rng(2), WarpOptions()
+    first = detect(photo)
+    for homography in homographies(3):
+        second = detect(spoilt(warped(photo, homography), rng))
+        rows, columns = found_again(first, second, homography, options)
+        expected, frames = through(homography, first.xy), jacobians(homography, first.xy) @ first.frames()
+        costs = np.full((len(first), len(second)), np.inf)
+        for i in range(len(first)):
+            scale = np.sqrt(abs(np.linalg.det(frames[i])))
+            turn = np.rad2deg(np.arctan2(frames[i, 1, 0], frames[i, 0, 0]))
+            for j in range(len(second)):
+                distance = np.hypot(*(expected[i] - second.xy[j])) / min(3, options.max_distance * scale)
+                octaves = abs(np.log2(second.scales[j] / scale)) / options.max_scale
+                turned = abs((second.oris[j] - turn + 180) % 360 - 180) / options.max_turn
+                if max(distance, octaves, turned) <= 1:
+                    costs[i, j] = distance + octaves + turned
+        mutual = [
+            (i, j) for i, j in enumerate(costs.argmin(1)) if np.isfinite(costs[i, j]) and costs[:, j].argmin() == i
+        ]
+        assert len(mutual) > 10
+        assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == mutual
+
+
+def test_nothing_is_found_again_in_nothing() -> None:
+    rows, columns = found_again(Keypoints.empty(), Keypoints.empty(), np.eye(3), WarpOptions())
+    assert len(rows) == len(columns) == 0
+
+
+def correlation(first: Grey, second: Grey) -> float:
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+
+
+def test_patches_of_a_point_look_alike_and_others_do_not(photo: Grey) -> None:
+    made = warped_patches(photo, detect, FEW, np.random.default_rng(3))
+    counts = np.bincount(made.point)
+    assert counts.min() >= 2
+    assert len(counts) == len(made.xy) <= FEW.points
+    assert len(made.xy) > 100
+    firsts = np.searchsorted(made.point, np.arange(len(counts)))
+    np.testing.assert_array_equal(made.view[firsts], 0)
+    np.testing.assert_array_equal(made.frame[firsts, :, 2], made.xy)
+    same = [correlation(made.patches[row], made.patches[row + 1]) for row in firsts]
+    other = [correlation(made.patches[row], made.patches[row - 1]) for row in firsts[1:]]
+    assert np.median(same) > 0.7
+    assert np.median(other) < 0.3
+
+
+class TestStage:
+    def test_makes_the_same_patches_on_any_number_of_threads(self, photos: Path, tmp_path: Path) -> None:
+        reports = [warp(photos, tmp_path / f"{workers}.h5", FEW, Resources(workers=workers)) for workers in (1, 3)]
+        one, three = (read_patches(tmp_path / f"{workers}.h5") for workers in (1, 3))
+        np.testing.assert_array_equal(one.patches, three.patches)
+        np.testing.assert_array_equal(one.frame, three.frame)
+        assert reports[0] == reports[1]
+        assert (reports[0].photos, list(reports[0].skipped)) == (2, ["damaged.jpg"])
+        assert reports[0].points == len(one.xyz) > 200
+        # Points of two photos are farther apart than any two of one.
+        photo_of = one.xyz[:, 2]
+        assert len(set(photo_of.tolist())) == 2
+        assert np.ptp(one.xyz[:, :2], axis=0).max() < np.ptp(photo_of)
+
+    def test_a_killed_run_goes_on(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import hardnet_sfm.training.warps as module
+
+        warp(photos, tmp_path / "whole.h5", FEW)
+        real, calls = warped_patches, []
+
+        def stopping(*args: object) -> object:
+            calls.append(args)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(module, "warped_patches", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            warp(photos, tmp_path / "stopped.h5", FEW, Resources(workers=1))
+        assert not (tmp_path / "stopped.h5").exists()
+        report = warp(photos, tmp_path / "stopped.h5", FEW, Resources(workers=1))
+        assert report.computed == 1
+        whole, stopped = read_patches(tmp_path / "whole.h5"), read_patches(tmp_path / "stopped.h5")
+        np.testing.assert_array_equal(whole.patches, stopped.patches)
+        assert warp(photos, tmp_path / "stopped.h5", FEW).computed == 0
+
+    def test_photos_that_cannot_be_read_are_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no photo")
+        with pytest.raises(HardnetSfmError, match="none of the photos can be read"):
+            warp(tmp_path / "photos", tmp_path / "out.h5", FEW)

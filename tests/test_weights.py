@@ -1,0 +1,135 @@
+"""Weights as files: converted, held against their cards, and trained from a model by the command line alone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kornia.feature import HardNet as KorniaHardNet
+from safetensors.torch import save_file
+
+import hardnet_sfm
+from hardnet_sfm.cli import main
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.scene import Scene
+from hardnet_sfm.weights import convert, find_weights, read_weights, verify, write_weights
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> tuple[Path, KorniaHardNet]:
+    """As the authors publish theirs."""
+    torch.manual_seed(0)
+    network = KorniaHardNet(pretrained=False).eval()
+    torch.save({"epoch": 9, "state_dict": network.state_dict()}, tmp_path / "authors.pth")
+    return tmp_path / "authors.pth", network
+
+
+def test_a_converted_checkpoint_describes_as_kornia_does(
+    checkpoint: tuple[Path, KorniaHardNet], tmp_path: Path
+) -> None:
+    source, network = checkpoint
+    convert(source, tmp_path / "ours.safetensors")
+    descriptor = make_descriptor("hardnet", tmp_path / "ours.safetensors")
+    patches = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        np.testing.assert_allclose(descriptor.network(patches).numpy(), network(patches).numpy(), atol=1e-5)
+    assert descriptor.measurement_size == 12
+    assert read_weights(tmp_path / "ours.safetensors").metadata["source"] == "authors.pth"
+
+
+class Harmful:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("harm",)
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {"weight": torch.ones(1)}, "more": Harmful()}, tmp_path / "harmful.pth")
+    with pytest.raises(HardnetSfmError, match=r"harmful\.pth: damaged, or not a file of tensors alone"):
+        convert(tmp_path / "harmful.pth", tmp_path / "out.safetensors")
+    assert "harm" not in capsys.readouterr().out
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04"])
+def test_what_is_no_checkpoint_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(HardnetSfmError, match=r"a\.pth"):
+        convert(tmp_path / "a.pth", tmp_path / "out.safetensors")
+
+
+def test_a_checkpoint_without_a_state_dict_is_a_clear_error(tmp_path: Path) -> None:
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    with pytest.raises(HardnetSfmError, match="no state dict in it"):
+        convert(tmp_path / "list.pth", tmp_path / "out.safetensors")
+
+
+def test_verify_holds_a_file_against_its_card(tmp_path: Path) -> None:
+    path, card = tmp_path / "mine.safetensors", tmp_path / "mine.md"
+    save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(HardnetSfmError, match="no card beside it"):
+        verify(path)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    card.write_text(f"# Mine\n\nsha256 `{expected}`\n", encoding="utf-8")
+    assert verify(path) == expected
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(HardnetSfmError, match=f"its card says {expected}"):
+        verify(path)
+
+
+def test_written_weights_are_read_as_they_were(tmp_path: Path) -> None:
+    network = HardNet()
+    write_weights(tmp_path / "a.safetensors", network.state_dict(), {"architecture": "hardnet", "seed": "3"})
+    read = read_weights(tmp_path / "a.safetensors")
+    assert read.metadata["seed"] == "3"
+    assert all(torch.equal(tensor, read.tensors[name]) for name, tensor in network.state_dict().items())
+
+
+def test_weights_that_there_are_not_are_named() -> None:
+    with pytest.raises(HardnetSfmError, match="no weights of the name nowhere"):
+        find_weights("nowhere")
+
+
+def test_command_shows_and_converts(
+    checkpoint: tuple[Path, KorniaHardNet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["weights", "convert", str(checkpoint[0])])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "authors.safetensors")
+    main(["weights", "show", str(tmp_path / "authors.safetensors")])
+    shown = capsys.readouterr().out
+    assert (
+        "architecture  hardnet" in shown
+        and hashlib.sha256((tmp_path / "authors.safetensors").read_bytes()).hexdigest() in shown
+    )
+    for wrong in (["weights", "show"], ["weights", "list", "x"], ["weights", "show", "x", "-o", "y"]):
+        with pytest.raises(SystemExit) as exit:
+            main(wrong)
+        assert exit.value.code == 2
+
+
+@pytest.mark.slow
+def test_commands_go_from_a_model_to_weights_and_back(
+    small_scene: tuple[Path, Scene], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = str(small_scene[0]), tmp_path / "out"
+    options = {"extract_options": ExtractOptions(max_keypoints=1500), "map_options": MapOptions(camera_mode="single")}
+    hardnet_sfm.reconstruct(photos, out, **options)  # type: ignore[arg-type]
+    main(["mine", str(out), "--images", photos, "-o", str(tmp_path / "mined.h5"), "--sheet", str(tmp_path / "s.png")])
+    said = capsys.readouterr().out
+    assert "dropped: orientation" in said and (tmp_path / "s.png").stat().st_size > 10_000
+    main(["warp", photos, "-o", str(tmp_path / "warps.h5"), "--views", "2", "--points", "100"])
+    weights = str(tmp_path / "my.safetensors")
+    sets = [str(tmp_path / "mined.h5"), str(tmp_path / "warps.h5")]
+    main(["train", *sets, "-o", weights, "--steps", "3", "--batch-size", "64", "--validation", sets[0]])
+    assert "3 steps in" in capsys.readouterr().out
+    main(["extract", photos, "--workspace", str(tmp_path / "again"), "--weights", weights, "--descriptor", "hardnet"])
+    with hardnet_sfm.FeatureStore(tmp_path / "again" / "features.h5") as features:
+        assert features.header["options"]["weights_sha256"] == read_weights(Path(weights)).sha256
