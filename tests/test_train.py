@@ -196,6 +196,27 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the first and the last batch normalisation, of anchors and positives in the order of the batch."""
+    from hardnet_sfm.training import module
+
+    seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+
+    def watched(anchors: torch.Tensor, positives: torch.Tensor, allowed: torch.Tensor, features: list) -> torch.Tensor:
+        seen.append(features)
+        last = [torch.nn.functional.normalize(side, dim=1) for side in features[1]]
+        torch.testing.assert_close(last[0], anchors, atol=1e-5, rtol=0)
+        torch.testing.assert_close(last[1], positives, atol=1e-5, rtol=0)
+        return losses.l2net(anchors, positives, allowed, features)
+
+    monkeypatch.setattr(module, "l2net", watched)
+    monkeypatch.setitem(losses.LOSSES, "l2net", watched)
+    options = TrainOptions(steps=2, loss="l2net", sampling=SamplingOptions(batch_size=16))
+    train([patches], tmp_path / "out.safetensors", options, CPU, validation=patches)
+    assert [[side.shape for side in layer] for layer in seen[0]] == [[(16, 32 * 32 * 32)] * 2, [(16, 128)] * 2]
+    assert len(seen) == 2 and all(len(features) == 2 for features in seen)
+
+
 def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path) -> None:
     (tmp_path / "out.training").mkdir()
     (tmp_path / "out.training" / "last.ckpt").write_bytes(b"PK nothing")

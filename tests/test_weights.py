@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import kornia.feature.hardnet
 import numpy as np
 import pytest
 import torch
@@ -42,6 +46,31 @@ def test_a_converted_checkpoint_describes_as_kornia_does(
         np.testing.assert_allclose(descriptor.network(patches).numpy(), network(patches).numpy(), atol=1e-5)
     assert descriptor.measurement_size == 12
     assert read_weights(tmp_path / "ours.safetensors").metadata["source"] == "authors.pth"
+
+
+def test_the_authors_weights_come_through_kornia(
+    checkpoint: tuple[Path, KorniaHardNet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the README says for users with a network, with the server on this machine."""
+    source, network = checkpoint
+
+    class Server(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=source.parent))
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/{source.name}"
+    monkeypatch.setitem(kornia.feature.hardnet.urls, "liberty_aug", address)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    try:
+        torch.save(KorniaHardNet(pretrained=True).state_dict(), tmp_path / "fetched.pth")
+    finally:
+        server.shutdown()
+        server.server_close()
+    convert(tmp_path / "fetched.pth", tmp_path / "fetched.safetensors")
+    expected, found = network.state_dict(), read_weights(tmp_path / "fetched.safetensors").tensors
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 class Harmful:

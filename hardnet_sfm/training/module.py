@@ -18,10 +18,12 @@ from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
 from hardnet_sfm.progress import progress
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.losses import Loss
+from hardnet_sfm.training.losses import Loss, l2net
 from hardnet_sfm.training.sampling import Sampler
 
 _WARM_UP = 0.02
+# Whose outputs L2-Net's loss looks at, too: the first and the last batch normalisation.
+_SUPERVISED = ("features.1", "features.20")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,14 @@ class HardNetTraining(lightning.LightningModule):
         self._loss, self._augment, self.budget, self._seed = loss, augment, budget, seed
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
         self.seconds, self._began = 0.0, 0.0
+        self._layers: list[Tensor] = []
+        if loss is l2net:
+            for name in _SUPERVISED:
+                self.network.get_submodule(name).register_forward_hook(self._keep_layer)
+
+    def _keep_layer(self, module: torch.nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG002
+        if self.training:
+            self._layers.append(output.flatten(1))
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         first = self.global_step * self.trainer.world_size + self.global_rank
@@ -131,9 +141,11 @@ class HardNetTraining(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         anchors, positives = augmented(batch["anchors"], batch["positives"], PATCH_SIZE, self._augment)
         described = self.network(torch.cat([anchors, positives]))
+        extra = {"features": [tuple(layer.float().chunk(2)) for layer in self._layers]} if self._layers else {}
+        self._layers.clear()
         with torch.autocast(described.device.type, enabled=False):
             first, second = described.float().chunk(2)
-            loss = self._loss(first, second, batch["allowed"])
+            loss = self._loss(first, second, batch["allowed"], **extra)
         if not torch.isfinite(loss):
             raise HardnetSfmError(
                 f"the loss is {loss.item()} at step {self.global_step}",
