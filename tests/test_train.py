@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import cv2
@@ -247,6 +248,44 @@ def test_options_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         train([patches], tmp_path / "out.safetensors", options, CPU)
+
+
+def test_patches_of_different_size_are_a_clear_error(patches: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from hardnet_sfm.training.patches import read_patches
+
+    write_patches(tmp_path / "wide.h5", replace(read_patches(patches), measurement_size=15.0))
+    with pytest.raises(HardnetSfmError, match=r"patches of different size, in sigmas: .*made\.h5: 12, .*wide\.h5: 15"):
+        train([patches, tmp_path / "wide.h5"], tmp_path / "out.safetensors", BRIEF, CPU)
+
+
+def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "last.ckpt").write_bytes(b"hours of work")
+    with pytest.raises(HardnetSfmError, match="a run that did not finish") as raised:
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    assert "--resume" in raised.value.hint
+    assert (tmp_path / "out.training" / "last.ckpt").read_bytes() == b"hours of work"
+
+
+def test_ctrl_c_is_passed_on_and_leaves_a_checkpoint(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    steps, real = [], losses.LOSSES["hardnet"]
+
+    def interrupted(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setitem(losses.LOSSES, "hardnet", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert (tmp_path / "out.training" / "last.ckpt").is_file()
 
 
 def test_what_cannot_be_resumed_or_written_is_refused(patches: Path, tmp_path: Path) -> None:

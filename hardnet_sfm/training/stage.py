@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.workspace import locked
-
-if TYPE_CHECKING:  # torch and lightning take seconds to import; `--help` does without
-    pass
 
 _VALIDATION_BATCHES = 4
 
@@ -100,13 +98,20 @@ def train(
         shares: of each of `patches` in a batch; by default as many as the root of its number of points.
 
     Raises:
-        HardnetSfmError: patches or a checkpoint are damaged, they have too few points, or the loss is not a number.
+        HardnetSfmError: lightning is not installed, patches or a checkpoint are damaged, patches have too few points or
+            were cut in different sizes, or the loss is not a number.
         UsageError: an option makes no sense.
     """
-    import pytorch_lightning as lightning
     import torch
-    from pytorch_lightning.callbacks import ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
+
+    try:
+        import pytorch_lightning as lightning
+        from pytorch_lightning.callbacks import ModelCheckpoint
+        from pytorch_lightning.loggers import TensorBoardLogger
+    except ImportError as error:
+        raise HardnetSfmError(
+            f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
+        ) from error
 
     from hardnet_sfm.networks.device import fast_type, resolve_device
     from hardnet_sfm.training.losses import LOSSES
@@ -125,6 +130,9 @@ def train(
         raise UsageError("no patches to train on", "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`.")
     device = resolve_device(resources.device)
     sets = [read_patches(path) for path in patches]
+    if len({patch_set.measurement_size for patch_set in sets}) > 1:
+        sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in sets)
+        raise HardnetSfmError(f"patches of different size, in sigmas: {sizes}", "Mine them anew, all in one size.")
     if shares is None:
         shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
     if len(shares) != len(sets) or min(shares, default=0) <= 0:
@@ -156,32 +164,37 @@ def train(
         raise HardnetSfmError(
             f"{folder}: a run that did not finish", "Go on with --resume, or delete the folder to begin anew."
         )
-    _quieten()
-    trainer = lightning.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices="auto" if device == "cuda" else 1,
-        precision="32-true" if fast_type(device) == torch.float32 else "bf16-mixed",
-        max_epochs=-1,
-        max_steps=-1 if options.steps is None else options.steps,
-        val_check_interval=options.validate_every,
-        check_val_every_n_epoch=None,
-        limit_val_batches=_VALIDATION_BATCHES if held_out else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        logger=TensorBoardLogger(folder, name="curves", version=""),
-        callbacks=[
-            ModelCheckpoint(
-                folder, last.stem, every_n_train_steps=options.validate_every, enable_version_counter=False
-            ),
-            ModelCheckpoint(folder, last.stem, train_time_interval=timedelta(minutes=5), enable_version_counter=False),
-            Progress(),
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with locked(folder):
+    with locked(folder), _quiet():
+        trainer = lightning.Trainer(
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices="auto" if device == "cuda" else 1,
+            precision="32-true" if fast_type(device) == torch.float32 else "bf16-mixed",
+            max_epochs=-1,
+            max_steps=-1 if options.steps is None else options.steps,
+            val_check_interval=options.validate_every,
+            check_val_every_n_epoch=None,
+            limit_val_batches=_VALIDATION_BATCHES if held_out else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            logger=TensorBoardLogger(folder, name="curves", version=""),
+            callbacks=[
+                ModelCheckpoint(
+                    folder, last.stem, every_n_train_steps=options.validate_every, enable_version_counter=False
+                ),
+                ModelCheckpoint(
+                    folder, last.stem, train_time_interval=timedelta(minutes=5), enable_version_counter=False
+                ),
+                Progress(),
+            ],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         torch.set_num_threads(resources.threads)
-        trainer.fit(module, ckpt_path=last if options.resume else None, weights_only=True)
+        try:
+            trainer.fit(module, ckpt_path=last if options.resume else None, weights_only=True)
+        except SystemExit as error:  # which is what lightning makes of Ctrl-C, and switches that off
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from error
         measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
         metadata = {
             "architecture": "hardnet",
@@ -189,6 +202,7 @@ def train(
             "measurement_size": str(sets[0].measurement_size),
             "normalisation": "mean 0 and standard deviation 1 of each patch",
             "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
+            "seed": str(options.seed),
             "options": json.dumps(asdict(options), default=str),
             "steps": str(module.global_step),
             "measures": json.dumps(measures),
@@ -212,7 +226,15 @@ def _check_checkpoint(path: Path) -> None:
         raise HardnetSfmError(f"{path}: damaged, or no checkpoint", "Delete the folder and begin anew.") from error
 
 
-def _quieten() -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keeps lightning's hints and its dependencies' deprecations off the terminal; errors still raise."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(before)
