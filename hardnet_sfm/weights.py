@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -81,6 +82,18 @@ def verify(path: Path) -> str:
     return found
 
 
+def load_tensors(path: Path, hint: str) -> Any:
+    """What a PyTorch checkpoint holds, read by PyTorch's reader for tensors only.
+
+    Raises:
+        HardnetSfmError: with the given hint, where the file is damaged or has anything else in it.
+    """
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise HardnetSfmError(f"{path}: damaged, or not a file of tensors alone", hint) from error
+
+
 def convert(source: Path, target: Path, architecture: str = "hardnet", measurement_size: float = 12.0) -> None:
     """Writes the state dict of a PyTorch checkpoint as a safetensors file.
 
@@ -97,12 +110,7 @@ def convert(source: Path, target: Path, architecture: str = "hardnet", measureme
     """
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}")
-    try:
-        loaded = torch.load(source, "cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise HardnetSfmError(
-            f"{source}: damaged, or not a file of tensors alone", "Other content could run code, so it is not read."
-        ) from error
+    loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
@@ -138,7 +146,11 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     try:
         with replacing(path) as beside:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside, dict(metadata))
+            save_file(
+                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                beside,
+                dict(metadata),
+            )
     except (safetensors.SafetensorError, OSError) as error:
         raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
 

@@ -1,6 +1,6 @@
 """Reconstruct, mine, train, reconstruct: what weights that were learned on a folder of photos gain on it.
 
-    python pipelines/closed_loop.py IMAGES --minutes 30
+    python pipelines/closed_loop.py IMAGES --map.camera-mode single --train.minutes 30
 
 The gain is measured on the photos that were learned from: it tells what a descriptor made for these photos does for
 them, not how well it does elsewhere; `pipelines/homography.py` and `pipelines/strecha.py` tell that.
@@ -50,8 +50,7 @@ def closed_loop(options: Options) -> tuple[Workspace, Workspace]:
     maps, resources = options.map, options.resources
     reconstruct(options.images, before.root, extract_options=options.extract, map_options=maps, resources=resources)
     mine(before.root, options.images, patches, resources=resources)
-    if not weights.is_file():
-        train([patches], weights, options.train, resources)
+    train([patches], weights, options.train, resources)
     learned = replace(options.extract, descriptor="hardnet", weights=weights)
     reconstruct(options.images, after.root, extract_options=learned, map_options=maps, resources=resources)
     return before, after
@@ -79,7 +78,7 @@ def print_gain(before: Workspace, after: Workspace) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         print_gain(*closed_loop(options))
     except HardnetSfmError as error:

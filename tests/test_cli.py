@@ -136,3 +136,12 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(
     status, text = said_by(["info", str(tmp_path)], capsys)
     assert status == 1
     assert "features.h5: Permission denied" in text
+
+
+@pytest.mark.parametrize(
+    "script", sorted((Path(__file__).parents[1] / "pipelines").rglob("*.py")), ids=lambda p: p.stem
+)
+def test_pipelines_say_what_they_take(script: Path) -> None:
+    run = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "usage:" in run.stdout

@@ -210,6 +210,15 @@ def test_a_damaged_or_lost_model_is_made_again(made: Workspace, tmp_path: Path) 
     assert hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD).facts() == expected
 
 
+def test_a_mapping_that_makes_nothing_leaves_no_other_model_behind(made: Workspace, tmp_path: Path) -> None:
+    place = copy_of(made, tmp_path)
+    with pytest.raises(HardnetSfmError, match="no model could be made"):
+        hardnet_sfm.map_photos(place, MapOptions(camera_mode="single", min_inliers=100_000))
+    assert not place.sparse.exists()
+    with pytest.raises(HardnetSfmError, match="no model in"):
+        hardnet_sfm.export(place, tmp_path / "exported")
+
+
 def test_cameras_of_which_nothing_is_known_are_not_fixed(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name in small_scene[1].names:

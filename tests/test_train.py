@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,12 @@ from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.augment import AugmentOptions, augmented
+from hardnet_sfm.training.brown import write_brown
 from hardnet_sfm.training.module import Budget
-from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, write_patches
+from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,8 +128,6 @@ def test_trained_weights_are_used_as_any_other(trained: Path) -> None:
 
 
 def test_metadata_say_how_they_were_made(trained: Path, patches: Path) -> None:
-    from hardnet_sfm.weights import read_weights
-
     metadata = read_weights(trained).metadata
     assert (metadata["architecture"], metadata["steps"], metadata["measurement_size"]) == ("hardnet", "6", "12.0")
     assert json.loads(metadata["data"]) == [f"sfm {patches.name}"]
@@ -158,7 +159,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
 
 
 def _resumed(options: TrainOptions) -> TrainOptions:
-    return TrainOptions(**{**{name: getattr(options, name) for name in options.__dataclass_fields__}, "resume": True})
+    return replace(options, resume=True)
 
 
 def test_training_learns(patches: Path, tmp_path: Path) -> None:
@@ -225,9 +226,47 @@ def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path) ->
         train([patches], tmp_path / "out.safetensors", _resumed(BRIEF), CPU)
 
 
+def test_other_options_or_patches_do_not_resume_a_run(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = losses.LOSSES["hardnet"]
+    steps: list[int] = []
+
+    def stopping(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 5:
+            raise MemoryError("a process is killed")
+        return real(*args)
+
+    monkeypatch.setitem(losses.LOSSES, "hardnet", stopping)
+    with pytest.raises(MemoryError):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    monkeypatch.setitem(losses.LOSSES, "hardnet", real)
+    others = (replace(BRIEF, loss="softmax"), replace(BRIEF, sampling=SamplingOptions(batch_size=17)))
+    for other in others:
+        with pytest.raises(HardnetSfmError, match="a run on other patches or with other options"):
+            train([patches], tmp_path / "out.safetensors", _resumed(other), CPU)
+    changed = _resumed(replace(BRIEF, steps=5, learning_rate=1e-4))
+    assert train([patches], tmp_path / "out.safetensors", changed, CPU).steps == 5
+
+
+def test_weights_that_were_made_of_the_same_stay(trained: Path, patches: Path) -> None:
+    before = trained.stat().st_mtime_ns
+    report = train([patches], trained, BRIEF, CPU, validation=patches)
+    assert (report.steps, set(report.measures)) == (6, {"fpr95", "map"})
+    assert trained.stat().st_mtime_ns == before
+
+
+def test_folders_in_browns_layout_are_trained_on(patches: Path, tmp_path: Path) -> None:
+    write_brown(read_patches(patches), tmp_path / "brown", pairs=20)
+    options = replace(BRIEF, steps=1, sampling=SamplingOptions(batch_size=16, same_photos=0))
+    assert train([tmp_path / "brown"], tmp_path / "out.safetensors", options, CPU).steps == 1
+    assert json.loads(read_weights(tmp_path / "out.safetensors").metadata["data"]) == ["brown brown"]
+
+
 def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_path: Path) -> None:
     options = TrainOptions(
-        steps=1, learning_rate=1e-12, weight_decay=0, init=trained, sampling=SamplingOptions(batch_size=16)
+        steps=1, learning_rate=1e-12, weight_decay=0, init=str(trained), sampling=SamplingOptions(batch_size=16)
     )
     train([patches], tmp_path / "out.safetensors", options, CPU)
     expected, found = load_file(trained), load_file(tmp_path / "out.safetensors")
@@ -240,6 +279,7 @@ def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_pa
         (TrainOptions(loss="hinge"), "unknown loss: hinge"),
         (TrainOptions(minutes=0), "--minutes"),
         (TrainOptions(steps=-1), "--steps"),
+        (TrainOptions(seed=-1), "--seed"),
         (TrainOptions(dropout=1.0), "--dropout"),
     ],
 )
@@ -251,10 +291,6 @@ def test_options_that_make_no_sense_are_refused(
 
 
 def test_patches_of_different_size_are_a_clear_error(patches: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from hardnet_sfm.training.patches import read_patches
-
     write_patches(tmp_path / "wide.h5", replace(read_patches(patches), measurement_size=15.0))
     with pytest.raises(HardnetSfmError, match=r"patches of different size, in sigmas: .*made\.h5: 12, .*wide\.h5: 15"):
         train([patches, tmp_path / "wide.h5"], tmp_path / "out.safetensors", BRIEF, CPU)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints
@@ -190,6 +190,40 @@ class TestStage:
         whole, stopped = read_patches(tmp_path / "whole.h5"), read_patches(tmp_path / "stopped.h5")
         np.testing.assert_array_equal(whole.patches, stopped.patches)
         assert warp(photos, tmp_path / "stopped.h5", FEW).computed == 0
+
+    def test_a_photo_that_comes_between_does_not_mix_points(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A killed run had finished one photo; when it goes on, another is listed before that one."""
+        import hardnet_sfm.training.warps as module
+
+        folder, names = (
+            tmp_path / "photos",
+            sorted(path.name for path in photos.iterdir() if path.name != "damaged.jpg"),
+        )
+        folder.mkdir()
+        (folder / names[1]).write_bytes((photos / names[1]).read_bytes())
+
+        def killed(*_: object, **__: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module.PatchWriter, "commit", killed)
+            with pytest.raises(MemoryError):
+                warp(folder, tmp_path / "out.h5", FEW, Resources(workers=1))
+        (folder / names[0]).write_bytes((photos / names[0]).read_bytes())
+        assert warp(folder, tmp_path / "out.h5", FEW).computed == 1
+        found = read_patches(tmp_path / "out.h5")
+        photo_of = np.array([name.split("#")[0] for name in found.images])[found.image]
+        for point in range(len(found.xyz)):
+            assert len(set(photo_of[found.point == point])) == 1
+
+    @pytest.mark.parametrize("wrong", [{"views": 0}, {"points": 1}, {"seed": -1}, {"max_turn": 0.0}])
+    def test_options_that_make_no_sense_are_refused(
+        self, photos: Path, tmp_path: Path, wrong: dict[str, float]
+    ) -> None:
+        with pytest.raises(UsageError):
+            warp(photos, tmp_path / "out.h5", WarpOptions(**wrong))  # type: ignore[arg-type]
 
     def test_photos_that_cannot_be_read_are_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir()

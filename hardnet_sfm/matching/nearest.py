@@ -287,11 +287,14 @@ def _best_of_groups(
 
 def _best_of_all(rows: Tensor, exact: Tensor, others: PreparedDescriptors, accept: Acceptance) -> _Neighbours:
     """The accepted nearest neighbour among all others, by brute force."""
-    similarity = exact @ others.exact.T
-    best, number = similarity.max(1)
-    second = similarity.scatter(1, number[:, None], -1).amax(1)
-    passes = accept(best, second)
-    return _Neighbours(rows[passes], number[passes], best[passes])
+    at_once = max(64, _VALUES[rows.device.type] // len(others))
+    found = []
+    for numbers, queries in zip(torch.split(rows, at_once), torch.split(exact, at_once), strict=True):
+        similarity = queries @ others.exact.T
+        best, nearest = similarity.max(1)
+        passes = accept(best, similarity.scatter_(1, nearest[:, None], -1).amax(1))
+        found.append(_Neighbours(numbers[passes], nearest[passes], best[passes]))
+    return _joined(found)
 
 
 def _best_of(rows: Tensor, row: Tensor, column: Tensor, similarity: Tensor, accept: Acceptance) -> _Neighbours:

@@ -67,7 +67,7 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
 def _models(place: Workspace, target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
     from hardnet_sfm.colmap.model import Model
 
-    folders = sorted(place.sparse.glob("[0-9]*"), key=lambda folder: int(folder.name))
+    folders = sorted((path for path in place.sparse.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
     if not folders:
         raise HardnetSfmError(f"no model in {place.sparse}", "Run `hardnet-sfm map` first.")
     for folder in folders:

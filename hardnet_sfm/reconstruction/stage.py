@@ -202,8 +202,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
                 "their photos' EXIF data",
                 "State the camera with --camera-params, or leave out --fix-intrinsics.",
             )
-        if not database.verified():
-            return []
+        any_verified = bool(database.verified())
     mapping = Mapping(options.mapper, options.fix_intrinsics, options.min_model_size, resources.threads, options.seed)
     print_of_database = read_fact(workspace.database, "fingerprint")
     snapshot = workspace.root / f".snapshot-{digest(print_of_database, options.of_mapper())[:12]}"
@@ -215,13 +214,18 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
             advance(registered - shown)
             shown = registered
 
-        folder = readable_folder(images, names, workspace.readable)
-        models = map_database(workspace.database, folder, snapshot, mapping, on_registered)
+        models = []
+        if any_verified:
+            folder = readable_folder(images, names, workspace.readable)
+            models = map_database(workspace.database, folder, snapshot, mapping, on_registered)
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):
         model.write(beside / str(number))
-    for old in (workspace.sparse, workspace.readable, *workspace.root.glob(".snapshot-*")):
+    # From here until the new summary is there, a killed run leaves none that vouches for another run's models.
+    workspace.summary.unlink(missing_ok=True)
+    left = (path for pattern in (".snapshot-*", ".global-*") for path in workspace.root.glob(pattern))
+    for old in (workspace.sparse, workspace.readable, *left):
         shutil.rmtree(old, ignore_errors=True)
     if models:
         beside.rename(workspace.sparse)

@@ -53,17 +53,17 @@ class Budget:
 class Batches(IterableDataset[dict[str, Tensor]]):
     """The sampler's batches as tensors, from one number on, for ever; workers take turns."""
 
-    def __init__(self, sampler: Sampler, first: int, step: int = 1) -> None:
+    def __init__(self, sampler: Sampler, first: int) -> None:
         super().__init__()
-        self._sampler, self._first, self._step = sampler, first, step
+        self._sampler, self._first = sampler, first
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = torch.utils.data.get_worker_info()
-        number = self._first + (worker.id * self._step if worker else 0)
+        number = self._first + (worker.id if worker else 0)
         while True:
             batch = self._sampler(number)
             yield {name: torch.from_numpy(getattr(batch, name)) for name in ("anchors", "positives", "allowed")}
-            number += self._step * (worker.num_workers if worker else 1)
+            number += worker.num_workers if worker else 1
 
 
 class HardNetTraining(lightning.LightningModule):
@@ -83,6 +83,7 @@ class HardNetTraining(lightning.LightningModule):
         weight_decay: of AdamW.
         dropout: before the last layer.
         seed: of what is drawn by chance.
+        recipe: fingerprint of all that a run must not change when it is resumed.
     """
 
     MEASURES = ("fpr95", "map")
@@ -98,6 +99,7 @@ class HardNetTraining(lightning.LightningModule):
         weight_decay: float,
         dropout: float,
         seed: int,
+        recipe: str,
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -107,7 +109,7 @@ class HardNetTraining(lightning.LightningModule):
                 torch.nn.init.orthogonal_(module.weight, gain=0.6)
         self._sampler, self._held_out = sampler, held_out
         self._loss, self._augment, self.budget, self._seed = loss, augment, budget, seed
-        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        self._learning_rate, self._weight_decay, self._recipe = learning_rate, weight_decay, recipe
         self.seconds, self._began = 0.0, 0.0
         self._layers: list[Tensor] = []
         if loss is l2net:
@@ -119,9 +121,8 @@ class HardNetTraining(lightning.LightningModule):
             self._layers.append(output.flatten(1))
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        first = self.global_step * self.trainer.world_size + self.global_rank
         workers = 4 if self.device.type == "cuda" else 0
-        return DataLoader(Batches(self._sampler, first, self.trainer.world_size), batch_size=None, num_workers=workers)
+        return DataLoader(Batches(self._sampler, self.global_step), batch_size=None, num_workers=workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[Any]:
         return DataLoader(Batches(self._held_out, 0), batch_size=None) if self._held_out else []
@@ -131,7 +132,7 @@ class HardNetTraining(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._began = time.monotonic()
-        torch.manual_seed(self._seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
+        torch.manual_seed(self._seed * 1_000_003 + self.global_step)
         spent = self.budget.spent(self.seconds, self.global_step)
         rate = self._learning_rate * min((spent + 1e-3) / _WARM_UP, 1 - spent)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
@@ -175,9 +176,14 @@ class HardNetTraining(lightning.LightningModule):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["seconds"] = self.seconds
+        checkpoint["seconds"], checkpoint["recipe"] = self.seconds, self._recipe
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["recipe"] != self._recipe:
+            raise HardnetSfmError(
+                "the checkpoint is of a run on other patches or with other options",
+                "Go on with the same ones; only --minutes, --steps, --validate-every and --learning-rate may change.",
+            )
         self.seconds = checkpoint["seconds"]
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
+from hardnet_sfm.training.patches import PatchSet
 from hardnet_sfm.training.sampling import SamplingOptions
-from hardnet_sfm.workspace import locked
+from hardnet_sfm.workspace import digest, locked
 
 _VALIDATION_BATCHES = 4
 
@@ -41,8 +42,8 @@ class TrainOptions:
     """Batches between two validations and checkpoints."""
     resume: bool = False
     """Go on from the checkpoint beside the output."""
-    init: Path | None = None
-    """Weights to start from. Default: random orthogonal ones."""
+    init: str | None = None
+    """Weights to start from, a file or the name of shipped ones. Default: random orthogonal ones."""
     seed: int = 0
     """Of everything that is drawn by chance."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -53,8 +54,10 @@ class TrainOptions:
         self.sampling.check()
         for name in ("minutes", "steps", "learning_rate", "validate_every"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0")
+        if self.seed < 0:
+            raise UsageError("--seed must be at least 0")
         if not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be from 0 to below 1")
 
@@ -84,13 +87,13 @@ def train(
     validation: Path | None = None,
     shares: Sequence[float] | None = None,
 ) -> TrainReport:
-    """Learns HardNet from patches, and writes a weights file.
+    """Learns HardNet from patches, and writes a weights file. One that was made of the same before is left as it is.
 
     The folder `NAME.training` beside the output has curves for TensorBoard and, until the run is finished, its last
     checkpoint, five minutes old at most: Ctrl-C or a crash loses what came after it.
 
     Args:
-        patches: patches.h5 files.
+        patches: patches.h5 files, or folders in the layout of Brown's PhotoTour or of HPatches' patches.
         output: the .safetensors file to make.
         options: how.
         resources: how much of the machine.
@@ -116,9 +119,8 @@ def train(
     from hardnet_sfm.networks.device import fast_type, resolve_device
     from hardnet_sfm.training.losses import LOSSES
     from hardnet_sfm.training.module import Budget, HardNetTraining, Progress
-    from hardnet_sfm.training.patches import read_patches
     from hardnet_sfm.training.sampling import Sampler
-    from hardnet_sfm.weights import load_into, read_weights, write_weights
+    from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
     options.check()
@@ -129,7 +131,7 @@ def train(
     if not patches:
         raise UsageError("no patches to train on", "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`.")
     device = resolve_device(resources.device)
-    sets = [read_patches(path) for path in patches]
+    sets = [_read(path) for path in patches]
     if len({patch_set.measurement_size for patch_set in sets}) > 1:
         sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in sets)
         raise HardnetSfmError(f"patches of different size, in sigmas: {sizes}", "Mine them anew, all in one size.")
@@ -141,8 +143,18 @@ def train(
     held_out = None
     if validation is not None:
         apart = SamplingOptions(min(512, options.sampling.batch_size), same_photos=1.0, a_pair_of_photos=512)
-        held_out = Sampler([read_patches(validation)], [1.0], apart, seed=0)
+        held_out = Sampler([_read(validation)], [1.0], apart, seed=0)
     minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
+    start = read_weights(find_weights(options.init)) if options.init is not None else None
+    data = [(of.source, of.measurement_size, len(of), dict(of.options)) for of in sets]
+    changeable = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init")
+    kept = {name: value for name, value in asdict(options).items() if name not in changeable}
+    recipe = digest("train", data, list(shares), kept, start.sha256 if start else "")
+    fingerprint = digest(recipe, minutes, options.steps, options.validate_every, options.learning_rate)
+    if output.is_file():
+        made = read_weights(output).metadata
+        if made.get("fingerprint") == fingerprint:
+            return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]))
     module = HardNetTraining(
         sampler,
         held_out,
@@ -153,9 +165,10 @@ def train(
         options.weight_decay,
         options.dropout,
         options.seed,
+        recipe,
     )
-    if options.init is not None:
-        load_into(module.network, read_weights(options.init), "hardnet")
+    if start is not None:
+        load_into(module.network, start, "hardnet")
     folder = output.with_name(f"{output.stem}.training")
     last = folder / "last.ckpt"
     if options.resume:
@@ -167,7 +180,7 @@ def train(
     with locked(folder), _quiet():
         trainer = lightning.Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
-            devices="auto" if device == "cuda" else 1,
+            devices=1,
             precision="32-true" if fast_type(device) == torch.float32 else "bf16-mixed",
             max_epochs=-1,
             max_steps=-1 if options.steps is None else options.steps,
@@ -203,6 +216,8 @@ def train(
             "normalisation": "mean 0 and standard deviation 1 of each patch",
             "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
             "seed": str(options.seed),
+            "minutes": f"{module.seconds / 60:.2f}",
+            "fingerprint": fingerprint,
             "options": json.dumps(asdict(options), default=str),
             "steps": str(module.global_step),
             "measures": json.dumps(measures),
@@ -212,18 +227,24 @@ def train(
     return TrainReport(module.global_step, module.seconds / 60, measures)
 
 
+def _read(path: Path) -> PatchSet:
+    """Patches in any of the layouts there are."""
+    from hardnet_sfm.training.brown import read_brown
+    from hardnet_sfm.training.hpatches import read_hpatches
+    from hardnet_sfm.training.patches import read_patches
+
+    if not path.is_dir():
+        return read_patches(path)
+    return read_brown(path) if (path / "info.txt").is_file() else read_hpatches(path)
+
+
 def _check_checkpoint(path: Path) -> None:
     """Raises HardnetSfmError where it is missing or damaged."""
-    import pickle
-
-    import torch
+    from hardnet_sfm.weights import load_tensors
 
     if not path.is_file():
         raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to begin anew.")
-    try:
-        torch.load(path, "cpu", weights_only=True, mmap=False)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise HardnetSfmError(f"{path}: damaged, or no checkpoint", "Delete the folder and begin anew.") from error
+    load_tensors(path, "Delete the folder and begin anew.")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import list_photos, read_photo, resize_to_fit, sha256_of
 from hardnet_sfm.keypoints import Float32, Keypoints
@@ -53,6 +53,15 @@ class WarpOptions:
     """Difference of the orientations, degrees."""
     seed: int = 0
     """Of everything that is drawn by chance."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        for name, least in (("views", 1), ("points", 2), ("max_keypoints", 2), ("max_image_size", 64), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+        for name in ("measurement_size", "max_distance", "max_scale", "max_turn"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -272,8 +281,8 @@ def warp(
 ) -> WarpReport:
     """Makes a patches.h5 of a folder of photos that need not show anything together.
 
-    A point's xyz is its position in its photo in pixels, and the photo's number, far apart from others', as third
-    coordinate; the extent is 1000 pixels.
+    A point's xyz is its position in its photo in pixels, and as third coordinate a number that sets the photo far apart
+    from others; the extent is 1000 pixels.
 
     Args:
         images: folder of photos, searched recursively.
@@ -283,10 +292,12 @@ def warp(
 
     Raises:
         HardnetSfmError: no photos, none readable, or no point was found again.
+        UsageError: an option makes no sense.
     """
     from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 
     options, resources = options or WarpOptions(), resources or Resources()
+    options.check()
     names = list_photos(images)
     detect = make_detector(options.detector, DetectorOptions(options.max_keypoints, 0.02 / 3, 10, False, False))
     recipe = asdict(options)
@@ -297,7 +308,8 @@ def warp(
         rng = np.random.default_rng((options.seed, int(photo.sha256[:8], 16)))
         return warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
 
-    prints = {name: digest("warps", recipe, sha256_of(images / name)) for name in names}
+    photos = {name: sha256_of(images / name) for name in names}
+    prints = {name: digest("warps", recipe, photos[name]) for name in names}
     made_of = {**recipe, "fingerprint": digest(prints)}
     skipped: dict[str, str] = {}
     due: list[str] = []
@@ -315,15 +327,15 @@ def warp(
                     except HardnetSfmError as error:
                         skipped[name] = error.message
                     else:
-                        _put(writer, name, prints[name], made, names.index(name), options.views)
+                        _put(writer, name, prints[name], made, photos[name], options.views)
                     advance(note=name)
             kept = [view for name in names if name not in skipped for view in _views(name, options.views)]
             if not kept:
                 raise HardnetSfmError(f"{images}: none of the photos can be read", next(iter(skipped.values())))
             writer.commit(kept, "warps", options.measurement_size, _EXTENT, made_of)
     patches = read_patches(output)
-    photos = len(patches.images) // (options.views + 1)
-    return WarpReport(len(patches), len(patches.xyz), photos, len(due) - len(skipped), skipped)
+    used = len(patches.images) // (options.views + 1)
+    return WarpReport(len(patches), len(patches.xyz), used, len(due) - len(skipped), skipped)
 
 
 def _views(name: str, views: int) -> list[str]:
@@ -331,15 +343,16 @@ def _views(name: str, views: int) -> list[str]:
     return [f"{name}#{view}" for view in range(1, views + 1)] + [name]
 
 
-def _put(writer: PatchWriter, name: str, fingerprint: str, made: WarpedPatches, number: int, views: int) -> None:
+def _put(writer: PatchWriter, name: str, fingerprint: str, made: WarpedPatches, sha256: str, views: int) -> None:
     for view, view_name in zip([*range(1, views + 1), 0], _views(name, views), strict=True):
         rows = np.flatnonzero(made.view == view)
         xy = made.xy[made.point[rows]]
         arrays: dict[str, NDArray[Any]] = {
             "patches": made.patches[rows],
-            "point": made.point[rows] + number * 10**6,
+            # By the photo's content: a resumed run may list other photos, and numbers in the list would shift.
+            "point": made.point[rows] + (int(sha256[:10], 16) << 20),
             "frame": made.frame[rows],
             "angle": np.full(len(rows), np.nan, np.float32),
-            "xyz": np.column_stack([xy, np.full(len(rows), number * 10 * _EXTENT)]).astype(np.float32),
+            "xyz": np.column_stack([xy, np.full(len(rows), int(sha256[:4], 16) * 10 * _EXTENT)]).astype(np.float32),
         }
         writer.put(view_name, fingerprint, arrays)
