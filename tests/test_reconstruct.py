@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import hardnet_sfm
+from hardnet_sfm import weights as weights_files
 from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.database import read_fact
 from hardnet_sfm.colmap.model import Model
@@ -448,7 +449,11 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gets_a_clear_error(
-    case: str, small_scene: tuple[Path, Scene], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str,
+    small_scene: tuple[Path, Scene],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
@@ -485,6 +490,7 @@ def test_bad_input_gets_a_clear_error(
         case "affine opencv":
             extra = ["--affine-shape"]
         case "hardnet without weights":
+            monkeypatch.setattr(weights_files, "_FOLDERS", (tmp_path,))
             extra = ["--descriptor", "hardnet"]
         case "weights not safetensors":
             (tmp_path / "w.safetensors").write_bytes(b"\x80\x04pickle")

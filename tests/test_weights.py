@@ -23,7 +23,7 @@ from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.weights import convert, find_weights, read_weights, verify, write_weights
+from hardnet_sfm.weights import convert, find_weights, read_weights, shipped_names, verify, write_weights
 
 
 @pytest.fixture
@@ -120,6 +120,16 @@ def test_written_weights_are_read_as_they_were(tmp_path: Path) -> None:
     read = read_weights(tmp_path / "a.safetensors")
     assert read.metadata["seed"] == "3"
     assert all(torch.equal(tensor, read.tensors[name]) for name, tensor in network.state_dict().items())
+
+
+def test_shipped_weights_are_what_their_cards_say() -> None:
+    for name in shipped_names():
+        path = find_weights(name)
+        verify(path)
+        assert path.stat().st_size <= 6_000_000
+        metadata = read_weights(path).metadata
+        assert {"architecture", "patch_size", "measurement_size", "licence", "data", "steps"} <= metadata.keys()
+        make_descriptor(metadata["architecture"], path)
 
 
 def test_weights_that_there_are_not_are_named() -> None:
