@@ -300,7 +300,9 @@ class TestPipeline:
         assert all(word in printed for word in ("MMA @ 3 px", "right matches a pair", "mAP", "i_[flat]", "mean"))
         with target.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        assert [row["sequence"] for row in rows[::2]] == ["i_[flat]", "v_flat", "mean"]
+        descriptors = ["colmap rootsift", *pipeline.competitors(())]
+        expected = [(name, of) for name in ("i_[flat]", "v_flat", "mean") for of in descriptors]
+        assert [(row["sequence"], row["descriptor"]) for row in rows] == expected
         assert rows[0] == {
             "sequence": "i_[flat]",
             "descriptor": "colmap rootsift",
