@@ -73,6 +73,25 @@ class Keypoints:
         return Keypoints(xy, self.scales * scale, self.oris, self.scores, affines)
 
 
+def within_reach(
+    first: NDArray[np.floating], second: NDArray[np.floating], reach: NDArray[np.floating] | float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row numbers of all pairs of positions whose x differ by no more than a reach: few enough to list and look at.
+
+    Args:
+        first: (N, 2), pixels.
+        second: (M, 2), pixels.
+        reach: of each of `first`, or of all, pixels.
+
+    Returns:
+        (K,) rows of `first`, rising, and (K,) of `second`.
+    """
+    by_x = np.argsort(second[:, 0], kind="stable")
+    low, high = (np.searchsorted(second[by_x, 0], first[:, 0] + side * reach) for side in (-1, 1))
+    row = np.repeat(np.arange(len(first)), high - low)
+    return row, by_x[np.arange(len(row)) - np.repeat(np.cumsum(high - low) - high, high - low)]
+
+
 @dataclass(frozen=True)
 class Matches:
     """Correspondences between two photos.

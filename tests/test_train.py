@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,23 +136,27 @@ def test_metadata_say_how_they_were_made(trained: Path, patches: Path) -> None:
     assert json.loads(metadata["options"])["learning_rate"] == 3e-3
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(
-    trained: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "whole.safetensors"
+@contextmanager
+def stopped_at_step_five(error: BaseException) -> Iterator[None]:
+    """The fifth batch's loss raises the error, which comes out of the block."""
     steps, real = [], losses.LOSSES["hardnet"]
 
     def stopping(*args: torch.Tensor) -> torch.Tensor:
         steps.append(1)
         if len(steps) == 5:
-            raise MemoryError("a process is killed")
+            raise error
         return real(*args)
 
-    monkeypatch.setitem(losses.LOSSES, "hardnet", stopping)
-    with pytest.raises(MemoryError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
+        patch.setitem(losses.LOSSES, "hardnet", stopping)
+        yield
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(trained: Path, patches: Path, tmp_path: Path) -> None:
+    output = tmp_path / "whole.safetensors"
+    with stopped_at_step_five(MemoryError("a process is killed")):
         train([patches], output, BRIEF, CPU, validation=patches)
     assert not output.exists()
-    monkeypatch.setitem(losses.LOSSES, "hardnet", real)
     report = train([patches], output, _resumed(BRIEF), CPU, validation=patches)
     assert report.steps == 6
     expected, found = load_file(trained), load_file(output)
@@ -226,22 +232,9 @@ def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path) ->
         train([patches], tmp_path / "out.safetensors", _resumed(BRIEF), CPU)
 
 
-def test_other_options_or_patches_do_not_resume_a_run(
-    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = losses.LOSSES["hardnet"]
-    steps: list[int] = []
-
-    def stopping(*args: torch.Tensor) -> torch.Tensor:
-        steps.append(1)
-        if len(steps) == 5:
-            raise MemoryError("a process is killed")
-        return real(*args)
-
-    monkeypatch.setitem(losses.LOSSES, "hardnet", stopping)
-    with pytest.raises(MemoryError):
+def test_other_options_or_patches_do_not_resume_a_run(patches: Path, tmp_path: Path) -> None:
+    with stopped_at_step_five(MemoryError("a process is killed")):
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
-    monkeypatch.setitem(losses.LOSSES, "hardnet", real)
     others = (replace(BRIEF, loss="softmax"), replace(BRIEF, sampling=SamplingOptions(batch_size=17)))
     for other in others:
         with pytest.raises(HardnetSfmError, match="a run on other patches or with other options"):
@@ -305,20 +298,9 @@ def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) ->
     assert (tmp_path / "out.training" / "last.ckpt").read_bytes() == b"hours of work"
 
 
-def test_ctrl_c_is_passed_on_and_leaves_a_checkpoint(
-    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_is_passed_on_and_leaves_a_checkpoint(patches: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    steps, real = [], losses.LOSSES["hardnet"]
-
-    def interrupted(*args: torch.Tensor) -> torch.Tensor:
-        steps.append(1)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setitem(losses.LOSSES, "hardnet", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_step_five(KeyboardInterrupt()):
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
     assert signal.getsignal(signal.SIGINT) == before
     assert (tmp_path / "out.training" / "last.ckpt").is_file()

@@ -18,6 +18,7 @@ from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.colmap.sift import distinct_rows
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Float32, Keypoints
 
@@ -115,8 +116,7 @@ class ColmapSift:
     def __call__(self, grey: NDArray[np.uint8]) -> SiftFeatures:
         """Features of an (H, W) photo."""
         found, described = self._extractor.extract_from_uint8_array(grey)
-        geometry = [(point.x, point.y, point.a11, point.a12, point.a21, point.a22) for point in found]
-        unique, first = np.unique(np.array(geometry, np.float32).reshape(-1, 6), axis=0, return_index=True)
+        unique, first = distinct_rows(found)
         rows = described.data[first].astype(np.float32)
         rootsift = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
         return SiftFeatures(unique[:, :2] - np.float32(0.5), unique[:, 2:].reshape(-1, 2, 2), rootsift)

@@ -7,7 +7,17 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.log import native_log
-from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.keypoints import Float32, Keypoints
+
+
+def distinct_rows(found: pycolmap.FeatureKeypoints) -> tuple[Float32, NDArray[np.intp]]:
+    """Keypoints that differ: COLMAP finds a few twice, and twins would fail each other's ratio test.
+
+    Returns:
+        (N, 6) float32 x, y, a11, a12, a21, a22 in COLMAP's pixels, and (N,) where each comes first in `found`.
+    """
+    geometry = [(point.x, point.y, point.a11, point.a12, point.a21, point.a22) for point in found]
+    return np.unique(np.array(geometry, np.float32).reshape(-1, 6), axis=0, return_index=True)
 
 
 class ColmapDog:
@@ -41,9 +51,7 @@ class ColmapDog:
         found, _ = self._extractor.extract_from_uint8_array(grey)
         if not len(found):
             return Keypoints.empty()
-        rows = np.array([(point.x, point.y, point.a11, point.a12, point.a21, point.a22) for point in found], np.float32)
-        # COLMAP finds a few keypoints twice, and twins would fail each other's ratio test.
-        rows = np.unique(rows, axis=0)
+        rows, _ = distinct_rows(found)
         affines = rows[:, 2:].reshape(-1, 2, 2)
         scales = np.sqrt(np.abs(np.linalg.det(affines)))
         order = np.argsort(-scales, kind="stable")[: self._max_keypoints]

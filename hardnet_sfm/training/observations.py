@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.images import sensor_from_upright
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
 
 if TYPE_CHECKING:  # pycolmap takes a second to import
     from hardnet_sfm.colmap.tracks import Tracks
@@ -161,11 +161,7 @@ def associated(xy: Float64, row: NDArray[np.integer], found: Frames, reach: floa
         return np.full(len(xy), -1)
     if row.max() < len(found.xy) and np.linalg.norm(found.xy[row] - xy, axis=1).max() <= reach:
         return row.astype(np.intp)
-    # Every observation with the keypoints in its column of pixels: few enough to list.
-    by_x = np.argsort(found.xy[:, 0], kind="stable")
-    low, high = (np.searchsorted(found.xy[by_x, 0], xy[:, 0] + side) for side in (-reach, reach))
-    observation = np.repeat(np.arange(len(xy)), high - low)
-    keypoint = by_x[np.arange(len(observation)) - np.repeat(np.cumsum(high - low) - high, high - low)]
+    observation, keypoint = within_reach(xy, found.xy, reach)
     distance = np.linalg.norm(found.xy[keypoint] - xy[observation], axis=1)
     order = np.lexsort((keypoint, distance))
     order = order[distance[order] <= reach]

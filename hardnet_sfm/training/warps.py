@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import list_photos, read_photo, resize_to_fit, sha256_of
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchWriter, is_made, read_patches
@@ -227,13 +227,8 @@ def found_again(
     expected = through(homography, first.xy)
     scale, turn = _scale_and_turn(jacobians(homography, first.xy) @ first.frames())
     seen_scale, seen_turn = _scale_and_turn(second.frames())
-    # Every keypoint with those of the view in its column of pixels: few enough to list.
     reach = np.minimum(3, options.max_distance * scale)
-    order = np.argsort(second.xy[:, 0])
-    across = second.xy[order, 0]
-    low, high = (np.searchsorted(across, expected[:, 0] + sign * reach) for sign in (-1, 1))
-    row = np.repeat(np.arange(len(first)), high - low)
-    column = order[np.arange(len(row)) - np.repeat(np.cumsum(high - low) - high, high - low)]
+    row, column = within_reach(expected, second.xy, reach)
     # In units of what is allowed, so that position, scale and orientation count alike.
     differences = np.stack(
         [
