@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import h5py
 import kornia.feature
 import numpy as np
 import pycolmap
 import pytest
 import safetensors.torch
 import torch
+from hdf5 import contents
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -66,22 +66,6 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     safetensors.torch.save_file(state, path, {"architecture": "hardnet", "measurement_size": "12"})
     return path
-
-
-def contents(path: Path) -> dict[str, Any]:
-    """Every data set and attribute of a store, byte for byte."""
-    found: dict[str, Any] = {}
-
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        found[name] = None
-        if isinstance(item, h5py.Dataset):
-            found[name] = str(item.dtype), item.shape, item[()].tobytes()
-        found.update({f"{name} @{key}": value for key, value in item.attrs.items()})
-
-    with h5py.File(path, "r") as file:
-        file.visititems(visit)
-        found.update({f"@{key}": value for key, value in file.attrs.items()})
-    return found
 
 
 def of_photo(found: dict[str, Any], name: str) -> dict[str, Any]:

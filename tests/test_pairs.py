@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,9 +14,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hdf5 import contents
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from processes import PROCESSES
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
@@ -30,18 +31,6 @@ from hardnet_sfm.scene import Scene
 from hardnet_sfm.stores import FEATURES, FeatureStore, MatchStore, StoreWriter, feature_arrays, pair_key
 from hardnet_sfm.workspace import Workspace
 
-# Processes to kill are forked off a server that has imported everything but has not computed anything.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "pytest",
-        "hypothesis",
-        "hardnet_sfm.features.descriptors",
-        "hardnet_sfm.features.detectors",
-        "hardnet_sfm.matching.nearest",
-        "hardnet_sfm.scene",
-    ]
-)
 CPU = Resources(device="cpu", workers=2)
 FEW = ExtractOptions(max_keypoints=300)
 Pair = tuple[str, str]
@@ -318,22 +307,6 @@ def place(extracted: Workspace, tmp_path: Path) -> Workspace:
 def names_of(place: Workspace) -> list[str]:
     with FeatureStore(place.features) as store:
         return store.names()
-
-
-def contents(path: Path) -> dict[str, Any]:
-    """Every data set and attribute of a store, byte for byte."""
-    found: dict[str, Any] = {}
-
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        found[name] = None
-        if isinstance(item, h5py.Dataset):
-            found[name] = str(item.dtype), item.shape, item[()].tobytes()
-        found.update({f"{name} @{key}": value for key, value in item.attrs.items()})
-
-    with h5py.File(path, "r") as file:
-        file.visititems(visit)
-        found.update({f"@{key}": value for key, value in file.attrs.items()})
-    return found
 
 
 def brute_force(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import resource
 import signal
 import time
 import tracemalloc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,15 +20,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.training.brown import read_brown, read_brown_pairs, write_brown
 from hardnet_sfm.training.hpatches import read_hpatches
 from hardnet_sfm.training.patches import PatchSet, PatchWriter, read_patches, write_patches
 
-# As in test_stores.py: processes to kill are forked off a server that has imported everything.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "hardnet_sfm.training.brown", "hardnet_sfm.training.hpatches"])
 NAMES = tuple(f"day {number % 2}/{number}.jpg" for number in range(12))
 ARRAYS = ("patches", "point", "image", "frame", "angle", "xyz")
 
@@ -303,32 +299,6 @@ def test_commit_holds_one_photo_at_a_time(tmp_path: Path) -> None:
     found = read_patches(tmp_path / "patches.h5")
     assert len(found) == photos * count
     assert peak < 4 * 4096 * count + 200 * len(found) < len(found) * 4096 / 3
-
-
-@contextmanager
-def running(function: Callable[..., None], *args: object) -> Iterator[tuple[Any, Connection]]:
-    """A process that runs a function of this module and tells through a pipe how far it is."""
-    ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=function, args=(*args, theirs))
-    process.start()
-    theirs.close()
-    try:
-        yield process, ours
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-
-
-def last_words(pipe: Connection, most: int | None = None) -> list[str]:
-    """What a process says until it ends, or its next words."""
-    said: list[str] = []
-    try:
-        while len(said) != most:
-            said.append(pipe.recv())
-    except (EOFError, OSError):
-        pass
-    return said
 
 
 def _mine(path: Path, limit: int | None, pipe: Connection) -> None:

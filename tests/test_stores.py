@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,9 +16,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hdf5 import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.stage import ExtractOptions, extract
@@ -42,19 +41,6 @@ from hardnet_sfm.stores import (
 )
 from hardnet_sfm.workspace import locked
 
-# Processes to kill are forked off a server that has imported everything but has not computed anything, so that one
-# starts within milliseconds and inherits no thread.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "pytest",
-        "hypothesis",
-        "hardnet_sfm.features.descriptors",
-        "hardnet_sfm.features.detectors",
-        "hardnet_sfm.matching.nearest",
-        "hardnet_sfm.scene",
-    ]
-)
 NAMES = tuple(f"photo {number}.jpg" if number % 2 else f"day/{number}.jpg" for number in range(24))
 HEADER = {"names": list(NAMES), "options": {"max_keypoints": 300}}
 
@@ -94,22 +80,6 @@ def made(path: Path, names: tuple[str, ...] = NAMES) -> Path:
     return path
 
 
-def contents(path: Path) -> dict[str, Any]:
-    """Every data set and attribute of an HDF5 file, byte for byte."""
-    found: dict[str, Any] = {}
-
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        found[name] = None
-        if isinstance(item, h5py.Dataset):
-            found[name] = str(item.dtype), item.shape, np.asarray(item[()]).tobytes()
-        found.update({f"{name} @{key}": value for key, value in item.attrs.items()})
-
-    with h5py.File(path, "r") as file:
-        file.visititems(visit)
-        found.update({f"@{key}": value for key, value in file.attrs.items()})
-    return found
-
-
 def arrays_of(found: dict[str, Any], name: str) -> dict[str, Any]:
     """The part of `contents` that belongs to one photo."""
     return {key: value for key, value in found.items() if key == name or key.startswith(f"{name}/")}
@@ -124,32 +94,6 @@ def kept(path: Path, scratch: Path) -> dict[str, Any]:
         assert set(finished) == set(writer.fingerprints)
         writer.commit(finished, {"names": finished})
     return contents(scratch / path.name)
-
-
-@contextmanager
-def running(function: Callable[..., None], *args: object) -> Iterator[tuple[Any, Connection]]:
-    """A process that runs a function of this module and tells through a pipe how far it is."""
-    ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=function, args=(*args, theirs))
-    process.start()
-    theirs.close()
-    try:
-        yield process, ours
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-
-
-def last_words(pipe: Connection, most: int | None = None) -> list[Any]:
-    """What a process says until it ends, or its next words."""
-    said: list[Any] = []
-    try:
-        while len(said) != most:
-            said.append(pipe.recv())
-    except (EOFError, OSError):
-        pass
-    return said
 
 
 # What hloc reads, as documented in hloc/utils/io.py and hloc/utils/parsers.py.
