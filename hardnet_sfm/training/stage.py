@@ -203,10 +203,11 @@ def train(
             enable_model_summary=False,
         )
         torch.set_num_threads(resources.threads)
+        before = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, ckpt_path=last if options.resume else None, weights_only=True)
         except SystemExit as error:  # which is what lightning makes of Ctrl-C, and switches that off
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
             raise KeyboardInterrupt from error
         measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
         metadata = {
