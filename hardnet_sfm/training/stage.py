@@ -20,6 +20,7 @@ from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.workspace import digest, locked
 
 _VALIDATION_BATCHES = 4
+_NORM_BATCH = {"cpu": 256, "cuda": None}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class TrainOptions:
     """Of AdamW."""
     dropout: float = 0.1
     """Probability, before the last layer."""
+    norm_batch: int | None = None
+    """Patches that share the statistics of batch normalisation. Default: 256 on a CPU, whose cache they fit, else all."""
     validate_every: int = 100
     """Batches between two validations and checkpoints."""
     resume: bool = False
@@ -56,6 +59,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0")
+        if self.norm_batch is not None and self.norm_batch < 2:
+            raise UsageError("--norm-batch must be at least 2")
         if self.seed < 0:
             raise UsageError("--seed must be at least 0")
         if not 0 <= self.dropout < 1:
@@ -164,6 +169,7 @@ def train(
         options.learning_rate,
         options.weight_decay,
         options.dropout,
+        options.norm_batch or _NORM_BATCH[device],
         options.seed,
         recipe,
     )

@@ -35,6 +35,8 @@ class WarpOptions:
 
     views: int = 5
     """Warped copies of each photo."""
+    still: float = 0.3
+    """Share of the views that are not warped, only in other light, blurred, noisy or compressed."""
     points: int = 1500
     """At most so many points of a photo, drawn by chance from those found again in some view."""
     max_keypoints: int = 4000
@@ -59,6 +61,8 @@ class WarpOptions:
         for name, least in (("views", 1), ("points", 2), ("max_keypoints", 2), ("max_image_size", 64), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+        if not 0 <= self.still <= 1:
+            raise UsageError("--still must be from 0 to 1")
         for name in ("measurement_size", "max_distance", "max_scale", "max_turn"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0")
@@ -98,7 +102,8 @@ def warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np.ran
     found = detect(grey)
     views, keypoints, rows = [grey], [found], [np.arange(len(found))]
     for _ in range(options.views):
-        homography = random_homography((grey.shape[1], grey.shape[0]), rng)
+        still = rng.random() < options.still
+        homography = np.eye(3) if still else random_homography((grey.shape[1], grey.shape[0]), rng)
         views.append(spoilt(warped(grey, homography), rng))
         seen = detect(views[-1])
         first, second = found_again(found, seen, homography, options)
@@ -178,12 +183,12 @@ def spoilt(grey: Grey, rng: np.random.Generator) -> Grey:
 
     Args:
         grey: (H, W) uint8.
-        rng: half of the views are blurred, with sigma 0.5 to 3.5 pixels or by motion of 3 to 15; half are compressed to
+        rng: half of the views are blurred, with sigma 0.5 to 5 pixels or by motion of 3 to 15; half are compressed to
             JPEG of quality 6 to 80; gamma is 0.5 to 2, gain 0.5 to 1.3, noise up to 10 grey levels.
     """
     height, width = grey.shape
     if rng.random() < 0.5:
-        along = across = np.exp(rng.uniform(np.log(0.5), np.log(3.5))) ** 2
+        along = across = np.exp(rng.uniform(np.log(0.5), np.log(5))) ** 2
         if rng.random() < 0.3:
             # Motion of constant speed has a twelfth of its squared length as variance.
             along, across = rng.uniform(3, 15) ** 2 / 12, 0.25
