@@ -1,7 +1,7 @@
 """Pickles of plain data from people we do not know, read without running anything that is in them.
 
 A pickle is a program: it may name any function of any module and have it called. This reader lets it name nothing but
-what plain arrays are made of, and even there it gets not NumPy's functions but stand-ins that check what they are given.
+what plain arrays are made of, and even there not NumPy's functions but stand-ins that check what they are given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,8 +97,7 @@ class _Dtype:
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(text, str) or not re.fullmatch(r"[biufUS][0-9]{1,4}", text):
             raise _NotPlain(f"an array of {text!r}")
-        self.code = text
-        self.order: Literal["<", ">", "=", "|"] = "="
+        self.code, self.order = text, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
@@ -115,7 +114,7 @@ class _Dtype:
             raise _NotPlain("an array that is not made of bytes")
         if not all(isinstance(size, int) and size >= 0 for size in sizes):
             raise ValueError(f"an array of shape {sizes}")
-        dtype = np.dtype(self.code).newbyteorder(self.order)
+        dtype = np.dtype(self.order + self.code)
         if len(data) != math.prod(sizes) * dtype.itemsize:
             raise ValueError(f"an array of shape {sizes} of {len(data)} bytes")
         if not dtype.itemsize:
