@@ -15,6 +15,7 @@ import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import precision_at, trapezoid_average_precision
+from hardnet_sfm.images import EXTENSIONS
 
 Box = tuple[float, float, float, float]
 ORIGINAL = "original"
@@ -201,6 +202,37 @@ def score_rankings(
             if query.name in rankings and relevance.positives:
                 scores[setup][query.name] = score_ranking(rankings[query.name], relevance)
     return scores
+
+
+@dataclass(frozen=True)
+class LandmarkFiles:
+    """A data set on disk.
+
+    Attributes:
+        images: folder of the photos.
+        crops: queries as photos of their own, by the query's name; used where the photo is missing.
+    """
+
+    images: Path
+    crops: Mapping[str, Path]
+
+
+def find_landmarks(folder: Path) -> LandmarkFiles:
+    """Finds the photos of a data set: in `images/` or `jpg/`, else in the folder itself; query crops in `queries/`.
+
+    Raises:
+        HardnetSfmError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
+    images = next((folder / name for name in ("images", "jpg") if (folder / name).is_dir()), folder)
+    crops = sorted(path for path in folder.glob("queries/*") if path.suffix.lower() in EXTENSIONS)
+    return LandmarkFiles(images, {path.stem: path for path in crops})
+
+
+def find_ground_truth(folder: Path) -> Path:
+    """The folder of the ground truth's text files: `gt/` or `lab/`, else the data set itself."""
+    return next((folder / name for name in ("gt", "lab") if (folder / name).is_dir()), folder)
 
 
 def by_stem(names: Collection[str]) -> dict[str, str]:
