@@ -16,7 +16,6 @@ from hardnet_sfm.evaluation.landmarks import (
     Landmarks,
     QueryScore,
     Relevance,
-    by_stem,
     read_landmarks,
     score_ranking,
     score_rankings,
@@ -197,8 +196,3 @@ class TestReading:
     def test_folder_without_ground_truth(self, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no ground truth"):
             read_landmarks(tmp_path)
-
-    def test_two_photos_of_one_name(self) -> None:
-        assert by_stem(["a/x.jpg", "b/y.jpg"]) == {"x": "a/x.jpg", "y": "b/y.jpg"}
-        with pytest.raises(HardnetSfmError, match=r"a/x.jpg and b/x.png have the same name"):
-            by_stem(["a/x.jpg", "b/x.png"])

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import precision_at, trapezoid_average_precision
-from hardnet_sfm.images import EXTENSIONS
 
 Box = tuple[float, float, float, float]
 ORIGINAL = "original"
@@ -25,17 +24,6 @@ _LAYOUT = (
 )
 _OXFORD_PREFIX = "oxc1_"
 _SUFFIX = "_query.txt"
-
-# The archives of Paris6k have error pages of a web server in the place of these; everybody leaves them out.
-DAMAGED_PARIS = frozenset(
-    f"paris_{name}"
-    for name in (
-        *("louvre_000136", "louvre_000146", "moulinrouge_000422", "museedorsay_001059", "notredame_000188"),
-        *("pantheon_000284", "pantheon_000960", "pantheon_000974", "pompidou_000195", "pompidou_000196"),
-        *("pompidou_000201", "pompidou_000467", "pompidou_000640", "sacrecoeur_000299", "sacrecoeur_000330"),
-        *("sacrecoeur_000353", "triomphe_000662", "triomphe_000833", "triomphe_000863", "triomphe_000867"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -202,50 +190,3 @@ def score_rankings(
             if query.name in rankings and relevance.positives:
                 scores[setup][query.name] = score_ranking(rankings[query.name], relevance)
     return scores
-
-
-@dataclass(frozen=True)
-class LandmarkFiles:
-    """A data set on disk.
-
-    Attributes:
-        images: folder of the photos.
-        crops: queries as photos of their own, by the query's name; used where the photo is missing.
-    """
-
-    images: Path
-    crops: Mapping[str, Path]
-
-
-def find_landmarks(folder: Path) -> LandmarkFiles:
-    """Finds the photos of a data set: in `images/` or `jpg/`, else in the folder itself; query crops in `queries/`.
-
-    Raises:
-        HardnetSfmError: the folder is missing.
-    """
-    if not folder.is_dir():
-        raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
-    images = next((folder / name for name in ("images", "jpg") if (folder / name).is_dir()), folder)
-    crops = sorted(path for path in folder.glob("queries/*") if path.suffix.lower() in EXTENSIONS)
-    return LandmarkFiles(images, {path.stem: path for path in crops})
-
-
-def find_ground_truth(folder: Path) -> Path:
-    """The folder of the ground truth's text files: `gt/` or `lab/`, else the data set itself."""
-    return next((folder / name for name in ("gt", "lab") if (folder / name).is_dir()), folder)
-
-
-def by_stem(names: Collection[str]) -> dict[str, str]:
-    """Photos of a folder by their names without folder and suffix, as ground truth names them.
-
-    Raises:
-        HardnetSfmError: two have the same.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        other = found.setdefault(PurePosixPath(name).stem, name)
-        if other != name:
-            raise HardnetSfmError(
-                f"the photos {other} and {name} have the same name for the ground truth", "Take one of them away."
-            )
-    return found

@@ -37,15 +37,11 @@ if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `in
 
 
 @dataclass(frozen=True)
-class ExtractOptions:
-    """How keypoints are found and described."""
+class KeypointOptions:
+    """How keypoints are found."""
 
     detector: str = "opencv-dog"
     """opencv-dog (fast), dog (COLMAP's own), or one that another package registers."""
-    descriptor: str = "rootsift"
-    """rootsift, hardnet, or one that another package registers."""
-    weights: Path | None = None
-    """Weights of the descriptor, a .safetensors file."""
     max_keypoints: int = 8192
     """At most so many keypoints a photo; each orientation of a keypoint counts."""
     max_image_size: int = 3200
@@ -66,6 +62,16 @@ class ExtractOptions:
         for name, least in (("max_keypoints", 1), ("max_image_size", 32), ("peak_threshold", 0), ("edge_threshold", 1)):
             if not getattr(self, name) >= least:  # nor NaN
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+
+
+@dataclass(frozen=True)
+class ExtractOptions(KeypointOptions):
+    """How keypoints are found and described."""
+
+    descriptor: str = "rootsift"
+    """rootsift, hardnet, or one that another package registers."""
+    weights: Path | None = None
+    """Weights of the descriptor, a .safetensors file."""
 
     def recipe(self, weights_sha256: str) -> dict[str, Any]:
         """Everything that decides what the features are, fit for JSON."""
