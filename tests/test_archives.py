@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.archives import unpack
+from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set, unpack
 
 
 def archive(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
@@ -84,3 +84,45 @@ def test_two_photos_of_one_name(tmp_path: Path) -> None:
     packed = archive(tmp_path / "a.tgz", {"one/a.jpg": b"1", "two/a.jpg": b"2"})
     with pytest.raises(HardnetSfmError, match=r"one/a.jpg and two/a.jpg have the same name"):
         unpack([packed], tmp_path / "images", {".jpg"})
+
+
+def official(folder: Path, city: City, *leave_out: str) -> Path:
+    """A folder with the archives of a city, tiny, in the layout that their authors gave them."""
+    folder.mkdir()
+    for number, start in enumerate(city.photo_archives):
+        if start not in leave_out:
+            archive(
+                folder / f"{start}-v1.tgz", {f"deep/er/{city.name}_{number}.jpg": b"photo", "deep/readme.txt": b"no"}
+            )
+    if city.truth_archive not in leave_out:
+        archive(folder / f"{city.truth_archive}.tgz", {"a_1_query.txt": b"text"})
+    return folder
+
+
+@pytest.mark.parametrize("city", [OXFORD, PARIS], ids=lambda city: city.name)
+def test_official_archives_become_a_data_set(tmp_path: Path, city: City) -> None:
+    given = official(tmp_path / "given", city)
+    (given / f"gnd_{city.revisited}.pkl").write_bytes(b"pickle")
+    before = inside(given)
+    folder = data_set(city, given, tmp_path / "work")
+    assert inside(folder / "images").keys() == {f"{city.name}_{i}.jpg" for i in range(len(city.photo_archives))}
+    assert inside(folder / "gt") == {"a_1_query.txt": b"text"}
+    assert (folder / f"gnd_{city.revisited}.pkl").read_bytes() == b"pickle"
+    assert inside(given) == before, "something was written to the user's folder"
+
+
+def test_data_set_that_is_unpacked_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    assert data_set(PARIS, tmp_path, tmp_path / "work") == tmp_path
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("missing", ["paris_2", "paris_120310"])
+def test_missing_archive_is_named(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(HardnetSfmError, match=rf"no archive {missing}.tgz"):
+        data_set(PARIS, official(tmp_path / "given", PARIS, missing), tmp_path / "work")
+
+
+def test_photos_alone_will_do_for_a_vocabulary(tmp_path: Path) -> None:
+    folder = data_set(PARIS, official(tmp_path / "given", PARIS, "paris_120310"), tmp_path / "work", truth=False)
+    assert len(inside(folder / "images")) == 2
