@@ -1,4 +1,4 @@
-"""The chain behind `evaluate` on Oxford5k, Paris6k and their revisited forms: extract, vocabulary, index, search, score.
+"""The chain behind `evaluate oxford5k` and its relatives: extract, vocabulary, index, search, score.
 
 It stands above the wings as `pipeline` does: evaluation knows nothing but rankings, retrieval nothing of ground truth.
 """
@@ -25,7 +25,11 @@ from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, KeypointOp
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.workspace import digest
+from hardnet_sfm.retrieval.search import METHODS
+from hardnet_sfm.retrieval.stage import index
+from hardnet_sfm.retrieval.vocabulary import CARD, VocabularyOptions, vocabulary
+from hardnet_sfm.retrieve import Index
+from hardnet_sfm.workspace import digest, read_json
 
 OnExtract = Callable[[str, ExtractReport], None]
 
@@ -135,8 +139,7 @@ def evaluate_landmarks(
         asked, left_out = landmarks.questions()
         if not asked:
             raise HardnetSfmError(f"{folder}: no query of {name} can be asked", next(iter(left_out.values()), ""))
-        index = maker.index(features, words, landmarks)
-        cells[row.name] = _search(index, landmarks, asked, methods, row.name)
+        cells[row.name] = _search(maker.index(features, words, landmarks), landmarks, asked, methods, row.name)
         facts[row.name] = {
             "weights_sha256": row.weights_sha256,
             "keypoints": extracted.keypoints,
@@ -168,19 +171,14 @@ def _given_vocabularies(paths: Sequence[Path], rows: Sequence[Competitor]) -> di
                 f"no vocabulary at {path}", "Give one for each descriptor, or one folder of photos to learn them from."
             )
         card = read_json(home / CARD)
-        of = [
-            row for row in rows if (row.descriptor, row.weights_sha256) == (card["descriptor"], card["weights_sha256"])
-        ]
-        if len(of) != 1 or of[0].name in found:
-            raise UsageError(
-                f"{path}: a vocabulary of {card['descriptor']}, which no row of the table is without one",
-                "Give one vocabulary for each --descriptor and --weights.",
-            )
-        found[of[0].name] = home
+        made_of = card.get("descriptor"), card.get("weights_sha256")
+        name = next((row.name for row in rows if (row.descriptor, row.weights_sha256) == made_of), None)
+        if name is None or name in found:
+            what = f"of {made_of[0]}, of which there is no row" if name is None else f"of {name}, as another one"
+            raise UsageError(f"{path}: a vocabulary {what}", "Give one for each --descriptor and --weights.")
+        found[name] = home
     if missing := [row.name for row in rows if row.name not in found]:
-        raise UsageError(
-            f"no vocabulary of {missing[0]} is given", "Give one for each descriptor, or photos to learn from."
-        )
+        raise UsageError(f"no vocabulary of {missing[0]} is given", "Give one for each, or photos to learn them from.")
     return found
 
 
@@ -215,7 +213,7 @@ class _Maker:
     def index(self, features: Path, words: Path, landmarks: LandmarkSet) -> Index:
         folder = features.with_name(f"index-{landmarks.name}")
         index(features, words, folder, resources=self.resources, names=set(landmarks.photos.values()))
-        return Index.open(folder, resources=self.resources)
+        return Index.open(folder, weights=self.row.weights, resources=self.resources)
 
 
 def _search(
@@ -233,9 +231,5 @@ def _search(
                 seconds[method] += time.perf_counter() - start
                 rankings[method][question.query.name] = [PurePosixPath(result.image).stem for result in results]
                 advance(note=f"{what} {method}")
-    return {
-        method: Cell(
-            score_rankings(landmarks.truth, rankings[method], landmarks.photos), seconds[method] / len(questions)
-        )
-        for method in methods
-    }
+    scores = {method: score_rankings(landmarks.truth, ranked, landmarks.photos) for method, ranked in rankings.items()}
+    return {method: Cell(scores[method], seconds[method] / len(questions)) for method in methods}

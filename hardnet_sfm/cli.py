@@ -28,6 +28,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.observations import MineOptions
 from hardnet_sfm.training.stage import TrainOptions
 from hardnet_sfm.training.warps import WarpOptions
+from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.workspace import DEFAULT, Workspace, read_json
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ class Weights:
             output.print(f"[bold]{escape(name)}[/]  {escape(value)}")
 
 
-Command = Reconstruct | Extract | Pair | Match | Map | Info | Export | Demo | Mine | Warp | Train | Weights
+Command = Reconstruct | Extract | Pair | Match | Map | Info | Export | Demo | Mine | Warp | Train | Weights | Evaluate
 
 _VERBS: tuple[tuple[type[Any], str, str], ...] = (
     (
@@ -363,6 +364,12 @@ _VERBS: tuple[tuple[type[Any], str, str], ...] = (
         Weights,
         "Look at, verify or convert weights.",
         "hardnet-sfm weights list\nhardnet-sfm weights convert HardNet++.pth -o hardnet++.safetensors",
+    ),
+    (
+        Evaluate,
+        "Measure descriptors and methods on Oxford5k and the like.",
+        "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536\n"
+        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --weights my.safetensors --csv table.csv",
     ),
 )
 

@@ -21,7 +21,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
 from hardnet_sfm.progress import console as errors
-from hardnet_sfm.verbs.evaluate import LandmarkOptions
+from hardnet_sfm.commands.evaluate import LandmarkOptions
 
 
 @dataclass(frozen=True)

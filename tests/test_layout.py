@@ -11,8 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
 ROWS = (
     ("__main__",),
     ("cli",),
+    ("commands",),
     ("demonstration",),
-    ("pipeline",),
+    ("benchmark",),
+    ("pipeline", "retrieve"),
     ("training",),
     ("reconstruction", "features", "matching", "evaluation", "report"),
     ("stores",),

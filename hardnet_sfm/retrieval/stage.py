@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,10 @@ def index(
     output: Path | str,
     options: IndexOptions | None = None,
     resources: Resources | None = None,
+    *,
+    names: Collection[str] | None = None,
 ) -> IndexReport:
-    """Makes an index hold exactly the photos of a store of features.
+    """Makes an index hold exactly the photos of a store of features, or some of them.
 
     Photos that are new or have other features are added, those that are gone are removed, the others are left as they
     are; with another vocabulary or another descriptor all are added anew. Until it is complete, readers find the index
@@ -80,6 +82,7 @@ def index(
         output: folder of the index to make or bring up to date.
         options: how.
         resources: how much of the machine.
+        names: of the photos; all of the store where None.
 
     Raises:
         HardnetSfmError: the features are of another descriptor or other weights than the vocabulary; the index is
@@ -94,9 +97,9 @@ def index(
         words.check_fits(store.header["options"], str(features))
         prepare_folder(output)
         builder = _Builder(output, words, store.header)
-        wanted = store.fingerprints()
+        wanted = {name: mark for name, mark in store.fingerprints().items() if names is None or name in names}
         removed = builder.keep_only(wanted)
-        due = [name for name in store.names() if name not in builder.there]
+        due = [name for name in store.names() if name in wanted and name not in builder.there]
         if due:
             faiss.omp_set_num_threads(resources.threads)
             with progress("index", len(wanted), len(wanted) - len(due)) as advance:

@@ -18,6 +18,7 @@ from hardnet_sfm.evaluation.tables import LandmarkTable
 from hardnet_sfm.features.stage import ExtractReport, KeypointOptions
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.search import METHODS, Method
 from hardnet_sfm.retrieval.vocabulary import VocabularyOptions
 from hardnet_sfm.workspace import DEFAULT, replacing
 
@@ -145,15 +146,15 @@ def _print_extracted(what: str, report: ExtractReport) -> None:
 def _print_missing(table: LandmarkTable) -> None:
     """Says what of the data set is not there, and so is treated as if the ground truth did not name it."""
     if table.unknown:
-        names = ", ".join(table.unknown[:3])
         errors.print(
-            f"[yellow]not there:[/] {len(table.unknown)} photos that the ground truth names ({escape(names)} ...); they "
-            "are treated as outside the collection, and measures are not comparable with those of the whole set"
+            f"[yellow]not there:[/] {len(table.unknown)} photos that the ground truth names, {escape(table.unknown[0])} "
+            "and so on: outside the collection; the figures are not comparable with those of the whole data set",
+            soft_wrap=True,
         )
     for why in list(table.skipped.values())[:_NAMED]:
-        errors.print(f"[yellow]skipped:[/] {escape(why)}")
+        errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
     for name, why in list(table.left_out.items())[:_NAMED]:
-        errors.print(f"[yellow]not asked:[/] {escape(name)}: {escape(why)}")
+        errors.print(f"[yellow]not asked:[/] {escape(name)}: {escape(why)}", soft_wrap=True)
     for what, count in (("photos skipped", len(table.skipped)), ("queries not asked", len(table.left_out))):
         if count > _NAMED:
             errors.print(f"{count} {what} in all: --json FILE has their names")
