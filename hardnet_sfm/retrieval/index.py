@@ -143,24 +143,28 @@ class InvertedIndex:
         return np.where(frequencies > 0, np.log(max(1, len(self)) / np.maximum(frequencies, 1)), 0.0)
 
     @cached_property
-    def _norms(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        parts = []
+    def _norms(self) -> NDArray[np.float64]:
+        parts = [np.zeros((3, 0))]
         for segment in self.segments:
-            both = np.zeros((2, MOST_PHOTOS))
-            kernels.squared_norms(segment.offsets, segment.images, self.idf, *both)
-            parts.append(both[:, : len(segment.names)])
-        of_counts, of_words = np.sqrt(np.concatenate([np.zeros((2, 0)), *parts], 1))
-        return np.maximum(of_counts, 1e-12), np.maximum(of_words, 1e-12)
+            norms = np.zeros((3, MOST_PHOTOS))
+            kernels.squared_norms(segment.offsets, segment.images, self.idf, *norms)
+            parts.append(norms[:, : len(segment.names)])
+        return np.maximum(np.sqrt(np.concatenate(parts, 1)), 1e-12)
 
     @property
     def count_norms(self) -> NDArray[np.float64]:
         """(N,) lengths of the photos' vectors of tf idf."""
-        return self._norms[0]
+        return np.asarray(self._norms[0])
 
     @property
     def word_norms(self) -> NDArray[np.float64]:
         """(N,) lengths of the photos' vectors of idf of each word that they have."""
-        return self._norms[1]
+        return np.asarray(self._norms[1])
+
+    @property
+    def present_norms(self) -> NDArray[np.float64]:
+        """(N,) roots of the number of words that the photos have."""
+        return np.asarray(self._norms[2])
 
     def threaded(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> list[Result]:
         """Results of calls side by side, in the order of the tasks."""

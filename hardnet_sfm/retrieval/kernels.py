@@ -49,8 +49,8 @@ def document_frequencies(offsets, images, alive, frequencies):  # type: ignore[n
 
 
 @compiled
-def squared_norms(offsets, images, idf, of_counts, of_words):  # type: ignore[no-untyped-def]
-    """Adds to (65536,) float64 each: sums over an image's words of (tf idf)^2, and of idf^2."""
+def squared_norms(offsets, images, idf, of_counts, of_words, words):  # type: ignore[no-untyped-def]
+    """Adds to (65536,) float64 each: sums over an image's words of (tf idf)^2, of idf^2, and of 1."""
     for word in range(len(offsets) - 1):
         squared = idf[word] * idf[word]
         entry, end = offsets[word], offsets[word + 1]
@@ -60,6 +60,7 @@ def squared_norms(offsets, images, idf, of_counts, of_words):  # type: ignore[no
                 entry += 1
             of_counts[image] += squared * (entry - start) * (entry - start)
             of_words[image] += squared
+            words[image] += 1
 
 
 @compiled

@@ -109,10 +109,19 @@ class Segment:
         return len(self.images)
 
 
-def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> NDArray[np.uint32]:
-    """Position to a 1024th of the photo's sides, scale to an eighth of an octave, orientation to 6 degrees, in 32 bits.
+def geometry_of(keypoints: Keypoints) -> Float32:
+    """(N, 4) float32: x, y, scale in pixels, orientation in radians.
 
     Of an affine frame, scale is the root of its determinant and orientation that of the nearest rotation.
+    """
+    frames = keypoints.frames().astype(np.float64)
+    scale = np.sqrt(np.maximum(np.abs(np.linalg.det(frames)), 1e-12))
+    turn = np.arctan2(frames[:, 1, 0] - frames[:, 0, 1], frames[:, 0, 0] + frames[:, 1, 1])
+    return np.column_stack([keypoints.xy, scale, turn]).astype(np.float32)
+
+
+def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> NDArray[np.uint32]:
+    """Position to a 1024th of the photo's sides, scale to an eighth of an octave, orientation to 6 degrees, in 32 bits.
 
     Args:
         keypoints: N of them.
@@ -121,9 +130,7 @@ def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> NDArray[np.uin
     Returns:
         (N,) uint32: from the highest bit 10 of x, 10 of y, 6 of scale, 6 of orientation.
     """
-    frames = keypoints.frames().astype(np.float64)
-    scale = np.sqrt(np.maximum(np.abs(np.linalg.det(frames)), 1e-12))
-    turn = np.arctan2(frames[:, 1, 0] - frames[:, 0, 1], frames[:, 0, 0] + frames[:, 1, 1])
+    scale, turn = geometry_of(keypoints)[:, 2:].T.astype(np.float64)
     parts = [
         np.clip((keypoints.xy[:, side] + 0.5) * _POSITIONS / size[side], 0, _POSITIONS - 1).astype(np.uint32)
         for side in (0, 1)

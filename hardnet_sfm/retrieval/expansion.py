@@ -1,0 +1,182 @@
+"""Query expansion: what the best photos add to a query.
+
+Hamming query expansion follows Tolias and Jegou (Pattern Recognition 47(10), 2014), average query expansion Chum et al.
+(ICCV 2007, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.retrieval import kernels
+from hardnet_sfm.retrieval.index import Entries, InvertedIndex
+from hardnet_sfm.retrieval.scoring import Query, Scores, score_word_vector
+from hardnet_sfm.retrieval.segments import MOST_PHOTOS
+from hardnet_sfm.retrieval.spatial import Verified
+
+Region = tuple[float, float, float, float]
+# A match this strict is hardly ever chance: 64 random bits agree to 48 of them once in 17000 pairs.
+_STRICT = 16
+_SHORTLIST = 100
+_RELIABLE_MATCHES = 10
+_MOST_RELIABLE = 10
+_RELIABLE_INLIERS = 12
+# New words, as a share of the number of words of the query.
+_NEW_WORDS = 1.0
+_NEW_WORD_PHOTOS = 2
+_AVERAGED = 20
+
+
+def reliable_photos(index: InvertedIndex, query: Query, scores: Scores) -> list[int]:
+    """Photos among the first 100 in which 10 or more features of the query have a strict match; at most 10, best first.
+
+    Without multiple assignment: a strict match is in the nearest word nearly always.
+    """
+    first = best(scores, _SHORTLIST)
+    strict = query.nearest_only()
+    counts: dict[int, int] = {}
+    for number, segment in enumerate(index.segments):
+        wanted, found = index.wanted(number, first), np.zeros(MOST_PHOTOS, np.int64)
+        if wanted.any():
+            lists = (segment.offsets, segment.signatures, segment.images)
+            kernels.strict_matches(strict.starts, strict.words, strict.signatures, _STRICT, *lists, wanted, found)
+            start = int(index.starts[number])
+            counts.update({start + photo: int(found[photo]) for photo in np.flatnonzero(found).tolist()})
+    return [photo for photo in first if counts.get(photo, 0) >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
+
+
+
+def reliable_verified(verified: Mapping[int, Verified], most: int = _MOST_RELIABLE) -> list[int]:
+    """Photos with 12 or more inliers, those with most first."""
+    enough = [found for found in verified.values() if found.inliers >= _RELIABLE_INLIERS]
+    return [found.photo for found in sorted(enough, key=lambda found: (-found.inliers, found.photo))][:most]
+
+
+def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Mapping[int, int]) -> Query:
+    """The query with its signatures averaged with those of reliable photos, and with features that these agree on.
+
+    All words of the query are kept, and as many others at most, those that most of the reliable photos have (two at
+    least). Within a word, features whose signatures are within 16 bits are put together, those of the query first, and
+    each group becomes one feature, with the majority of each bit. A group without a feature of the query stays only
+    where it comes from two photos or more.
+
+    Args:
+        index: for idf.
+        query: as it was asked.
+        entries: features of the reliable photos.
+        ranks: of the reliable photos, 0 the best.
+
+    Returns:
+        A query without geometry.
+    """
+    own = np.unique(query.words)
+    photos, others = np.unique(np.stack([entries.photos, entries.words]), axis=1)
+    del photos
+    candidates, support = np.unique(others, return_counts=True)
+    new = ~np.isin(candidates, own) & (support >= _NEW_WORD_PHOTOS)
+    order = np.lexsort((candidates[new], -index.idf[candidates[new]], -support[new]))
+    kept_words = np.concatenate([own, candidates[new][order][: round(_NEW_WORDS * len(own))]])
+    kept = np.isin(entries.words, kept_words)
+    source = np.array([1 + ranks[photo] for photo in entries.photos[kept].tolist()], np.int64)
+    words = np.concatenate([query.words, entries.words[kept]]).astype(np.int64)
+    signatures = np.concatenate([query.signatures, entries.signatures[kept]])
+    sources = np.concatenate([np.zeros(len(query.words), np.int64), source])
+    order = np.lexsort((signatures, sources, words))
+    grouped_words, grouped = aggregate(words[order], signatures[order], sources[order], _STRICT, _NEW_WORD_PHOTOS)
+    return Query.single(grouped_words.astype(np.int32), grouped, np.zeros((len(grouped), 4), np.float32))
+
+
+@kernels.compiled
+def aggregate(words, signatures, sources, reach, least):  # type: ignore[no-untyped-def]
+    """Groups signatures within words, each with the first group whose first member is within reach.
+
+    Args:
+        words: (N,) int64, rising.
+        signatures: (N,) uint64.
+        sources: (N,) int64, rising within a word; 0 is the query.
+        reach: largest Hamming distance.
+        least: sources of a group without the query.
+
+    Returns:
+        (G,) words and (G,) signatures: of each bit the majority; the first member decides where there is none.
+    """
+    number = len(words)
+    group = np.full(number, -1, np.int64)
+    for row in range(number):
+        first = row
+        while first > 0 and words[first - 1] == words[row]:
+            first -= 1
+        group[row] = row
+        for other in range(first, row):
+            if group[other] == other and kernels._popcount(signatures[other] ^ signatures[row]) <= reach:
+                group[row] = other
+                break
+    out_words, out = np.empty(number, np.int64), np.empty(number, np.uint64)
+    count = 0
+    for row in range(number):
+        if group[row] != row:
+            continue
+        ones = np.zeros(64, np.int64)
+        members, distinct, last = 0, 0, -1
+        other = row
+        while other < number and words[other] == words[row]:
+            if group[other] == row:
+                members += 1
+                if sources[other] != last:
+                    distinct, last = distinct + 1, sources[other]
+                for bit in range(64):
+                    ones[bit] += np.int64((signatures[other] >> np.uint64(bit)) & np.uint64(1))
+            other += 1
+        if sources[row] != 0 and distinct < least:
+            continue
+        merged = np.uint64(0)
+        for bit in range(64):
+            own = (signatures[row] >> np.uint64(bit)) & np.uint64(1)
+            if 2 * ones[bit] > members or (2 * ones[bit] == members and own):
+                merged |= np.uint64(1) << np.uint64(bit)
+        out_words[count], out[count] = words[row], merged
+        count += 1
+    return out_words[:count].copy(), out[:count].copy()
+
+
+def within_region(entries: Entries, verified: Mapping[int, Verified], region: Region) -> Entries:
+    """Features of verified photos that lie, taken back to the query, in a box there.
+
+    Args:
+        entries: of verified photos.
+        verified: what of the photos agrees with the query.
+        region: x0, y0, x1, y1, pixels of the query.
+    """
+    inside = np.zeros(len(entries), bool)
+    for photo in np.unique(entries.photos).tolist():
+        rows = np.flatnonzero(entries.photos == photo)
+        transformation = verified[photo].transformation
+        moved = entries.geometry[rows, :2] - transformation[:, 2]
+        back = np.linalg.solve(transformation[:, :2], moved.T.astype(np.float64)).T
+        inside[rows] = ((back >= region[:2]) & (back <= region[2:])).all(1)
+    return entries.select(inside)
+
+
+def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Verified], region: Region) -> Scores:
+    """Bag of words with the mean of the query's counts of words and those of the best verified photos."""
+    photos = reliable_verified(verified, _AVERAGED)
+    entries = within_region(index.entries(photos), verified, region)
+    counts = np.bincount(query.words, minlength=len(index.vocabulary)).astype(np.float64)
+    counts += np.bincount(entries.words, minlength=len(index.vocabulary))
+    words = np.flatnonzero(counts)
+    return score_word_vector(index, words, counts[words] / (1 + len(photos)))
+
+
+def best(scores: Scores, count: int) -> list[int]:
+    """Numbers of the photos with the highest scores above 0, best first; of equal ones the lower number first."""
+    order = np.argsort(-scores, kind="stable")[:count]
+    return order[scores[order] > 0].tolist()
+
+
+def rank_by(scores: Scores, names: Sequence[str]) -> NDArray[np.int64]:
+    """All photos by falling score; names decide where scores are equal, whatever the order in the index."""
+    by_name = np.argsort(np.array(names, dtype=object), kind="stable")
+    return by_name[np.argsort(-scores[by_name], kind="stable")]
