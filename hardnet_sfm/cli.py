@@ -16,6 +16,7 @@ from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from hardnet_sfm import __version__
+from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
 from hardnet_sfm.matching.pairs import PairOptions, PairReport, pair
@@ -28,7 +29,6 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.observations import MineOptions
 from hardnet_sfm.training.stage import TrainOptions
 from hardnet_sfm.training.warps import WarpOptions
-from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.workspace import DEFAULT, Workspace, read_json
 
 if TYPE_CHECKING:

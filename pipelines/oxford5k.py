@@ -18,10 +18,10 @@ import tyro
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from hardnet_sfm.commands.evaluate import LandmarkOptions
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
 from hardnet_sfm.progress import console as errors
-from hardnet_sfm.commands.evaluate import LandmarkOptions
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Options:
     """Archives of the other city, or its data set unpacked: vocabularies are learned from its photos."""
     revisited: bool = False
     """Take the revisited ground truth, gnd_NAME.pkl beside the archives."""
-    options: LandmarkOptions = field(default_factory=lambda: LandmarkOptions(workspace=Path("buildings-out")))
+    table: LandmarkOptions = field(default_factory=lambda: LandmarkOptions(workspace=Path("buildings-out")))
 
 
 def main(city: City, other: City) -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
-    workspace = options.options.workspace
+    workspace = options.table.workspace
     try:
         folder = data_set(city, options.folder, workspace, truth=not options.revisited)
         vocabulary = data_set(other, options.other, workspace, truth=False)
-        options.options.compare(city.revisited if options.revisited else city.name, folder, [vocabulary])
+        options.table.compare(city.revisited if options.revisited else city.name, folder, [vocabulary])
     except HardnetSfmError as error:
-        if options.options.debug:
+        if options.table.debug:
             raise
         errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_status)

@@ -87,10 +87,10 @@ class _LandmarkBenchmark:
     vocabulary: tuple[Path, ...]
     """What `vocabulary` made, one for each descriptor; or one data set or folder of photos to learn them from. The
     literature takes those of the other city."""
-    options: LandmarkOptions = field(default_factory=LandmarkOptions)
+    table: LandmarkOptions = field(default_factory=LandmarkOptions)
 
     def run(self) -> None:
-        self.options.compare(self.name, self.folder, self.vocabulary)
+        self.table.compare(self.name, self.folder, self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Evaluate:
 
     @property
     def debug(self) -> bool:
-        return self.data_set.options.debug
+        return self.data_set.table.debug
 
     def run(self) -> None:
         self.data_set.run()
@@ -147,8 +147,8 @@ def _print_missing(table: LandmarkTable) -> None:
     """Says what of the data set is not there, and so is treated as if the ground truth did not name it."""
     if table.unknown:
         errors.print(
-            f"[yellow]not there:[/] {len(table.unknown)} photos that the ground truth names, {escape(table.unknown[0])} "
-            "and so on: outside the collection; the figures are not comparable with those of the whole data set",
+            f"[yellow]not there:[/] {len(table.unknown)} photos of the ground truth, {escape(table.unknown[0])} and so "
+            "on: outside the collection; the figures are not comparable with those of the whole data set",
             soft_wrap=True,
         )
     for why in list(table.skipped.values())[:_NAMED]:
