@@ -63,8 +63,8 @@ class TestOriginal:
             "third_1": (tmp_path / "queries" / "third_1.jpg", None),
         }
         assert left_out == {
-            "fourth_1": "its photo y is not there, nor a crop of it in queries/",
-            "fifth_1": "none of the photos that answer it are there",
+            "fourth_1": "neither its photo nor a crop of it in queries/ is there",
+            "fifth_1": "no photo that answers it is there",
         }
 
     def test_photos_that_cannot_be_read_are_not_searched(self, tmp_path: Path) -> None:

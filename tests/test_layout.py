@@ -16,7 +16,7 @@ ROWS = (
     ("benchmark",),
     ("pipeline", "retrieve"),
     ("training",),
-    ("reconstruction", "features", "matching", "evaluation", "report"),
+    ("reconstruction", "features", "matching", "retrieval", "evaluation", "report"),
     ("stores",),
     ("networks",),
     ("colmap",),

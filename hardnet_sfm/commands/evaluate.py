@@ -23,7 +23,7 @@ from hardnet_sfm.retrieval.vocabulary import VocabularyOptions
 from hardnet_sfm.workspace import DEFAULT, replacing
 
 output = Console(highlight=False, soft_wrap=True)
-_NAMED = 10  # queries and photos that are missing; --json has them all
+_NAMED = 10  # photos that cannot be read; --json has them all
 
 
 @dataclass(frozen=True)
@@ -145,19 +145,24 @@ def _print_extracted(what: str, report: ExtractReport) -> None:
 
 def _print_missing(table: LandmarkTable) -> None:
     """Says what of the data set is not there, and so is treated as if the ground truth did not name it."""
-    if table.unknown:
-        errors.print(
-            f"[yellow]not there:[/] {len(table.unknown)} photos of the ground truth, {escape(table.unknown[0])} and so "
-            "on: outside the collection; the figures are not comparable with those of the whole data set",
-            soft_wrap=True,
-        )
     for why in list(table.skipped.values())[:_NAMED]:
         errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
-    for name, why in list(table.left_out.items())[:_NAMED]:
-        errors.print(f"[yellow]not asked:[/] {escape(name)}: {escape(why)}", soft_wrap=True)
-    for what, count in (("photos skipped", len(table.skipped)), ("queries not asked", len(table.left_out))):
-        if count > _NAMED:
-            errors.print(f"{count} {what} in all: --json FILE has their names")
+    if len(table.skipped) > _NAMED:
+        errors.print(f"and {len(table.skipped) - _NAMED} more photos: --json FILE has their names", soft_wrap=True)
+    if table.unknown:
+        errors.print(
+            f"[yellow]not there:[/] {_some(table.unknown)} of the photos that the ground truth names; they count as "
+            "outside the collection, and the figures are not comparable with those of the whole data set",
+            soft_wrap=True,
+        )
+    for why in dict.fromkeys(table.left_out.values()):
+        names = [name for name, reason in table.left_out.items() if reason == why]
+        errors.print(f"[yellow]not asked:[/] {_some(names)} of the queries: {escape(why)}", soft_wrap=True)
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many, and the first three by name."""
+    return f"{len(names)} ({escape(', '.join(names[:3]))}{' ...' if len(names) > 3 else ''})"
 
 
 def _write(path: Path, text: str) -> None:

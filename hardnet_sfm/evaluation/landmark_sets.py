@@ -86,13 +86,13 @@ class LandmarkSet:
         for query in self.truth.queries:
             photo = self.photos.get(query.photo) or self.others.get(query.photo)
             if not any(query.relevance[setup].within(self.photos).positives for setup in self.truth.setups):
-                left_out[query.name] = "none of the photos that answer it are there"
+                left_out[query.name] = "no photo that answers it is there"
             elif photo is not None and query.photo not in DAMAGED_PARIS:
                 asked.append(self._in_photo(query, self.images / photo))
             elif query.name in self.crops:
                 asked.append(Question(query, self.crops[query.name], None))
             else:
-                left_out[query.name] = f"its photo {query.photo} is not there, nor a crop of it in queries/"
+                left_out[query.name] = "neither its photo nor a crop of it in queries/ is there"
         return asked, left_out
 
     def _in_photo(self, query: LandmarkQuery, path: Path) -> Question:

@@ -15,17 +15,7 @@ from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, QueryScore
 
 Scores = Mapping[str, Mapping[str, QueryScore]]
 
-COLUMNS = {
-    "bow": "BoW",
-    "bow+sv": "BoW+SV",
-    "bow+sv+qe": "BoW+SV+QE",
-    "he": "HE",
-    "he+sv": "HE+SV",
-    "hqe": "HQE",
-    "hqe+ma": "HQE+MA",
-    "hqe+ma+sv": "HQE+MA+SV",
-    "asmk": "ASMK",
-}
+_NAMES = {"bow": "BoW"}
 
 
 @dataclass(frozen=True)
@@ -88,9 +78,9 @@ class LandmarkTable:
     def _printed(self, setup: str) -> Table:
         revisited = setup != ORIGINAL
         table = Table()
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for method in self.methods:
-            table.add_column(COLUMNS.get(method, method), justify="right")
+            table.add_column(heading(method), justify="right")
         means = {name: {method: cell.mean(setup) for method, cell in row.items()} for name, row in self.rows.items()}
         best = max((mean.average_precision for row in means.values() for mean in row.values() if mean), default=0.0)
         for name, row in means.items():
@@ -134,6 +124,11 @@ class LandmarkTable:
                 for method, cell in row.items()
             ],
         }
+
+
+def heading(method: str) -> str:
+    """A method as the literature writes it, a line for each of its parts."""
+    return "\n+".join(_NAMES.get(part, part.upper()) for part in method.split("+"))
 
 
 def _cell(mean: QueryScore | None, best: float, revisited: bool) -> str:
