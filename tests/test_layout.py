@@ -11,10 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
 ROWS = (
     ("__main__",),
     ("cli",),
+    ("commands",),
     ("demonstration",),
     ("pipeline",),
+    ("retrieve",),
     ("training",),
-    ("reconstruction", "features", "matching", "evaluation", "report"),
+    ("reconstruction", "features", "matching", "retrieval", "evaluation", "report"),
     ("stores",),
     ("networks",),
     ("colmap",),
