@@ -4,6 +4,7 @@
     >>> model = hardnet_sfm.reconstruct("images/")  # doctest: +SKIP
 
 Each stage is a function of files to files: `extract`, `pair`, `match`, `map_photos`; `reconstruct` chains them.
+`vocabulary` and `index` make photos searchable; `index_photos` chains them, and `Index` searches.
 """
 
 from importlib import import_module
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hardnet_sfm.features.stage import extract as extract
     from hardnet_sfm.keypoints import Keypoints as Keypoints
     from hardnet_sfm.keypoints import Matches as Matches
+    from hardnet_sfm.keypoints import RankedImage as RankedImage
     from hardnet_sfm.matching.pairs import PairOptions as PairOptions
     from hardnet_sfm.matching.pairs import pair as pair
     from hardnet_sfm.matching.stage import MatchOptions as MatchOptions
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     from hardnet_sfm.reconstruction.stage import map_photos as map_photos
     from hardnet_sfm.report.info import info as info
     from hardnet_sfm.resources import Resources as Resources
+    from hardnet_sfm.retrieval.options import METHODS as METHODS
+    from hardnet_sfm.retrieval.options import IndexOptions as IndexOptions
+    from hardnet_sfm.retrieval.options import VocabularyOptions as VocabularyOptions
+    from hardnet_sfm.retrieval.stage import index as index
+    from hardnet_sfm.retrieval.vocabulary import vocabulary as vocabulary
+    from hardnet_sfm.retrieve import Index as Index
+    from hardnet_sfm.retrieve import index_photos as index_photos
     from hardnet_sfm.stores import FeatureStore as FeatureStore
     from hardnet_sfm.stores import MatchStore as MatchStore
     from hardnet_sfm.workspace import Workspace as Workspace
@@ -44,6 +53,7 @@ _HOMES = {
     "extract": "features.stage",
     "Keypoints": "keypoints",
     "Matches": "keypoints",
+    "RankedImage": "keypoints",
     "PairOptions": "matching.pairs",
     "pair": "matching.pairs",
     "MatchOptions": "matching.stage",
@@ -54,6 +64,13 @@ _HOMES = {
     "map_photos": "reconstruction.stage",
     "info": "report.info",
     "Resources": "resources",
+    "METHODS": "retrieval.options",
+    "IndexOptions": "retrieval.options",
+    "VocabularyOptions": "retrieval.options",
+    "index": "retrieval.stage",
+    "vocabulary": "retrieval.vocabulary",
+    "Index": "retrieve",
+    "index_photos": "retrieve",
     "FeatureStore": "stores",
     "MatchStore": "stores",
     "Workspace": "workspace",

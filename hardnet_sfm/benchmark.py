@@ -25,9 +25,9 @@ from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, KeypointOp
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.search import METHODS
+from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions
 from hardnet_sfm.retrieval.stage import index
-from hardnet_sfm.retrieval.vocabulary import CARD, VocabularyOptions, vocabulary
+from hardnet_sfm.retrieval.vocabulary import CARD, vocabulary
 from hardnet_sfm.retrieve import Index
 from hardnet_sfm.workspace import digest, read_json
 

@@ -116,7 +116,7 @@ class RankedImage:
         image: its name in the image folder, POSIX.
         score: by which it was ranked; comparable within one answer only.
         inliers: spatially verified correspondences; None where the method verified none for this image.
-        lines: (K, 4) float32 or None. The inliers: x, y in the query and x, y in the image, pixels of the upright photos.
+        lines: (K, 4) float32 or None. The inliers: x, y in the query and x, y in the image, upright pixels.
     """
 
     image: str

@@ -1,8 +1,8 @@
-"""Photos in, ranked photos out: the chain behind `index`, `retrieve` and `pair --retrieval`, and `hardnet_sfm.Index`."""
+"""Photos in, ranked photos out: the chain behind `index` and `pair --retrieval`, and `hardnet_sfm.Index`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,26 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescriber, extract
-from hardnet_sfm.images import Photo, read_photo
+from hardnet_sfm.images import Photo, read_photo, sha256_of
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.index import MANIFEST, InvertedIndex
-from hardnet_sfm.retrieval.neighbours import ProposeReport, propose
-from hardnet_sfm.retrieval.search import DEFAULT_METHOD, METHODS, Described, Method, search
+from hardnet_sfm.retrieval.neighbours import propose
+from hardnet_sfm.retrieval.options import (
+    DEFAULT_METHOD,
+    METHODS,
+    IndexOptions,
+    IndexReport,
+    Method,
+    ProposeReport,
+    VocabularyOptions,
+    VocabularyReport,
+)
+from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of
-from hardnet_sfm.retrieval.stage import IndexOptions, IndexReport, index
-from hardnet_sfm.retrieval.vocabulary import VocabularyOptions, VocabularyReport, vocabulary
-from hardnet_sfm.stores import FeatureStore
+from hardnet_sfm.retrieval.stage import index
+from hardnet_sfm.retrieval.vocabulary import vocabulary
+from hardnet_sfm.stores import FeatureStore, feature_fingerprint
 from hardnet_sfm.workspace import DEFAULT, Workspace, locked
 
 Box = tuple[float, float, float, float]
@@ -85,6 +95,17 @@ class Index:
     def features(self) -> int:
         """Number of features of all photos."""
         return self._lists.features
+
+    def changed(self, names: Sequence[str]) -> dict[str, str]:
+        """Which of the named photos are "gone" or "changed" since they were indexed; reads their files."""
+        found = {}
+        for name in names:
+            path = self.images / name
+            if not path.is_file():
+                found[name] = "gone"
+            elif feature_fingerprint(self.options, sha256_of(path)) != self._lists.fingerprints[name]:
+                found[name] = "changed"
+        return found
 
     def describe(self, image: Path | str | NDArray[np.uint8], bbox: Box | None = None) -> Described:
         """Detects and describes a query as the photos of the index were, once for any number of searches.
@@ -163,7 +184,9 @@ def check_box(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
         return -0.5, -0.5, size[0] - 0.5, size[1] - 0.5
     x0, y0, x1, y1 = bbox
     if not (np.isfinite(bbox).all() and x0 < x1 and y0 < y1):
-        raise UsageError(f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty", "It is x0 y0 x1 y1, with x0 < x1 and y0 < y1.")
+        raise UsageError(
+            f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty", "It is x0 y0 x1 y1, with x0 < x1 and y0 < y1."
+        )
     if x1 < 0 or y1 < 0 or x0 > size[0] - 1 or y0 > size[1] - 1:
         raise UsageError(f"{name}: the box {x0:g} {y0:g} {x1:g} {y1:g} is outside its {size[0]} x {size[1]} pixels")
     return bbox
@@ -248,6 +271,17 @@ def update_index(
             told("vocabulary", vocabulary(place.features, place.vocabulary, vocabulary_options, resources))
             words = place.vocabulary
         told("index", index(place.features, words, place.index, index_options, resources))
+
+
+def is_indexed(place: Workspace) -> bool:
+    """Whether the workspace has an index that is up to date with its features, or has an index alone."""
+    if not (place.index / MANIFEST).is_file():
+        return False
+    if not place.features.is_file():
+        return True
+    there = InvertedIndex(place.index)
+    with FeatureStore(place.features) as store:
+        return store.fingerprints() == there.fingerprints and store.header["options"] == there.manifest.options
 
 
 def _fitting_vocabulary(place: Workspace) -> Path | None:

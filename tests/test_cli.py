@@ -12,19 +12,8 @@ from hardnet_sfm import __version__
 from hardnet_sfm.cli import Reconstruct, main, parse
 
 VERBS = (
-    "reconstruct",
-    "extract",
-    "pair",
-    "match",
-    "map",
-    "info",
-    "export",
-    "demo",
-    "mine",
-    "warp",
-    "train",
-    "weights",
-    "evaluate",
+    *("reconstruct", "extract", "pair", "match", "map", "info", "export"),
+    *("vocabulary", "index", "retrieve", "demo", "mine", "warp", "train", "weights", "evaluate"),
 )
 
 

@@ -16,7 +16,8 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, KeypointOptions, extract
-from hardnet_sfm.retrieval.vocabulary import VocabularyOptions, vocabulary
+from hardnet_sfm.retrieval.options import VocabularyOptions
+from hardnet_sfm.retrieval.vocabulary import vocabulary
 from hardnet_sfm.retrieve import Index
 from hardnet_sfm.scene import render
 

@@ -138,5 +138,5 @@ class TestBadInput:
             montage(folder / "query.png", [], folder, folder / "out.gif")
 
     def test_folder_that_is_missing(self, folder: Path) -> None:
-        with pytest.raises(HardnetSfmError, match="cannot write"):
+        with pytest.raises(UsageError, match="no such folder"):
             montage(folder / "query.png", [], folder, folder / "none" / "out.png")

@@ -1,1 +1,1 @@
-"""Subcommands that have more to say than fits in `cli`: parse, call a stage or a chain, print."""
+"""Subcommands that are kept apart from `cli.py`, and what all of them share."""

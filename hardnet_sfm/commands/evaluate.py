@@ -8,21 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg, subcommand
 
+from hardnet_sfm.commands.common import output
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
 from hardnet_sfm.evaluation.tables import LandmarkTable
 from hardnet_sfm.features.stage import ExtractReport, KeypointOptions
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.search import METHODS, Method
-from hardnet_sfm.retrieval.vocabulary import VocabularyOptions
+from hardnet_sfm.retrieval.options import METHODS, Method, VocabularyOptions
 from hardnet_sfm.workspace import DEFAULT, replacing
 
-output = Console(highlight=False, soft_wrap=True)
 _NAMED = 10  # photos that cannot be read; --json has them all
 
 

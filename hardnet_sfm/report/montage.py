@@ -82,8 +82,7 @@ def montage(
         HardnetSfmError: the query cannot be read, or the picture cannot be written.
         UsageError: the target is of no known format, or nothing of the box is in the photo.
     """
-    if target.suffix.lower() not in FORMATS:
-        raise UsageError(f"{target}: not a picture that can be written", f"It ends in one of {', '.join(FORMATS)}.")
+    check_target(target)
     photo = read_colours(query) if isinstance(query, Path) else _coloured(query)
     part, corner = _cut(photo, bbox)
     shown = results[:MOST_RESULTS]
@@ -102,6 +101,14 @@ def montage(
         cell = _Area(left, top, _MARGIN + round((column + 1) * step) - _GAP - left, _CAPTION + _PANEL)
         _draw_result(page, cell, place + 1, result, images, (part, corner) if verified else None)
     _write(page, target)
+
+
+def check_target(target: Path) -> None:
+    """Raises UsageError where no picture can be written: another format, or a folder that is missing."""
+    if target.suffix.lower() not in FORMATS:
+        raise UsageError(f"{target}: not a picture that can be written", f"It ends in one of {', '.join(FORMATS)}.")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {target}: no such folder: {target.parent}")
 
 
 def _said_of(results: Sequence[RankedImage], bbox: Box | None) -> list[str]:

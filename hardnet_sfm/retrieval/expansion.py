@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import Entries, InvertedIndex
+from hardnet_sfm.retrieval.options import MOST_PHOTOS
 from hardnet_sfm.retrieval.scoring import Query, Scores, score_word_vector
-from hardnet_sfm.retrieval.segments import MOST_PHOTOS
 from hardnet_sfm.retrieval.spatial import Verified
 
 Region = tuple[float, float, float, float]
@@ -46,7 +46,6 @@ def reliable_photos(index: InvertedIndex, query: Query, scores: Scores) -> list[
             start = int(index.starts[number])
             counts.update({start + photo: int(found[photo]) for photo in np.flatnonzero(found).tolist()})
     return [photo for photo in first if counts.get(photo, 0) >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
-
 
 
 def reliable_verified(verified: Mapping[int, Verified], most: int = _MOST_RELIABLE) -> list[int]:
@@ -85,61 +84,10 @@ def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Ma
     signatures = np.concatenate([query.signatures, entries.signatures[kept]])
     sources = np.concatenate([np.zeros(len(query.words), np.int64), source])
     order = np.lexsort((signatures, sources, words))
-    grouped_words, grouped = aggregate(words[order], signatures[order], sources[order], _STRICT, _NEW_WORD_PHOTOS)
+    grouped_words, grouped = kernels.aggregate(
+        words[order], signatures[order], sources[order], _STRICT, _NEW_WORD_PHOTOS
+    )
     return Query.single(grouped_words.astype(np.int32), grouped, np.zeros((len(grouped), 4), np.float32))
-
-
-@kernels.compiled
-def aggregate(words, signatures, sources, reach, least):  # type: ignore[no-untyped-def]
-    """Groups signatures within words, each with the first group whose first member is within reach.
-
-    Args:
-        words: (N,) int64, rising.
-        signatures: (N,) uint64.
-        sources: (N,) int64, rising within a word; 0 is the query.
-        reach: largest Hamming distance.
-        least: sources of a group without the query.
-
-    Returns:
-        (G,) words and (G,) signatures: of each bit the majority; the first member decides where there is none.
-    """
-    number = len(words)
-    group = np.full(number, -1, np.int64)
-    for row in range(number):
-        first = row
-        while first > 0 and words[first - 1] == words[row]:
-            first -= 1
-        group[row] = row
-        for other in range(first, row):
-            if group[other] == other and kernels._popcount(signatures[other] ^ signatures[row]) <= reach:
-                group[row] = other
-                break
-    out_words, out = np.empty(number, np.int64), np.empty(number, np.uint64)
-    count = 0
-    for row in range(number):
-        if group[row] != row:
-            continue
-        ones = np.zeros(64, np.int64)
-        members, distinct, last = 0, 0, -1
-        other = row
-        while other < number and words[other] == words[row]:
-            if group[other] == row:
-                members += 1
-                if sources[other] != last:
-                    distinct, last = distinct + 1, sources[other]
-                for bit in range(64):
-                    ones[bit] += np.int64((signatures[other] >> np.uint64(bit)) & np.uint64(1))
-            other += 1
-        if sources[row] != 0 and distinct < least:
-            continue
-        merged = np.uint64(0)
-        for bit in range(64):
-            own = (signatures[row] >> np.uint64(bit)) & np.uint64(1)
-            if 2 * ones[bit] > members or (2 * ones[bit] == members and own):
-                merged |= np.uint64(1) << np.uint64(bit)
-        out_words[count], out[count] = words[row], merged
-        count += 1
-    return out_words[:count].copy(), out[:count].copy()
 
 
 def within_region(entries: Entries, verified: Mapping[int, Verified], region: Region) -> Entries:
@@ -173,7 +121,7 @@ def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Ve
 def best(scores: Scores, count: int) -> list[int]:
     """Numbers of the photos with the highest scores above 0, best first; of equal ones the lower number first."""
     order = np.argsort(-scores, kind="stable")[:count]
-    return order[scores[order] > 0].tolist()
+    return [int(photo) for photo in order[scores[order] > 0]]
 
 
 def rank_by(scores: Scores, names: Sequence[str]) -> NDArray[np.int64]:

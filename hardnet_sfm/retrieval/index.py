@@ -25,7 +25,8 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.segments import MOST_PHOTOS, Segment, unpack_geometry
+from hardnet_sfm.retrieval.options import MOST_PHOTOS
+from hardnet_sfm.retrieval.segments import Segment, unpack_geometry
 from hardnet_sfm.retrieval.vocabulary import Signatures, Vocabulary, Words
 from hardnet_sfm.workspace import digest, read_json, write_json
 
@@ -125,6 +126,12 @@ class InvertedIndex:
         """(N,) whether each photo has not been removed."""
         parts = [segment.alive[: len(segment.names)] for segment in self.segments]
         return np.concatenate([np.zeros(0, np.uint8), *parts]).astype(bool)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the features of the photos that have not been removed, by name."""
+        marks = [mark for segment in self.segments for mark in segment.fingerprints]
+        return {name: mark for name, mark, alive in zip(self.names, marks, self.alive, strict=True) if alive}
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))

@@ -1,11 +1,14 @@
 """The loops over inverted lists, compiled by numba. They hold no lock: threads run them side by side.
 
-Sums over images are kept as whole numbers of 2^-30, so that they do not depend on the order of adding: the same scores to
-the last bit for any number of threads and any division of the photos into segments.
+Sums over images are kept as whole numbers of 2^-30, so that they do not depend on the order of adding: the same scores
+to the last bit for any number of threads and any division of the photos into segments.
 
 Lists are those of one segment: entries sorted by word, within a word by image. `offsets` (W + 1,) int64 says where each
 word's list begins, `images` (E,) uint16 whose entry it is, `signatures` (E,) uint64 its binary signature.
 """
+
+# Types here are numba's, found when a function is first called.
+# mypy: disable-error-code="no-untyped-def, assignment, call-arg"
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ UNIT = 2.0**30
 _BLOCK = 1024
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _popcount(typing: Any, word: Any) -> Any:
+@intrinsic
+def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001
     """Number of bits set in a uint64: one instruction."""
 
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), build
@@ -36,7 +39,7 @@ def compiled(function: Any) -> Any:
 
 
 @compiled
-def document_frequencies(offsets, images, alive, frequencies):  # type: ignore[no-untyped-def]
+def document_frequencies(offsets, images, alive, frequencies):
     """Adds to (W,) int64 the number of living images that have each word."""
     for word in range(len(offsets) - 1):
         last, count = -1, 0
@@ -49,7 +52,7 @@ def document_frequencies(offsets, images, alive, frequencies):  # type: ignore[n
 
 
 @compiled
-def squared_norms(offsets, images, idf, of_counts, of_words, words):  # type: ignore[no-untyped-def]
+def squared_norms(offsets, images, idf, of_counts, of_words, words):
     """Adds to (65536,) float64 each: sums over an image's words of (tf idf)^2, of idf^2, and of 1."""
     for word in range(len(offsets) - 1):
         squared = idf[word] * idf[word]
@@ -64,7 +67,7 @@ def squared_norms(offsets, images, idf, of_counts, of_words, words):  # type: ig
 
 
 @compiled
-def score_words(words, weights, offsets, images, scores):  # type: ignore[no-untyped-def]
+def score_words(words, weights, offsets, images, scores):
     """Bag of words: adds a weight to an image for each of its entries in the lists of (Q,) words."""
     for row in range(len(words)):
         amount = np.int64(weights[row] * UNIT)
@@ -73,7 +76,9 @@ def score_words(words, weights, offsets, images, scores):  # type: ignore[no-unt
 
 
 @compiled
-def embedded_matches(first, last, starts, words, signatures, weights, idf, offsets, list_signatures, list_images, alive):  # type: ignore[no-untyped-def]
+def embedded_matches(
+    first, last, starts, words, signatures, weights, idf, offsets, list_signatures, list_images, alive
+):
     """Hamming embedding: matches of query features, with bursts within an image discounted.
 
     A match of distance h weighs w = weights[h] idf^2; those of one feature in one image together
@@ -136,7 +141,7 @@ def embedded_matches(first, last, starts, words, signatures, weights, idf, offse
 
 
 @compiled
-def sum_matches(bounds, found, totals):  # type: ignore[no-untyped-def]
+def sum_matches(bounds, found, totals):
     """Adds up the weights of each feature's matches, (F,) int64."""
     for feature in range(len(bounds) - 1):
         total = np.int64(0)
@@ -146,7 +151,7 @@ def sum_matches(bounds, found, totals):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def score_matches(bounds, found_images, found, totals, scores):  # type: ignore[no-untyped-def]
+def score_matches(bounds, found_images, found, totals, scores):
     """Adds matches to their images, with bursts over all images discounted: w sqrt(w / sum(w)) (CVPR 2009, 4.3)."""
     for feature in range(len(bounds) - 1):
         if totals[feature] > 0:
@@ -157,7 +162,7 @@ def score_matches(bounds, found_images, found, totals, scores):  # type: ignore[
 
 
 @compiled
-def _length(signatures, begin, end):  # type: ignore[no-untyped-def]
+def _length(signatures, begin, end):
     """L2 norm of the sum of signatures as vectors of +1 and -1."""
     number = end - begin
     if number == 1:
@@ -178,7 +183,7 @@ def _length(signatures, begin, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def score_aggregated(starts, words, signatures, least, power, factors, offsets, list_signatures, list_images, scores):  # type: ignore[no-untyped-def]
+def score_aggregated(starts, words, signatures, least, power, factors, offsets, list_signatures, list_images, scores):
     """ASMK over signatures as vectors of +1 and -1: adds factor * similarity^power for each word that is in both.
 
     Args:
@@ -209,7 +214,7 @@ def score_aggregated(starts, words, signatures, least, power, factors, offsets, 
 
 
 @compiled
-def correspondences(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted):  # type: ignore[no-untyped-def]
+def correspondences(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted):
     """All pairs of a query feature and an entry of wanted images, with signatures no further apart than `reach`.
 
     Args:
@@ -235,7 +240,7 @@ def correspondences(starts, words, signatures, reach, offsets, list_signatures, 
 
 
 @compiled
-def entries_of(first, last, offsets, images, wanted):  # type: ignore[no-untyped-def]
+def entries_of(first, last, offsets, images, wanted):
     """Words and entries of wanted images in the lists of words `first` to `last - 1`: (M, 2) int64."""
     found = np.empty((4096, 2), np.int64)
     count = 0
@@ -250,21 +255,24 @@ def entries_of(first, last, offsets, images, wanted):  # type: ignore[no-untyped
 
 
 @compiled
-def strict_matches(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted, counts):  # type: ignore[no-untyped-def]
+def strict_matches(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted, counts):
     """Adds to (65536,) int64 for each wanted image the number of query features with a signature within `reach`."""
     for feature in range(len(starts) - 1):
         for row in range(starts[feature], starts[feature + 1]):
             last = -1
             for entry in range(offsets[words[row]], offsets[words[row] + 1]):
                 image = np.int64(list_images[entry])
-                if wanted[image] and image != last:
-                    if np.int64(_popcount(list_signatures[entry] ^ signatures[row])) <= reach:
-                        counts[image] += 1
-                        last = image
+                if (
+                    wanted[image]
+                    and image != last
+                    and np.int64(_popcount(list_signatures[entry] ^ signatures[row])) <= reach
+                ):
+                    counts[image] += 1
+                    last = image
 
 
 @compiled
-def merge_lists(offsets, images, signatures, geometry, numbers, new_images, new_signatures, new_geometry, cursors):  # type: ignore[no-untyped-def]
+def merge_lists(offsets, images, signatures, geometry, numbers, new_images, new_signatures, new_geometry, cursors):
     """Copies the lists of one segment into those of a larger one, without images that are gone.
 
     Args:
@@ -286,8 +294,61 @@ def merge_lists(offsets, images, signatures, geometry, numbers, new_images, new_
 
 
 @compiled
-def living_counts(offsets, images, numbers, counts):  # type: ignore[no-untyped-def]
+def living_counts(offsets, images, numbers, counts):
     """Adds to (W,) int64 the number of entries of each word whose image is not gone."""
     for word in range(len(offsets) - 1):
         for entry in range(offsets[word], offsets[word + 1]):
             counts[word] += numbers[images[entry]] >= 0
+
+
+@compiled
+def aggregate(words, signatures, sources, reach, least):
+    """Groups signatures within words, each with the first group whose first member is within reach.
+
+    Args:
+        words: (N,) int64, rising.
+        signatures: (N,) uint64.
+        sources: (N,) int64, rising within a word; 0 is the query.
+        reach: largest Hamming distance.
+        least: sources of a group without the query.
+
+    Returns:
+        (G,) words and (G,) signatures: of each bit the majority; the first member decides where there is none.
+    """
+    number = len(words)
+    group = np.full(number, -1, np.int64)
+    for row in range(number):
+        first = row
+        while first > 0 and words[first - 1] == words[row]:
+            first -= 1
+        group[row] = row
+        for other in range(first, row):
+            if group[other] == other and _popcount(signatures[other] ^ signatures[row]) <= reach:
+                group[row] = other
+                break
+    out_words, out = np.empty(number, np.int64), np.empty(number, np.uint64)
+    count = 0
+    for row in range(number):
+        if group[row] != row:
+            continue
+        ones = np.zeros(64, np.int64)
+        members, distinct, last = 0, 0, -1
+        other = row
+        while other < number and words[other] == words[row]:
+            if group[other] == row:
+                members += 1
+                if sources[other] != last:
+                    distinct, last = distinct + 1, sources[other]
+                for bit in range(64):
+                    ones[bit] += np.int64((signatures[other] >> np.uint64(bit)) & np.uint64(1))
+            other += 1
+        if sources[row] != 0 and distinct < least:
+            continue
+        merged = np.uint64(0)
+        for bit in range(64):
+            own = (signatures[row] >> np.uint64(bit)) & np.uint64(1)
+            if 2 * ones[bit] > members or (2 * ones[bit] == members and own):
+                merged |= np.uint64(1) << np.uint64(bit)
+        out_words[count], out[count] = words[row], merged
+        count += 1
+    return out_words[:count].copy(), out[:count].copy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,12 @@ from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.expansion import rank_by
 from hardnet_sfm.retrieval.index import InvertedIndex
+from hardnet_sfm.retrieval.options import ProposeReport
 from hardnet_sfm.retrieval.scoring import Query, score_he
 from hardnet_sfm.workspace import locked, replacing
 
 # Photos whose features are looked up in one pass over the index.
 _BLOCK = 256
-
-
-@dataclass(frozen=True)
-class ProposeReport:
-    """What the stage did: the number of photos and of pairs."""
-
-    photos: int
-    pairs: int
 
 
 def propose(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import InvertedIndex
-from hardnet_sfm.retrieval.segments import MOST_PHOTOS
+from hardnet_sfm.retrieval.options import MOST_PHOTOS
 from hardnet_sfm.retrieval.vocabulary import BITS, Signatures, Vocabulary, Words
 
 Scores = NDArray[np.float64]
@@ -90,9 +90,9 @@ def score_he(index: InvertedIndex, query: Query) -> Scores:
     features = len(query)
     cuts = np.unique(np.linspace(0, features, 4 * index.threads + 1).astype(np.int64))
     chunks = list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
+    rows = (query.starts, query.words, query.signatures)
     tasks = [
-        (first, last, query.starts, query.words, query.signatures, weights, index.idf)
-        + (segment.offsets, segment.signatures, segment.images, segment.alive)
+        (first, last, *rows, weights, index.idf, segment.offsets, segment.signatures, segment.images, segment.alive)
         for segment in index.segments
         for first, last in chunks
     ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardnet_sfm.keypoints import Float32, RankedImage
 from hardnet_sfm.retrieval.expansion import (
@@ -18,13 +18,11 @@ from hardnet_sfm.retrieval.expansion import (
     score_averaged,
     within_region,
 )
-from hardnet_sfm.retrieval.index import InvertedIndex
+from hardnet_sfm.retrieval.index import Entries, InvertedIndex
+from hardnet_sfm.retrieval.options import Method
 from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, Scores, score_asmk, score_bow, score_he
 from hardnet_sfm.retrieval.spatial import Verified, verify
 
-Method = Literal["bow", "bow+sv", "bow+sv+qe", "he", "he+sv", "hqe", "hqe+ma", "hqe+ma+sv", "asmk"]
-METHODS: tuple[Method, ...] = get_args(Method)
-DEFAULT_METHOD: Method = "hqe+ma+sv"
 # Photos that are verified, of the best by score.
 _VERIFIED = 200
 _ANY_DISTANCE = 64
@@ -41,7 +39,7 @@ class Described:
         region: x0, y0, x1, y1, what of the photo was asked for, pixels.
     """
 
-    descriptors: np.ndarray
+    descriptors: NDArray[np.floating]
     geometry: Float32
     region: Region
 
@@ -69,9 +67,7 @@ def search(index: InvertedIndex, described: Described, method: Method, top: int 
     return [_ranked(index, query, photo, float(scores[photo]), verified) for photo in order[scores[order] > 0].tolist()]
 
 
-def score(
-    index: InvertedIndex, query: Query, region: Region, method: Method
-) -> tuple[Scores, dict[int, Verified]]:
+def score(index: InvertedIndex, query: Query, region: Region, method: Method) -> tuple[Scores, dict[int, Verified]]:
     """Scores of all photos, and what was verified."""
     if method == "asmk":
         return score_asmk(index, query), {}
@@ -103,7 +99,7 @@ def score(
     return with_verified(scores, verified), verified
 
 
-def _expanded(index: InvertedIndex, query: Query, scores: Scores, photos: list[int], entries) -> Scores:
+def _expanded(index: InvertedIndex, query: Query, scores: Scores, photos: list[int], entries: Entries) -> Scores:
     if not photos:
         return scores
     ranks = {photo: rank for rank, photo in enumerate(photos)}

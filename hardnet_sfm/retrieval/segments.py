@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Float32, Keypoints
 from hardnet_sfm.retrieval import kernels
+from hardnet_sfm.retrieval.options import MOST_PHOTOS
 from hardnet_sfm.retrieval.vocabulary import Signatures, Words
 from hardnet_sfm.workspace import digest
 
-MOST_PHOTOS = 65536
 FEATURE_BYTES = 14
 _COLUMNS = {"offsets": np.int64, "images": np.uint16, "signatures": np.uint64, "geometry": np.uint32}
 _PHOTOS = "photos.json"
@@ -172,7 +172,7 @@ def write_segment(index: Path, photos: Sequence[IndexedPhoto], words: int) -> st
     assigned = np.concatenate([photo.words for photo in photos])
     images = np.repeat(np.arange(len(photos), dtype=np.uint16), counts)
     order = np.argsort(assigned, kind="stable")
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "offsets": np.searchsorted(assigned[order], np.arange(words + 1)),
         "images": images[order],
         "signatures": np.concatenate([photo.signatures for photo in photos])[order],

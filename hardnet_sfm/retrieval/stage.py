@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import faiss
 
-from hardnet_sfm.errors import UsageError
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.index import MANIFEST, UNFINISHED, Manifest, sweep
+from hardnet_sfm.retrieval.options import MOST_PHOTOS, IndexOptions, IndexReport
 from hardnet_sfm.retrieval.segments import (
-    MOST_PHOTOS,
     IndexedPhoto,
     Segment,
     merge_segments,
@@ -28,37 +27,6 @@ from hardnet_sfm.workspace import locked, prepare_folder
 # A segment is merged with the one before it when it has a quarter of its features or more, and written anew when more
 # than a quarter of its photos are gone: a feature is copied a few times, whatever the number of photos.
 _QUARTER = 4
-
-
-@dataclass(frozen=True)
-class IndexOptions:
-    """How photos are put into an index. None of it changes what a query finds."""
-
-    checkpoint: int = 256
-    """Photos between two states that a killed run goes on from."""
-
-    def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
-        if not 1 <= self.checkpoint <= MOST_PHOTOS:
-            raise UsageError(f"--checkpoint must be from 1 to {MOST_PHOTOS}")
-
-
-@dataclass(frozen=True)
-class IndexReport:
-    """What the stage did.
-
-    Attributes:
-        photos: number of photos in the index.
-        features: of them all.
-        added, removed: number of photos; a changed one counts as both.
-        bytes_a_feature: of all files of the index but the vocabulary.
-    """
-
-    photos: int
-    features: int
-    added: int
-    removed: int
-    bytes_a_feature: float
 
 
 def index(
@@ -207,4 +175,3 @@ class _Builder:
             if last.features * _QUARTER >= before.features and len(before) + len(last) <= MOST_PHOTOS:
                 return len(self._segments) - 2, len(self._segments)
         return None
-

@@ -6,7 +6,6 @@ checksum in it, so that a vocabulary is replaced by replacing its card.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.options import VocabularyOptions, VocabularyReport
 from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.workspace import locked, prepare_folder, read_json, replacing, write_json
 
@@ -38,51 +38,6 @@ _DESCRIPTORS_A_WORD = 32
 
 Words = NDArray[np.int32]
 Signatures = NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class VocabularyOptions:
-    """How visual words are learned."""
-
-    words: int | None = None
-    """How many visual words, 2 to 1048576. Default: the power of two that leaves 32 descriptors or more for each, at
-    most 65536."""
-    sample: int | None = None
-    """How many descriptors to learn from, drawn at random from all photos alike. Default: 32 a word, or all there are."""
-    iterations: int = 12
-    """Of k-means."""
-    vocabulary_seed: int = 0
-    """Of the sample, the first words and the projection."""
-
-    def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
-        if self.words is not None and not 2 <= self.words <= 2**20:
-            raise UsageError("--words must be from 2 to 1048576")
-        if self.sample is not None and self.sample < (self.words or 2):
-            raise UsageError("--sample must be at least the number of words")
-        if self.iterations < 1:
-            raise UsageError("--iterations must be at least 1")
-        if self.vocabulary_seed < 0:
-            raise UsageError("--vocabulary-seed must be at least 0")
-
-
-@dataclass(frozen=True)
-class VocabularyReport:
-    """What the stage did.
-
-    Attributes:
-        words: how many.
-        descriptors: that they were learned from.
-        recall: share of descriptors that get their nearest word; less than 1 where assignment is approximate.
-        objective: mean squared distance of the sample to its words.
-        computed: False where the vocabulary was up to date.
-    """
-
-    words: int
-    descriptors: int
-    recall: float
-    objective: float
-    computed: bool
 
 
 class Vocabulary:
@@ -233,7 +188,7 @@ def _nearest_index(centroids: Float32) -> Any:
 
 
 def _empty_index(words: int, dimension: int) -> Any:
-    flat = faiss.IndexFlatL2(dimension)
+    flat: Any = faiss.IndexFlatL2(dimension)
     if words <= _EXACT_WORDS:
         return flat
     cells = 2 ** round(np.log2(np.sqrt(words)) + 1)
@@ -353,11 +308,10 @@ def _learn(sample: Float32, made_of: dict[str, Any], options: VocabularyOptions)
     with progress("k-means", options.iterations) as advance:
         for _ in range(options.iterations):
             clustering.train(sample, index)
+            objective = _objective(clustering) / count
             index.reset()
             advance()
     centroids = faiss.vector_to_array(clustering.centroids).reshape(-1, dimension).copy()
-    last = clustering.iteration_stats.size() - 1
-    objective = float(clustering.iteration_stats.at(last).obj) / count
     gaussian = np.random.default_rng(options.vocabulary_seed).standard_normal((dimension, BITS))
     projection = np.linalg.qr(gaussian)[0].T.astype(np.float32)
     # What is kept has 16 bits, and so have all descriptors.
@@ -367,6 +321,12 @@ def _learn(sample: Float32, made_of: dict[str, Any], options: VocabularyOptions)
     thresholds = _medians(sample @ projection.T, words, centroids @ projection.T)
     learned.thresholds[:] = thresholds.astype(np.float16)
     return learned
+
+
+def _objective(clustering: Any) -> float:
+    """Sum of squared distances after the last iteration."""
+    statistics = clustering.iteration_stats
+    return float(statistics.at(statistics.size() - 1).obj)
 
 
 def _medians(projected: Float32, words: Words, fallback: Float32) -> Float32:
