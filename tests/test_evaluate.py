@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +60,17 @@ def other_city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("workspace")
-
-
 def compare(city: Path, workspace: Path, *vocabularies: Path, name: str = "oxford5k", **options: Any) -> Any:
     options = {"methods": METHODS, "keypoint_options": FEW, "vocabulary_options": WORDS, **options}
     return evaluate_landmarks(name, city, workspace, vocabularies, [ROOTSIFT], **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, city: Path, other_city: Path) -> Path:
+    """Where the original protocol has been run once."""
+    folder = tmp_path_factory.mktemp("workspace")
+    compare(city, folder, other_city)
+    return folder
 
 
 class TestTable:
@@ -159,6 +165,36 @@ class TestCommandLine:
         assert exit.value.code == 2
         assert "no such folder" in capsys.readouterr().err
         assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_pipeline_from_official_archives_to_the_table_and_again(city: Path, other_city: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "pipelines" / "oxford5k.py"
+    given, other = tmp_path / "oxford", tmp_path / "paris"
+    for folder in (given, other):
+        folder.mkdir()
+    packed = [
+        (given / "oxbuild_images.tgz", sorted((city / "images").iterdir()), ""),
+        (given / "gt_files_170407.tgz", sorted((city / "gt").iterdir()), ""),
+        (other / "paris_1.tgz", sorted(other_city.glob("*.jpg"))[:2], "paris/defense/"),
+        (other / "paris_2.tgz", sorted(other_city.glob("*.jpg"))[2:], "paris/louvre/"),
+    ]
+    for target, files, within in packed:
+        with tarfile.open(target, "w:gz") as archive:
+            for path in files:
+                archive.add(path, within + path.name)
+    (given / "gnd_roxford5k.pkl").write_bytes((city / "gnd_roxford5k.pkl").read_bytes())
+    line = [sys.executable, str(script), str(given), str(other), "--workspace", str(tmp_path / "work")]
+    line += ["--words", "300", "--max-keypoints", "400", "--descriptor", "rootsift", "--method", "bow"]
+    first, again, revisited = (
+        subprocess.run(line + more, capture_output=True, text=True, check=True) for more in ([], [], ["--revisited"])
+    )
+    assert "oxford5k: mAP of 3 queries in 12 photos, %" in first.stdout
+    assert first.stderr.count("computed") == 2
+    assert again.stdout == first.stdout
+    assert again.stderr.count("up to date") == 2
+    assert [f"roxford5k, {setup}: mAP of 3 queries in 9 photos, %" in revisited.stdout for setup in ("easy", "hard")]
+    assert {path.name for path in given.iterdir()} == {"oxbuild_images.tgz", "gt_files_170407.tgz", "gnd_roxford5k.pkl"}
 
 
 class TestBadInput:
