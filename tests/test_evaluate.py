@@ -1,4 +1,4 @@
-"""`evaluate` end to end on rendered squares: what the table says is what the index answers."""
+"""`evaluate` end to end on painted walls: what the table says is what the index answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from test_landmarks import average_precision_as_described, write_query
 
@@ -22,31 +24,40 @@ from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, KeypointOp
 from hardnet_sfm.retrieval.options import VocabularyOptions
 from hardnet_sfm.retrieval.vocabulary import vocabulary
 from hardnet_sfm.retrieve import Index
-from hardnet_sfm.scene import render
 
-SQUARES, VIEWS = 3, 4
+WALLS, VIEWS = 3, 4
 FEW = KeypointOptions(max_keypoints=400)
 WORDS = VocabularyOptions(words=300)
 METHODS = ("bow", "he+sv", "asmk")
 ROOTSIFT = Competitor("rootsift", "rootsift", None, "")
 
 
+def photograph(wall: int, view: int, path: Path) -> None:
+    """A painted wall from another place each time."""
+    random = np.random.default_rng(wall)
+    paint = sum(
+        weight * cv2.resize(random.standard_normal(size), (480, 360), interpolation=cv2.INTER_CUBIC)
+        for weight, size in ((30, (9, 12)), (30, (36, 48)), (20, (90, 120)))
+    )
+    turned = cv2.getRotationMatrix2D((240, 180), 7.0 * view, 1 + 0.06 * view) - [[0, 0, 80], [0, 0, 60]]
+    cv2.imwrite(str(path), np.clip(128 + cv2.warpAffine(paint, turned, (320, 240)), 0, 255).astype(np.uint8))
+
+
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three squares, four photos each, named square_view, with ground truth of both protocols. Not to be changed."""
+    """Three walls, four photos each, named wall_view, with ground truth of both protocols. Not to be changed."""
     folder = tmp_path_factory.mktemp("city")
-    names = {square: [f"{square}_{view}" for view in range(VIEWS)] for square in range(SQUARES)}
+    names = {wall: [f"{wall}_{view}" for view in range(VIEWS)] for wall in range(WALLS)}
     (folder / "images").mkdir()
-    for square in range(SQUARES):
-        render(folder / "raw", photos=VIEWS, size=(320, 240), seed=square)
-        for view, photo in enumerate(sorted((folder / "raw").glob("*.jpg"))):
-            photo.rename(folder / "images" / f"{square}_{view}.jpg")
-    for square, of in names.items():
-        write_query(folder / "gt", f"square{square}_1", f"oxc1_{of[0]} 10 10 310 230", of[:1], of[2:], of[1:2])
+    for wall, of in names.items():
+        for view, name in enumerate(of):
+            photograph(wall, view, folder / "images" / f"{name}.jpg")
+    for wall, of in names.items():
+        write_query(folder / "gt", f"wall{wall}_1", f"oxc1_{of[0]} 10 10 310 230", of[:1], of[2:], of[1:2])
     write_query(folder / "gt", "elsewhere_1", "oxc1_gone 0 0 9 9", ["gone"])
     listed = [name for of in names.values() for name in of[1:]]
     truth = [
-        {"bbx": [10, 10, 310, 230], "easy": [3 * s + 1], "hard": [3 * s], "junk": [3 * s + 2]} for s in range(SQUARES)
+        {"bbx": [10, 10, 310, 230], "easy": [3 * s + 1], "hard": [3 * s], "junk": [3 * s + 2]} for s in range(WALLS)
     ]
     content = {"imlist": listed, "qimlist": [of[0] for of in names.values()], "gnd": truth}
     (folder / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(content, 2))
@@ -56,7 +67,8 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def other_city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other-city")
-    render(folder, photos=4, size=(320, 240), seed=9)
+    for wall in range(10, 14):
+        photograph(wall, 0, folder / f"{wall}.jpg")
     return folder
 
 
@@ -77,21 +89,21 @@ class TestTable:
     def test_says_what_the_index_answers(self, city: Path, other_city: Path, workspace: Path) -> None:
         """Each query's average precision is that of the ranking that `Index.search` gives, by a loop over its ranks."""
         table = compare(city, workspace, other_city)
-        assert table.photos == SQUARES * VIEWS
-        assert table.queries == ("square0_1", "square1_1", "square2_1")
+        assert table.photos == WALLS * VIEWS
+        assert table.queries == ("wall0_1", "wall1_1", "wall2_1")
         assert table.left_out == {"elsewhere_1": "no photo that answers it is there"}
         assert table.unknown == ("gone",)
         (folder,) = (workspace / "evaluation" / "rootsift").glob("*/index-oxford5k")
         index = Index.open(folder)
         assert set(index.names) == {path.name for path in (city / "images").iterdir()}
         for method in METHODS:
-            for square in range(SQUARES):
-                found = index.search(city / "images" / f"{square}_0.jpg", None, method, (10, 10, 310, 230))
+            for wall in range(WALLS):
+                found = index.search(city / "images" / f"{wall}_0.jpg", None, method, (10, 10, 310, 230))
                 ranking = [result.image.removesuffix(".jpg") for result in found]
                 expected = average_precision_as_described(
-                    ranking, {f"{square}_{view}" for view in (0, 2, 3)}, {f"{square}_1"}
+                    ranking, {f"{wall}_{view}" for view in (0, 2, 3)}, {f"{wall}_1"}
                 )
-                score = table.rows["rootsift"][method].scores[ORIGINAL][f"square{square}_1"]
+                score = table.rows["rootsift"][method].scores[ORIGINAL][f"wall{wall}_1"]
                 assert score.average_precision == pytest.approx(expected)
         # Three of eleven at random would have 0.35.
         assert table.rows["rootsift"]["bow"].mean(ORIGINAL).average_precision > 0.7
@@ -100,11 +112,11 @@ class TestTable:
         """The queries' own photos are not in the collection, so that none of them can take the first place."""
         table = compare(city, workspace, other_city, name="roxford5k")
         (folder,) = (workspace / "evaluation" / "rootsift").glob("*/index-roxford5k")
-        assert set(Index.open(folder).names) == {f"{s}_{v}.jpg" for s in range(SQUARES) for v in range(1, VIEWS)}
-        assert table.photos == SQUARES * (VIEWS - 1)
+        assert set(Index.open(folder).names) == {f"{s}_{v}.jpg" for s in range(WALLS) for v in range(1, VIEWS)}
+        assert table.photos == WALLS * (VIEWS - 1)
         assert set(table.setups) == {"easy", "medium", "hard"}
         for setup in table.setups:
-            assert len(table.rows["rootsift"]["bow"].scores[setup]) == SQUARES
+            assert len(table.rows["rootsift"]["bow"].scores[setup]) == WALLS
 
     def test_a_second_run_computes_nothing_anew(self, city: Path, other_city: Path, workspace: Path) -> None:
         first = compare(city, workspace, other_city)
@@ -124,10 +136,9 @@ class TestTable:
         assert compare(city, workspace, words).rows["rootsift"].keys() == set(METHODS)
 
     def test_photo_that_cannot_be_read_is_told_and_treated_as_missing(self, tmp_path: Path, other_city: Path) -> None:
-        render(tmp_path / "raw", photos=2, size=(320, 240))
         (tmp_path / "city" / "images").mkdir(parents=True)
-        for name, photo in zip("ab", sorted((tmp_path / "raw").glob("*.jpg")), strict=True):
-            photo.rename(tmp_path / "city" / "images" / f"{name}.jpg")
+        for number, name in enumerate("ab"):
+            photograph(number, 0, tmp_path / "city" / "images" / f"{name}.jpg")
         (tmp_path / "city" / "images" / "bad.jpg").write_text("<html>302 Found</html>")
         write_query(tmp_path / "city" / "gt", "a_1", "oxc1_a 0 0 320 240", ["a", "bad"])
         table = compare(tmp_path / "city", tmp_path / "work", other_city, methods=("bow",))
@@ -138,10 +149,10 @@ class TestTable:
 
 class TestCommandLine:
     def test_prints_the_table_and_writes_it(
-        self, city: Path, other_city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, city: Path, other_city: Path, workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         line = f"evaluate oxford5k {city} --vocabulary {other_city} --words 300 --max-keypoints 400 --method bow asmk"
-        line += f" --descriptor rootsift --workspace {tmp_path} --csv {tmp_path}/t.csv --json {tmp_path}/t.json"
+        line += f" --descriptor rootsift --workspace {workspace} --csv {tmp_path}/t.csv --json {tmp_path}/t.json"
         main(line.split())
         said = capsys.readouterr()
         assert "oxford5k: mAP of 3 queries in 12 photos, %" in said.out
