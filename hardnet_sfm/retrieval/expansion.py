@@ -21,9 +21,9 @@ Region = tuple[float, float, float, float]
 # A match this strict is hardly ever chance: 64 random bits agree to 48 of them once in 17000 pairs.
 _STRICT = 16
 _SHORTLIST = 100
-_RELIABLE_MATCHES = 10
-_MOST_RELIABLE = 10
-_RELIABLE_INLIERS = 12
+_RELIABLE_MATCHES = 5
+_MOST_RELIABLE = 20
+_RELIABLE_INLIERS = 8
 # New words, as a share of the number of words of the query.
 _NEW_WORDS = 1.0
 _NEW_WORD_PHOTOS = 2
@@ -31,7 +31,7 @@ _AVERAGED = 20
 
 
 def reliable_photos(index: InvertedIndex, query: Query, scores: Scores) -> list[int]:
-    """Photos among the first 100 in which 10 or more features of the query have a strict match; at most 10, best first.
+    """Photos among the first 100 in which 5 or more features of the query have a strict match; at most 20, best first.
 
     Without multiple assignment: a strict match is in the nearest word nearly always.
     """
@@ -49,7 +49,7 @@ def reliable_photos(index: InvertedIndex, query: Query, scores: Scores) -> list[
 
 
 def reliable_verified(verified: Mapping[int, Verified], most: int = _MOST_RELIABLE) -> list[int]:
-    """Photos with 12 or more inliers, those with most first."""
+    """Photos with 8 or more inliers, those with most first."""
     enough = [found for found in verified.values() if found.inliers >= _RELIABLE_INLIERS]
     return [found.photo for found in sorted(enough, key=lambda found: (-found.inliers, found.photo))][:most]
 

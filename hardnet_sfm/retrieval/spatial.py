@@ -19,7 +19,7 @@ from hardnet_sfm.retrieval.index import InvertedIndex
 from hardnet_sfm.retrieval.scoring import Query
 
 # Largest distance of an inlier from where the transformation puts it, as a share of the photo's diagonal.
-_TOLERANCE = 0.012
+_TOLERANCE = 0.02
 # Correspondences looked at for a photo, those of the rarest words and nearest signatures; and hypotheses among them.
 _MOST = 1000
 _HYPOTHESES = 300
