@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hardnet_sfm.benchmark import competitors as competitors
+    from hardnet_sfm.benchmark import evaluate_landmarks as evaluate_landmarks
     from hardnet_sfm.colmap.model import Model as Model
     from hardnet_sfm.demonstration import demo as demo
     from hardnet_sfm.errors import HardnetSfmError as HardnetSfmError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from hardnet_sfm.reconstruction.stage import MapOptions as MapOptions
     from hardnet_sfm.reconstruction.stage import map_photos as map_photos
     from hardnet_sfm.report.info import info as info
+    from hardnet_sfm.report.montage import montage as montage
     from hardnet_sfm.resources import Resources as Resources
     from hardnet_sfm.retrieval.options import METHODS as METHODS
     from hardnet_sfm.retrieval.options import IndexOptions as IndexOptions
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 
 # Imported when first asked for: torch and pycolmap take seconds, and `hardnet-sfm --help` needs neither.
 _HOMES = {
+    "competitors": "benchmark",
+    "evaluate_landmarks": "benchmark",
     "Model": "colmap.model",
     "demo": "demonstration",
     "HardnetSfmError": "errors",
@@ -63,6 +68,7 @@ _HOMES = {
     "MapOptions": "reconstruction.stage",
     "map_photos": "reconstruction.stage",
     "info": "report.info",
+    "montage": "report.montage",
     "Resources": "resources",
     "METHODS": "retrieval.options",
     "IndexOptions": "retrieval.options",

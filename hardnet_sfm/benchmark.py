@@ -31,6 +31,7 @@ from hardnet_sfm.retrieval.vocabulary import CARD, vocabulary
 from hardnet_sfm.retrieve import Index
 from hardnet_sfm.workspace import digest, read_json
 
+DESCRIPTORS = ("rootsift", "hardnet")
 OnExtract = Callable[[str, ExtractReport], None]
 
 
@@ -92,10 +93,10 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
 
 def evaluate_landmarks(
     name: LandmarkSetName,
-    folder: Path,
-    workspace: Path,
-    vocabularies: Sequence[Path],
-    rows: Sequence[Competitor],
+    folder: Path | str,
+    workspace: Path | str,
+    vocabularies: Sequence[Path | str],
+    rows: Sequence[Competitor] | None = None,
     *,
     methods: Sequence[str] = METHODS,
     keypoint_options: KeypointOptions | None = None,
@@ -114,7 +115,7 @@ def evaluate_landmarks(
         workspace: folder for all that is made.
         vocabularies: what the stage `vocabulary` made, one for each descriptor; or one data set or folder of photos to
             learn those from. In the benchmark of the literature they are of the other city.
-        rows: the descriptors.
+        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
         methods: of `hardnet_sfm.retrieval`.
         keypoint_options: the same for all descriptors and both cities.
         vocabulary_options: for learning vocabularies.
@@ -124,16 +125,28 @@ def evaluate_landmarks(
     Raises:
         HardnetSfmError: the data set is incomplete, nothing of it can be asked, or a vocabulary does not fit.
         UsageError: contradictory options.
+
+    Example:
+        >>> table = hardnet_sfm.evaluate_landmarks("oxford5k", oxford, "out", [paris])  # doctest: +SKIP
+        >>> list(table.rows), table.photos  # doctest: +SKIP
+        (['rootsift', 'hardnet-sfm'], 5063)
     """
+    rows = competitors(DESCRIPTORS, ()) if rows is None else rows
+    folder, workspace, sources = Path(folder), Path(workspace), [Path(path) for path in vocabularies]
     keypoints, resources = keypoint_options or KeypointOptions(), resources or Resources()
-    keypoints.check()
+    for options in (keypoints, vocabulary_options or VocabularyOptions()):
+        options.check()
+    if not methods:
+        raise UsageError("nothing to evaluate", "Give a --method.")
     whole = open_landmark_set(name, folder)
-    given = _given_vocabularies(vocabularies, rows)
+    given = _given_vocabularies(sources, rows)
+    if given and vocabulary_options not in (None, VocabularyOptions()):
+        raise UsageError("options of a new vocabulary have no effect where --vocabulary is one")
     cells: dict[str, dict[str, Cell]] = {}
     facts: dict[str, dict[str, Any]] = {}
     for row in rows:
         maker = _Maker(workspace / "evaluation" / row.folder, row, keypoints, resources, on_extract)
-        words = given.get(row.name) or maker.vocabulary(find_images(vocabularies[0]), vocabulary_options)
+        words = given.get(row.name) or maker.vocabulary(find_images(sources[0]), vocabulary_options)
         features, extracted = maker.features(whole.images)
         landmarks = whole.without(extracted.skipped)
         asked, left_out = landmarks.questions()

@@ -133,7 +133,9 @@ class TestTable:
 
     def test_takes_a_vocabulary_that_is_there(self, city: Path, workspace: Path) -> None:
         (words,) = (workspace / "evaluation" / "rootsift").glob("*/vocabulary")
-        assert compare(city, workspace, words).rows["rootsift"].keys() == set(METHODS)
+        assert compare(city, workspace, words, vocabulary_options=None).rows["rootsift"].keys() == set(METHODS)
+        with pytest.raises(UsageError, match="no effect where --vocabulary is one"):
+            compare(city, workspace, words)
 
     def test_photo_that_cannot_be_read_is_told_and_treated_as_missing(self, tmp_path: Path, other_city: Path) -> None:
         (tmp_path / "city" / "images").mkdir(parents=True)
@@ -227,6 +229,16 @@ class TestBadInput:
             compare(city, tmp_path, tmp_path / "none")
         with pytest.raises(UsageError, match="no vocabulary of rootsift"):
             compare(city, tmp_path)
+
+    def test_options_that_make_no_sense_are_told_before_the_work(self, city: Path, other_city: Path) -> None:
+        for options in (
+            {"methods": ()},
+            {"vocabulary_options": VocabularyOptions(words=1)},
+            {"keypoint_options": KeypointOptions(max_keypoints=0)},
+        ):
+            with pytest.raises(UsageError):
+                compare(city, Path("nowhere"), other_city, **options)
+        assert not Path("nowhere").exists()
 
     def test_names_of_rows(self, tmp_path: Path) -> None:
         assert [row.name for row in competitors(["rootsift", "hardnet"], [])] == ["rootsift", "hardnet-sfm"]
