@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import Entries, InvertedIndex
@@ -24,10 +23,11 @@ _SHORTLIST = 100
 _RELIABLE_MATCHES = 5
 _MOST_RELIABLE = 20
 _RELIABLE_INLIERS = 8
+# Words alone let more chance through than signatures do.
+_AVERAGED_INLIERS = 16
 # New words, as a share of the number of words of the query.
 _NEW_WORDS = 1.0
 _NEW_WORD_PHOTOS = 2
-_AVERAGED = 20
 
 
 def reliable_photos(index: InvertedIndex, query: Query, scores: Scores) -> list[int]:
@@ -35,23 +35,26 @@ def reliable_photos(index: InvertedIndex, query: Query, scores: Scores) -> list[
 
     Without multiple assignment: a strict match is in the nearest word nearly always.
     """
-    first = best(scores, _SHORTLIST)
+    first = index.rank(scores, _SHORTLIST)
     strict = query.nearest_only()
-    counts: dict[int, int] = {}
-    for number, segment in enumerate(index.segments):
-        wanted, found = index.wanted(number, first), np.zeros(MOST_PHOTOS, np.int64)
-        if wanted.any():
-            lists = (segment.offsets, segment.signatures, segment.images)
-            kernels.strict_matches(strict.starts, strict.words, strict.signatures, _STRICT, *lists, wanted, found)
-            start = int(index.starts[number])
-            counts.update({start + photo: int(found[photo]) for photo in np.flatnonzero(found).tolist()})
-    return [photo for photo in first if counts.get(photo, 0) >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
+    counts = np.zeros((len(index.segments), MOST_PHOTOS), np.int64)
+    rows = (strict.starts, strict.words, strict.signatures, _STRICT)
+    tasks = [
+        (*rows, segment.offsets, segment.signatures, segment.images, index.wanted(number, first), counts[number])
+        for number, segment in enumerate(index.segments)
+    ]
+    index.threaded(kernels.strict_matches, tasks)
+    matches = index.joined(counts)
+    return [photo for photo in first if matches[photo] >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
 
 
-def reliable_verified(verified: Mapping[int, Verified], most: int = _MOST_RELIABLE) -> list[int]:
-    """Photos with 8 or more inliers, those with most first."""
-    enough = [found for found in verified.values() if found.inliers >= _RELIABLE_INLIERS]
-    return [found.photo for found in sorted(enough, key=lambda found: (-found.inliers, found.photo))][:most]
+def reliable_verified(
+    verified: Mapping[int, Verified], names: Sequence[str], least: int = _RELIABLE_INLIERS
+) -> list[int]:
+    """Photos with 8 or more inliers, or another number, those with most first; at most 20."""
+    enough = [found for found in verified.values() if found.inliers >= least]
+    ordered = sorted(enough, key=lambda found: (-found.inliers, names[found.photo]))
+    return [found.photo for found in ordered][:_MOST_RELIABLE]
 
 
 def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Mapping[int, int]) -> Query:
@@ -72,9 +75,8 @@ def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Ma
         A query without geometry.
     """
     own = np.unique(query.words)
-    photos, others = np.unique(np.stack([entries.photos, entries.words]), axis=1)
-    del photos
-    candidates, support = np.unique(others, return_counts=True)
+    once = np.unique(entries.photos * len(index.vocabulary) + entries.words)
+    candidates, support = np.unique(once % len(index.vocabulary), return_counts=True)
     new = ~np.isin(candidates, own) & (support >= _NEW_WORD_PHOTOS)
     order = np.lexsort((candidates[new], -index.idf[candidates[new]], -support[new]))
     kept_words = np.concatenate([own, candidates[new][order][: round(_NEW_WORDS * len(own))]])
@@ -110,21 +112,9 @@ def within_region(entries: Entries, verified: Mapping[int, Verified], region: Re
 
 def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Verified], region: Region) -> Scores:
     """Bag of words with the mean of the query's counts of words and those of the best verified photos."""
-    photos = reliable_verified(verified, _AVERAGED)
+    photos = reliable_verified(verified, index.names, _AVERAGED_INLIERS)
     entries = within_region(index.entries(photos), verified, region)
     counts = np.bincount(query.words, minlength=len(index.vocabulary)).astype(np.float64)
     counts += np.bincount(entries.words, minlength=len(index.vocabulary))
     words = np.flatnonzero(counts)
     return score_word_vector(index, words, counts[words] / (1 + len(photos)))
-
-
-def best(scores: Scores, count: int) -> list[int]:
-    """Numbers of the photos with the highest scores above 0, best first; of equal ones the lower number first."""
-    order = np.argsort(-scores, kind="stable")[:count]
-    return [int(photo) for photo in order[scores[order] > 0]]
-
-
-def rank_by(scores: Scores, names: Sequence[str]) -> NDArray[np.int64]:
-    """All photos by falling score; names decide where scores are equal, whatever the order in the index."""
-    by_name = np.argsort(np.array(names, dtype=object), kind="stable")
-    return by_name[np.argsort(-scores[by_name], kind="stable")]

@@ -205,6 +205,32 @@ class InvertedIndex:
             found.append(self._look_up(number, rows[:, 0], rows[:, 1]))
         return Entries.joined(found)
 
+    def joined(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(N,) values of all photos from (S, 65536) of each segment's."""
+        parts = [row[: len(segment.names)] for row, segment in zip(values, self.segments, strict=True)]
+        return np.concatenate([np.zeros(0, values.dtype), *parts])
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """(N,) the place of each photo in the order of names."""
+        places = np.empty(len(self.names), np.int64)
+        places[sorted(range(len(self.names)), key=self.names.__getitem__)] = np.arange(len(self.names))
+        return places
+
+    def rank(self, scores: NDArray[np.float64], top: int | None = None) -> list[int]:
+        """Numbers of photos with a score above 0, best first; names decide between equals, whatever their numbers.
+
+        Args:
+            scores: (N,).
+            top: at most so many.
+        """
+        least = 0.0
+        if top is not None and top < len(scores):
+            least = np.partition(scores, len(scores) - top)[len(scores) - top]
+        candidates = np.flatnonzero((scores > 0) & (scores >= least))
+        order = np.lexsort((self._places[candidates], -scores[candidates]))[:top]
+        return [int(photo) for photo in candidates[order]]
+
     def wanted(self, segment: int, photos: Sequence[int]) -> NDArray[np.uint8]:
         """(65536,) uint8, 1 for those of the given photos that are in a segment."""
         numbers = np.asarray(photos, np.int64) - self.starts[segment]

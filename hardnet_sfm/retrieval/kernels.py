@@ -76,6 +76,33 @@ def score_words(words, weights, offsets, images, scores):
 
 
 @compiled
+def _match_list(signature, signatures, images, weights, factor, reach, alive, near, found_images, found):
+    """Matches of one signature in one list, one an image, into `found_images` and `found`; returns how many."""
+    count, image, total, raised = 0, 0, 0.0, 0.0
+    for block in range(0, len(signatures), _BLOCK):
+        size, hits = min(_BLOCK, len(signatures) - block), 0
+        # No branch: one that is taken for every thirtieth entry, at random, costs more than all else.
+        for at in range(size):
+            near[hits] = at
+            hits += np.int64(_popcount(signatures[block + at] ^ signature)) <= reach
+        for hit in range(hits):
+            entry = block + near[hit]
+            weight = weights[np.int64(_popcount(signatures[entry] ^ signature))] * factor
+            other = np.int64(images[entry])
+            if other != image:
+                if total > 0 and alive[image]:
+                    found_images[count], found[count] = image, raised / np.sqrt(total)
+                    count += 1
+                image, total, raised = other, 0.0, 0.0
+            total += weight
+            raised += weight * np.sqrt(weight)
+    if total > 0 and alive[image]:
+        found_images[count], found[count] = image, raised / np.sqrt(total)
+        count += 1
+    return count
+
+
+@compiled
 def embedded_matches(
     first, last, starts, words, signatures, weights, idf, offsets, list_signatures, list_images, alive
 ):
@@ -98,44 +125,33 @@ def embedded_matches(
         images (M,) uint16, weights (M,) float32, and (last - first + 1,) where each feature's begin.
     """
     reach = 64
-    while reach >= 0 and weights[reach] == 0:
+    while reach > 0 and weights[reach] == 0:
         reach -= 1
-    limit = np.uint8(max(reach, 0))
-    found_images, found = np.empty(4096, np.uint16), np.empty(4096, np.float32)
+    # Room for a match of every entry: memory that is not written to costs nothing. An array that grew in the loop
+    # would keep the compiler from optimising it: 15 ns an entry instead of 1.
+    room = 0
+    for row in range(starts[first], starts[last]):
+        room += offsets[words[row] + 1] - offsets[words[row]]
+    found_images, found = np.empty(room, np.uint16), np.empty(room, np.float32)
     bounds = np.zeros(last - first + 1, np.int64)
-    distances = np.empty(_BLOCK, np.uint8)
+    near = np.empty(_BLOCK + 1, np.int64)
     count = 0
     for feature in range(first, last):
         for row in range(starts[feature], starts[feature + 1]):
-            word, mine = words[row], signatures[row]
-            squared = idf[word] * idf[word]
-            image, total, raised = -1, 0.0, 0.0
-            begin, end = offsets[word], offsets[word + 1]
-            for block in range(begin, end, _BLOCK):
-                size = min(_BLOCK, end - block)
-                for at in range(size):
-                    distances[at] = np.uint8(_popcount(list_signatures[block + at] ^ mine))
-                for at in range(size):
-                    if distances[at] > limit:
-                        continue
-                    other = np.int64(list_images[block + at])
-                    weight = weights[distances[at]] * squared
-                    if other != image:
-                        if total > 0 and alive[image]:
-                            if count == len(found):
-                                found_images = np.concatenate((found_images, found_images))
-                                found = np.concatenate((found, found))
-                            found_images[count], found[count] = image, raised / np.sqrt(total)
-                            count += 1
-                        image, total, raised = other, 0.0, 0.0
-                    total += weight
-                    raised += weight * np.sqrt(weight)
-            if total > 0 and alive[image]:
-                if count == len(found):
-                    found_images = np.concatenate((found_images, found_images))
-                    found = np.concatenate((found, found))
-                found_images[count], found[count] = image, raised / np.sqrt(total)
-                count += 1
+            word = words[row]
+            part = slice(offsets[word], offsets[word + 1])
+            count += _match_list(
+                signatures[row],
+                list_signatures[part],
+                list_images[part],
+                weights,
+                idf[word] * idf[word],
+                reach,
+                alive,
+                near,
+                found_images[count:],
+                found[count:],
+            )
         bounds[feature - first + 1] = count
     return found_images[:count].copy(), found[:count].copy(), bounds
 
@@ -183,7 +199,9 @@ def _length(signatures, begin, end):
 
 
 @compiled
-def score_aggregated(starts, words, signatures, least, power, factors, offsets, list_signatures, list_images, scores):
+def score_aggregated(
+    starts, words, signatures, least, power, of_distance, factors, offsets, list_signatures, list_images, scores
+):
     """ASMK over signatures as vectors of +1 and -1: adds factor * similarity^power for each word that is in both.
 
     Args:
@@ -192,6 +210,7 @@ def score_aggregated(starts, words, signatures, least, power, factors, offsets, 
         signatures: (R,) of the query.
         least: similarities below count nothing.
         power: alpha.
+        of_distance: (65,) the selected similarity^power of two signatures alone in their word.
         factors: (W,) of each word.
     """
     for row in range(len(words)):
@@ -206,7 +225,10 @@ def score_aggregated(starts, words, signatures, least, power, factors, offsets, 
                     product -= 2 * np.int64(_popcount(signatures[one] ^ list_signatures[entry]))
                 entry += 1
             product += 64 * number * (entry - begin)
-            if product > 0 or least <= 0:
+            if number == 1 and entry - begin == 1:
+                scores[image] += np.int64(factors[word] * of_distance[(64 - product) // 2] * UNIT)
+                continue
+            if product > 0:
                 lengths = mine * _length(list_signatures, begin, entry)
                 if lengths > 0 and product >= least * lengths:
                     similarity = product / lengths
@@ -224,7 +246,12 @@ def correspondences(starts, words, signatures, reach, offsets, list_signatures, 
     Returns:
         (M, 3) int64: feature, entry, Hamming distance.
     """
-    found = np.empty((4096, 3), np.int64)
+    count = 0
+    for feature in range(len(starts) - 1):
+        for row in range(starts[feature], starts[feature + 1]):
+            for entry in range(offsets[words[row]], offsets[words[row] + 1]):
+                count += wanted[list_images[entry]]
+    found = np.empty((count, 3), np.int64)
     count = 0
     for feature in range(len(starts) - 1):
         for row in range(starts[feature], starts[feature + 1]):
@@ -232,8 +259,6 @@ def correspondences(starts, words, signatures, reach, offsets, list_signatures, 
                 if wanted[list_images[entry]]:
                     distance = np.int64(_popcount(list_signatures[entry] ^ signatures[row]))
                     if distance <= reach:
-                        if count == len(found):
-                            found = np.concatenate((found, found))
                         found[count, 0], found[count, 1], found[count, 2] = feature, entry, distance
                         count += 1
     return found[:count].copy()
@@ -242,16 +267,17 @@ def correspondences(starts, words, signatures, reach, offsets, list_signatures, 
 @compiled
 def entries_of(first, last, offsets, images, wanted):
     """Words and entries of wanted images in the lists of words `first` to `last - 1`: (M, 2) int64."""
-    found = np.empty((4096, 2), np.int64)
+    count = 0
+    for entry in range(offsets[first], offsets[last]):
+        count += wanted[images[entry]]
+    found = np.empty((count, 2), np.int64)
     count = 0
     for word in range(first, last):
         for entry in range(offsets[word], offsets[word + 1]):
             if wanted[images[entry]]:
-                if count == len(found):
-                    found = np.concatenate((found, found))
                 found[count, 0], found[count, 1] = word, entry
                 count += 1
-    return found[:count].copy()
+    return found
 
 
 @compiled

@@ -9,7 +9,6 @@ import numpy as np
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.expansion import rank_by
 from hardnet_sfm.retrieval.index import InvertedIndex
 from hardnet_sfm.retrieval.options import ProposeReport
 from hardnet_sfm.retrieval.scoring import Query, score_he
@@ -52,9 +51,8 @@ def propose(
                 scores = score_he(opened, Query.single(own.words, own.signatures, own.geometry))
                 scores[photo] = 0
                 name = opened.names[photo]
-                for other in rank_by(scores, opened.names)[:neighbours].tolist():
-                    if scores[other] > 0:
-                        pairs.add((min(name, opened.names[other]), max(name, opened.names[other])))
+                for other in opened.rank(scores, neighbours):
+                    pairs.add((min(name, opened.names[other]), max(name, opened.names[other])))
                 advance(note=name)
     with locked(output.parent), replacing(output) as beside:
         beside.write_text("".join(f"{first}\t{second}\n" for first, second in sorted(pairs)), encoding="utf-8")

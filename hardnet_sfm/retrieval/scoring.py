@@ -126,7 +126,7 @@ def score_asmk(
 
     Args:
         power: alpha, the exponent of similarities.
-        least: tau, similarities below count nothing.
+        least: tau, 0 or more; similarities below count nothing.
         use_idf: weigh words by idf^2.
     """
     order = np.argsort(query.words, kind="stable")
@@ -134,7 +134,9 @@ def score_asmk(
     starts = np.append(starts, len(order)).astype(np.int64)
     factors = index.idf**2 if use_idf else np.ones_like(index.idf)
     norms = index.word_norms if use_idf else index.present_norms
-    arguments = (starts, words.astype(np.int64), query.signatures[order], least, power, factors)
+    similarities = 1 - np.arange(BITS + 1) / (BITS / 2)
+    of_distance = np.where((similarities > 0) & (similarities >= least), np.abs(similarities) ** power, 0.0)
+    arguments = (starts, words.astype(np.int64), query.signatures[order], least, power, of_distance, factors)
     scores = np.zeros((len(index.segments), MOST_PHOTOS), np.int64)
     tasks = [
         (*arguments, segment.offsets, segment.signatures, segment.images, row)
@@ -146,5 +148,4 @@ def score_asmk(
 
 def _joined(index: InvertedIndex, scores: NDArray[np.int64]) -> Scores:
     """Scores of the photos of all segments, (N,); removed photos get 0."""
-    parts = [row[: len(segment.names)] for row, segment in zip(scores, index.segments, strict=True)]
-    return np.concatenate([np.zeros(0, np.int64), *parts]) / kernels.UNIT * index.alive
+    return index.joined(scores) / kernels.UNIT * index.alive

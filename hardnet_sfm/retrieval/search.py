@@ -12,7 +12,6 @@ from hardnet_sfm.keypoints import Float32, RankedImage
 from hardnet_sfm.retrieval.expansion import (
     Region,
     expand_query,
-    rank_by,
     reliable_photos,
     reliable_verified,
     score_averaged,
@@ -65,8 +64,7 @@ def search(index: InvertedIndex, described: Described, method: Method, top: int 
     """
     query = Query.of(index.vocabulary, described.descriptors, described.geometry, multiple_of(method))
     scores, verified = score(index, query, described.region, method)
-    order = rank_by(scores, index.names)[:top]
-    return [_ranked(index, query, photo, float(scores[photo]), verified) for photo in order[scores[order] > 0].tolist()]
+    return [_ranked(index, query, photo, float(scores[photo]), verified) for photo in index.rank(scores, top)]
 
 
 def score(index: InvertedIndex, query: Query, region: Region, method: Method) -> tuple[Scores, dict[int, Verified]]:
@@ -94,7 +92,7 @@ def score(index: InvertedIndex, query: Query, region: Region, method: Method) ->
         entries = index.entries(photos)
         return _expanded(index, query, scores, photos, entries), {}
     verified = _verify(index, query, scores, _REACH)
-    photos = reliable_verified(verified)
+    photos = reliable_verified(verified, index.names)
     entries = within_region(index.entries(photos), verified, region)
     scores = _expanded(index, query, scores, photos, entries)
     verified = _verify(index, query, scores, _REACH)
@@ -109,8 +107,7 @@ def _expanded(index: InvertedIndex, query: Query, scores: Scores, photos: list[i
 
 
 def _verify(index: InvertedIndex, query: Query, scores: Scores, reach: int) -> dict[int, Verified]:
-    shortlist = rank_by(scores, index.names)[:_VERIFIED]
-    return verify(index, query, shortlist[scores[shortlist] > 0].tolist(), reach)
+    return verify(index, query, index.rank(scores, _VERIFIED), reach)
 
 
 def with_verified(scores: Scores, verified: Mapping[int, Verified]) -> Scores:

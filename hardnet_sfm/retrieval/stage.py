@@ -63,8 +63,7 @@ def index(
     words = Vocabulary.open(Path(vocabulary))
     with locked(output.parent), FeatureStore(features) as store:
         words.check_fits(store.header["options"], str(features))
-        prepare_folder(output)
-        builder = _Builder(output, words, store.header)
+        builder = IndexBuilder(output, words, store.header["images"], store.header["options"])
         wanted = {name: mark for name, mark in store.fingerprints().items() if names is None or name in names}
         removed = builder.keep_only(wanted)
         due = [name for name in store.names() if name in wanted and name not in builder.there]
@@ -86,12 +85,23 @@ def _indexed(store: FeatureStore, vocabulary: Vocabulary, names: list[str]) -> I
         yield IndexedPhoto(name, prints[name], size, words, vocabulary.signatures(descriptors, words), geometry)
 
 
-class _Builder:
-    """An index between two states."""
+class IndexBuilder:
+    """An index between two states: what readers find, and what will replace it.
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, header: dict[str, Any]) -> None:
+    Args:
+        folder: of the index, made if missing.
+        vocabulary: its words.
+        images: folder of the photos, for the manifest.
+        options: that features are made with; photos of others, or of another vocabulary, are not taken over.
+
+    Attributes:
+        there: names of the photos that are kept, after `keep_only`.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, images: str, options: dict[str, Any]) -> None:
+        prepare_folder(folder)
         self._folder, self._vocabulary = folder, vocabulary
-        fresh = Manifest(header["images"], header["options"], vocabulary.fingerprint, len(vocabulary), {})
+        fresh = Manifest(images, options, vocabulary.fingerprint, len(vocabulary), {})
         self._manifest = fresh
         self._complete = folder / MANIFEST
         for path in (folder / UNFINISHED, self._complete):
