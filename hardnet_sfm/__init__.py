@@ -4,6 +4,7 @@
     >>> model = hardnet_sfm.reconstruct("images/")  # doctest: +SKIP
 
 Each stage is a function of files to files: `extract`, `pair`, `match`, `map_photos`; `reconstruct` chains them.
+`vocabulary` and `index` make photos searchable; `index_photos` chains them, and `Index` searches.
 """
 
 from importlib import import_module
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hardnet_sfm.benchmark import competitors as competitors
+    from hardnet_sfm.benchmark import evaluate_landmarks as evaluate_landmarks
     from hardnet_sfm.colmap.model import Model as Model
     from hardnet_sfm.demonstration import demo as demo
     from hardnet_sfm.errors import HardnetSfmError as HardnetSfmError
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from hardnet_sfm.features.stage import extract as extract
     from hardnet_sfm.keypoints import Keypoints as Keypoints
     from hardnet_sfm.keypoints import Matches as Matches
+    from hardnet_sfm.keypoints import RankedImage as RankedImage
     from hardnet_sfm.matching.pairs import PairOptions as PairOptions
     from hardnet_sfm.matching.pairs import pair as pair
     from hardnet_sfm.matching.stage import MatchOptions as MatchOptions
@@ -29,13 +33,23 @@ if TYPE_CHECKING:
     from hardnet_sfm.reconstruction.stage import MapOptions as MapOptions
     from hardnet_sfm.reconstruction.stage import map_photos as map_photos
     from hardnet_sfm.report.info import info as info
+    from hardnet_sfm.report.montage import montage as montage
     from hardnet_sfm.resources import Resources as Resources
+    from hardnet_sfm.retrieval.options import METHODS as METHODS
+    from hardnet_sfm.retrieval.options import IndexOptions as IndexOptions
+    from hardnet_sfm.retrieval.options import VocabularyOptions as VocabularyOptions
+    from hardnet_sfm.retrieval.stage import index as index
+    from hardnet_sfm.retrieval.vocabulary import vocabulary as vocabulary
+    from hardnet_sfm.retrieve import Index as Index
+    from hardnet_sfm.retrieve import index_photos as index_photos
     from hardnet_sfm.stores import FeatureStore as FeatureStore
     from hardnet_sfm.stores import MatchStore as MatchStore
     from hardnet_sfm.workspace import Workspace as Workspace
 
 # Imported when first asked for: torch and pycolmap take seconds, and `hardnet-sfm --help` needs neither.
 _HOMES = {
+    "competitors": "benchmark",
+    "evaluate_landmarks": "benchmark",
     "Model": "colmap.model",
     "demo": "demonstration",
     "HardnetSfmError": "errors",
@@ -44,6 +58,7 @@ _HOMES = {
     "extract": "features.stage",
     "Keypoints": "keypoints",
     "Matches": "keypoints",
+    "RankedImage": "keypoints",
     "PairOptions": "matching.pairs",
     "pair": "matching.pairs",
     "MatchOptions": "matching.stage",
@@ -53,7 +68,15 @@ _HOMES = {
     "MapOptions": "reconstruction.stage",
     "map_photos": "reconstruction.stage",
     "info": "report.info",
+    "montage": "report.montage",
     "Resources": "resources",
+    "METHODS": "retrieval.options",
+    "IndexOptions": "retrieval.options",
+    "VocabularyOptions": "retrieval.options",
+    "index": "retrieval.stage",
+    "vocabulary": "retrieval.vocabulary",
+    "Index": "retrieve",
+    "index_photos": "retrieve",
     "FeatureStore": "stores",
     "MatchStore": "stores",
     "Workspace": "workspace",

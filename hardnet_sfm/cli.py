@@ -8,18 +8,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from hardnet_sfm import __version__
+from hardnet_sfm.commands.common import Common, Images, output, print_report, print_skipped
+from hardnet_sfm.commands.evaluate import Evaluate
+from hardnet_sfm.commands.retrieval import Index, Pair, Retrieve, Vocabulary
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
-from hardnet_sfm.matching.pairs import PairOptions, PairReport, pair
-from hardnet_sfm.matching.stage import MatchOptions, MatchReport, match
+from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.matching.pairs import PairOptions
+from hardnet_sfm.matching.stage import MatchOptions, match
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.reconstruction.export import Form, export
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
@@ -30,28 +32,8 @@ from hardnet_sfm.training.stage import TrainOptions
 from hardnet_sfm.training.warps import WarpOptions
 from hardnet_sfm.workspace import DEFAULT, Workspace, read_json
 
-if TYPE_CHECKING:
-    from hardnet_sfm.pipeline import Report
-
-output = Console(highlight=False, soft_wrap=True)
 _INTERRUPTED = 130
 _NAMED = 20  # photos that are not in the model; the summary has them all
-
-Images = Annotated[Path, Positional, arg(metavar="IMAGES")]
-
-
-@dataclass(frozen=True)
-class Common:
-    """What every verb takes."""
-
-    workspace: Path = DEFAULT
-    """Folder for everything that is made; all verbs share it."""
-    debug: bool = False
-    """Show where in the program an error came from."""
-
-    @property
-    def place(self) -> Workspace:
-        return Workspace(self.workspace)
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ class Reconstruct:
             match_options=self.match,
             map_options=self.map,
             resources=self.resources,
-            on_stage=_print_report,
+            on_stage=print_report,
         )
         _print_summary(self.common.place)
 
@@ -90,17 +72,7 @@ class Extract:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        _print_report("extract", extract(self.images, self.common.place.features, self.extract, self.resources))
-
-
-@dataclass(frozen=True)
-class Pair:
-    common: Common = field(default_factory=Common)
-    pair: PairOptions = field(default_factory=PairOptions)
-
-    def run(self) -> None:
-        place = self.common.place
-        _print_report("pair", pair(place.features, place.pairs, self.pair))
+        print_report("extract", extract(self.images, self.common.place.features, self.extract, self.resources))
 
 
 @dataclass(frozen=True)
@@ -111,7 +83,7 @@ class Match:
 
     def run(self) -> None:
         place = self.common.place
-        _print_report("match", match(place.features, place.pairs, place.matches, self.match, self.resources))
+        print_report("match", match(place.features, place.pairs, place.matches, self.match, self.resources))
 
 
 @dataclass(frozen=True)
@@ -171,7 +143,7 @@ class Demo:
     def run(self) -> None:
         from hardnet_sfm.demonstration import demo
 
-        result = demo(self.workspace, seed=self.seed, resources=self.resources, on_stage=_print_report)
+        result = demo(self.workspace, seed=self.seed, resources=self.resources, on_stage=print_report)
         _print_summary(Workspace(self.workspace))
         at = result.errors
         output.print(
@@ -207,7 +179,7 @@ class Mine:
         output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
         for name, count in report.dropped.items():
             output.print(f"  {100 * count / report.observations:5.2f} % dropped: {name}")
-        _print_skipped(report.skipped)
+        print_skipped(report.skipped)
         _print_patches(self.output, self.sheet, self.as_brown)
 
 
@@ -229,7 +201,7 @@ class Warp:
 
         report = warp(self.images, self.output, self.warp, self.resources)
         output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
-        _print_skipped(report.skipped)
+        print_skipped(report.skipped)
         _print_patches(self.output, self.sheet, None)
 
 
@@ -299,7 +271,8 @@ class Weights:
             output.print(f"[bold]{escape(name)}[/]  {escape(value)}")
 
 
-Command = Reconstruct | Extract | Pair | Match | Map | Info | Export | Demo | Mine | Warp | Train | Weights
+Retrieval = Vocabulary | Index | Retrieve | Evaluate
+Command = Reconstruct | Extract | Pair | Match | Map | Info | Export | Retrieval | Demo | Mine | Warp | Train | Weights
 
 _VERBS: tuple[tuple[type[Any], str, str], ...] = (
     (
@@ -315,7 +288,7 @@ _VERBS: tuple[tuple[type[Any], str, str], ...] = (
     (
         Pair,
         "Choose which photos to match, into pairs.txt.",
-        "hardnet-sfm pair\nhardnet-sfm pair --pairing sequential --window 5",
+        "hardnet-sfm pair photos/ --retrieval 20\nhardnet-sfm pair --pairing sequential --window 5",
     ),
     (
         Match,
@@ -336,6 +309,23 @@ _VERBS: tuple[tuple[type[Any], str, str], ...] = (
         Export,
         "Write models and more for COLMAP, hloc and viewers.",
         "hardnet-sfm export hardnet-sfm-out/ --to elsewhere/\nhardnet-sfm export out/ --to elsewhere/ --forms text ply",
+    ),
+    (
+        Vocabulary,
+        "Learn visual words, for any collection.",
+        "hardnet-sfm vocabulary photos/ --words 65536\nhardnet-sfm vocabulary photos/ --workspace other-city",
+    ),
+    (
+        Index,
+        "Make photos searchable; run it again when they change.",
+        "hardnet-sfm index photos/\nhardnet-sfm index photos/ --vocabulary other-city/",
+    ),
+    (
+        Retrieve,
+        "Find photos that show what a photo shows.",
+        "hardnet-sfm retrieve --query q.jpg\n"
+        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --top 20\n"
+        "hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json",
     ),
     (
         Demo,
@@ -363,6 +353,12 @@ _VERBS: tuple[tuple[type[Any], str, str], ...] = (
         Weights,
         "Look at, verify or convert weights.",
         "hardnet-sfm weights list\nhardnet-sfm weights convert HardNet++.pth -o hardnet++.safetensors",
+    ),
+    (
+        Evaluate,
+        "Measure descriptors and methods on Oxford5k and the like.",
+        "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536\n"
+        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --weights my.safetensors --csv table.csv",
     ),
 )
 
@@ -423,11 +419,6 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(_INTERRUPTED)
 
 
-def _print_skipped(skipped: dict[str, str]) -> None:
-    for why in skipped.values():
-        errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
-
-
 def _print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> None:
     """Draws and writes what was asked for beside the patches, and says where all of it is."""
     output.print(escape(str(patches)))
@@ -442,22 +433,6 @@ def _print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> 
 
         write_brown(read_patches(patches), as_brown)
         output.print(escape(str(as_brown)))
-
-
-def _print_report(stage: str, report: Report) -> None:
-    """One line a stage: what there is now, and what had to be computed for it."""
-    match report:
-        case ExtractReport():
-            text = f"{report.keypoints} keypoints in {report.photos} photos"
-        case PairReport():
-            text = f"{report.pairs} pairs of {report.photos} photos ({report.how})"
-        case MatchReport():
-            text = f"{report.matches} matches in {report.pairs} pairs"
-    if isinstance(report, ExtractReport | MatchReport):
-        text += f"; computed {report.computed} ({report.reason})" if report.computed else "; up to date"
-    output.print(f"[bold]{stage:>8}[/]  {escape(text)}")
-    if isinstance(report, ExtractReport):
-        _print_skipped(report.skipped)
 
 
 def _print_summary(place: Workspace) -> None:

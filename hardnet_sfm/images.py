@@ -7,6 +7,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -85,33 +86,47 @@ def read_photo(path: Path) -> Photo:
     Raises:
         HardnetSfmError: the file is missing, empty, truncated at its head or no photo.
     """
+    data = _read(path)
+    orientation = exif_orientation(data)
+    return Photo(_decode(path, data, orientation, "L"), orientation, hashlib.sha256(data).hexdigest())
+
+
+def read_colours(path: Path) -> NDArray[np.uint8]:
+    """Decodes a photo to upright (H, W, 3) uint8 RGB, to look at; otherwise as `read_photo` does.
+
+    Raises:
+        HardnetSfmError: the file is missing, empty, truncated at its head or no photo.
+    """
+    data = _read(path)
+    return _decode(path, data, exif_orientation(data), "RGB")
+
+
+def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise HardnetSfmError(f"{path}: {error.strerror or error}") from error
     if not data:
         raise HardnetSfmError(f"{path}: the file is empty")
-    orientation = exif_orientation(data)
-    grey = _decode(data, orientation)
-    if grey is None:
-        raise HardnetSfmError(f"{path}: not a photo that can be decoded, or damaged")
-    return Photo(grey, orientation, hashlib.sha256(data).hexdigest())
+    return data
 
 
-def _decode(data: bytes, orientation: int) -> NDArray[np.uint8] | None:
+def _decode(path: Path, data: bytes, orientation: int, mode: Literal["L", "RGB"]) -> NDArray[np.uint8]:
     if data[:4] in (b"II*\0", b"MM\0*"):
-        turned_or_transparent = _decode_tiff(data)
+        turned_or_transparent = _decode_tiff(data, mode)
         if turned_or_transparent is not None:
             return turned_or_transparent
-    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_GRAYSCALE if mode == "L" else cv2.IMREAD_COLOR_RGB
     try:
-        sensor = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        sensor = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
-        return None
-    return None if sensor is None else upright(np.asarray(sensor, np.uint8), orientation)
+        sensor = None
+    if sensor is None:
+        raise HardnetSfmError(f"{path}: not a photo that can be decoded, or damaged")
+    return upright(np.asarray(sensor, np.uint8), orientation)
 
 
-def _decode_tiff(data: bytes) -> NDArray[np.uint8] | None:
+def _decode_tiff(data: bytes, mode: Literal["L", "RGB"]) -> NDArray[np.uint8] | None:
     """A TIFF with an orientation, which OpenCV 5.0 fails on, or with alpha, which it multiplies the colours with."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
@@ -121,8 +136,8 @@ def _decode_tiff(data: bytes) -> NDArray[np.uint8] | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     if image.mode.startswith("I;16"):
-        return (np.asarray(image) >> 8).astype(np.uint8)
-    return np.array(image.convert("L"))
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image.convert(mode))
 
 
 def exif_orientation(data: bytes) -> int:

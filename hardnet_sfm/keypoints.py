@@ -106,3 +106,20 @@ class Matches:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class RankedImage:
+    """One photo of the answer to a query, best first.
+
+    Attributes:
+        image: its name in the image folder, POSIX.
+        score: by which it was ranked; comparable within one answer only.
+        inliers: spatially verified correspondences; None where the method verified none for this image.
+        lines: (K, 4) float32 or None. The inliers: x, y in the query and x, y in the image, upright pixels.
+    """
+
+    image: str
+    score: float
+    inliers: int | None
+    lines: Float32 | None = None

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
 from hardnet_sfm.images import list_photos
-from hardnet_sfm.matching.pairs import PairOptions, PairReport, pair
+from hardnet_sfm.matching.pairs import NEIGHBOURS, PairOptions, PairReport, pair
 from hardnet_sfm.matching.stage import MatchOptions, MatchReport, match
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.options import IndexReport, ProposeReport, VocabularyReport
+from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.workspace import DEFAULT, Workspace, locked, read_json, write_json
 
 if TYPE_CHECKING:
     from hardnet_sfm.colmap.model import Model
 
-Report = ExtractReport | PairReport | MatchReport
+Report = ExtractReport | PairReport | MatchReport | VocabularyReport | IndexReport | ProposeReport
 OnStage = Callable[[str, Report], None]
 
 
@@ -77,7 +79,11 @@ def reconstruct(
     list_photos(images)
     with locked(place.root):
         run("extract", lambda: extract(images, place.features, extract_options, resources))
-        run("pair", lambda: pair(place.features, place.pairs, pair_options))
+        start = time.perf_counter()
+        proposed = propose_where_needed(place, pair_options, resources, on_stage)
+        proposing = time.perf_counter() - start
+        run("pair", lambda: pair(place.features, place.pairs, pair_options, proposed))
+        seconds["pair"] += proposing
         run("match", lambda: match(place.features, place.pairs, place.matches, match_options, resources))
         start = time.perf_counter()
         before = place.summary.stat().st_mtime_ns if place.summary.is_file() else 0
@@ -89,6 +95,20 @@ def reconstruct(
                 place.summary, {**read_json(place.summary), "seconds": rounded, "peak_memory_mb": peak_memory_mb()}
             )
     return model
+
+
+def propose_where_needed(
+    place: Workspace, options: PairOptions, resources: Resources, on_stage: OnStage | None
+) -> Path | None:
+    """Has the index propose pairs where the options mean that, and returns their file."""
+    with FeatureStore(place.features) as store:
+        photos = len(store.names())
+    if options.how(photos) != "retrieval":
+        return None
+    from hardnet_sfm.retrieve import propose_pairs
+
+    propose_pairs(place, options.retrieval or NEIGHBOURS, resources, on_stage)
+    return place.proposed
 
 
 def _check_apart(images: Path, place: Workspace) -> None:

@@ -37,6 +37,19 @@ class Workspace:
         return self.root / "matches.h5"
 
     @property
+    def vocabulary(self) -> Path:
+        return self.root / "vocabulary"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def proposed(self) -> Path:
+        """Pairs of photos that look alike, by the index."""
+        return self.root / "proposed.txt"
+
+    @property
     def database(self) -> Path:
         return self.root / "database.db"
 

@@ -11,7 +11,10 @@ import pytest
 from hardnet_sfm import __version__
 from hardnet_sfm.cli import Reconstruct, main, parse
 
-VERBS = ("reconstruct", "extract", "pair", "match", "map", "info", "export", "demo", "mine", "warp", "train", "weights")
+VERBS = (
+    *("reconstruct", "extract", "pair", "match", "map", "info", "export"),
+    *("vocabulary", "index", "retrieve", "demo", "mine", "warp", "train", "weights", "evaluate"),
+)
 
 
 def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.images import list_photos, read_photo, resize_to_fit, sensor_from_upright, sha256_of, upright
+from hardnet_sfm.images import (
+    list_photos,
+    read_colours,
+    read_photo,
+    resize_to_fit,
+    sensor_from_upright,
+    sha256_of,
+    upright,
+)
 
 Pixels = NDArray[np.uint8]
 ORIENTATIONS = range(1, 9)
@@ -268,6 +276,24 @@ def test_exif_orientation_is_applied_as_pillow_applies_it(extension: str, orient
     np.testing.assert_array_equal(photo.grey, expected)
     assert photo.orientation == orientation
     assert photo.size == ((53, 37) if orientation < 5 else (37, 53))
+
+
+@pytest.mark.parametrize("depth", ["grey", "colour", "alpha", "16 bits"])
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_colours_are_those_that_went_in_turned_upright(extension: str, depth: str, tmp_path: Path) -> None:
+    rgb = _colour()
+    grey = np.repeat(rgb[..., :1], 3, axis=2)
+    stored, expected = {
+        "grey": (rgb[..., 0], grey),
+        "colour": (rgb, rgb),
+        "alpha": (np.dstack([rgb, _alpha()]), rgb),
+        "16 bits": (_deep(rgb[..., 0]), grey),
+    }[depth]
+    path = tmp_path / f"a.{extension}"
+    for orientation in ORIENTATIONS:
+        path.write_bytes(_oriented(stored, extension, orientation))
+        difference = read_colours(path) - upright(expected, orientation).astype(float)
+        assert np.abs(difference).max() <= 1, orientation
 
 
 @pytest.mark.parametrize("depth", ["colour", "alpha", "16 bits"])

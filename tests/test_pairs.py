@@ -122,16 +122,19 @@ def test_exhaustive_pairs_are_all_pairs(count: int, tmp_path: Path) -> None:
     assert (report.pairs, report.photos, report.how) == (count * (count - 1) // 2, count, "exhaustive")
 
 
-def test_auto_is_exhaustive_up_to_200_photos_and_sequential_beyond(tmp_path: Path) -> None:
+def test_auto_is_exhaustive_up_to_200_photos_and_those_that_look_alike_beyond(tmp_path: Path) -> None:
     assert AUTO_EXHAUSTIVE_PHOTOS == 200
     names = numbered(201)
     store_of(tmp_path / "200" / "features.h5", names[:200])
     report = pair(tmp_path / "200" / "features.h5", tmp_path / "pairs.txt")
     assert (report.how, report.pairs) == ("exhaustive", 200 * 199 // 2)
     store_of(tmp_path / "201" / "features.h5", names)
-    report = pair(tmp_path / "201" / "features.h5", tmp_path / "pairs.txt")
-    # 10 followers each, but for the last ones; 21 photos 0, 10, ... 200 with each other, but for those in the window.
-    assert (report.how, report.pairs) == ("sequential", 201 * 10 - 55 + 21 * 20 // 2 - 20)
+    with pytest.raises(UsageError, match="proposed"):
+        pair(tmp_path / "201" / "features.h5", tmp_path / "pairs.txt")
+    (tmp_path / "proposed.txt").write_text("0.jpg\t7.jpg\n3.jpg\t200.jpg\n")
+    report = pair(tmp_path / "201" / "features.h5", tmp_path / "pairs.txt", proposed=tmp_path / "proposed.txt")
+    assert (report.how, report.pairs) == ("retrieval", 2)
+    assert read_pairs(tmp_path / "pairs.txt", names) == [("0.jpg", "7.jpg"), ("3.jpg", "200.jpg")]
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -55,3 +55,39 @@ def average_precision(distances: Floats, right: Bools, positives: int | None = N
     found = np.bincount(place, right, len(counts))
     precision = np.cumsum(found) / np.cumsum(counts)
     return float(precision @ found / total)
+
+
+def trapezoid_average_precision(right: Bools, positives: int) -> float:
+    """Area under the straight lines between the points of precision over recall, 0 to 1.
+
+    The measure of Philbin et al., Object retrieval with large vocabularies and fast spatial matching, CVPR 2007, as the
+    program that comes with Oxford5k computes it, and of Radenovic et al., Revisiting Oxford and Paris, CVPR 2018: with
+    P_r the precision of the first r answers and P_0 = 1, the mean over positives of (P_{r-1} + P_r) / 2 where r is the
+    rank of a positive. Positives that are not in the ranking count 0.
+
+    Args:
+        right: (N,) of a ranking, best first and without junk: whether each answer is a positive.
+        positives: number of those there are, in the ranking or not.
+
+    Raises:
+        ValueError: there are none, or fewer than in the ranking.
+    """
+    before = np.flatnonzero(right)  # answers ahead of each positive that was found
+    if positives < max(1, len(before)):
+        raise ValueError(f"{len(before)} positives found of {positives}")
+    found = np.arange(len(before))
+    ahead = np.where(before > 0, found / np.maximum(before, 1), 1.0)
+    return float(np.sum(ahead + (found + 1) / (before + 1)) / (2 * positives))
+
+
+def precision_at(right: Bools, k: int) -> float:
+    """Share of positives among the first k answers, or up to the last positive where that comes before, 0 to 1.
+
+    The measure P@k of Radenovic et al., CVPR 2018: a query with fewer positives than k can reach 1, too.
+
+    Args:
+        right: (N,) of a ranking, best first and without junk: whether each answer is a positive.
+        k: at least 1.
+    """
+    found = np.flatnonzero(right)
+    return float(np.mean(right[: min(k, found[-1] + 1)])) if len(found) else 0.0

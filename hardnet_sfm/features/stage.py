@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.images import list_photos, read_photo, resize_to_fit, sha256_of
+from hardnet_sfm.images import Photo, list_photos, read_photo, resize_to_fit, sha256_of
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
@@ -37,15 +37,11 @@ if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `in
 
 
 @dataclass(frozen=True)
-class ExtractOptions:
-    """How keypoints are found and described."""
+class KeypointOptions:
+    """How keypoints are found."""
 
     detector: str = "opencv-dog"
     """opencv-dog (fast), dog (COLMAP's own), or one that another package registers."""
-    descriptor: str = "rootsift"
-    """rootsift, hardnet, or one that another package registers."""
-    weights: Path | None = None
-    """Weights of the descriptor, a .safetensors file."""
     max_keypoints: int = 8192
     """At most so many keypoints a photo; each orientation of a keypoint counts."""
     max_image_size: int = 3200
@@ -66,6 +62,16 @@ class ExtractOptions:
         for name, least in (("max_keypoints", 1), ("max_image_size", 32), ("peak_threshold", 0), ("edge_threshold", 1)):
             if not getattr(self, name) >= least:  # nor NaN
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+
+
+@dataclass(frozen=True)
+class ExtractOptions(KeypointOptions):
+    """How keypoints are found and described."""
+
+    descriptor: str = "rootsift"
+    """rootsift, hardnet, or one that another package registers."""
+    weights: Path | None = None
+    """Weights of the descriptor, a .safetensors file."""
 
     def recipe(self, weights_sha256: str) -> dict[str, Any]:
         """Everything that decides what the features are, fit for JSON."""
@@ -125,7 +131,6 @@ def extract(
         UsageError: contradictory options.
     """
     from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
-    from hardnet_sfm.features.detectors import DetectorOptions, make_detector
     from hardnet_sfm.networks.device import resolve_device
 
     options, resources = options or ExtractOptions(), resources or Resources()
@@ -134,8 +139,7 @@ def extract(
     names = list_photos(images)
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
-    shared = ("max_keypoints", "peak_threshold", "edge_threshold", "upright", "affine_shape")
-    detect = make_detector(options.detector, DetectorOptions(**{name: getattr(options, name) for name in shared}))
+    detect = _detector(options)
     recipe = options.recipe(descriptor.weights_sha256)
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
         due = _due(images, names, writer.fingerprints, recipe)
@@ -168,6 +172,49 @@ def extract(
     return ExtractReport(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped)
 
 
+class PhotoDescriber:
+    """Detects and describes keypoints in single photos, bit by bit as `extract` does.
+
+    Args:
+        options: how.
+        resources: how much of the machine.
+
+    Attributes:
+        recipe: everything that decides what the features are, as stores have it in their header.
+
+    Raises:
+        HardnetSfmError: weights that do not fit.
+        UsageError: contradictory options.
+    """
+
+    def __init__(self, options: ExtractOptions, resources: Resources | None = None) -> None:
+        from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
+        from hardnet_sfm.networks.device import resolve_device
+
+        resources = resources or Resources()
+        options.check()
+        descriptor = make_descriptor(options.descriptor, options.weights)
+        self.recipe = options.recipe(descriptor.weights_sha256)
+        size = descriptor.patch_size, descriptor.measurement_size
+        self._cutter = _Cutter(Path(), options.max_image_size, _detector(options), *size)
+        device = resolve_device(resources.device)
+        self._describe = PatchDescriber(descriptor, device)
+        self._threads = resources.threads if device == "cpu" else 1
+
+    def __call__(self, photo: Photo) -> tuple[Keypoints, NDArray[np.float16]]:
+        """N keypoints in pixels of the upright photo, and their (N, D) descriptors."""
+        stream = iter([self._cutter.cut("", photo)])
+        ((detected, descriptors),) = _described(stream, self._describe, self._threads)
+        return detected.keypoints, descriptors
+
+
+def _detector(options: ExtractOptions) -> Detect:
+    from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+
+    shared = ("max_keypoints", "peak_threshold", "edge_threshold", "upright", "affine_shape")
+    return make_detector(options.detector, DetectorOptions(**{name: getattr(options, name) for name in shared}))
+
+
 def _due(images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any]) -> list[str]:
     """The photos whose features are missing or out of date."""
 
@@ -192,9 +239,12 @@ class _Cutter:
         self._patch_size, self._measurement_size = patch_size, measurement_size
 
     def __call__(self, name: str) -> _Detected:
+        return self.cut(name, read_photo(self._images / name))
+
+    def cut(self, name: str, photo: Photo) -> _Detected:
+        """The keypoints of a photo and their patches."""
         from hardnet_sfm.features.patches import extract_patches
 
-        photo = read_photo(self._images / name)
         grey = resize_to_fit(photo.grey, self._max_image_size)
         found = self._detect(grey)
         patches = extract_patches(grey, found.xy, found.frames(), self._patch_size, self._measurement_size)

@@ -13,8 +13,9 @@ from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.workspace import locked, replacing
 
 Pair = tuple[str, str]
-Pairing = Literal["auto", "exhaustive", "sequential", "file"]
+Pairing = Literal["auto", "exhaustive", "retrieval", "sequential", "file"]
 AUTO_EXHAUSTIVE_PHOTOS = 200
+NEIGHBOURS = 20
 _WINDOW = 10
 _LOOP_INTERVAL = 10
 
@@ -24,8 +25,11 @@ class PairOptions:
     """Which photos are matched with which."""
 
     pairing: Pairing = "auto"
-    """exhaustive: all with all. sequential: each with those that follow it in the order of their names. file: those of
-    --pairs-file. auto: exhaustive up to 200 photos, beyond that sequential with loop closure."""
+    """exhaustive: all with all. retrieval: each with those that look most alike. sequential: each with those that
+    follow it in the order of their names. file: those of --pairs-file. auto: exhaustive up to 200 photos, beyond that
+    retrieval."""
+    retrieval: int | None = None
+    """With how many of the photos that look most alike each is matched. Implies --pairing retrieval. Default 20."""
     window: int | None = None
     """sequential: how many of the following photos each is matched with. Default 10."""
     loop_interval: int | None = None
@@ -41,11 +45,25 @@ class PairOptions:
             raise UsageError("--pairing file needs --pairs-file FILE")
         if self.pairs_file is not None and self.pairing not in ("auto", "file"):
             raise UsageError(f"--pairs-file has no effect with --pairing {self.pairing}")
+        if self.retrieval is not None and (self.pairing not in ("auto", "retrieval") or self.pairs_file is not None):
+            raise UsageError("--retrieval has no effect without --pairing retrieval")
+        if self.retrieval is not None and self.retrieval < 1:
+            raise UsageError("--retrieval must be at least 1")
         for name, value, least in (("window", self.window, 1), ("loop-interval", self.loop_interval, 0)):
             if value is not None and (self.pairing != "sequential" or self.pairs_file is not None):
                 raise UsageError(f"--{name} has no effect without --pairing sequential")
             if value is not None and value < least:
                 raise UsageError(f"--{name} must be at least {least}")
+
+    def how(self, photos: int) -> Pairing:
+        """Which pairing these options mean for a number of photos; never auto."""
+        if self.pairs_file is not None:
+            return "file"
+        if self.retrieval is not None:
+            return "retrieval"
+        if self.pairing == "auto":
+            return "exhaustive" if photos <= AUTO_EXHAUSTIVE_PHOTOS else "retrieval"
+        return self.pairing
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class PairReport:
     Attributes:
         pairs: number of pairs in pairs.txt.
         photos: number of photos in the store.
-        how: "exhaustive", "sequential" or "file".
+        how: "exhaustive", "retrieval", "sequential" or "file".
     """
 
     pairs: int
@@ -63,13 +81,16 @@ class PairReport:
     how: str
 
 
-def pair(features: Path | str, pairs: Path | str, options: PairOptions | None = None) -> PairReport:
+def pair(
+    features: Path | str, pairs: Path | str, options: PairOptions | None = None, proposed: Path | str | None = None
+) -> PairReport:
     """Writes the list of pairs to match.
 
     Args:
         features: store of the photos.
         pairs: text file to make: two names a line, separated by a space, or by a tab where a name has a space in it.
         options: which.
+        proposed: pairs of photos that look alike, as `retrieval.neighbours.propose` writes them.
 
     Raises:
         HardnetSfmError: fewer than two photos have features; the pairs file is missing, empty or names unknown photos.
@@ -84,14 +105,23 @@ def pair(features: Path | str, pairs: Path | str, options: PairOptions | None = 
         raise HardnetSfmError(
             f"{features}: features of {len(names)} photo only, and a pair takes two", "Add more photos and run again."
         )
-    if options.pairs_file is not None:
-        how, chosen = "file", read_pairs(options.pairs_file, names)
-    elif options.pairing == "sequential" or (options.pairing == "auto" and len(names) > AUTO_EXHAUSTIVE_PHOTOS):
+    how = options.how(len(names))
+    if how == "file":
+        assert options.pairs_file is not None
+        chosen = read_pairs(options.pairs_file, names)
+    elif how == "retrieval":
+        if proposed is None:
+            raise UsageError(
+                f"{len(names)} photos are paired by retrieval, which takes proposed pairs",
+                "Use `hardnet-sfm pair` or `reconstruct`, which make them, or --pairing sequential.",
+            )
+        chosen = read_pairs(Path(proposed), names)
+    elif how == "sequential":
         window = _WINDOW if options.window is None else options.window
         loop = _LOOP_INTERVAL if options.loop_interval is None else options.loop_interval
-        how, chosen = "sequential", list(sequential(names, window, loop))
+        chosen = list(sequential(names, window, loop))
     else:
-        how, chosen = "exhaustive", list(combinations(names, 2))
+        chosen = list(combinations(names, 2))
     with locked(pairs.parent):
         text = "".join(f"{_line(pair)}\n" for pair in chosen)
         # An unchanged list keeps its file, whose time tells people when it was made.

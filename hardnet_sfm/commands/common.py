@@ -1,0 +1,70 @@
+"""What every subcommand takes, and how stages say what they did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from hardnet_sfm.features.stage import ExtractReport
+from hardnet_sfm.matching.pairs import PairReport
+from hardnet_sfm.matching.stage import MatchReport
+from hardnet_sfm.progress import console as errors
+from hardnet_sfm.retrieval.options import IndexReport, ProposeReport, VocabularyReport
+from hardnet_sfm.workspace import DEFAULT, Workspace
+
+if TYPE_CHECKING:
+    from hardnet_sfm.pipeline import Report
+
+output = Console(highlight=False, soft_wrap=True)
+
+Images = Annotated[Path, Positional, arg(metavar="IMAGES")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every verb takes."""
+
+    workspace: Path = DEFAULT
+    """Folder for everything that is made; all verbs share it."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+
+    @property
+    def place(self) -> Workspace:
+        return Workspace(self.workspace)
+
+
+def print_skipped(skipped: dict[str, str]) -> None:
+    for why in skipped.values():
+        errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
+
+
+def print_report(stage: str, report: Report) -> None:
+    """One line a stage: what there is now, and what had to be computed for it."""
+    match report:
+        case ExtractReport():
+            text = f"{report.keypoints} keypoints in {report.photos} photos"
+        case PairReport():
+            text = f"{report.pairs} pairs of {report.photos} photos ({report.how})"
+        case MatchReport():
+            text = f"{report.matches} matches in {report.pairs} pairs"
+        case VocabularyReport():
+            text = f"{report.words} words of {report.descriptors} descriptors, objective {report.objective:.4f}; "
+            text += f"{100 * report.recall:.1f} % of descriptors get their nearest word"
+            text += "" if report.computed else "; up to date"
+        case IndexReport():
+            text = f"{report.features} features of {report.photos} photos, {report.bytes_a_feature:.2f} bytes a feature"
+            changed = f"; added {report.added}, removed {report.removed}"
+            text += changed if report.added or report.removed else "; up to date"
+        case ProposeReport():
+            text = f"{report.pairs} pairs of {report.photos} photos look alike"
+    if isinstance(report, ExtractReport | MatchReport):
+        text += f"; computed {report.computed} ({report.reason})" if report.computed else "; up to date"
+    output.print(f"[bold]{stage:>8}[/]  {escape(text)}")
+    if isinstance(report, ExtractReport):
+        print_skipped(report.skipped)

@@ -1,0 +1,189 @@
+"""The verbs of retrieval: vocabulary, index, retrieve; and pair, which may ask the index."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from hardnet_sfm.commands.common import Common, Images, output, print_report
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.images import list_photos
+from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.matching.pairs import PairOptions, pair
+from hardnet_sfm.progress import console as errors
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.options import DEFAULT_METHOD, IndexOptions, Method, VocabularyOptions
+from hardnet_sfm.workspace import Workspace
+
+if TYPE_CHECKING:
+    from hardnet_sfm import retrieve
+
+# Results whose files are held against the index: reading more would take longer than the search.
+_CHECKED = 20
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    images: Images
+    """Folder of photos, searched recursively, never written to."""
+    common: Common = field(default_factory=Common)
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.retrieval.vocabulary import vocabulary
+
+        place = self.common.place
+        self.vocabulary.check()
+        print_report("extract", extract(self.images, place.features, self.extract, self.resources))
+        report = vocabulary(place.features, place.vocabulary, self.vocabulary, self.resources)
+        print_report("vocabulary", report)
+        output.print(escape(str(place.vocabulary)))
+
+
+@dataclass(frozen=True)
+class Index:
+    images: Images
+    """Folder of photos, searched recursively, never written to."""
+    common: Common = field(default_factory=Common)
+    vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """A vocabulary made elsewhere, or a workspace that has one. Default: that of the index as it is, or a new one."""
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    learn: VocabularyOptions = field(default_factory=VocabularyOptions)
+    index: IndexOptions = field(default_factory=IndexOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.retrieve import index_photos
+
+        if self.vocabulary is not None and self.learn != VocabularyOptions():
+            raise UsageError("options of a new vocabulary have no effect with --vocabulary")
+        index_photos(
+            self.images,
+            self.common.workspace,
+            vocabulary_folder=self.vocabulary,
+            extract_options=self.extract,
+            vocabulary_options=self.learn,
+            index_options=self.index,
+            resources=self.resources,
+            on_stage=print_report,
+        )
+
+
+@dataclass(frozen=True)
+class Retrieve:
+    query: tuple[Path, ...]
+    """One or more photos, or a folder of them."""
+    common: Common = field(default_factory=Common)
+    bbox: tuple[float, float, float, float] | None = None
+    """What of the query is meant: x0 y0 x1 y1, pixels of the upright photo. One query only."""
+    top: int = 20
+    """At most so many photos."""
+    method: Method = DEFAULT_METHOD
+    """bow: bag of words. he: Hamming embedding. hqe: Hamming query expansion. +ma: several words for each feature of
+    the query. +sv: spatial verification. +qe: average query expansion. asmk: aggregated selective match kernel."""
+    weights: Path | None = None
+    """Weights of the descriptor, where the photos were indexed with your own."""
+    json: bool = False
+    """Print a JSON object a query, one a line."""
+    montage: Path | None = None
+    """Draw the answer: .jpg, .png or .webp. One query only."""
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.report.montage import check_target, montage
+        from hardnet_sfm.retrieve import Index
+
+        queries = _queries(self.query)
+        for name in ("bbox", "montage"):
+            if getattr(self, name) is not None and len(queries) > 1:
+                raise UsageError(f"--{name} is of one query, not of {len(queries)}")
+        if self.montage is not None:
+            check_target(self.montage)
+        place = self.common.place
+        _index_what_is_missing(place, self.resources)
+        index = Index.open(place.index, weights=self.weights, resources=self.resources)
+        failed = 0
+        with progress("retrieve", len(queries)) as advance:
+            for query in queries:
+                try:
+                    results = index.search(query, self.top, self.method, self.bbox)
+                except UsageError:
+                    raise
+                except HardnetSfmError as error:
+                    if len(queries) == 1 or not query.is_file():
+                        raise
+                    failed += 1
+                    errors.print(f"[yellow]skipped:[/] {escape(error.message)}", soft_wrap=True)
+                else:
+                    self._print(query, results, index)
+                    if self.montage is not None:
+                        facts = [f"{self.method}, {len(index.names)} photos"]
+                        montage(query, results, index.images, self.montage, bbox=self.bbox, facts=facts)
+                advance(note=query.name)
+        if failed:
+            raise HardnetSfmError(f"{failed} of {len(queries)} queries could not be answered")
+
+    def _print(self, query: Path, results: list[RankedImage], index: retrieve.Index) -> None:
+        if self.json:
+            rows = [
+                {"rank": rank, "image": found.image, "score": round(found.score, 6), "inliers": found.inliers}
+                for rank, found in enumerate(results, 1)
+            ]
+            answer = {"query": query.as_posix(), "method": self.method, "results": rows}
+            output.print(json.dumps(answer, ensure_ascii=False), markup=False)
+        else:
+            output.print(f"[bold]{escape(str(query))}[/]  {self.method}")
+            for rank, found in enumerate(results, 1):
+                inliers = "" if found.inliers is None else f"{found.inliers} inliers"
+                output.print(f"{rank:>5}  {found.score:>9.4f}  {inliers:>12}  {escape(found.image)}")
+            if not results:
+                output.print("       nothing in common with any photo")
+        for name, what in index.changed([found.image for found in results[:_CHECKED]]).items():
+            errors.print(f"[yellow]{what} since it was indexed:[/] {escape(name)}", soft_wrap=True)
+
+
+def _queries(given: tuple[Path, ...]) -> list[Path]:
+    """Photos given by themselves or by their folder."""
+    queries: list[Path] = []
+    for path in given:
+        queries += [path / name for name in list_photos(path)] if path.is_dir() else [path]
+    return queries
+
+
+def _index_what_is_missing(place: Workspace, resources: Resources) -> None:
+    from hardnet_sfm.retrieve import is_indexed, update_index
+
+    if is_indexed(place):
+        return
+    if not place.features.is_file():
+        raise HardnetSfmError(f"no index and no features in {place.root}", "Run `hardnet-sfm index IMAGES` first.")
+    errors.print("The index is missing or older than the features: making it first.")
+    update_index(place, resources=resources)
+
+
+@dataclass(frozen=True)
+class Pair:
+    images: Annotated[Path | None, Positional, arg(metavar="IMAGES")] = None
+    """Folder of photos to extract features of, where the workspace has none yet."""
+    common: Common = field(default_factory=Common)
+    pair: PairOptions = field(default_factory=PairOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.pipeline import propose_where_needed
+
+        place = self.common.place
+        self.pair.check()
+        if self.images is not None and not place.features.is_file():
+            print_report("extract", extract(self.images, place.features, resources=self.resources))
+        proposed = propose_where_needed(place, self.pair, self.resources, print_report)
+        print_report("pair", pair(place.features, place.pairs, self.pair, proposed))

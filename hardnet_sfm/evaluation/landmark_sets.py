@@ -1,0 +1,154 @@
+"""Oxford5k, Paris6k and their revisited forms on disk: which photos are searched, and what they are asked for.
+
+DATASET/images/ (or jpg/)      photos, in any tree of folders
+DATASET/gt/ (or lab/)          NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt
+DATASET/gnd_roxford5k.pkl      ground truth of the revisited protocol (gnd_rparis6k.pkl)
+DATASET/queries/NAME.jpg       what is in a query's box; only needed where its photo is missing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.landmarks import Box, LandmarkQuery, Landmarks, read_landmarks
+from hardnet_sfm.evaluation.revisited import read_revisited
+from hardnet_sfm.images import EXTENSIONS, list_photos, read_photo
+
+LandmarkSetName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
+
+# The archives of Paris6k have error pages of a web server in the place of these; everybody leaves them out.
+DAMAGED_PARIS = frozenset(
+    f"paris_{name}"
+    for name in (
+        *("louvre_000136", "louvre_000146", "moulinrouge_000422", "museedorsay_001059", "notredame_000188"),
+        *("pantheon_000284", "pantheon_000960", "pantheon_000974", "pompidou_000195", "pompidou_000196"),
+        *("pompidou_000201", "pompidou_000467", "pompidou_000640", "sacrecoeur_000299", "sacrecoeur_000330"),
+        *("sacrecoeur_000353", "triomphe_000662", "triomphe_000833", "triomphe_000863", "triomphe_000867"),
+    )
+)
+
+
+class Question(NamedTuple):
+    """What the photos are searched for.
+
+    Attributes:
+        query: of the ground truth.
+        image: a photo, or the pixels of the query alone, (H, W) uint8 upright.
+        box: of the query in the photo; None where all of the image is.
+    """
+
+    query: LandmarkQuery
+    image: Path | NDArray[np.uint8]
+    box: Box | None
+
+
+@dataclass(frozen=True)
+class LandmarkSet:
+    """A data set on disk.
+
+    Attributes:
+        name: of the data set.
+        truth: its ground truth.
+        images: folder of the photos.
+        photos: names in that folder of the photos to be searched, by the names that the ground truth gives them.
+        others: names, as the ground truth would give them, of photos in the folder that are not to be searched.
+        crops: queries as photos of their own, by the query's name.
+    """
+
+    name: LandmarkSetName
+    truth: Landmarks
+    images: Path
+    photos: Mapping[str, str]
+    others: Mapping[str, str]
+    crops: Mapping[str, Path]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Photos that the ground truth names and the folder has not, or not to be searched."""
+        return sorted(self.truth.named() - self.photos.keys())
+
+    def without(self, unreadable: Collection[str]) -> LandmarkSet:
+        """The same set without photos, given by their names in the folder, that turned out not to be readable."""
+        photos = {stem: name for stem, name in self.photos.items() if name not in unreadable}
+        return LandmarkSet(self.name, self.truth, self.images, photos, self.others, self.crops)
+
+    def questions(self) -> tuple[list[Question], dict[str, str]]:
+        """What can be asked, and by the query's name why the others cannot."""
+        asked: list[Question] = []
+        left_out: dict[str, str] = {}
+        for query in self.truth.queries:
+            photo = self.photos.get(query.photo) or self.others.get(query.photo)
+            if not any(query.relevance[setup].within(self.photos).positives for setup in self.truth.setups):
+                left_out[query.name] = "no photo that answers it is there"
+            elif photo is not None and query.photo not in DAMAGED_PARIS:
+                asked.append(self._in_photo(query, self.images / photo))
+            elif query.name in self.crops:
+                asked.append(Question(query, self.crops[query.name], None))
+            else:
+                left_out[query.name] = "neither its photo nor a crop of it in queries/ is there"
+        return asked, left_out
+
+    def _in_photo(self, query: LandmarkQuery, path: Path) -> Question:
+        if self.truth.collection is None:
+            return Question(query, path, query.box)
+        # In the revisited protocol the box is cut out before anything is computed.
+        x0, y0, x1, y1 = (max(0, round(value)) for value in query.box)
+        return Question(query, read_photo(path).grey[y0:y1, x0:x1], None)
+
+
+def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
+    """Reads the ground truth of a data set and lists its photos.
+
+    Raises:
+        HardnetSfmError: one of both is missing or damaged, or no photo is one that the ground truth names.
+    """
+    images = find_images(folder)
+    truth = _read_truth(name, folder)
+    everything = _by_stem(list_photos(images))
+    searched = set(everything) if truth.collection is None else truth.collection & everything.keys()
+    if "paris" in name:
+        searched -= DAMAGED_PARIS
+    photos = {stem: path for stem, path in everything.items() if stem in searched}
+    if not truth.named() & photos.keys():
+        raise HardnetSfmError(
+            f"{images}: none of the photos that the ground truth of {name} names are there",
+            "Give the folder of the data set that belongs to the ground truth.",
+        )
+    others = {stem: path for stem, path in everything.items() if stem not in photos}
+    crops = sorted(path for path in folder.glob("queries/*") if path.suffix.lower() in EXTENSIONS)
+    return LandmarkSet(name, truth, images, photos, others, {path.stem: path for path in crops})
+
+
+def find_images(folder: Path) -> Path:
+    """The folder of a data set's photos: `images/` or `jpg/`, else the data set itself.
+
+    Raises:
+        HardnetSfmError: there is no such data set.
+    """
+    if not folder.is_dir():
+        raise HardnetSfmError(f"no such folder: {folder}", "Give the folder of a data set, or of photos.")
+    return next((folder / name for name in ("images", "jpg") if (folder / name).is_dir()), folder)
+
+
+def _read_truth(name: LandmarkSetName, folder: Path) -> Landmarks:
+    if not name.startswith("r"):
+        return read_landmarks(next((folder / at for at in ("gt", "lab") if (folder / at).is_dir()), folder))
+    paths = [folder / at / f"gnd_{name}.pkl" for at in ("", "gt", "lab")]
+    return read_revisited(next((path for path in paths if path.is_file()), paths[0]))
+
+
+def _by_stem(names: Collection[str]) -> dict[str, str]:
+    """Photos of a folder by their names without folder and suffix, as ground truth names them."""
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(PurePosixPath(name).stem, name)
+        if other != name:
+            raise HardnetSfmError(f"the photos {other} and {name} have one name for the ground truth", "Remove one.")
+    return found

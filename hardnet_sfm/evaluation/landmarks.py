@@ -1,0 +1,192 @@
+"""Oxford5k and Paris6k: queries for landmarks, what answers them, and the original protocol.
+
+Philbin et al., Object retrieval with large vocabularies and fast spatial matching, CVPR 2007, and Lost in quantization,
+CVPR 2008. For each query there are four text files: `NAME_query.txt` (a photo and a box in it), `NAME_good.txt` and
+`NAME_ok.txt` (photos that show the landmark), `NAME_junk.txt` (photos with a little of it, which count neither way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.measures import precision_at, trapezoid_average_precision
+
+Box = tuple[float, float, float, float]
+ORIGINAL = "original"
+CUTS = (1, 5, 10)
+_LAYOUT = (
+    "A data set has photos in images/ (or jpg/), and NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt in gt/."
+)
+_OXFORD_PREFIX = "oxc1_"
+_SUFFIX = "_query.txt"
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """What answers a query: photos by their names without folder and suffix.
+
+    Attributes:
+        positives: photos to be found.
+        junk: photos that are passed over in a ranking, as if they were not there.
+    """
+
+    positives: frozenset[str]
+    junk: frozenset[str]
+
+    def within(self, collection: Collection[str]) -> Relevance:
+        """The same of a collection that lacks some of the photos."""
+        return Relevance(self.positives.intersection(collection), self.junk.intersection(collection))
+
+
+@dataclass(frozen=True)
+class LandmarkQuery:
+    """A box in a photo.
+
+    Attributes:
+        name: of the query, for instance `all_souls_1`.
+        photo: name of the photo without folder and suffix.
+        box: x0, y0, x1, y1 in pixels of the photo.
+        relevance: what answers it, by setup; `original` alone, or `easy`, `medium` and `hard`.
+    """
+
+    name: str
+    photo: str
+    box: Box
+    relevance: Mapping[str, Relevance]
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """The ground truth of a data set.
+
+    Attributes:
+        queries: in the order of their names or of the file.
+        setups: the names by which each query has its relevance.
+        collection: names of the photos to be searched; None where that is all photos of the data set.
+    """
+
+    queries: tuple[LandmarkQuery, ...]
+    setups: tuple[str, ...]
+    collection: frozenset[str] | None = None
+
+    def named(self) -> frozenset[str]:
+        """All photos that the ground truth counts for or passes over, and those to be searched."""
+        each = (set() if self.collection is None else set(self.collection),)
+        return frozenset().union(*each, *(r.positives | r.junk for q in self.queries for r in q.relevance.values()))
+
+
+def read_landmarks(folder: Path) -> Landmarks:
+    """Reads the text files of Oxford5k or Paris6k.
+
+    Raises:
+        HardnetSfmError: there are none, or one is missing or damaged.
+    """
+    paths = sorted(folder.glob(f"*{_SUFFIX}"))
+    if not paths:
+        raise HardnetSfmError(f"{folder}: no ground truth, no files that end in {_SUFFIX}", _LAYOUT)
+    return Landmarks(tuple(_read_query(path) for path in paths), (ORIGINAL,))
+
+
+def _read_query(path: Path) -> LandmarkQuery:
+    name = path.name.removesuffix(_SUFFIX)
+    words = " ".join(_read_lines(path)).split()
+    try:
+        photo, x0, y0, x1, y1 = words[0].removeprefix(_OXFORD_PREFIX), *map(float, words[1:])
+    except (ValueError, IndexError) as error:
+        raise HardnetSfmError(f"{path}: not a query", "It is one line: PHOTO x0 y0 x1 y1.") from error
+    good, ok, junk = (frozenset(_read_lines(path.with_name(f"{name}_{which}.txt"))) for which in ("good", "ok", "junk"))
+    if both := sorted((good | ok) & junk):
+        raise HardnetSfmError(f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is among the good or ok ones, too")
+    box = check_box((x0, y0, x1, y1), f"{path}: ")
+    return LandmarkQuery(name, photo, box, {ORIGINAL: Relevance(good | ok, junk)})
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise HardnetSfmError(f"{path}: no such file", _LAYOUT) from error
+    except (OSError, ValueError) as error:
+        raise HardnetSfmError(f"{path}: cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def check_box(box: Sequence[float], where: str) -> Box:
+    """The four numbers of a box that has an inside.
+
+    Raises:
+        HardnetSfmError: they are not, with `where` put before the message.
+    """
+    if len(box) != 4 or not np.isfinite(box).all() or not (box[0] < box[2] and box[1] < box[3]):
+        raise HardnetSfmError(
+            f"{where}{' '.join(f'{x:g}' for x in box)} is no box", "It is x0 y0 x1 y1 with x0 < x1, y0 < y1."
+        )
+    x0, y0, x1, y1 = map(float, box)
+    return x0, y0, x1, y1
+
+
+@dataclass(frozen=True)
+class QueryScore:
+    """How well one query was answered.
+
+    Attributes:
+        average_precision: 0 to 1, see `hardnet_sfm.evaluation.measures.trapezoid_average_precision`.
+        precision_at: for each of `CUTS`, 0 to 1, see `hardnet_sfm.evaluation.measures.precision_at`.
+    """
+
+    average_precision: float
+    precision_at: tuple[float, ...]
+
+    @classmethod
+    def mean(cls, scores: Collection[QueryScore]) -> QueryScore:
+        """Mean average precision (mAP) and mean precision (mP@k) of several queries."""
+        rows = np.array([(one.average_precision, *one.precision_at) for one in scores]).mean(axis=0)
+        return cls(float(rows[0]), tuple(rows[1:].tolist()))
+
+
+def score_ranking(ranking: Sequence[str], relevance: Relevance) -> QueryScore:
+    """Scores the answer to one query.
+
+    Args:
+        ranking: names of photos without folder and suffix, best first; need not have all of the collection.
+        relevance: within the collection: see `Relevance.within`.
+
+    Raises:
+        ValueError: a photo is ranked twice, or there are no positives.
+    """
+    if len(set(ranking)) != len(ranking):
+        raise ValueError("a photo is ranked twice")
+    right = np.array([name in relevance.positives for name in ranking if name not in relevance.junk], np.bool_)
+    average = trapezoid_average_precision(right, len(relevance.positives))
+    return QueryScore(average, tuple(precision_at(right, k) for k in CUTS))
+
+
+def score_rankings(
+    truth: Landmarks, rankings: Mapping[str, Sequence[str]], collection: Collection[str]
+) -> dict[str, dict[str, QueryScore]]:
+    """Scores all answers, in every setup of the ground truth.
+
+    Photos that are not in the collection are treated as if the ground truth did not name them. A query that nothing in
+    the collection answers is left out, as in the authors' programs.
+
+    Args:
+        truth: the queries and what answers them.
+        rankings: by the query's name; a query that has none is left out.
+        collection: names, without folder and suffix, of all photos that could be ranked.
+
+    Returns:
+        By setup and query.
+    """
+    inside = set(collection)
+    scores: dict[str, dict[str, QueryScore]] = {setup: {} for setup in truth.setups}
+    for setup in truth.setups:
+        for query in truth.queries:
+            relevance = query.relevance[setup].within(inside)
+            if query.name in rankings and relevance.positives:
+                scores[setup][query.name] = score_ranking(rankings[query.name], relevance)
+    return scores

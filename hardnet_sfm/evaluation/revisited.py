@@ -1,0 +1,66 @@
+"""ROxford5k and RParis6k: new ground truth for Oxford5k and Paris6k, in three setups.
+
+Radenovic, Iscen, Tolias, Avrithis and Chum, Revisiting Oxford and Paris: large-scale image retrieval benchmarking, CVPR
+2018. The photos of the queries are not in the collection; boxes are cut from them before anything is computed. For each
+query there are easy, hard and junk photos; the setup says which of them count:
+
+    easy     easy ones are to be found; hard and junk ones are passed over
+    medium   easy and hard ones are to be found; junk is passed over
+    hard     hard ones are to be found; easy and junk ones are passed over
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.landmarks import LandmarkQuery, Landmarks, Relevance, check_box
+from hardnet_sfm.evaluation.pickles import read_plain_pickle
+
+EASY, MEDIUM, HARD = SETUPS = ("easy", "medium", "hard")
+_HINT = "It is gnd_roxford5k.pkl or gnd_rparis6k.pkl, as the authors of the benchmark give it out."
+
+
+def read_revisited(path: Path) -> Landmarks:
+    """Reads `gnd_roxford5k.pkl` or `gnd_rparis6k.pkl` without running anything that may be hidden in it.
+
+    Raises:
+        HardnetSfmError: the file is missing, damaged, has more than plain data in it, or other data.
+    """
+    content = read_plain_pickle(path)
+    try:
+        photos, queries, truths = content["imlist"], content["qimlist"], content["gnd"]
+        _check(len(queries) == len(truths), f"{len(queries)} queries with {len(truths)} answers")
+        _check(all(isinstance(name, str) for name in (*photos, *queries)), "names of photos that are no text")
+        found = tuple(_query(path, name, truth, photos) for name, truth in zip(queries, truths, strict=True))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise HardnetSfmError(f"{path}: not ground truth of the revisited benchmark: {what}", _HINT) from error
+    return Landmarks(found, SETUPS, frozenset(photos))
+
+
+def _check(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _query(path: Path, name: str, truth: Any, photos: Sequence[str]) -> LandmarkQuery:
+    easy, hard, junk = (_names(truth[kind], photos) for kind in ("easy", "hard", "junk"))
+    box = check_box(np.asarray(truth["bbx"], np.float64).ravel().tolist(), f"{path}: {name}: ")
+    relevance = {
+        EASY: Relevance(easy, (junk | hard) - easy),
+        MEDIUM: Relevance(easy | hard, junk - (easy | hard)),
+        HARD: Relevance(hard, (junk | easy) - hard),
+    }
+    return LandmarkQuery(name, name, box, relevance)
+
+
+def _names(numbers: Any, photos: Sequence[str]) -> frozenset[str]:
+    rows = np.asarray(numbers, np.float64).ravel()
+    _check(bool((rows == np.floor(rows)).all()), "photos that are not given by whole numbers")
+    _check(bool(((rows >= 0) & (rows < len(photos))).all()), "a photo that is not in the list")
+    return frozenset(photos[int(row)] for row in rows)

@@ -1,0 +1,149 @@
+"""Tables of descriptors and methods on Oxford5k, Paris6k and their revisited forms: to look at, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, QueryScore
+
+Scores = Mapping[str, Mapping[str, QueryScore]]
+
+_NAMES = {"bow": "BoW"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How one method did with one descriptor.
+
+    Attributes:
+        scores: by setup and query.
+        seconds: a search took, on the mean of the queries; without the keypoints and descriptors of the query.
+    """
+
+    scores: Scores
+    seconds: float
+
+    def mean(self, setup: str) -> QueryScore | None:
+        """Mean average precision and mean precision over the queries; None where nothing in the set answers any."""
+        return QueryScore.mean(self.scores[setup].values()) if self.scores[setup] else None
+
+
+@dataclass(frozen=True)
+class LandmarkTable:
+    """Descriptors and methods on one data set.
+
+    Attributes:
+        name: of the data set.
+        setups: of its ground truth.
+        rows: by descriptor and method.
+        facts: about each descriptor: its weights' sha256, the vocabulary it was used with.
+        photos: number of photos searched.
+        queries: names of the queries asked.
+        left_out: why other queries were not asked, by their names.
+        skipped: why photos could not be read, by their names.
+        unknown: photos that the ground truth names and the data set has not.
+    """
+
+    name: str
+    setups: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, Cell]]
+    facts: Mapping[str, Mapping[str, Any]]
+    photos: int
+    queries: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> list[str]:
+        """All that took part, in the order of the columns."""
+        return list(dict.fromkeys(method for row in self.rows.values() for method in row))
+
+    def printed(self) -> list[tuple[str, Table]]:
+        """A title and a table for each setup: mAP in per cent; below it mP@1, mP@5, mP@10 in the revisited protocol."""
+        return [(self._title(setup), self._printed(setup)) for setup in self.setups]
+
+    def _title(self, setup: str) -> str:
+        asked = max((len(cell.scores[setup]) for row in self.rows.values() for cell in row.values()), default=0)
+        which = "" if setup == ORIGINAL else f", {setup}"
+        return f"{self.name}{which}: mAP of {asked} queries in {self.photos} photos, %"
+
+    def _printed(self, setup: str) -> Table:
+        revisited = setup != ORIGINAL
+        table = Table()
+        table.add_column("", no_wrap=True)
+        for method in self.methods:
+            table.add_column(heading(method), justify="right")
+        means = {name: {method: cell.mean(setup) for method, cell in row.items()} for name, row in self.rows.items()}
+        best = max((mean.average_precision for row in means.values() for mean in row.values() if mean), default=0.0)
+        for name, row in means.items():
+            label = escape(name) + ("\n" + "\n".join(f"[dim]mP@{k}[/]" for k in CUTS) if revisited else "")
+            table.add_row(label, *(_cell(row.get(method), best, revisited) for method in self.methods))
+        return table
+
+    def as_csv(self) -> str:
+        """A line for each descriptor, method and setup; measures from 0 to 1."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        precisions = [f"mp_at_{k}" for k in CUTS]
+        writer.writerow(("data_set", "descriptor", "method", "setup", "queries", "map", *precisions, "seconds_a_query"))
+        for name, row in self.rows.items():
+            for method, cell in row.items():
+                for setup in self.setups:
+                    mean = cell.mean(setup)
+                    measures = (mean.average_precision, *mean.precision_at) if mean else ("",) * (1 + len(CUTS))
+                    count = len(cell.scores[setup])
+                    writer.writerow((self.name, name, method, setup, count, *measures, cell.seconds))
+        return text.getvalue()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, each query's scores included; measures from 0 to 1."""
+        return {
+            "data_set": self.name,
+            "photos": self.photos,
+            "queries": list(self.queries),
+            "left_out": dict(self.left_out),
+            "skipped": dict(self.skipped),
+            "not_there": list(self.unknown),
+            "descriptors": {name: dict(facts) for name, facts in self.facts.items()},
+            "results": [
+                {
+                    "descriptor": name,
+                    "method": method,
+                    "seconds_a_query": cell.seconds,
+                    "setups": {setup: _as_json(cell.mean(setup), cell.scores[setup]) for setup in self.setups},
+                }
+                for name, row in self.rows.items()
+                for method, cell in row.items()
+            ],
+        }
+
+
+def heading(method: str) -> str:
+    """A method as the literature writes it, a line for each of its parts."""
+    return "\n+".join(_NAMES.get(part, part.upper()) for part in method.split("+"))
+
+
+def _cell(mean: QueryScore | None, best: float, revisited: bool) -> str:
+    if mean is None:
+        return "-"
+    figure = f"{100 * mean.average_precision:.1f}"
+    figure = f"[bold]{figure}[/]" if mean.average_precision == best else figure
+    return figure + ("\n" + "\n".join(f"[dim]{100 * p:.1f}[/]" for p in mean.precision_at) if revisited else "")
+
+
+def _as_json(mean: QueryScore | None, scores: Mapping[str, QueryScore]) -> dict[str, Any]:
+    def one(score: QueryScore) -> dict[str, Any]:
+        return {"ap": score.average_precision, "p_at": dict(zip(map(str, CUTS), score.precision_at, strict=True))}
+
+    each = {query: one(score) for query, score in scores.items()}
+    if mean is None:
+        return {"map": None, "mp_at": None, "queries": each}
+    return {"map": mean.average_precision, "mp_at": one(mean)["p_at"], "queries": each}

@@ -1,0 +1,132 @@
+"""The transformation of the plane that most correspondences agree with, compiled by numba."""
+
+# Types here are numba's, found when a function is first called.
+# mypy: disable-error-code="no-untyped-def, assignment"
+
+from __future__ import annotations
+
+import numpy as np
+
+from hardnet_sfm.retrieval.kernels import compiled
+
+
+@compiled
+def _agreement(model, mine, theirs, turn, octave, tolerance, inside):
+    """Marks correspondences whose position, and roughly scale and orientation, agree; returns how many."""
+    count = 0
+    limit = tolerance * tolerance
+    for row in range(len(mine)):
+        x = model[0, 0] * mine[row, 0] + model[0, 1] * mine[row, 1] + model[0, 2] - theirs[row, 0]
+        y = model[1, 0] * mine[row, 0] + model[1, 1] * mine[row, 1] + model[1, 2] - theirs[row, 1]
+        good = x * x + y * y <= limit
+        if good:
+            change = np.abs(np.log2(theirs[row, 2] / mine[row, 2]) - octave)
+            angle = np.abs((theirs[row, 3] - mine[row, 3] - turn + np.pi) % (2 * np.pi) - np.pi)
+            good = change <= 1.0 and angle <= 0.7
+        inside[row] = good
+        count += good
+    return count
+
+
+@compiled
+def _distinct(inside, features, entries):
+    """The smaller number of different features that marked correspondences have on either side."""
+    seen = np.zeros((2, len(inside)), np.bool_)
+    first, second = 0, 0
+    for row in range(len(inside)):
+        if inside[row]:
+            if not seen[0, features[row]]:
+                seen[0, features[row]] = True
+                first += 1
+            if not seen[1, entries[row]]:
+                seen[1, entries[row]] = True
+                second += 1
+    return min(first, second)
+
+
+@compiled
+def _fit_affine(mine, theirs, inside, model):
+    """Least squares over marked correspondences, into (2, 3) `model`; False where it is degenerate or unlikely."""
+    count, mx, my, tx, ty = 0, 0.0, 0.0, 0.0, 0.0
+    for row in range(len(mine)):
+        if inside[row]:
+            count += 1
+            mx += mine[row, 0]
+            my += mine[row, 1]
+            tx += theirs[row, 0]
+            ty += theirs[row, 1]
+    if count < 4:
+        return False
+    mx, my, tx, ty = mx / count, my / count, tx / count, ty / count
+    sxx, sxy, syy, ax, ay, bx, by = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for row in range(len(mine)):
+        if inside[row]:
+            x, y = mine[row, 0] - mx, mine[row, 1] - my
+            u, v = theirs[row, 0] - tx, theirs[row, 1] - ty
+            sxx += x * x
+            sxy += x * y
+            syy += y * y
+            ax += u * x
+            ay += u * y
+            bx += v * x
+            by += v * y
+    determinant = sxx * syy - sxy * sxy
+    if determinant <= 1e-4 * (sxx + syy) ** 2:
+        return False
+    a, b = (ax * syy - ay * sxy) / determinant, (ay * sxx - ax * sxy) / determinant
+    c, d = (bx * syy - by * sxy) / determinant, (by * sxx - bx * sxy) / determinant
+    area = a * d - b * c
+    # No mirror, no scale beyond 10, no side squeezed beyond a quarter of the other.
+    if area <= 0.01 or area >= 100 or a * a + b * b + c * c + d * d > 4.25 * area:
+        return False
+    model[0, 0], model[0, 1], model[0, 2] = a, b, tx - a * mx - b * my
+    model[1, 0], model[1, 1], model[1, 2] = c, d, ty - c * mx - d * my
+    return True
+
+
+@compiled
+def best_transformation(mine, theirs, features, entries, tolerance, step, refined):
+    """The transformation that most correspondences agree with.
+
+    Args:
+        mine, theirs: (M, 4) float64 each: x, y, scale, orientation of both sides.
+        features, entries: (M,) int64 below M: equal numbers are the same feature of a side.
+        tolerance: pixels in the second photo.
+        step: every so many correspondences is a hypothesis.
+        refined: how many of the best hypotheses are refined.
+
+    Returns:
+        (M,) bool, which agree; and the (2, 3) transformation.
+    """
+    number = (len(mine) + step - 1) // step
+    counts = np.zeros(number, np.int64)
+    models = np.zeros((number, 2, 3))
+    turns, octaves = np.zeros(number), np.zeros(number)
+    inside = np.zeros(len(mine), np.bool_)
+    for one in range(number):
+        row = one * step
+        ratio, turn = theirs[row, 2] / mine[row, 2], theirs[row, 3] - mine[row, 3]
+        cos, sin = ratio * np.cos(turn), ratio * np.sin(turn)
+        model = models[one]
+        model[0, 0], model[0, 1], model[1, 0], model[1, 1] = cos, -sin, sin, cos
+        model[0, 2] = theirs[row, 0] - cos * mine[row, 0] + sin * mine[row, 1]
+        model[1, 2] = theirs[row, 1] - sin * mine[row, 0] - cos * mine[row, 1]
+        turns[one], octaves[one] = turn, np.log2(ratio)
+        # Quantised scale and orientation are wrong by a few per cent far from the feature: twice the tolerance.
+        counts[one] = _agreement(model, mine, theirs, turn, octaves[one], 2 * tolerance, inside)
+    order = np.argsort(-counts, kind="mergesort")
+    best, best_inside, best_model = 0, np.zeros(len(mine), np.bool_), models[order[0]].copy()
+    for one in order[:refined]:
+        if counts[one] < 4 or counts[one] <= best:
+            break
+        model, wide = models[one].copy(), np.zeros(len(mine), np.bool_)
+        _agreement(model, mine, theirs, turns[one], octaves[one], 2 * tolerance, wide)
+        for _ in range(4):
+            if not _fit_affine(mine, theirs, wide, model):
+                break
+            _agreement(model, mine, theirs, turns[one], octaves[one], tolerance, inside)
+            count = _distinct(inside, features, entries)
+            if count > best:
+                best, best_inside, best_model = count, inside.copy(), model.copy()
+            wide[:] = inside
+    return best_inside, best_model

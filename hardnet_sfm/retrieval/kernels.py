@@ -1,0 +1,380 @@
+"""The loops over inverted lists, compiled by numba. They hold no lock: threads run them side by side.
+
+Sums over images are kept as whole numbers of 2^-30, so that they do not depend on the order of adding: the same scores
+to the last bit for any number of threads and any division of the photos into segments.
+
+Lists are those of one segment: entries sorted by word, within a word by image. `offsets` (W + 1,) int64 says where each
+word's list begins, `images` (E,) uint16 whose entry it is, `signatures` (E,) uint64 its binary signature.
+"""
+
+# Types here are numba's, found when a function is first called.
+# mypy: disable-error-code="no-untyped-def, assignment, call-arg"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+UNIT = 2.0**30
+_BLOCK = 1024
+
+
+@intrinsic
+def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001
+    """Number of bits set in a uint64: one instruction."""
+
+    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), build
+
+
+def compiled(function: Any) -> Any:
+    """Compiles on first use, and keeps the result on disk for the next process."""
+    return numba.njit(nogil=True, cache=True, boundscheck=False)(function)
+
+
+@compiled
+def document_frequencies(offsets, images, alive, frequencies):
+    """Adds to (W,) int64 the number of living images that have each word."""
+    for word in range(len(offsets) - 1):
+        last, count = -1, 0
+        for entry in range(offsets[word], offsets[word + 1]):
+            image = np.int64(images[entry])
+            if image != last:
+                count += alive[image]
+                last = image
+        frequencies[word] += count
+
+
+@compiled
+def squared_norms(offsets, images, idf, of_counts, of_words, words):
+    """Adds to (65536,) float64 each: sums over an image's words of (tf idf)^2, of idf^2, and of 1."""
+    for word in range(len(offsets) - 1):
+        squared = idf[word] * idf[word]
+        entry, end = offsets[word], offsets[word + 1]
+        while entry < end:
+            image, start = images[entry], entry
+            while entry < end and images[entry] == image:
+                entry += 1
+            of_counts[image] += squared * (entry - start) * (entry - start)
+            of_words[image] += squared
+            words[image] += 1
+
+
+@compiled
+def score_words(words, weights, offsets, images, scores):
+    """Bag of words: adds a weight to an image for each of its entries in the lists of (Q,) words."""
+    for row in range(len(words)):
+        amount = np.int64(weights[row] * UNIT)
+        for entry in range(offsets[words[row]], offsets[words[row] + 1]):
+            scores[images[entry]] += amount
+
+
+@compiled
+def _match_list(signature, signatures, images, weights, factor, reach, alive, near, found_images, found):
+    """Matches of one signature in one list, one an image, into `found_images` and `found`; returns how many."""
+    count, image, total, raised = 0, 0, 0.0, 0.0
+    for block in range(0, len(signatures), _BLOCK):
+        size, hits = min(_BLOCK, len(signatures) - block), 0
+        # No branch: one that is taken for every thirtieth entry, at random, costs more than all else.
+        for at in range(size):
+            near[hits] = at
+            hits += np.int64(_popcount(signatures[block + at] ^ signature)) <= reach
+        for hit in range(hits):
+            entry = block + near[hit]
+            weight = weights[np.int64(_popcount(signatures[entry] ^ signature))] * factor
+            other = np.int64(images[entry])
+            if other != image:
+                if total > 0 and alive[image]:
+                    found_images[count], found[count] = image, raised / np.sqrt(total)
+                    count += 1
+                image, total, raised = other, 0.0, 0.0
+            total += weight
+            raised += weight * np.sqrt(weight)
+    if total > 0 and alive[image]:
+        found_images[count], found[count] = image, raised / np.sqrt(total)
+        count += 1
+    return count
+
+
+@compiled
+def embedded_matches(
+    first, last, starts, words, signatures, weights, idf, offsets, list_signatures, list_images, alive
+):
+    """Hamming embedding: matches of query features, with bursts within an image discounted.
+
+    A match of distance h weighs w = weights[h] idf^2; those of one feature in one image together
+    sum(w sqrt(w / sum(w))) (Jegou, Douze, Schmid, CVPR 2009, section 4.2).
+
+    Lower bound: 8 bytes of signature an entry of the lists, and 2 of image.
+
+    Args:
+        first, last: features `first` to `last - 1` are looked up.
+        starts: (F + 1,) where each feature's rows of `words` and `signatures` begin.
+        words, signatures: (R,) words assigned to features, and the signatures there.
+        weights: (65,) by distance; zero from some distance on.
+        idf: (W,).
+        alive: (65536,) 1 for images that count.
+
+    Returns:
+        images (M,) uint16, weights (M,) float32, and (last - first + 1,) where each feature's begin.
+    """
+    reach = 64
+    while reach > 0 and weights[reach] == 0:
+        reach -= 1
+    # Room for a match of every entry: memory that is not written to costs nothing. An array that grew in the loop
+    # would keep the compiler from optimising it: 15 ns an entry instead of 1.
+    room = 0
+    for row in range(starts[first], starts[last]):
+        room += offsets[words[row] + 1] - offsets[words[row]]
+    found_images, found = np.empty(room, np.uint16), np.empty(room, np.float32)
+    bounds = np.zeros(last - first + 1, np.int64)
+    near = np.empty(_BLOCK + 1, np.int64)
+    count = 0
+    for feature in range(first, last):
+        for row in range(starts[feature], starts[feature + 1]):
+            word = words[row]
+            part = slice(offsets[word], offsets[word + 1])
+            count += _match_list(
+                signatures[row],
+                list_signatures[part],
+                list_images[part],
+                weights,
+                idf[word] * idf[word],
+                reach,
+                alive,
+                near,
+                found_images[count:],
+                found[count:],
+            )
+        bounds[feature - first + 1] = count
+    return found_images[:count].copy(), found[:count].copy(), bounds
+
+
+@compiled
+def sum_matches(bounds, found, totals):
+    """Adds up the weights of each feature's matches, (F,) int64."""
+    for feature in range(len(bounds) - 1):
+        total = np.int64(0)
+        for match in range(bounds[feature], bounds[feature + 1]):
+            total += np.int64(found[match] * UNIT)
+        totals[feature] += total
+
+
+@compiled
+def score_matches(bounds, found_images, found, totals, scores):
+    """Adds matches to their images, with bursts over all images discounted: w sqrt(w / sum(w)) (CVPR 2009, 4.3)."""
+    for feature in range(len(bounds) - 1):
+        if totals[feature] > 0:
+            total = totals[feature] / UNIT
+            for match in range(bounds[feature], bounds[feature + 1]):
+                weight = np.float64(found[match])
+                scores[found_images[match]] += np.int64(weight * np.sqrt(weight / total) * UNIT)
+
+
+@compiled
+def _length(signatures, begin, end):
+    """L2 norm of the sum of signatures as vectors of +1 and -1."""
+    number = end - begin
+    if number == 1:
+        return 8.0
+    if number <= 32:
+        total = 64 * number
+        for one in range(begin, end):
+            for other in range(one + 1, end):
+                total += 2 * (64 - 2 * np.int64(_popcount(signatures[one] ^ signatures[other])))
+        return np.sqrt(np.float64(total))
+    total = 0
+    for bit in range(64):
+        ones = 0
+        for one in range(begin, end):
+            ones += np.int64((signatures[one] >> np.uint64(bit)) & np.uint64(1))
+        total += (2 * ones - number) * (2 * ones - number)
+    return np.sqrt(np.float64(total))
+
+
+@compiled
+def score_aggregated(
+    starts, words, signatures, least, power, of_distance, factors, offsets, list_signatures, list_images, scores
+):
+    """ASMK over signatures as vectors of +1 and -1: adds factor * similarity^power for each word that is in both.
+
+    Args:
+        starts: (Q + 1,) where the signatures of each of the query's words begin.
+        words: (Q,).
+        signatures: (R,) of the query.
+        least: similarities below count nothing.
+        power: alpha.
+        of_distance: (65,) the selected similarity^power of two signatures alone in their word.
+        factors: (W,) of each word.
+    """
+    for row in range(len(words)):
+        word = words[row]
+        mine = _length(signatures, starts[row], starts[row + 1])
+        number = starts[row + 1] - starts[row]
+        entry, end = offsets[word], offsets[word + 1]
+        while entry < end:
+            image, begin, product = list_images[entry], entry, 0
+            while entry < end and list_images[entry] == image:
+                for one in range(starts[row], starts[row + 1]):
+                    product -= 2 * np.int64(_popcount(signatures[one] ^ list_signatures[entry]))
+                entry += 1
+            product += 64 * number * (entry - begin)
+            if number == 1 and entry - begin == 1:
+                scores[image] += np.int64(factors[word] * of_distance[(64 - product) // 2] * UNIT)
+                continue
+            if product > 0:
+                lengths = mine * _length(list_signatures, begin, entry)
+                if lengths > 0 and product >= least * lengths:
+                    similarity = product / lengths
+                    scores[image] += np.int64(factors[word] * similarity**power * UNIT)
+
+
+@compiled
+def correspondences(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted):
+    """All pairs of a query feature and an entry of wanted images, with signatures no further apart than `reach`.
+
+    Args:
+        starts, words, signatures: as for `embedded_matches`.
+        wanted: (65536,) uint8.
+
+    Returns:
+        (M, 3) int64: feature, entry, Hamming distance.
+    """
+    count = 0
+    for feature in range(len(starts) - 1):
+        for row in range(starts[feature], starts[feature + 1]):
+            for entry in range(offsets[words[row]], offsets[words[row] + 1]):
+                count += wanted[list_images[entry]]
+    found = np.empty((count, 3), np.int64)
+    count = 0
+    for feature in range(len(starts) - 1):
+        for row in range(starts[feature], starts[feature + 1]):
+            for entry in range(offsets[words[row]], offsets[words[row] + 1]):
+                if wanted[list_images[entry]]:
+                    distance = np.int64(_popcount(list_signatures[entry] ^ signatures[row]))
+                    if distance <= reach:
+                        found[count, 0], found[count, 1], found[count, 2] = feature, entry, distance
+                        count += 1
+    return found[:count].copy()
+
+
+@compiled
+def entries_of(first, last, offsets, images, wanted):
+    """Words and entries of wanted images in the lists of words `first` to `last - 1`: (M, 2) int64."""
+    count = 0
+    for entry in range(offsets[first], offsets[last]):
+        count += wanted[images[entry]]
+    found = np.empty((count, 2), np.int64)
+    count = 0
+    for word in range(first, last):
+        for entry in range(offsets[word], offsets[word + 1]):
+            if wanted[images[entry]]:
+                found[count, 0], found[count, 1] = word, entry
+                count += 1
+    return found
+
+
+@compiled
+def strict_matches(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted, counts):
+    """Adds to (65536,) int64 for each wanted image the number of query features with a signature within `reach`."""
+    for feature in range(len(starts) - 1):
+        for row in range(starts[feature], starts[feature + 1]):
+            last = -1
+            for entry in range(offsets[words[row]], offsets[words[row] + 1]):
+                image = np.int64(list_images[entry])
+                if (
+                    wanted[image]
+                    and image != last
+                    and np.int64(_popcount(list_signatures[entry] ^ signatures[row])) <= reach
+                ):
+                    counts[image] += 1
+                    last = image
+
+
+@compiled
+def merge_lists(offsets, images, signatures, geometry, numbers, new_images, new_signatures, new_geometry, cursors):
+    """Copies the lists of one segment into those of a larger one, without images that are gone.
+
+    Args:
+        offsets, images, signatures, geometry: of the segment.
+        numbers: (65536,) int64, the images' numbers in the larger one; -1: gone.
+        new_images, new_signatures, new_geometry: of the larger one.
+        cursors: (W,) int64, where in the larger one each list goes on; moved.
+    """
+    for word in range(len(offsets) - 1):
+        at = cursors[word]
+        for entry in range(offsets[word], offsets[word + 1]):
+            number = numbers[images[entry]]
+            if number >= 0:
+                new_images[at] = number
+                new_signatures[at] = signatures[entry]
+                new_geometry[at] = geometry[entry]
+                at += 1
+        cursors[word] = at
+
+
+@compiled
+def living_counts(offsets, images, numbers, counts):
+    """Adds to (W,) int64 the number of entries of each word whose image is not gone."""
+    for word in range(len(offsets) - 1):
+        for entry in range(offsets[word], offsets[word + 1]):
+            counts[word] += numbers[images[entry]] >= 0
+
+
+@compiled
+def aggregate(words, signatures, sources, reach, least):
+    """Groups signatures within words, each with the first group whose first member is within reach.
+
+    Args:
+        words: (N,) int64, rising.
+        signatures: (N,) uint64.
+        sources: (N,) int64, rising within a word; 0 is the query.
+        reach: largest Hamming distance.
+        least: sources of a group without the query.
+
+    Returns:
+        (G,) words and (G,) signatures: of each bit the majority; the first member decides where there is none.
+    """
+    number = len(words)
+    group = np.full(number, -1, np.int64)
+    for row in range(number):
+        first = row
+        while first > 0 and words[first - 1] == words[row]:
+            first -= 1
+        group[row] = row
+        for other in range(first, row):
+            if group[other] == other and _popcount(signatures[other] ^ signatures[row]) <= reach:
+                group[row] = other
+                break
+    out_words, out = np.empty(number, np.int64), np.empty(number, np.uint64)
+    count = 0
+    for row in range(number):
+        if group[row] != row:
+            continue
+        ones = np.zeros(64, np.int64)
+        members, distinct, last = 0, 0, -1
+        other = row
+        while other < number and words[other] == words[row]:
+            if group[other] == row:
+                members += 1
+                if sources[other] != last:
+                    distinct, last = distinct + 1, sources[other]
+                for bit in range(64):
+                    ones[bit] += np.int64((signatures[other] >> np.uint64(bit)) & np.uint64(1))
+            other += 1
+        if sources[row] != 0 and distinct < least:
+            continue
+        merged = np.uint64(0)
+        for bit in range(64):
+            own = (signatures[row] >> np.uint64(bit)) & np.uint64(1)
+            if 2 * ones[bit] > members or (2 * ones[bit] == members and own):
+                merged |= np.uint64(1) << np.uint64(bit)
+        out_words[count], out[count] = words[row], merged
+        count += 1
+    return out_words[:count].copy(), out[:count].copy()

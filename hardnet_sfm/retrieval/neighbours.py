@@ -1,0 +1,59 @@
+"""The stage `propose`: which photos of a collection look alike, as pairs to match."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.index import InvertedIndex
+from hardnet_sfm.retrieval.options import ProposeReport
+from hardnet_sfm.retrieval.scoring import Query, score_he
+from hardnet_sfm.workspace import locked, replacing
+
+# Photos whose features are looked up in one pass over the index.
+_BLOCK = 256
+
+
+def propose(
+    index: Path | str, output: Path | str, neighbours: int, resources: Resources | None = None
+) -> ProposeReport:
+    """Writes each photo with those that score best for it by Hamming embedding, each pair once.
+
+    A photo's own features are its query, as they are in the index: nothing is described or assigned again.
+
+    Args:
+        index: folder of the index.
+        output: text file to make: two names a line, separated by a tab.
+        neighbours: how many for each photo; another may choose it too, so that it can get more.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: there is no index, or it is damaged.
+        UsageError: `neighbours` is less than 1.
+    """
+    if neighbours < 1:
+        raise UsageError("--retrieval must be at least 1")
+    opened, output = InvertedIndex(Path(index), resources), Path(output)
+    order = sorted(np.flatnonzero(opened.alive).tolist(), key=lambda photo: opened.names[photo])
+    pairs: set[tuple[str, str]] = set()
+    with progress("propose", len(order)) as advance:
+        for start in range(0, len(order), _BLOCK):
+            block = order[start : start + _BLOCK]
+            entries = opened.entries(block)
+            by_photo = np.argsort(entries.photos, kind="stable")
+            bounds = np.searchsorted(entries.photos[by_photo], [[photo, photo + 1] for photo in block])
+            for photo, (first, last) in zip(block, bounds.tolist(), strict=True):
+                own = entries.select(by_photo[first:last])
+                scores = score_he(opened, Query.single(own.words, own.signatures, own.geometry))
+                scores[photo] = 0
+                name = opened.names[photo]
+                for other in opened.rank(scores, neighbours):
+                    pairs.add((min(name, opened.names[other]), max(name, opened.names[other])))
+                advance(note=name)
+    with locked(output.parent), replacing(output) as beside:
+        beside.write_text("".join(f"{first}\t{second}\n" for first, second in sorted(pairs)), encoding="utf-8")
+    return ProposeReport(len(order), len(pairs))

@@ -1,0 +1,128 @@
+"""The methods by name: which scores, verification and expansion each consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.keypoints import Float32, RankedImage
+from hardnet_sfm.retrieval.expansion import (
+    Region,
+    expand_query,
+    reliable_photos,
+    reliable_verified,
+    score_averaged,
+    within_region,
+)
+from hardnet_sfm.retrieval.index import Entries, InvertedIndex
+from hardnet_sfm.retrieval.options import Method
+from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, Scores, score_asmk, score_bow, score_he
+from hardnet_sfm.retrieval.spatial import Verified, verify
+
+# Photos that are verified, of the best by score.
+_VERIFIED = 200
+_ANY_DISTANCE = 64
+# So many inliers double a score.
+_INLIERS = 10
+_REACH = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """A query as it was described.
+
+    Attributes:
+        descriptors: (F, D) of unit length.
+        geometry: (F, 4) float32: x, y, scale in pixels, orientation in radians.
+        region: x0, y0, x1, y1, what of the photo was asked for, pixels.
+    """
+
+    descriptors: NDArray[np.floating]
+    geometry: Float32
+    region: Region
+
+
+def multiple_of(method: Method) -> int:
+    """How many words each feature of a query is assigned to."""
+    return MULTIPLE if "+ma" in method or method == "asmk" else 1
+
+
+def search(index: InvertedIndex, described: Described, method: Method, top: int | None) -> list[RankedImage]:
+    """Ranks the photos of an index.
+
+    Args:
+        index: of photos described as the query was.
+        described: the query.
+        method: one of METHODS.
+        top: at most so many; None: all.
+
+    Returns:
+        Photos with a score above 0, best first.
+    """
+    query = Query.of(index.vocabulary, described.descriptors, described.geometry, multiple_of(method))
+    scores, verified = score(index, query, described.region, method)
+    return [_ranked(index, query, photo, float(scores[photo]), verified) for photo in index.rank(scores, top)]
+
+
+def score(index: InvertedIndex, query: Query, region: Region, method: Method) -> tuple[Scores, dict[int, Verified]]:
+    """Scores of all photos, and what was verified."""
+    if method == "asmk":
+        return score_asmk(index, query), {}
+    if method.startswith("bow"):
+        scores = score_bow(index, query)
+        if method == "bow":
+            return scores, {}
+        verified = _verify(index, query, scores, _ANY_DISTANCE)
+        if method == "bow+sv":
+            return with_verified(scores, verified), verified
+        scores = score_averaged(index, query, verified, region)
+        verified = _verify(index, query, scores, _ANY_DISTANCE)
+        return with_verified(scores, verified), verified
+    scores = score_he(index, query)
+    if method == "he":
+        return scores, {}
+    if method == "he+sv":
+        verified = _verify(index, query, scores, _REACH)
+        return with_verified(scores, verified), verified
+    if not method.endswith("+sv"):
+        photos = reliable_photos(index, query, scores)
+        entries = index.entries(photos)
+        return _expanded(index, query, scores, photos, entries), {}
+    verified = _verify(index, query, scores, _REACH)
+    photos = reliable_verified(verified, index.names)
+    entries = within_region(index.entries(photos), verified, region)
+    scores = _expanded(index, query, scores, photos, entries)
+    verified = _verify(index, query, scores, _REACH)
+    return with_verified(scores, verified), verified
+
+
+def _expanded(index: InvertedIndex, query: Query, scores: Scores, photos: list[int], entries: Entries) -> Scores:
+    if not photos:
+        return scores
+    ranks = {photo: rank for rank, photo in enumerate(photos)}
+    return score_he(index, expand_query(index, query, entries, ranks))
+
+
+def _verify(index: InvertedIndex, query: Query, scores: Scores, reach: int) -> dict[int, Verified]:
+    return verify(index, query, index.rank(scores, _VERIFIED), reach)
+
+
+def with_verified(scores: Scores, verified: Mapping[int, Verified]) -> Scores:
+    """Scores times 1 + inliers / 10: a few chance inliers do not overtake a photo that is more alike."""
+    strengthened = scores.copy()
+    for photo, found in verified.items():
+        strengthened[photo] *= 1 + found.inliers / _INLIERS
+    return strengthened
+
+
+def _ranked(
+    index: InvertedIndex, query: Query, photo: int, score: float, verified: Mapping[int, Verified]
+) -> RankedImage:
+    found = verified.get(photo)
+    if found is None:
+        return RankedImage(index.names[photo], score, None)
+    lines = np.concatenate([query.geometry[found.query_features, :2], found.points], 1).astype(np.float32)
+    return RankedImage(index.names[photo], score, found.inliers, lines)

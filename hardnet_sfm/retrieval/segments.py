@@ -1,0 +1,266 @@
+"""Inverted lists of up to 65536 photos in a folder of memory-mapped columns.
+
+A segment is never changed once it is written: photos that go are marked in the index's manifest, photos that come are a
+segment of their own, and now and then segments are merged. A feature takes 14 bytes: 8 of signature, 2 of its image's
+number in the segment, 4 of geometry; in the order of the lists, so that scoring reads 10 of them in one direction.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.retrieval import kernels
+from hardnet_sfm.retrieval.options import MOST_PHOTOS
+from hardnet_sfm.retrieval.vocabulary import Signatures, Words
+from hardnet_sfm.workspace import digest
+
+FEATURE_BYTES = 14
+_COLUMNS = {"offsets": np.int64, "images": np.uint16, "signatures": np.uint64, "geometry": np.uint32}
+_PHOTOS = "photos.json"
+_POSITIONS, _TURNS, _SCALES = 1024, 64, 64
+_OCTAVES_A_STEP, _SMALLEST_OCTAVE = 1 / 8, -1.0
+_HINT = "Delete the folder of the index and run `hardnet-sfm index` again."
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedPhoto:
+    """One photo on its way into a segment.
+
+    Attributes:
+        name: in the image folder.
+        fingerprint: of its features.
+        size: width and height, pixels.
+        words: (N,) int32.
+        signatures: (N,) uint64.
+        geometry: (N,) uint32, see `pack_geometry`.
+    """
+
+    name: str
+    fingerprint: str
+    size: tuple[int, int]
+    words: Words
+    signatures: Signatures
+    geometry: NDArray[np.uint32]
+
+
+class Segment:
+    """An open segment.
+
+    Attributes:
+        folder: its own.
+        names, fingerprints, sizes: of its photos by number.
+        offsets, images, signatures, geometry: memory-mapped columns.
+        alive: (65536,) uint8; 1 for photos that are there and have not been removed.
+
+    Raises:
+        HardnetSfmError: a file is missing, of another length, or (with `thorough`: anywhere; without: in what is small)
+            has other bytes than were written.
+    """
+
+    def __init__(self, folder: Path, words: int, removed: Sequence[int] = (), *, thorough: bool = False) -> None:
+        self.folder = folder
+        try:
+            content = json.loads((folder / _PHOTOS).read_text(encoding="utf-8"))
+            checks = content.pop("checks")
+            if digest(content, checks) != folder.name.removeprefix("segment-"):
+                raise ValueError(f"{_PHOTOS} has changed")
+            columns = {}
+            for name, kind in _COLUMNS.items():
+                column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                if column.dtype != kind or [len(column), column.ndim] != [checks[name][0], 1]:
+                    raise ValueError(f"{name}.npy has another length or type")
+                if (thorough or name == "offsets") and _checksum(column) != checks[name][1]:
+                    raise ValueError(f"{name}.npy has changed")
+                columns[name] = column
+            if len(columns["offsets"]) != words + 1:
+                raise ValueError("it has another number of words")
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise HardnetSfmError(f"{folder}: missing, damaged or truncated: {error}", _HINT) from error
+        self.names: list[str] = content["names"]
+        self.fingerprints: list[str] = content["fingerprints"]
+        self.sizes: NDArray[np.int64] = np.array(content["sizes"], np.int64).reshape(-1, 2)
+        # Plain views of the maps: numba has one type for both, and compiles once.
+        self.offsets, self.images, self.signatures, self.geometry = (
+            np.asarray(columns[name]).view(np.ndarray) for name in _COLUMNS
+        )
+        self.removed = sorted(removed)
+        self.alive = np.zeros(MOST_PHOTOS, np.uint8)
+        self.alive[: len(self.names)] = 1
+        self.alive[self.removed] = 0
+
+    def __len__(self) -> int:
+        """Number of photos that have not been removed."""
+        return len(self.names) - len(self.removed)
+
+    @property
+    def features(self) -> int:
+        """Number of entries, those of removed photos among them."""
+        return len(self.images)
+
+
+def geometry_of(keypoints: Keypoints) -> Float32:
+    """(N, 4) float32: x, y, scale in pixels, orientation in radians.
+
+    Of an affine frame, scale is the root of its determinant and orientation that of the nearest rotation.
+    """
+    frames = keypoints.frames().astype(np.float64)
+    scale = np.sqrt(np.maximum(np.abs(np.linalg.det(frames)), 1e-12))
+    turn = np.arctan2(frames[:, 1, 0] - frames[:, 0, 1], frames[:, 0, 0] + frames[:, 1, 1])
+    return np.column_stack([keypoints.xy, scale, turn]).astype(np.float32)
+
+
+def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> NDArray[np.uint32]:
+    """Position to a 1024th of the photo's sides, scale to an eighth of an octave, orientation to 6 degrees, in 32 bits.
+
+    Args:
+        keypoints: N of them.
+        size: width and height of the photo, pixels.
+
+    Returns:
+        (N,) uint32: from the highest bit 10 of x, 10 of y, 6 of scale, 6 of orientation.
+    """
+    scale, turn = geometry_of(keypoints)[:, 2:].T.astype(np.float64)
+    parts = [
+        np.clip((keypoints.xy[:, side] + 0.5) * _POSITIONS / size[side], 0, _POSITIONS - 1).astype(np.uint32)
+        for side in (0, 1)
+    ]
+    octave = np.clip((np.log2(scale) - _SMALLEST_OCTAVE) / _OCTAVES_A_STEP, 0, _SCALES - 1).astype(np.uint32)
+    angle = np.floor(np.mod(turn / (2 * np.pi), 1) * _TURNS).astype(np.uint32) % _TURNS
+    return np.asarray(parts[0] << 22 | parts[1] << 12 | octave << 6 | angle, np.uint32)
+
+
+def unpack_geometry(packed: NDArray[np.uint32], sizes: NDArray[np.int64]) -> Float32:
+    """The middle of what `pack_geometry` may have been given.
+
+    Args:
+        packed: (N,) uint32.
+        sizes: (N, 2) or (2,) width and height of the photos, pixels.
+
+    Returns:
+        (N, 4) float32: x, y, scale (pixels) and orientation (radians).
+    """
+    x, y = (packed >> 22).astype(np.float64), (packed >> 12 & 1023).astype(np.float64)
+    xy = (np.stack([x, y], 1) + 0.5) * sizes / _POSITIONS - 0.5
+    scale = 2 ** (((packed >> 6 & 63) + 0.5) * _OCTAVES_A_STEP + _SMALLEST_OCTAVE)
+    angle = ((packed & 63) + 0.5) * (2 * np.pi / _TURNS)
+    return np.column_stack([xy, scale, angle]).astype(np.float32)
+
+
+def write_segment(index: Path, photos: Sequence[IndexedPhoto], words: int) -> str:
+    """Writes photos as a new segment of an index, and returns the segment's name; it is complete when it has it.
+
+    Args:
+        index: folder of the index.
+        photos: at most 65536.
+        words: of the vocabulary.
+
+    Raises:
+        HardnetSfmError: the disk is full or cannot be written.
+    """
+    counts = [len(photo.words) for photo in photos]
+    assigned = np.concatenate([photo.words for photo in photos])
+    images = np.repeat(np.arange(len(photos), dtype=np.uint16), counts)
+    order = np.argsort(assigned, kind="stable")
+    columns: dict[str, NDArray[Any]] = {
+        "offsets": np.searchsorted(assigned[order], np.arange(words + 1)),
+        "images": images[order],
+        "signatures": np.concatenate([photo.signatures for photo in photos])[order],
+        "geometry": np.concatenate([photo.geometry for photo in photos])[order],
+    }
+    facts = [(photo.name, photo.fingerprint, photo.size) for photo in photos]
+    with _Draft(index) as draft:
+        for name, kind in _COLUMNS.items():
+            np.save(draft.folder / f"{name}.npy", columns[name].astype(kind, copy=False))
+        return draft.finish(facts)
+
+
+def merge_segments(index: Path, segments: Sequence[Segment], words: int) -> str:
+    """Writes the photos of several segments that have not been removed as one new segment, and returns its name.
+
+    Lower bound: 14 bytes a feature read and written; on a disk that takes as long as it takes to copy.
+
+    Raises:
+        HardnetSfmError: the disk is full or cannot be written.
+    """
+    facts: list[tuple[str, str, tuple[int, int]]] = []
+    numbers, counts = [], np.zeros(words, np.int64)
+    for segment in segments:
+        number = np.full(MOST_PHOTOS, -1, np.int64)
+        living = np.flatnonzero(segment.alive)
+        number[living] = len(facts) + np.arange(len(living))
+        facts += [
+            (segment.names[photo], segment.fingerprints[photo], tuple(segment.sizes[photo].tolist()))
+            for photo in living
+        ]
+        numbers.append(number)
+        kernels.living_counts(segment.offsets, segment.images, number, counts)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    with _Draft(index) as draft:
+        columns = {
+            name: np.lib.format.open_memmap(
+                draft.folder / f"{name}.npy", "w+", kind, (words + 1 if name == "offsets" else int(offsets[-1]),)
+            )
+            for name, kind in _COLUMNS.items()
+        }
+        columns["offsets"][:] = offsets
+        cursors = offsets[:-1].copy()
+        new = [np.asarray(columns[name]).view(np.ndarray) for name in ("images", "signatures", "geometry")]
+        for segment, number in zip(segments, numbers, strict=True):
+            old = (segment.offsets, segment.images, segment.signatures, segment.geometry)
+            kernels.merge_lists(*old, number, *new, cursors)
+        for column in columns.values():
+            column.flush()
+        return draft.finish(facts)
+
+
+class _Draft:
+    """A folder beside the segments that gets its name when it is complete, and goes where it is not."""
+
+    def __init__(self, index: Path) -> None:
+        self._index, self.folder = index, index / ".draft"
+
+    def __enter__(self) -> _Draft:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise HardnetSfmError(
+                f"cannot write {self._index}: {error.strerror or error}",
+                "Make room on the disk and run again: finished work is kept.",
+            ) from error
+
+    def finish(self, facts: Sequence[tuple[str, str, tuple[int, int]]]) -> str:
+        names, fingerprints, sizes = (list(part) for part in zip(*facts, strict=True))
+        content = {"names": names, "fingerprints": fingerprints, "sizes": [list(size) for size in sizes]}
+        checks = {}
+        for name in _COLUMNS:
+            column = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            checks[name] = [len(column), _checksum(column)]
+        text = json.dumps({**content, "checks": checks}, ensure_ascii=True)
+        (self.folder / _PHOTOS).write_text(text, encoding="utf-8")
+        target = self._index / f"segment-{digest(content, checks)}"
+        shutil.rmtree(target, ignore_errors=True)
+        self.folder.replace(target)
+        return target.name
+
+
+def _checksum(column: NDArray[Any]) -> int:
+    """CRC-32 of an array's bytes, a block at a time."""
+    crc, block = 0, 2**22
+    for start in range(0, len(column), block):
+        crc = zlib.crc32(np.ascontiguousarray(column[start : start + block]).data, crc)
+    return crc

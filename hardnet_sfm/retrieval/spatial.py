@@ -1,0 +1,114 @@
+"""Spatial verification: which correspondences of a query and a photo fit one transformation of the plane.
+
+As Philbin et al. (CVPR 2007, section 4): each correspondence alone gives a similarity, from the positions, scales and
+orientations of its two features; each is scored by the number of correspondences that agree; the best are refined to an
+affine transformation by least squares on what agrees, a few times over. There is no chance in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.keypoints import Float32
+from hardnet_sfm.retrieval import kernels
+from hardnet_sfm.retrieval.consensus import best_transformation
+from hardnet_sfm.retrieval.index import InvertedIndex
+from hardnet_sfm.retrieval.scoring import Query
+
+# Largest distance of an inlier from where the transformation puts it, as a share of the photo's diagonal.
+_TOLERANCE = 0.02
+# Correspondences looked at for a photo, those of the rarest words and nearest signatures; and hypotheses among them.
+_MOST = 1000
+_HYPOTHESES = 300
+_REFINED = 8
+LEAST_INLIERS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """What agrees between the query and one photo.
+
+    Attributes:
+        photo: its number.
+        inliers: number of query features that agree, each counted once, and so each of the photo's.
+        query_features: (K,) int64, rows of the query.
+        entries: (K,) int64, of the segment's lists.
+        points: (K, 2) float32, positions in the photo, pixels.
+        transformation: (2, 3) float64, from pixels of the query to those of the photo.
+    """
+
+    photo: int
+    inliers: int
+    query_features: NDArray[np.int64]
+    entries: NDArray[np.int64]
+    points: Float32
+    transformation: NDArray[np.float64]
+
+
+def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) -> dict[int, Verified]:
+    """Verifies photos of an index.
+
+    Args:
+        index: that they are in.
+        query: with its geometry.
+        photos: their numbers.
+        reach: largest Hamming distance of a correspondence; 64: words alone decide.
+
+    Returns:
+        What agrees, by the photo's number; nothing for photos where less than 5 correspondences do.
+    """
+    verified: dict[int, Verified] = {}
+    for number, segment in enumerate(index.segments):
+        wanted = index.wanted(number, photos)
+        if not wanted.any() or not len(query):
+            continue
+        lists = (segment.offsets, segment.signatures, segment.images)
+        rows = kernels.correspondences(query.starts, query.words, query.signatures, reach, *lists, wanted)
+        of_photo, geometry = index.geometry(number, rows[:, 1])
+        # Nearest signatures first; a rarer word's distance says as much as a frequent one's.
+        order = np.lexsort((rows[:, 1], rows[:, 0], rows[:, 2], of_photo))
+        rows, of_photo, geometry = rows[order], of_photo[order], geometry[order]
+        bounds = np.append(np.flatnonzero(np.diff(of_photo, prepend=-1)), len(of_photo))
+        sizes = segment.sizes
+        tasks = [
+            (
+                int(of_photo[begin]),
+                query.geometry,
+                rows[begin:end][:_MOST],
+                geometry[begin:end][:_MOST],
+                _TOLERANCE * float(np.hypot(*sizes[of_photo[begin] - index.starts[number]])),
+            )
+            for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+        ]
+        for found in index.threaded(_verify_photo, tasks):
+            if found is not None:
+                verified[found.photo] = found
+    return verified
+
+
+def _verify_photo(
+    photo: int, of_query: Float32, rows: NDArray[np.int64], geometry: Float32, tolerance: float
+) -> Verified | None:
+    if len(rows) < LEAST_INLIERS:
+        return None
+    features, entries = np.unique(rows[:, 0], return_inverse=True)[1], np.unique(rows[:, 1], return_inverse=True)[1]
+    mine = of_query[rows[:, 0]].astype(np.float64)
+    step = max(1, -(-len(rows) // _HYPOTHESES))
+    inside, transformation = best_transformation(
+        mine, geometry.astype(np.float64), features, entries, tolerance, step, _REFINED
+    )
+    # Each feature once on either side, the nearest signatures first.
+    kept: list[int] = []
+    seen: tuple[set[int], set[int]] = (set(), set())
+    for row in np.flatnonzero(inside).tolist():
+        if features[row] not in seen[0] and entries[row] not in seen[1]:
+            seen[0].add(features[row])
+            seen[1].add(entries[row])
+            kept.append(row)
+    if len(kept) < LEAST_INLIERS:
+        return None
+    at = np.array(kept)
+    return Verified(photo, len(at), rows[at, 0], rows[at, 1], geometry[at, :2], transformation)

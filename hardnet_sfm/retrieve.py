@@ -1,0 +1,308 @@
+"""Photos in, ranked photos out: the chain behind `index` and `pair --retrieval`, and `hardnet_sfm.Index`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
+from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescriber, extract
+from hardnet_sfm.images import Photo, read_photo, sha256_of
+from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.index import MANIFEST, InvertedIndex
+from hardnet_sfm.retrieval.neighbours import propose
+from hardnet_sfm.retrieval.options import (
+    DEFAULT_METHOD,
+    METHODS,
+    IndexOptions,
+    IndexReport,
+    Method,
+    ProposeReport,
+    VocabularyOptions,
+    VocabularyReport,
+)
+from hardnet_sfm.retrieval.search import Described, search
+from hardnet_sfm.retrieval.segments import geometry_of
+from hardnet_sfm.retrieval.stage import index
+from hardnet_sfm.retrieval.vocabulary import vocabulary
+from hardnet_sfm.stores import FeatureStore, feature_fingerprint
+from hardnet_sfm.workspace import DEFAULT, Workspace, locked
+
+Box = tuple[float, float, float, float]
+Report = ExtractReport | VocabularyReport | IndexReport | ProposeReport
+OnStage = Callable[[str, Report], None]
+__all__ = ["DEFAULT_METHOD", "METHODS", "Box", "Index", "Method", "index_photos", "propose_pairs", "update_index"]
+
+
+class Index:
+    """An open index of photos, to search with photos. `Index.open` makes one.
+
+    Attributes:
+        images: folder that the photos were in when they were indexed.
+        options: that their features were made with, and a query's are.
+    """
+
+    def __init__(self, lists: InvertedIndex, weights: Path | None, resources: Resources) -> None:
+        self._lists, self._weights, self._resources = lists, weights, resources
+        self._describer: PhotoDescriber | None = None
+        self.images = Path(lists.manifest.images)
+        self.options: dict[str, Any] = lists.manifest.options
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str = DEFAULT,
+        *,
+        weights: Path | str | None = None,
+        resources: Resources | None = None,
+        thorough: bool = False,
+    ) -> Index:
+        """Opens an index; its lists stay on disk, memory-mapped.
+
+        Args:
+            folder: of the index, or a workspace that has one.
+            weights: of the descriptor, where the photos were not described with those that come with the package.
+            resources: how much of the machine. The answers do not depend on it.
+            thorough: hold every byte of the index against its checksum, not only what is small.
+
+        Raises:
+            HardnetSfmError: there is no index, it has no photos, or it is damaged or of another version.
+
+        Example:
+            >>> index = hardnet_sfm.Index.open("hardnet-sfm-out")  # doctest: +SKIP
+            >>> [(found.image, found.inliers) for found in index.search("q.jpg", top=2)]  # doctest: +SKIP
+            [('a/b.jpg', 41), ('c.jpg', 17)]
+        """
+        resources = resources or Resources()
+        lists = InvertedIndex(Path(folder), resources, thorough=thorough)
+        if not len(lists):
+            raise HardnetSfmError(f"{lists.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
+        return cls(lists, None if weights is None else Path(weights), resources)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the photos, POSIX paths in the image folder."""
+        return [name for name, alive in zip(self._lists.names, self._lists.alive, strict=True) if alive]
+
+    @property
+    def features(self) -> int:
+        """Number of features of all photos."""
+        return self._lists.features
+
+    def changed(self, names: Sequence[str]) -> dict[str, str]:
+        """Which of the named photos are "gone" or "changed" since they were indexed; reads their files."""
+        found = {}
+        for name in names:
+            path = self.images / name
+            if not path.is_file():
+                found[name] = "gone"
+            elif feature_fingerprint(self.options, sha256_of(path)) != self._lists.fingerprints[name]:
+                found[name] = "changed"
+        return found
+
+    def describe(self, image: Path | str | NDArray[np.uint8], bbox: Box | None = None) -> Described:
+        """Detects and describes a query as the photos of the index were, once for any number of searches.
+
+        Args:
+            image: a file, or (H, W) grey or (H, W, 3) RGB pixels, upright.
+            bbox: x0, y0, x1, y1 in pixels of the upright photo: keypoints whose centre lies in it are the query.
+
+        Raises:
+            HardnetSfmError: the file is no photo, there are no keypoints, or the descriptor has other weights.
+            UsageError: the box is empty or outside the photo.
+        """
+        photo, name = _photo(image)
+        region = check_box(bbox, photo.size, name)
+        keypoints, descriptors = self._describe(photo)
+        x0, y0, x1, y1 = region
+        x, y = keypoints.xy.T
+        inside = np.flatnonzero((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1))
+        if not len(inside):
+            where = name if bbox is None else f"{name}: the box"
+            raise HardnetSfmError(f"{where}: no keypoints in it", "Choose a photo or a box with more detail.")
+        return Described(descriptors[inside], geometry_of(keypoints.select(inside)), region)
+
+    def search(
+        self,
+        image: Path | str | NDArray[np.uint8] | Described,
+        top: int | None = 20,
+        method: str = DEFAULT_METHOD,
+        bbox: Box | None = None,
+    ) -> list[RankedImage]:
+        """Ranks the photos of the index by how likely they show what a photo shows.
+
+        Args:
+            image: see `describe`, whose result will do too.
+            top: at most so many; None: all that have anything in common with the query.
+            method: one of `METHODS`.
+            bbox: see `describe`.
+
+        Returns:
+            Best first.
+
+        Raises:
+            HardnetSfmError, UsageError: see `describe`; or the method is unknown, or `top` less than 1.
+        """
+        check_choice("method", method, Method)
+        if top is not None and top < 1:
+            raise UsageError("--top must be at least 1")
+        if isinstance(image, Described):
+            if bbox is not None:
+                raise UsageError("a box is for `describe`: this query has been described")
+            return search(self._lists, image, method, top)  # type: ignore[arg-type]
+        return search(self._lists, self.describe(image, bbox), method, top)  # type: ignore[arg-type]
+
+    def _describe(self, photo: Photo) -> tuple[Any, NDArray[np.float16]]:
+        if self._describer is None:
+            known = {field.name for field in fields(ExtractOptions)}
+            chosen = {name: value for name, value in self.options.items() if name in known}
+            describer = PhotoDescriber(ExtractOptions(**chosen, weights=self._weights), self._resources)
+            if describer.recipe != self.options:
+                raise HardnetSfmError(
+                    f"{self._lists.folder}: its photos were described with other weights "
+                    f"({str(self.options.get('weights_sha256'))[:16]}...) than a query would be",
+                    "Give their file with --weights, or index the photos again.",
+                )
+            self._describer = describer
+        return self._describer(photo)
+
+
+def check_box(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
+    """A box, or that of the whole photo.
+
+    Raises:
+        UsageError: it is empty, not finite or outside the photo.
+    """
+    if bbox is None:
+        return -0.5, -0.5, size[0] - 0.5, size[1] - 0.5
+    x0, y0, x1, y1 = bbox
+    if not (np.isfinite(bbox).all() and x0 < x1 and y0 < y1):
+        raise UsageError(
+            f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty", "It is x0 y0 x1 y1, with x0 < x1 and y0 < y1."
+        )
+    if x1 < 0 or y1 < 0 or x0 > size[0] - 1 or y0 > size[1] - 1:
+        raise UsageError(f"{name}: the box {x0:g} {y0:g} {x1:g} {y1:g} is outside its {size[0]} x {size[1]} pixels")
+    return bbox
+
+
+def _photo(image: Path | str | NDArray[np.uint8]) -> tuple[Photo, str]:
+    if not isinstance(image, np.ndarray):
+        return read_photo(Path(image)), str(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] not in ((), (3,)):
+        raise UsageError(f"an image of shape {image.shape} and type {image.dtype}: (H, W) or (H, W, 3) uint8 is needed")
+    grey = image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    return Photo(grey, 1, ""), "the image"
+
+
+def index_photos(
+    images: Path | str,
+    workspace: Path | str = DEFAULT,
+    *,
+    vocabulary_folder: Path | str | None = None,
+    extract_options: ExtractOptions | None = None,
+    vocabulary_options: VocabularyOptions | None = None,
+    index_options: IndexOptions | None = None,
+    resources: Resources | None = None,
+    on_stage: OnStage | None = None,
+) -> Index:
+    """Extracts, learns a vocabulary where none is given, and indexes; a second call does what is missing.
+
+    Args:
+        images: folder of photos, searched recursively; never written to.
+        workspace: folder for all that is made.
+        vocabulary_folder: a vocabulary made elsewhere, or a workspace that has one.
+        extract_options, vocabulary_options, index_options: of the stages.
+        resources: how much of the machine.
+        on_stage: told the name and the report of each stage as it ends.
+
+    Raises:
+        HardnetSfmError: no photos; the vocabulary is of another descriptor; too few descriptors for it.
+        UsageError: contradictory options.
+    """
+    place, resources = Workspace(Path(workspace)), resources or Resources()
+    if place.root.resolve() == Path(images).resolve():
+        raise UsageError("the workspace cannot be the folder of the photos", "Choose another --workspace.")
+    with locked(place.root):
+        report = extract(images, place.features, extract_options, resources)
+        if on_stage:
+            on_stage("extract", report)
+        update_index(
+            place,
+            vocabulary_folder=vocabulary_folder,
+            vocabulary_options=vocabulary_options,
+            index_options=index_options,
+            resources=resources,
+            on_stage=on_stage,
+        )
+    return Index.open(place.index, weights=(extract_options or ExtractOptions()).weights, resources=resources)
+
+
+def update_index(
+    place: Workspace,
+    *,
+    vocabulary_folder: Path | str | None = None,
+    vocabulary_options: VocabularyOptions | None = None,
+    index_options: IndexOptions | None = None,
+    resources: Resources | None = None,
+    on_stage: OnStage | None = None,
+) -> None:
+    """Brings a workspace's index up to date with its features.
+
+    The vocabulary is the one given, else the one that the index has where it fits, else one that is learned from the
+    features: photos that come or go do not change the words, only a vocabulary asked for does.
+    """
+
+    def told(name: str, report: Report) -> None:
+        if on_stage:
+            on_stage(name, report)
+
+    with locked(place.root):
+        words: Path | None = None if vocabulary_folder is None else Path(vocabulary_folder)
+        if words is None and vocabulary_options in (None, VocabularyOptions()):
+            words = _fitting_vocabulary(place)
+        if words is None:
+            told("vocabulary", vocabulary(place.features, place.vocabulary, vocabulary_options, resources))
+            words = place.vocabulary
+        told("index", index(place.features, words, place.index, index_options, resources))
+
+
+def is_indexed(place: Workspace) -> bool:
+    """Whether the workspace has an index that is up to date with its features, or has an index alone."""
+    if not (place.index / MANIFEST).is_file():
+        return False
+    if not place.features.is_file():
+        return True
+    there = InvertedIndex(place.index)
+    with FeatureStore(place.features) as store:
+        return store.fingerprints() == there.fingerprints and store.header["options"] == there.manifest.options
+
+
+def _fitting_vocabulary(place: Workspace) -> Path | None:
+    """The vocabulary of the workspace's index, where the features are still of its descriptor."""
+    if not (place.index / MANIFEST).is_file():
+        return None
+    there = InvertedIndex(place.index)
+    with FeatureStore(place.features) as store:
+        same = all(
+            there.manifest.options.get(name) == store.header["options"].get(name)
+            for name in ("descriptor", "weights_sha256")
+        )
+    return there.folder / f"vocabulary-{there.manifest.vocabulary[:8]}" if same else None
+
+
+def propose_pairs(
+    place: Workspace, neighbours: int, resources: Resources | None = None, on_stage: OnStage | None = None
+) -> None:
+    """Writes the pairs of photos that look alike, after bringing the index up to date with the features."""
+    with locked(place.root):
+        update_index(place, resources=resources, on_stage=on_stage)
+        report = propose(place.index, place.proposed, neighbours, resources)
+        if on_stage:
+            on_stage("propose", report)

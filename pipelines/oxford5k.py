@@ -1,0 +1,58 @@
+"""Oxford5k from the archives of its authors to the table of descriptors and methods.
+
+    python pipelines/oxford5k.py OXFORD PARIS --words 65536
+
+OXFORD has oxbuild_images.tgz and gt_files_170407.tgz, PARIS has paris_1.tgz and paris_2.tgz, of which the vocabularies
+are learned; either may be a folder that is unpacked already, with images/ (or jpg/) and gt/ (or lab/). With
+gnd_roxford5k.pkl in OXFORD, `--revisited` takes the protocol of Radenovic et al., CVPR 2018. Run it again to continue.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.markup import escape
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from hardnet_sfm.commands.evaluate import LandmarkOptions
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
+from hardnet_sfm.progress import console as errors
+
+
+@dataclass(frozen=True)
+class Options:
+    """From the archives of a data set to the table of descriptors and methods."""
+
+    folder: Annotated[Path, Positional, arg(metavar="DATASET")]
+    """Archives of the data set, or the data set unpacked."""
+    other: Annotated[Path, Positional, arg(metavar="OTHER")]
+    """Archives of the other city, or its data set unpacked: vocabularies are learned from its photos."""
+    revisited: bool = False
+    """Take the revisited ground truth, gnd_NAME.pkl beside the archives."""
+    table: LandmarkOptions = field(default_factory=lambda: LandmarkOptions(workspace=Path("buildings-out")))
+
+
+def main(city: City, other: City) -> None:
+    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    workspace = options.table.workspace
+    try:
+        folder = data_set(city, options.folder, workspace, truth=not options.revisited)
+        vocabulary = data_set(other, options.other, workspace, truth=False)
+        options.table.compare(city.revisited if options.revisited else city.name, folder, [vocabulary])
+    except HardnetSfmError as error:
+        if options.table.debug:
+            raise
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. Finished work is kept: the same command goes on from here.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(OXFORD, PARIS)
