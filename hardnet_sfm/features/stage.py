@@ -68,8 +68,8 @@ class KeypointOptions:
 class ExtractOptions(KeypointOptions):
     """How keypoints are found and described."""
 
-    descriptor: str = "rootsift"
-    """rootsift, hardnet, or one that another package registers."""
+    descriptor: str = "hardnet"
+    """hardnet, rootsift, or one that another package registers."""
     weights: Path | None = None
     """Weights of the descriptor, a .safetensors file."""
 
