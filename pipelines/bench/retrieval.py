@@ -4,7 +4,7 @@
     python pipelines/bench/retrieval.py --photos 10000
 
 Words follow Zipf's law, flattened so that lists are as uneven as those of real photos with a vocabulary from another
-city (imbalance factor 1.6 and 1.8 measured; 1 is even). Every query has ten photos in the index that share a part of its
+city (imbalance factor 1.6 and 1.8 measured; 1 is even). Every query has ten photos in the index that share some of its
 features, with signatures a few bits away, so that expansion has something to expand. Times are those of ranking: of a
 query that is described and assigned to words. The peer is faiss's IndexBinaryIVF with the same words, signatures and
 queries, which finds the same matches but neither weighs nor adds them up, and takes 16 bytes a feature.
