@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -192,17 +193,10 @@ class InvertedIndex:
             wanted = self.wanted(number, photos)
             if not wanted.any():
                 continue
-            # Ranges of words with about as many entries each.
-            cuts = np.searchsorted(
-                segment.offsets, np.linspace(0, segment.features, 4 * self._threads + 1)[1:-1].astype(np.int64)
-            )
-            bounds = np.unique([0, *cuts, len(segment.offsets) - 1])
-            ranges = [
-                (first, last, segment.offsets, segment.images, wanted)
-                for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-            ]
+            cuts = np.linspace(0, segment.features, 4 * self._threads + 1).astype(np.int64).tolist()
+            ranges = [(first, last, segment.images, wanted) for first, last in pairwise(cuts)]
             rows = np.concatenate(self.threaded(kernels.entries_of, ranges))
-            found.append(self._look_up(number, rows[:, 0], rows[:, 1]))
+            found.append(self._look_up(number, np.searchsorted(segment.offsets, rows, "right") - 1, rows))
         return Entries.joined(found)
 
     def joined(self, values: NDArray[Any]) -> NDArray[Any]:

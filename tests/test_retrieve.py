@@ -1,0 +1,237 @@
+"""From photos to ranked photos, by Python and by the command line, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import hardnet_sfm
+from hardnet_sfm.cli import main
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber
+from hardnet_sfm.images import read_photo
+from hardnet_sfm.matching.pairs import read_pairs
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions
+from hardnet_sfm.retrieve import Index, index_photos
+from hardnet_sfm.scene import Scene
+from hardnet_sfm.stores import FeatureStore
+from hardnet_sfm.workspace import Workspace
+
+CPU = Resources(device="cpu", workers=2)
+FEW = ExtractOptions(max_keypoints=300)
+WORDS = VocabularyOptions(words=64, iterations=4)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def place(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which eight rendered photos, copied into its folder `photos`, are indexed."""
+    place = tmp_path_factory.mktemp("retrieve")
+    shutil.copytree(small_scene[0], place / "photos", ignore=lambda _, names: [n for n in names if "." not in n])
+    index_photos(place / "photos", place, extract_options=FEW, vocabulary_options=WORDS, resources=CPU)
+    return place
+
+
+def photo_names(place: Path) -> list[str]:
+    with FeatureStore(place / "features.h5") as store:
+        return store.names()
+
+
+def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = 0
+    try:
+        main(args)
+    except SystemExit as exit:
+        status = int(exit.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_photo_of_the_collection_finds_itself_first(method: str, place: Path) -> None:
+    index = Index.open(place, resources=CPU)
+    name = photo_names(place)[3]
+    results = index.search(place / "photos" / name, top=5, method=method)
+    assert results[0].image == name
+    assert [found.score for found in results] == sorted((found.score for found in results), reverse=True)
+    assert all((found.inliers is None) == (found.lines is None) for found in results)
+    if "+sv" in method:
+        assert results[0].inliers is not None and results[0].inliers > 100
+        assert results[0].lines is not None and len(results[0].lines) == results[0].inliers
+        x_step, y_step = 480 / 1024, 360 / 1024
+        apart = np.abs(results[0].lines[:, :2] - results[0].lines[:, 2:])
+        assert np.median(apart[:, 0]) <= x_step and np.median(apart[:, 1]) <= y_step
+
+
+def test_a_query_is_described_bit_by_bit_as_the_photos_are(place: Path) -> None:
+    name = photo_names(place)[2]
+    keypoints, descriptors = PhotoDescriber(FEW, CPU)(read_photo(place / "photos" / name))
+    with FeatureStore(place / "features.h5") as store:
+        assert (keypoints.xy == store.keypoints(name).xy).all()
+        assert (descriptors == store.descriptors(name)).all()
+
+
+def test_a_box_keeps_the_keypoints_whose_centre_is_in_it(place: Path) -> None:
+    index = Index.open(place, resources=CPU)
+    name = photo_names(place)[0]
+    box = (100.0, 50.0, 350.0, 300.0)
+    with FeatureStore(place / "features.h5") as store:
+        xy = store.keypoints(name).xy
+    inside = ((xy >= box[:2]) & (xy <= box[2:])).all(1)
+    found = index.describe(place / "photos" / name, box)
+    assert 0 < inside.sum() < len(xy)
+    assert (found.geometry[:, :2] == xy[inside]).all()
+    assert index.search(place / "photos" / name, top=1, bbox=box)[0].image == name
+    assert index.search(found, top=1)[0].image == name
+
+
+def test_pixels_will_do_for_a_query(place: Path) -> None:
+    index = Index.open(place, resources=CPU)
+    path = place / "photos" / photo_names(place)[1]
+    rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    assert index.search(np.asarray(rgb, np.uint8), top=1)[0].image == path.name
+    for wrong in (rgb.astype(np.float32), np.zeros((0, 5), np.uint8), np.zeros((5, 5, 4), np.uint8)):
+        with pytest.raises(UsageError, match="uint8 is needed"):
+            index.search(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("box", [(10, 10, 10, 50), (50, 10, 20, 40), (600, 10, 700, 50), (-90, 0, -5, 9)])
+def test_a_box_that_is_empty_or_outside_is_refused(box: tuple[float, ...], place: Path) -> None:
+    with pytest.raises(UsageError, match="the box"):
+        Index.open(place, resources=CPU).search(place / "photos" / photo_names(place)[0], bbox=box)  # type: ignore[arg-type]
+
+
+def test_a_query_without_keypoints_is_refused(place: Path) -> None:
+    index = Index.open(place, resources=CPU)
+    with pytest.raises(HardnetSfmError, match="no keypoints"):
+        index.search(np.full((200, 200), 128, np.uint8))
+    with pytest.raises(HardnetSfmError, match="the box: no keypoints"):
+        index.search(place / "photos" / photo_names(place)[0], bbox=(0, 0, 0.5, 0.5))
+
+
+def test_a_query_that_is_no_photo_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.jpg").write_text("no photo")
+    with pytest.raises(HardnetSfmError, match="not a photo"):
+        Index.open(place, resources=CPU).search(tmp_path / "q.jpg")
+
+
+def test_unknown_methods_and_no_results_are_refused(place: Path) -> None:
+    index = Index.open(place, resources=CPU)
+    with pytest.raises(UsageError, match="is not one of bow"):
+        index.search(place / "photos" / photo_names(place)[0], method="sift")
+    with pytest.raises(UsageError, match="at least 1"):
+        index.search(place / "photos" / photo_names(place)[0], top=0)
+
+
+def test_an_index_of_other_weights_is_refused(place: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from hardnet_sfm.retrieval.index import MANIFEST, Manifest
+
+    shutil.copytree(place / "index", tmp_path / "index")
+    path = tmp_path / "index" / MANIFEST
+    manifest = Manifest.read(path)
+    replace(manifest, options={**manifest.options, "weights_sha256": "0123456789abcdef" * 4}).write(path)
+    with pytest.raises(HardnetSfmError, match="other weights"):
+        Index.open(tmp_path, resources=CPU).search(place / "photos" / photo_names(place)[0])
+
+
+def test_the_command_line_prints_a_json_object_a_query(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = photo_names(place)[:2]
+    queries = [str(place / "photos" / name) for name in names]
+    args = ["retrieve", "--workspace", str(place), "--device", "cpu", "--json", "--top", "3", "--method", "he+sv"]
+    status, out, _ = said_by([*args, "--query", *queries], capsys)
+    assert status == 0
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [(answer["query"], answer["method"]) for answer in answers] == [(query, "he+sv") for query in queries]
+    for name, answer in zip(names, answers, strict=True):
+        assert [row["rank"] for row in answer["results"]] == [1, 2, 3]
+        assert answer["results"][0]["image"] == name and answer["results"][0]["inliers"] > 100
+        assert set(answer["results"][0]) == {"rank", "image", "score", "inliers"}
+
+
+def test_a_folder_of_queries_is_answered_but_for_what_is_no_photo(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = photo_names(place)[0]
+    (tmp_path / "queries").mkdir()
+    shutil.copy(place / "photos" / name, tmp_path / "queries" / "b.png")
+    (tmp_path / "queries" / "a.png").write_text("no photo")
+    args = ["retrieve", "--workspace", str(place), "--device", "cpu", "--query", str(tmp_path / "queries")]
+    status, out, err = said_by(args, capsys)
+    assert status == 1
+    assert name in out and "inliers" in out
+    assert "a.png" in err and "1 of 2 queries" in err
+    assert said_by([*args, "--bbox", "0", "0", "9", "9"], capsys)[0] == 2
+
+
+def test_retrieve_makes_the_index_first_and_needs_features(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = str(place / "photos" / photo_names(place)[4])
+    args = ["retrieve", "--workspace", str(tmp_path), "--device", "cpu", "--query", query, "--top", "1"]
+    status, _, err = said_by(args, capsys)
+    assert status == 1 and "hardnet-sfm index" in err
+    shutil.copy(place / "features.h5", tmp_path)
+    status, out, err = said_by(args, capsys)
+    assert status == 0 and "making it first" in err and photo_names(place)[4] in out
+    assert "making it first" not in said_by(args, capsys)[2]
+
+
+def test_photos_deleted_or_changed_since_are_named_and_go_with_the_next_index(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, work = tmp_path / "photos", tmp_path / "work"
+    shutil.copytree(place / "photos", photos)
+    common = ["--workspace", str(work), "--device", "cpu", "--max-keypoints", "300"]
+    status, out, _ = said_by(["index", str(photos), *common, "--vocabulary", str(place)], capsys)
+    assert status == 0 and "added 8, removed 0" in out
+    names = photo_names(place)
+    query = place / "photos" / names[0]
+    (photos / names[0]).unlink()
+    shutil.copy(photos / names[5], photos / names[1])
+    index = Index.open(work, resources=CPU)
+    assert index.changed(names) == {names[0]: "gone", names[1]: "changed"}
+    status, _, err = said_by(["retrieve", *common[:4], "--query", str(query)], capsys)
+    assert status == 0 and f"gone since it was indexed: {names[0]}" in err
+    assert "added 1, removed 2" in said_by(["index", str(photos), *common], capsys)[1]
+    assert names[0] not in Index.open(work, resources=CPU).names
+    assert hardnet_sfm.Index is Index
+
+
+def test_pair_by_retrieval_proposes_neighbours(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["pair", str(place / "photos"), "--workspace", str(place), "--retrieval", "2"]
+    status, out, _ = said_by(args, capsys)
+    assert status == 0 and "(retrieval)" in out
+    names = photo_names(place)
+    pairs = read_pairs(Workspace(place).pairs, names)
+    index = Index.open(place, resources=CPU)
+    chosen = set(map(frozenset, pairs))
+    assert len(names) <= len(chosen) <= 2 * len(names)
+    for name in names:
+        # The same words and signatures as a query of the photo itself has.
+        found = [other.image for other in index.search(place / "photos" / name, 3, "he") if other.image != name]
+        assert all(frozenset((name, other)) in chosen for other in found[:2])
+    assert said_by([*args[:-1], "0"], capsys)[0] == 2
+    assert said_by([*args, "--pairing", "sequential"], capsys)[0] == 2
+
+
+@pytest.mark.slow
+def test_reconstruct_pairs_by_retrieval_and_registers_all(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
+    told: list[str] = []
+    model = hardnet_sfm.reconstruct(
+        small_scene[0],
+        tmp_path,
+        pair_options=hardnet_sfm.PairOptions(retrieval=4),
+        resources=CPU,
+        on_stage=lambda name, _: told.append(name),
+    )
+    assert told[:5] == ["extract", "vocabulary", "index", "propose", "pair"]
+    assert len(model.names) == 8

@@ -1,0 +1,123 @@
+"""Visual words and signatures: as brute force finds them, kept whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from collections_of_features import OPTIONS, keypoints_of, some_photos, store_of, unit_rows
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.options import VocabularyOptions
+from hardnet_sfm.retrieval.vocabulary import Vocabulary, vocabulary
+
+FEW = VocabularyOptions(words=16, sample=660, iterations=5)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a store of features and a vocabulary of 16 words."""
+    place = tmp_path_factory.mktemp("vocabulary")
+    vocabulary(store_of(place / "features.h5", some_photos(12)), place / "vocabulary", FEW)
+    return place
+
+
+def test_words_are_the_nearest_centroids_nearest_first(place: Path) -> None:
+    words = Vocabulary.open(place)
+    rows = unit_rows(np.random.default_rng(5), 200).astype(np.float32)
+    distances = ((rows[:, None].astype(np.float64) - words.centroids) ** 2).sum(2)
+    assert (words.assign(rows, 3) == np.argsort(distances, axis=1)[:, :3]).all()
+
+
+def test_signatures_say_which_projections_exceed_the_words_median(place: Path) -> None:
+    words = Vocabulary.open(place)
+    assert np.allclose(words.projection @ words.projection.T, np.eye(64), atol=1e-5)
+    rows = unit_rows(np.random.default_rng(6), 30).astype(np.float32)
+    assigned = words.assign(rows)[:, 0]
+    for row, word, signature in zip(rows, assigned, words.signatures(rows, assigned), strict=True):
+        projected = words.projection.astype(np.float64) @ row
+        for bit in range(64):
+            if abs(projected[bit] - words.thresholds[word, bit]) > 1e-5:
+                assert (int(signature) >> bit & 1) == (projected[bit] > words.thresholds[word, bit])
+
+
+def test_half_of_the_sample_is_above_each_threshold(place: Path) -> None:
+    words = Vocabulary.open(place)
+    rows = np.concatenate([rows for _, rows in some_photos(12).values()]).astype(np.float32)
+    assigned = words.assign(rows)[:, 0]
+    for word in np.unique(assigned):
+        projected = rows[assigned == word] @ words.projection.T
+        assert np.allclose(np.median(projected, axis=0), words.thresholds[word], atol=1e-3)
+
+
+def test_card_says_what_it_is_made_of_and_the_same_is_not_made_twice(place: Path) -> None:
+    card = json.loads((place / "vocabulary" / "card.json").read_text())
+    assert (card["words"], card["dimension"], card["photos"], card["recall"]) == (16, 128, 12, 1.0)
+    assert {name: card[name] for name in OPTIONS} == OPTIONS
+    assert (card["made_of"]["seed"], card["made_of"]["descriptors"]) == (0, 660)
+    assert not vocabulary(place / "features.h5", place / "vocabulary", FEW).computed
+
+
+def test_it_is_the_same_with_any_number_of_threads(place: Path, tmp_path: Path) -> None:
+    prints = set()
+    for workers in (1, 2):
+        vocabulary(place / "features.h5", tmp_path / "v", replace(FEW, words=17), Resources(workers=workers))
+        prints.add(Vocabulary.open(tmp_path / "v").fingerprint)
+        (tmp_path / "v" / "card.json").unlink()
+    assert len(prints) == 1
+
+
+def test_many_words_are_assigned_approximately_and_the_recall_is_measured(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    photos = {"b.jpg": (keypoints_of(random, 9000), unit_rows(random, 9000))}
+    report = vocabulary(
+        store_of(tmp_path / "features.h5", photos), tmp_path / "v", VocabularyOptions(words=4500, iterations=1)
+    )
+    words = Vocabulary.open(tmp_path / "v")
+    exact = faiss.IndexFlatL2(128)
+    exact.add(words.centroids)
+    rows = photos["b.jpg"][1][:1000].astype(np.float32)
+    recall = float((exact.search(rows, 1)[1][:, 0] == words.assign(rows)[:, 0]).mean())
+    assert abs(recall - report.recall) < 0.05
+    assert 0.5 < recall <= 1  # directions at random have no cells to speak of: real ones get 0.999
+
+
+def test_more_words_than_descriptors_are_refused(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(HardnetSfmError, match="660 descriptors cannot make 1000 words"):
+        vocabulary(place / "features.h5", tmp_path / "v", VocabularyOptions(words=1000))
+
+
+@pytest.mark.parametrize("wrong", [{"words": 1}, {"words": 2**21}, {"sample": 3, "words": 5}, {"iterations": 0}])
+def test_senseless_options_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        VocabularyOptions(**wrong).check()
+
+
+def test_other_descriptors_and_other_weights_are_refused(place: Path) -> None:
+    words = Vocabulary.open(place)
+    words.check_fits(dict(OPTIONS), "features.h5")
+    with pytest.raises(HardnetSfmError, match="other weights"):
+        words.check_fits({**OPTIONS, "weights_sha256": "def"}, "features.h5")
+    with pytest.raises(HardnetSfmError, match="other descriptors"):
+        words.check_fits({**OPTIONS, "descriptor": "another"}, "features.h5")
+
+
+def test_damage_is_noticed(place: Path, tmp_path: Path) -> None:
+    words = Vocabulary.open(place)
+    words.save(tmp_path)
+    (file,) = tmp_path.glob("words-*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(HardnetSfmError, match="damaged"):
+        Vocabulary.open(tmp_path)
+    file.unlink()
+    with pytest.raises(HardnetSfmError, match="missing"):
+        Vocabulary.open(tmp_path)
+    with pytest.raises(HardnetSfmError, match="no vocabulary"):
+        Vocabulary.open(tmp_path / "nowhere")
