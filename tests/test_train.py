@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training import losses
+from hardnet_sfm.training import losses, stage
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown import write_brown
 from hardnet_sfm.training.module import Budget
@@ -134,6 +136,30 @@ def test_metadata_say_how_they_were_made(trained: Path, patches: Path) -> None:
     assert (metadata["architecture"], metadata["steps"], metadata["measurement_size"]) == ("hardnet", "6", "12.0")
     assert json.loads(metadata["data"]) == [f"sfm {patches.name}"]
     assert json.loads(metadata["options"])["learning_rate"] == 3e-3
+    assert (metadata["patch_size"], metadata["seed"], metadata["licence"]) == ("32", "0", "not stated")
+    assert metadata["normalisation"] == "mean 0 and standard deviation 1 of each patch"
+    assert set(json.loads(metadata["measures"])) == {"fpr95", "map"}
+
+
+def test_metadata_have_the_command_and_the_commit(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/hardnet-sfm", "train", "a b.h5"])
+    options = replace(BRIEF, steps=1, licence="CC0-1.0")
+    train([patches], tmp_path / "out.safetensors", options, CPU)
+    metadata = read_weights(tmp_path / "out.safetensors").metadata
+    assert (metadata["licence"], metadata["command"]) == ("CC0-1.0", "hardnet-sfm train 'a b.h5'")
+    clone = Path(__file__).parents[1]
+    if (clone / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True, text=True, check=True)
+        assert metadata["commit"].removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_a_package_outside_a_clone_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a repository of the user's may be around it."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(stage, "__file__", str(tmp_path / "site-packages" / "hardnet_sfm" / "training" / "stage.py"))
+    assert stage._commit() == ""
 
 
 @contextmanager
