@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -23,9 +24,9 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, stage
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown import write_brown
-from hardnet_sfm.training.module import Budget
+from hardnet_sfm.training.module import Budget, HardNetTraining
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
-from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import TrainOptions, train
 from hardnet_sfm.weights import read_weights
 
@@ -89,6 +90,53 @@ class TestAugmentation:
         noisy = augmented(patches, patches, 32, AugmentOptions(False, 0, 0, 0, 0, noise=0.02))[0] - plain
         assert 0.015 < noisy.flatten(1).std(1).max() < 0.022
         assert noisy.flatten(1).std(1).min() < 0.003
+
+
+def make_module(loss: losses.Loss, norm_batch: int | None) -> HardNetTraining:
+    """In training, without dropout, of nothing to train on."""
+    nothing = cast(Sampler, None)
+    module = HardNetTraining(nothing, None, loss, NONE, Budget(None, 1), 1e-3, 0, 0, norm_batch, 0, "")
+    return module.train()
+
+
+class TestGroupsOfBatchNormalisation:
+    PATCHES = torch.from_numpy(random_patches(24)[:, None, ::2, ::2].copy()).float() / 255
+
+    @pytest.mark.parametrize("norm_batch", [None, 24, 100])
+    def test_one_that_holds_all_is_the_plain_network(self, norm_batch: int | None) -> None:
+        module = make_module(losses.hardnet, norm_batch)
+        described, layers = module._described(self.PATCHES)
+        assert torch.equal(described, module.network(self.PATCHES))
+        assert layers == []
+
+    @pytest.mark.parametrize(("norm_batch", "groups"), [(12, 2), (8, 3), (7, 3), (5, 4)])
+    def test_several_are_a_loop_over_them(self, norm_batch: int, groups: int) -> None:
+        """Patch k is normalised with those k + groups, k + 2 groups ... away; 24 = 7 * 3 + 3 puts the rest in too."""
+        module = make_module(losses.hardnet, norm_batch)
+        found, _ = module._described(self.PATCHES)
+        plain = module.network(self.PATCHES)
+        for first in range(groups):
+            members = [number for number in range(24) if number % groups == first]
+            of_group = module.network(self.PATCHES[members])
+            for row, member in enumerate(members):
+                torch.testing.assert_close(found[member], of_group[row], atol=1e-6, rtol=0)
+        assert (found - plain).norm(dim=1).min() > 0.01  # so that it makes a difference which are normalised together
+
+    @pytest.mark.parametrize("norm_batch", [None, 8])
+    def test_the_layers_that_l2net_sees_are_in_the_order_of_the_patches(self, norm_batch: int | None) -> None:
+        module = make_module(losses.l2net, norm_batch)
+        groups = 1 if norm_batch is None else 3
+        seen: dict[str, torch.Tensor] = {}
+        described, layers = module._described(self.PATCHES)
+        for number, name in enumerate(("features.1", "features.20")):
+            module.network.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: seen.update({name: output.flatten(1)})
+            )
+            for first in range(groups):
+                module.network(self.PATCHES[first::groups])
+                torch.testing.assert_close(layers[number][first::groups], seen[name], atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.nn.functional.normalize(layers[1], dim=1), described, atol=1e-5, rtol=0)
+        assert [layer.shape for layer in layers] == [(24, 32 * 32 * 32), (24, 128)]
 
 
 def test_budget_is_whichever_ends_first() -> None:
