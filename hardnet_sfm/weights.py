@@ -114,7 +114,13 @@ def convert(source: Path, target: Path, architecture: str = "hardnet", measureme
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
-    metadata = {"architecture": architecture, "measurement_size": str(measurement_size), "source": source.name}
+    metadata = {
+        "architecture": architecture,
+        "patch_size": "32",
+        "measurement_size": str(measurement_size),
+        "normalisation": "mean 0 and standard deviation 1 of each patch",
+        "source": source.name,
+    }
     write_weights(target, tensors, metadata)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,11 +300,42 @@ def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monk
     assert len(seen) == 2 and all(len(features) == 2 for features in seen)
 
 
-def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.training").mkdir()
-    (tmp_path / "out.training" / "last.ckpt").write_bytes(b"PK nothing")
-    with pytest.raises(HardnetSfmError, match=r"last\.ckpt: damaged"):
+@pytest.mark.parametrize("damage", ["nothing", "half", "bytes changed", "another file", "a list"])
+def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path, damage: str) -> None:
+    """And it is left as it is: somebody may be able to mend it."""
+    last = tmp_path / "out.training" / "last.ckpt"
+    with stopped_at_step_five(MemoryError("a process is killed")):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    good = last.read_bytes()
+    message = r"last\.ckpt: damaged"
+    match damage:
+        case "nothing":
+            last.write_bytes(b"PK nothing")
+        case "half":
+            last.write_bytes(good[: len(good) // 2])
+        case "bytes changed":
+            last.write_bytes(good[:200_000] + bytes(byte ^ 1 for byte in good[200_000:200_100]) + good[200_100:])
+        case _:
+            torch.save({"state_dict": {}} if damage == "another file" else [1], last)
+            message = r"last\.ckpt: not a checkpoint of `train`"
+    before = last.read_bytes()
+    with pytest.raises(HardnetSfmError, match=message) as raised:
         train([patches], tmp_path / "out.safetensors", _resumed(BRIEF), CPU)
+    assert "begin anew" in raised.value.hint
+    assert last.read_bytes() == before
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_too_few_points_for_a_batch_are_a_clear_error(trained: Path, patches: Path, tmp_path: Path) -> None:
+    """An older file of weights stays."""
+    output = Path(shutil.copy(trained, tmp_path / "out.safetensors"))
+    before = output.read_bytes()
+    message = r"made\.h5: 60 points seen in two photos are too few for batches of 61"
+    with pytest.raises(HardnetSfmError, match=message) as raised:
+        train([patches], output, replace(BRIEF, sampling=SamplingOptions(batch_size=61)), CPU)
+    assert "--batch-size" in raised.value.hint
+    assert output.read_bytes() == before
+    assert not (tmp_path / "out.training").exists()
 
 
 def test_other_options_or_patches_do_not_resume_a_run(patches: Path, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_a_converted_checkpoint_describes_as_kornia_does(
     with torch.no_grad():
         np.testing.assert_allclose(descriptor.network(patches).numpy(), network(patches).numpy(), atol=1e-5)
     assert descriptor.measurement_size == 12
-    assert read_weights(tmp_path / "ours.safetensors").metadata["source"] == "authors.pth"
+    metadata = read_weights(tmp_path / "ours.safetensors").metadata
+    assert (metadata["source"], metadata["patch_size"]) == ("authors.pth", "32")
 
 
 def test_the_authors_weights_come_through_kornia(
@@ -67,8 +68,12 @@ def test_the_authors_weights_come_through_kornia(
     finally:
         server.shutdown()
         server.server_close()
-    convert(tmp_path / "fetched.pth", tmp_path / "fetched.safetensors")
-    expected, found = network.state_dict(), read_weights(tmp_path / "fetched.safetensors").tensors
+    main(["weights", "convert", str(tmp_path / "fetched.pth"), "-o", str(tmp_path / "authors.safetensors")])
+    descriptor = make_descriptor("hardnet", tmp_path / "authors.safetensors")
+    patches = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        np.testing.assert_allclose(descriptor.network(patches).numpy(), network(patches).numpy(), atol=1e-5)
+    expected, found = network.state_dict(), read_weights(tmp_path / "authors.safetensors").tensors
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 

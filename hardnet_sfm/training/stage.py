@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -353,12 +354,20 @@ def _read(path: Path) -> PatchSet:
 
 
 def _check_checkpoint(path: Path) -> None:
-    """Raises HardnetSfmError where it is missing or damaged."""
+    """Raises HardnetSfmError where it is missing, damaged or something else."""
     from hardnet_sfm.weights import load_tensors
 
+    hint = "Delete the folder and begin anew."
     if not path.is_file():
         raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to begin anew.")
-    load_tensors(path, "Delete the folder and begin anew.")
+    loaded = load_tensors(path, hint)
+    if zipfile.is_zipfile(path):  # torch's reader does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise HardnetSfmError(f"{path}: damaged, {damaged} in it has another checksum", hint)
+    if not isinstance(loaded, dict) or not loaded.keys() >= {"state_dict", "optimizer_states", "loops", "recipe"}:
+        raise HardnetSfmError(f"{path}: not a checkpoint of `train`", hint)
 
 
 @contextmanager
