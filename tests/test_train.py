@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.resources import Resources
@@ -209,6 +212,24 @@ def test_a_package_outside_a_clone_names_no_commit(tmp_path: Path, monkeypatch: 
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setattr(stage, "__file__", str(tmp_path / "site-packages" / "hardnet_sfm" / "training" / "stage.py"))
     assert stage._commit() == ""
+
+
+def test_curves_for_tensorboard_lie_beside_the_weights(trained: Path) -> None:
+    events = EventAccumulator(str(trained.with_name("whole.training") / "curves")).Reload()
+    assert {"loss", "learning rate", "fpr95", "map"} <= set(events.Tags()["scalars"])
+    validations = [scalar.step for scalar in events.Scalars("map")]
+    assert validations == [2, 5]
+    assert events.Scalars("map")[-1].value == pytest.approx(
+        json.loads(read_weights(trained).metadata["measures"])["map"]
+    )
+
+
+def test_help_names_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in losses.LOSSES:
+        assert re.search(rf"[ ,.]{re.escape(name)}[ ,;]", said), name
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class TrainOptions:
     steps: int | None = None
     """Batches to train; together with --minutes, whichever ends first."""
     loss: str = "hardnet"
-    """A name of `hardnet_sfm.training.losses.LOSSES`, such as hardnet, hardnet+sos, dynamic-margin, l2net."""
+    """hardnet (hardest in the batch), hardnet+gor, hardnet+sos, dynamic-margin, contrastive, softmax, l2net or
+    random-triplet; see `hardnet_sfm.training.losses`."""
     learning_rate: float = 3e-3
     """Of AdamW, at its highest."""
     weight_decay: float = 1e-4

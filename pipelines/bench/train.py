@@ -26,7 +26,6 @@ from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import LOSSES
-from hardnet_sfm.training.module import Budget, HardNetTraining
 from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import NORM_BATCH, TrainOptions
@@ -65,6 +64,8 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
+    from hardnet_sfm.training.module import Budget, HardNetTraining  # lightning takes seconds to import
+
     device = resolve_device(options.resources.device)
     torch.set_num_threads(options.resources.threads)
     dtype = fast_type(device)
