@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError
@@ -152,11 +152,9 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     try:
         with replacing(path) as beside:
-            save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-                beside,
-                dict(metadata),
-            )
+            copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            # Not save_file, whose files nobody else may read.
+            beside.write_bytes(save(copies, dict(metadata)))
     except (safetensors.SafetensorError, OSError) as error:
         raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
 

@@ -123,6 +123,8 @@ def test_written_weights_are_read_as_they_were(tmp_path: Path) -> None:
     network = HardNet()
     write_weights(tmp_path / "a.safetensors", network.state_dict(), {"architecture": "hardnet", "seed": "3"})
     read = read_weights(tmp_path / "a.safetensors")
+    (tmp_path / "other").touch()
+    assert read.path.stat().st_mode == (tmp_path / "other").stat().st_mode  # others may read it, if they may read files
     assert read.metadata["seed"] == "3"
     assert all(torch.equal(tensor, read.tensors[name]) for name, tensor in network.state_dict().items())
 
