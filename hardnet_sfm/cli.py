@@ -267,7 +267,8 @@ class Weights:
             return
         weights = read_weights(path)
         numbers = sum(tensor.numel() for tensor in weights.tensors.values())
-        for name, value in {**weights.metadata, "numbers": str(numbers), "sha256": weights.sha256}.items():
+        facts = {**weights.metadata, "numbers": str(numbers), "sha256": weights.sha256}
+        for name, value in sorted(facts.items()):  # a safetensors file has them in no order
             output.print(f"[bold]{escape(name)}[/]  {escape(value)}")
 
 

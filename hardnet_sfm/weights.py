@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError
@@ -114,7 +114,13 @@ def convert(source: Path, target: Path, architecture: str = "hardnet", measureme
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
-    metadata = {"architecture": architecture, "measurement_size": str(measurement_size), "source": source.name}
+    metadata = {
+        "architecture": architecture,
+        "patch_size": "32",
+        "measurement_size": str(measurement_size),
+        "normalisation": "mean 0 and standard deviation 1 of each patch",
+        "source": source.name,
+    }
     write_weights(target, tensors, metadata)
 
 
@@ -146,11 +152,9 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     try:
         with replacing(path) as beside:
-            save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-                beside,
-                dict(metadata),
-            )
+            copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            # Not save_file, whose files nobody else may read.
+            beside.write_bytes(save(copies, dict(metadata)))
     except (safetensors.SafetensorError, OSError) as error:
         raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
 

@@ -1,6 +1,10 @@
 """Reconstruct, mine, train, reconstruct: what weights that were learned on a folder of photos gain on it.
 
-    python pipelines/closed_loop.py IMAGES --map.camera-mode single --train.minutes 30
+    python pipelines/closed_loop.py IMAGES --map.camera-mode single --init hardnet-sfm --minutes 30
+
+Options of training are spelled as in `hardnet-sfm train`, those of the other stages after the stage's name. The two
+reconstructions have all options in common but the descriptor: that before is --extract.descriptor, with
+--extract.weights. To see what fine-tuning adds to weights, give the same ones there and to --init.
 
 The gain is measured on the photos that were learned from: it tells what a descriptor made for these photos does for
 them, not how well it does elsewhere; `pipelines/homography.py` and `pipelines/strecha.py` tell that.
@@ -11,7 +15,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -20,13 +24,18 @@ from rich.table import Table
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.matching.pairs import PairOptions
+from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.pipeline import reconstruct
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.mine import mine
+from hardnet_sfm.training.observations import MineOptions
 from hardnet_sfm.training.stage import TrainOptions, train
 from hardnet_sfm.workspace import Workspace, read_json
+
+said = Console(highlight=False)
 
 
 @dataclass(frozen=True)
@@ -37,22 +46,40 @@ class Options:
     """Folder of photos."""
     workspace: Path = Path("closed-loop-out")
     """Folder for both reconstructions, the patches and the weights."""
+    validation: Path | None = None
+    """patches.h5 of another scene, to measure with while it trains."""
+    train: Annotated[TrainOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainOptions)
+    resources: Annotated[Resources, tyro.conf.OmitArgPrefixes] = field(default_factory=Resources)
     extract: ExtractOptions = field(default_factory=ExtractOptions)
+    pair: PairOptions = field(default_factory=PairOptions)
+    match: MatchOptions = field(default_factory=MatchOptions)
     map: MapOptions = field(default_factory=MapOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
-    resources: Resources = field(default_factory=Resources)
+    mine: MineOptions = field(default_factory=MineOptions)
 
 
 def closed_loop(options: Options) -> tuple[Workspace, Workspace]:
     """Runs the loop; what an earlier run finished is kept. The workspaces before and after."""
     before, after = Workspace(options.workspace / "before"), Workspace(options.workspace / "after")
     patches, weights = options.workspace / "patches.h5", options.workspace / "learned.safetensors"
-    maps, resources = options.map, options.resources
-    reconstruct(options.images, before.root, extract_options=options.extract, map_options=maps, resources=resources)
-    mine(before.root, options.images, patches, resources=resources)
-    train([patches], weights, options.train, resources)
-    learned = replace(options.extract, descriptor="hardnet", weights=weights)
-    reconstruct(options.images, after.root, extract_options=learned, map_options=maps, resources=resources)
+
+    def mapped(place: Workspace, extract: ExtractOptions) -> None:
+        reconstruct(
+            options.images,
+            place.root,
+            extract_options=extract,
+            pair_options=options.pair,
+            match_options=options.match,
+            map_options=options.map,
+            resources=options.resources,
+        )
+
+    mapped(before, options.extract)
+    mined = mine(before.root, options.images, patches, options.mine, options.resources)
+    said.print(f"mined: {mined.patches} patches of {mined.points} points in {mined.photos} photos")
+    trained = train([patches], weights, options.train, options.resources, validation=options.validation)
+    measures = "".join(f", {name} {value:.4f}" for name, value in trained.measures.items())
+    said.print(f"learned: {trained.steps} steps in {trained.minutes:.1f} minutes{measures}")
+    mapped(after, replace(options.extract, descriptor="hardnet", weights=weights))
     return before, after
 
 
@@ -60,7 +87,10 @@ def print_gain(before: Workspace, after: Workspace) -> None:
     summaries = [read_json(place.summary) for place in (before, after)]
     models = [summary["models"][0] for summary in summaries]
     rows = {
+        "photos": [summary["photos"] for summary in summaries],
         "photos registered": [model["photos"] for model in models],
+        "keypoints": [summary["keypoints"] for summary in summaries],
+        "matches": [summary["matches"] for summary in summaries],
         "verified pairs": [summary["verified_pairs"] for summary in summaries],
         "verified matches": [summary["verified_matches"] for summary in summaries],
         "points": [model["points"] for model in models],
@@ -69,12 +99,17 @@ def print_gain(before: Workspace, after: Workspace) -> None:
         "mean reprojection error, px": [model["mean_reprojection_error"] for model in models],
     }
     table = Table(title=f"{before.root.parent}: before and after learning on these photos")
-    names = [summary["options"]["extract"]["descriptor"] for summary in summaries]
-    for column in ("", f"before ({names[0]})", "after (learned)", "after / before"):
+    for column in ("", f"before ({_descriptor(summaries[0])})", "after (learned)", "after / before"):
         table.add_column(escape(column), justify="right" if column else "left")
     for name, (old, new) in rows.items():
-        table.add_row(name, f"{old:g}", f"{new:g}", f"{new / old:.2f}" if old else "-")
-    Console().print(table)
+        table.add_row(name, f"{old:.7g}", f"{new:.7g}", f"{new / old:.2f}" if old else "-")
+    said.print(table)
+
+
+def _descriptor(summary: dict[str, Any]) -> str:
+    """Its name, with the first digits of its weights' sha256 where it has any."""
+    chosen = summary["options"]["extract"]
+    return f"{chosen['descriptor']} {chosen['weights_sha256'][:8]}".strip()
 
 
 def main() -> None:
@@ -84,6 +119,9 @@ def main() -> None:
     except HardnetSfmError as error:
         errors.print(f"[bold red]error:[/] {escape(error.message)}\n{escape(error.hint)}", soft_wrap=True)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. The same command goes on from here; where it was learning, with --resume.")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

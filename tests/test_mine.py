@@ -6,8 +6,11 @@ The scene is rendered, so its true cameras say how a keypoint's frame has to cha
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,7 @@ import pycolmap
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from processes import last_words, running
 
 import hardnet_sfm
 from hardnet_sfm.colmap.database import colmap_keypoints
@@ -549,6 +553,17 @@ class TestRuns:
         np.testing.assert_array_equal(read_patches(tmp_path / "p.h5").patches, mined.patches)
 
 
+def _mine_on_a_small_disk(model: Path, images: Path, output: Path, limit: int, pipe: Connection) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        mine(model, images, output, resources=Resources(workers=1))
+    except HardnetSfmError as error:
+        pipe.send(f"error: {error.message} {error.hint}")
+    except Exception as error:
+        pipe.send(f"traceback: {error!r}")
+
+
 class TestBadInput:
     @pytest.fixture
     def images(self, small_scene: tuple[Path, Scene], tmp_path: Path) -> Iterator[Path]:
@@ -570,12 +585,37 @@ class TestBadInput:
         with pytest.raises(HardnetSfmError, match="none of the model's 8 photos"):
             mine(made.root, tmp_path / "empty", tmp_path / "p.h5")
 
-    def test_resized_photos_are_named(self, made: Workspace, images: Path, tmp_path: Path) -> None:
+    def test_resized_photos_are_named_and_older_patches_stay(
+        self, made: Workspace, images: Path, mined: PatchSet, tmp_path: Path
+    ) -> None:
+        shutil.copy(mined.path, tmp_path / "p.h5")
+        before = (tmp_path / "p.h5").read_bytes()
         photo = Image.open(images / "view_003.jpg")
         photo.resize((240, 180)).save(images / "view_003.jpg")
         with pytest.raises(HardnetSfmError, match=r"view_003.jpg 240x180, its camera 480x360"):
             mine(made.root, images, tmp_path / "p.h5")
+        assert (tmp_path / "p.h5").read_bytes() == before
+
+    def test_a_model_without_tracks(self, made: Workspace, images: Path, mined: PatchSet, tmp_path: Path) -> None:
+        model = pycolmap.Reconstruction(made.sparse / "0")
+        model.delete_all_points2D_and_points3D()
+        (tmp_path / "bare").mkdir()
+        model.write(tmp_path / "bare")
+        shutil.copy(mined.path, tmp_path / "p.h5")
+        with pytest.raises(HardnetSfmError, match=r"bare: .*no points"):
+            mine(tmp_path / "bare", images, tmp_path / "p.h5")
+        assert (tmp_path / "p.h5").read_bytes() == mined.path.read_bytes()
+
+    def test_a_disk_that_fills_up_loses_no_finished_photo(
+        self, made: Workspace, images: Path, mined: PatchSet, tmp_path: Path
+    ) -> None:
+        """No file can grow beyond a share of the patches; then there is room again."""
+        with running(_mine_on_a_small_disk, made.root, images, tmp_path / "p.h5", 4096 * len(mined) // 2) as (_, pipe):
+            (end,) = last_words(pipe)
+        assert end.startswith("error: ") and "Make room" in end and str(tmp_path) in end, end
         assert not (tmp_path / "p.h5").exists()
+        assert 0 < mine(made.root, images, tmp_path / "p.h5").computed < 8
+        np.testing.assert_array_equal(read_patches(tmp_path / "p.h5").patches, mined.patches)
 
     def test_features_of_other_photos(self, made: Workspace, images: Path, tmp_path: Path) -> None:
         """A database whose keypoints are elsewhere."""

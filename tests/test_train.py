@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training import losses
+from hardnet_sfm.training import losses, stage
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown import write_brown
-from hardnet_sfm.training.module import Budget
+from hardnet_sfm.training.module import Budget, HardNetTraining
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
-from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import TrainOptions, train
 from hardnet_sfm.weights import read_weights
 
@@ -89,6 +96,53 @@ class TestAugmentation:
         assert noisy.flatten(1).std(1).min() < 0.003
 
 
+def make_module(loss: losses.Loss, norm_batch: int | None) -> HardNetTraining:
+    """In training, without dropout, of nothing to train on."""
+    nothing = cast(Sampler, None)
+    module = HardNetTraining(nothing, None, loss, NONE, Budget(None, 1), 1e-3, 0, 0, norm_batch, 0, "")
+    return module.train()
+
+
+class TestGroupsOfBatchNormalisation:
+    PATCHES = torch.from_numpy(random_patches(24)[:, None, ::2, ::2].copy()).float() / 255
+
+    @pytest.mark.parametrize("norm_batch", [None, 24, 100])
+    def test_one_that_holds_all_is_the_plain_network(self, norm_batch: int | None) -> None:
+        module = make_module(losses.hardnet, norm_batch)
+        described, layers = module._described(self.PATCHES)
+        assert torch.equal(described, module.network(self.PATCHES))
+        assert layers == []
+
+    @pytest.mark.parametrize(("norm_batch", "groups"), [(12, 2), (8, 3), (7, 3), (5, 4)])
+    def test_several_are_a_loop_over_them(self, norm_batch: int, groups: int) -> None:
+        """Patch k is normalised with those k + groups, k + 2 groups ... away; 24 = 7 * 3 + 3 puts the rest in too."""
+        module = make_module(losses.hardnet, norm_batch)
+        found, _ = module._described(self.PATCHES)
+        plain = module.network(self.PATCHES)
+        for first in range(groups):
+            members = [number for number in range(24) if number % groups == first]
+            of_group = module.network(self.PATCHES[members])
+            for row, member in enumerate(members):
+                torch.testing.assert_close(found[member], of_group[row], atol=1e-6, rtol=0)
+        assert (found - plain).norm(dim=1).min() > 0.01  # so that it makes a difference which are normalised together
+
+    @pytest.mark.parametrize("norm_batch", [None, 8])
+    def test_the_layers_that_l2net_sees_are_in_the_order_of_the_patches(self, norm_batch: int | None) -> None:
+        module = make_module(losses.l2net, norm_batch)
+        groups = 1 if norm_batch is None else 3
+        seen: dict[str, torch.Tensor] = {}
+        described, layers = module._described(self.PATCHES)
+        for number, name in enumerate(("features.1", "features.20")):
+            module.network.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: seen.update({name: output.flatten(1)})
+            )
+            for first in range(groups):
+                module.network(self.PATCHES[first::groups])
+                torch.testing.assert_close(layers[number][first::groups], seen[name], atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.nn.functional.normalize(layers[1], dim=1), described, atol=1e-5, rtol=0)
+        assert [layer.shape for layer in layers] == [(24, 32 * 32 * 32), (24, 128)]
+
+
 def test_budget_is_whichever_ends_first() -> None:
     assert Budget(None, 100).spent(1e6, 50) == 0.5
     assert Budget(10, None).spent(150, 50) == 0.25
@@ -134,6 +188,48 @@ def test_metadata_say_how_they_were_made(trained: Path, patches: Path) -> None:
     assert (metadata["architecture"], metadata["steps"], metadata["measurement_size"]) == ("hardnet", "6", "12.0")
     assert json.loads(metadata["data"]) == [f"sfm {patches.name}"]
     assert json.loads(metadata["options"])["learning_rate"] == 3e-3
+    assert (metadata["patch_size"], metadata["seed"], metadata["licence"]) == ("32", "0", "not stated")
+    assert metadata["normalisation"] == "mean 0 and standard deviation 1 of each patch"
+    assert set(json.loads(metadata["measures"])) == {"fpr95", "map"}
+
+
+def test_metadata_have_the_command_and_the_commit(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/hardnet-sfm", "train", "a b.h5"])
+    options = replace(BRIEF, steps=1, licence="CC0-1.0")
+    train([patches], tmp_path / "out.safetensors", options, CPU)
+    metadata = read_weights(tmp_path / "out.safetensors").metadata
+    assert (metadata["licence"], metadata["command"]) == ("CC0-1.0", "hardnet-sfm train 'a b.h5'")
+    clone = Path(__file__).parents[1]
+    if (clone / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True, text=True, check=True)
+        assert metadata["commit"].removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_a_package_outside_a_clone_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a repository of the user's may be around it."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(stage, "__file__", str(tmp_path / "site-packages" / "hardnet_sfm" / "training" / "stage.py"))
+    assert stage._commit() == ""
+
+
+def test_curves_for_tensorboard_lie_beside_the_weights(trained: Path) -> None:
+    events = EventAccumulator(str(trained.with_name("whole.training") / "curves")).Reload()
+    assert {"loss", "learning rate", "fpr95", "map"} <= set(events.Tags()["scalars"])
+    validations = [scalar.step for scalar in events.Scalars("map")]
+    assert validations == [2, 5]
+    assert events.Scalars("map")[-1].value == pytest.approx(
+        json.loads(read_weights(trained).metadata["measures"])["map"]
+    )
+
+
+def test_help_names_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in losses.LOSSES:
+        assert re.search(rf"[ ,.]{re.escape(name)}[ ,;]", said), name
 
 
 @contextmanager
@@ -225,11 +321,42 @@ def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monk
     assert len(seen) == 2 and all(len(features) == 2 for features in seen)
 
 
-def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.training").mkdir()
-    (tmp_path / "out.training" / "last.ckpt").write_bytes(b"PK nothing")
-    with pytest.raises(HardnetSfmError, match=r"last\.ckpt: damaged"):
+@pytest.mark.parametrize("damage", ["nothing", "half", "bytes changed", "another file", "a list"])
+def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path, damage: str) -> None:
+    """And it is left as it is: somebody may be able to mend it."""
+    last = tmp_path / "out.training" / "last.ckpt"
+    with stopped_at_step_five(MemoryError("a process is killed")):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    good = last.read_bytes()
+    message = r"last\.ckpt: damaged"
+    match damage:
+        case "nothing":
+            last.write_bytes(b"PK nothing")
+        case "half":
+            last.write_bytes(good[: len(good) // 2])
+        case "bytes changed":
+            last.write_bytes(good[:200_000] + bytes(byte ^ 1 for byte in good[200_000:200_100]) + good[200_100:])
+        case _:
+            torch.save({"state_dict": {}} if damage == "another file" else [1], last)
+            message = r"last\.ckpt: not a checkpoint of `train`"
+    before = last.read_bytes()
+    with pytest.raises(HardnetSfmError, match=message) as raised:
         train([patches], tmp_path / "out.safetensors", _resumed(BRIEF), CPU)
+    assert "begin anew" in raised.value.hint
+    assert last.read_bytes() == before
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_too_few_points_for_a_batch_are_a_clear_error(trained: Path, patches: Path, tmp_path: Path) -> None:
+    """An older file of weights stays."""
+    output = Path(shutil.copy(trained, tmp_path / "out.safetensors"))
+    before = output.read_bytes()
+    message = r"made\.h5: 60 points seen in two photos are too few for batches of 61"
+    with pytest.raises(HardnetSfmError, match=message) as raised:
+        train([patches], output, replace(BRIEF, sampling=SamplingOptions(batch_size=61)), CPU)
+    assert "--batch-size" in raised.value.hint
+    assert output.read_bytes() == before
+    assert not (tmp_path / "out.training").exists()
 
 
 def test_other_options_or_patches_do_not_resume_a_run(patches: Path, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_a_converted_checkpoint_describes_as_kornia_does(
     with torch.no_grad():
         np.testing.assert_allclose(descriptor.network(patches).numpy(), network(patches).numpy(), atol=1e-5)
     assert descriptor.measurement_size == 12
-    assert read_weights(tmp_path / "ours.safetensors").metadata["source"] == "authors.pth"
+    metadata = read_weights(tmp_path / "ours.safetensors").metadata
+    assert (metadata["source"], metadata["patch_size"]) == ("authors.pth", "32")
 
 
 def test_the_authors_weights_come_through_kornia(
@@ -67,8 +68,12 @@ def test_the_authors_weights_come_through_kornia(
     finally:
         server.shutdown()
         server.server_close()
-    convert(tmp_path / "fetched.pth", tmp_path / "fetched.safetensors")
-    expected, found = network.state_dict(), read_weights(tmp_path / "fetched.safetensors").tensors
+    main(["weights", "convert", str(tmp_path / "fetched.pth"), "-o", str(tmp_path / "authors.safetensors")])
+    descriptor = make_descriptor("hardnet", tmp_path / "authors.safetensors")
+    patches = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        np.testing.assert_allclose(descriptor.network(patches).numpy(), network(patches).numpy(), atol=1e-5)
+    expected, found = network.state_dict(), read_weights(tmp_path / "authors.safetensors").tensors
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -118,6 +123,8 @@ def test_written_weights_are_read_as_they_were(tmp_path: Path) -> None:
     network = HardNet()
     write_weights(tmp_path / "a.safetensors", network.state_dict(), {"architecture": "hardnet", "seed": "3"})
     read = read_weights(tmp_path / "a.safetensors")
+    (tmp_path / "other").touch()
+    assert read.path.stat().st_mode == (tmp_path / "other").stat().st_mode  # others may read it, if they may read files
     assert read.metadata["seed"] == "3"
     assert all(torch.equal(tensor, read.tensors[name]) for name, tensor in network.state_dict().items())
 

@@ -51,19 +51,19 @@ class Budget:
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
-    """The sampler's batches as tensors, from one number on, for ever; workers take turns."""
+    """The sampler's batches as tensors, every `step`-th from one number on, for ever; workers take turns."""
 
-    def __init__(self, sampler: Sampler, first: int) -> None:
+    def __init__(self, sampler: Sampler, first: int, step: int) -> None:
         super().__init__()
-        self._sampler, self._first = sampler, first
+        self._sampler, self._first, self._step = sampler, first, step
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = torch.utils.data.get_worker_info()
-        number = self._first + (worker.id if worker else 0)
+        number = self._first + (worker.id if worker else 0) * self._step
         while True:
             batch = self._sampler(number)
             yield {name: torch.from_numpy(getattr(batch, name)) for name in ("anchors", "positives", "allowed")}
-            number += worker.num_workers if worker else 1
+            number += (worker.num_workers if worker else 1) * self._step
 
 
 class HardNetTraining(lightning.LightningModule):
@@ -71,7 +71,8 @@ class HardNetTraining(lightning.LightningModule):
 
     The learning rate rises over the first fiftieth of the budget and then falls linearly to zero, as in the paper. What
     is drawn by chance in step k, dropout and augmentation, depends on the seed and on k alone: a run that is resumed
-    ends as if it had not been stopped, if its budget is counted in steps.
+    ends as if it had not been stopped, if its budget is counted in steps. Of n devices, device r takes batch k n + r in
+    step k; gradients are averaged, the running statistics of batch normalisation are those of device 0.
 
     Args:
         sampler: of what is trained on.
@@ -110,7 +111,7 @@ class HardNetTraining(lightning.LightningModule):
             if isinstance(module, torch.nn.Conv2d):
                 torch.nn.init.orthogonal_(module.weight, gain=0.6)
         # As the inputs are laid out, or each convolution converts its weights, and their gradients, for every batch.
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._sampler, self._held_out = sampler, held_out
         self._loss, self._augment, self.budget, self._seed = loss, augment, budget, seed
         self._learning_rate, self._weight_decay, self._recipe = learning_rate, weight_decay, recipe
@@ -127,17 +128,30 @@ class HardNetTraining(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         workers = 4 if self.device.type == "cuda" else 0
-        return DataLoader(Batches(self._sampler, self.global_step), batch_size=None, num_workers=workers)
+        batches = Batches(self._sampler, self._number, self.trainer.world_size)
+        return DataLoader(batches, batch_size=None, num_workers=workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[Any]:
-        return DataLoader(Batches(self._held_out, 0), batch_size=None) if self._held_out else []
+        if self._held_out is None:
+            return []
+        return DataLoader(Batches(self._held_out, self.global_rank, self.trainer.world_size), batch_size=None)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate with."""
+        return self._held_out is not None
+
+    @property
+    def _number(self) -> int:
+        """Of the next batch of this device."""
+        return self.global_step * self.trainer.world_size + self.global_rank
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.network.parameters(), self._learning_rate, weight_decay=self._weight_decay)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._began = time.monotonic()
-        torch.manual_seed(self._seed * 1_000_003 + self.global_step)
+        torch.manual_seed(self._seed * 1_000_003 + self._number)
         spent = self.budget.spent(self.seconds, self.global_step)
         rate = self._learning_rate * min((spent + 1e-3) / _WARM_UP, 1 - spent)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
@@ -160,19 +174,25 @@ class HardNetTraining(lightning.LightningModule):
         self._layers.clear()
         return described, layers
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+    def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a batch of `Batches`; all of a step but the gradient and the update."""
         anchors, positives = augmented(batch["anchors"], batch["positives"], PATCH_SIZE, self._augment)
         described, layers = self._described(torch.cat([anchors, positives]))
         extra = {"features": [tuple(layer.float().chunk(2)) for layer in layers]} if layers else {}
         with torch.autocast(described.device.type, enabled=False):
             first, second = described.float().chunk(2)
-            loss = self._loss(first, second, batch["allowed"], **extra)
-        if not torch.isfinite(loss):
+            return self._loss(first, second, batch["allowed"], **extra)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        loss = self.loss_of(batch)
+        # The mean of all devices is no number if that of one is none: they stop together.
+        mean = self.trainer.strategy.reduce(loss.detach().clone())
+        if not torch.isfinite(mean):
             raise HardnetSfmError(
-                f"the loss is {loss.item()} at step {self.global_step}",
+                f"the loss is {mean.item()} at step {self.global_step}",
                 "Go on from the last good checkpoint with --resume and a lower --learning-rate.",
             )
-        self.log("loss", loss)
+        self.log("loss", mean)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
@@ -183,15 +203,17 @@ class HardNetTraining(lightning.LightningModule):
             distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
         same, allowed = torch.eye(len(anchors), dtype=torch.bool), batch["allowed"].cpu()
         pairs = distances[same | allowed].numpy()
-        self.log("fpr95", fpr95(pairs, same[same | allowed].numpy()))
+        self.log("fpr95", fpr95(pairs, same[same | allowed].numpy()), sync_dist=True)
         # Matching: every anchor takes its nearest, ranked by the ratio of the distances to the nearest two.
         candidates = distances.masked_fill(~(same | allowed), torch.inf)
         nearest, second = candidates.topk(2, dim=1, largest=False).values.unbind(1)
         right = candidates.diagonal() == nearest
-        self.log("map", average_precision((nearest / second).numpy(), right.numpy(), len(right)))
+        self.log("map", average_precision((nearest / second).numpy(), right.numpy(), len(right)), sync_dist=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self.seconds += time.monotonic() - self._began
+        seconds = torch.tensor(time.monotonic() - self._began, dtype=torch.float64, device=self.device)
+        # All devices must learn at one rate and end with one step, so that they count the slowest one's time.
+        self.seconds += float(self.trainer.strategy.reduce(seconds, reduce_op="max"))
         if self.budget.spent(self.seconds, self.global_step) >= 1:
             self.trainer.should_stop = True
 

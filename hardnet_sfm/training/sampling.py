@@ -19,7 +19,7 @@ class SamplingOptions:
     """How pairs are drawn."""
 
     batch_size: int = 1024
-    """Pairs in a batch; no point is in it twice."""
+    """Pairs in a batch; no point is in it twice. Of several devices each has its own batch of this size."""
     same_photos: float = 0.5
     """Share of the pairs drawn from two photos at a time, whose other points are the negatives of real matching."""
     a_pair_of_photos: int = 128

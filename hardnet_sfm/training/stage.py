@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import signal
+import subprocess
+import sys
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.patches import PatchSet
-from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.ranks import joined, rank
+from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.workspace import digest, locked
 
+if TYPE_CHECKING:  # torch and lightning take seconds to import
+    import pytorch_lightning as lightning
+
+    from hardnet_sfm.training.module import HardNetTraining
+    from hardnet_sfm.weights import Weights
+
+NORM_BATCH = {"cpu": 256, "cuda": None}
 _VALIDATION_BATCHES = 4
-_NORM_BATCH = {"cpu": 256, "cuda": None}
+# What may change when a run is resumed, and does not change what the weights are.
+_CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,8 @@ class TrainOptions:
     steps: int | None = None
     """Batches to train; together with --minutes, whichever ends first."""
     loss: str = "hardnet"
-    """A name of `hardnet_sfm.training.losses.LOSSES`, such as hardnet, hardnet+sos, dynamic-margin, l2net."""
+    """hardnet (hardest in the batch), hardnet+gor, hardnet+sos, dynamic-margin, contrastive, softmax, l2net or
+    random-triplet; see `hardnet_sfm.training.losses`."""
     learning_rate: float = 3e-3
     """Of AdamW, at its highest."""
     weight_decay: float = 1e-4
@@ -40,7 +55,10 @@ class TrainOptions:
     dropout: float = 0.1
     """Probability, before the last layer."""
     norm_batch: int | None = None
-    """Patches that share the statistics of batch normalisation. Default: 256 on a CPU, whose cache they fit, else all."""
+    """Patches that share the statistics of batch normalisation. Default: 256 on a CPU, to fit its cache, else all."""
+    devices: int = 1
+    """GPUs, or processes on a CPU, that each train on batches of their own, of --batch-size pairs; gradients are
+    averaged."""
     validate_every: int = 100
     """Batches between two validations and checkpoints."""
     resume: bool = False
@@ -49,13 +67,15 @@ class TrainOptions:
     """Weights to start from, a file or the name of shipped ones. Default: random orthogonal ones."""
     seed: int = 0
     """Of everything that is drawn by chance."""
+    licence: str = "not stated"
+    """Under which others may use the weights, for their metadata."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
         self.sampling.check()
-        for name in ("minutes", "steps", "learning_rate", "validate_every"):
+        for name in ("minutes", "steps", "learning_rate", "validate_every", "devices"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0")
@@ -110,32 +130,17 @@ def train(
             were cut in different sizes, or the loss is not a number.
         UsageError: an option makes no sense.
     """
-    import torch
-
     try:
-        import pytorch_lightning as lightning
-        from pytorch_lightning.callbacks import ModelCheckpoint
-        from pytorch_lightning.loggers import TensorBoardLogger
+        import pytorch_lightning  # noqa: F401
     except ImportError as error:
         raise HardnetSfmError(
             f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
         ) from error
 
-    from hardnet_sfm.networks.device import fast_type, resolve_device
-    from hardnet_sfm.training.losses import LOSSES
-    from hardnet_sfm.training.module import Budget, HardNetTraining, Progress
-    from hardnet_sfm.training.sampling import Sampler
     from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
-    options.check()
-    if options.loss not in LOSSES:
-        raise UsageError(f"unknown loss: {options.loss}", f"There are: {', '.join(LOSSES)}.")
-    if output.suffix != ".safetensors":
-        raise UsageError(f"{output}: weights are files that end in .safetensors")
-    if not patches:
-        raise UsageError("no patches to train on", "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`.")
-    device = resolve_device(resources.device)
+    device = _check(patches, output, options, resources)
     sets = [_read(path) for path in patches]
     if len({patch_set.measurement_size for patch_set in sets}) > 1:
         sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in sets)
@@ -144,23 +149,111 @@ def train(
         shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
     if len(shares) != len(sets) or min(shares, default=0) <= 0:
         raise UsageError(f"{len(shares)} shares for {len(sets)} files of patches: one above 0 is needed for each")
-    sampler = Sampler(sets, shares, options.sampling, options.seed)
-    held_out = None
-    if validation is not None:
-        apart = SamplingOptions(min(512, options.sampling.batch_size), same_photos=1.0, a_pair_of_photos=512)
-        held_out = Sampler([_read(validation)], [1.0], apart, seed=0)
-    minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
     start = read_weights(find_weights(options.init)) if options.init is not None else None
-    data = [(of.source, of.measurement_size, len(of), dict(of.options)) for of in sets]
-    changeable = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init")
-    kept = {name: value for name, value in asdict(options).items() if name not in changeable}
-    recipe = digest("train", data, list(shares), kept, start.sha256 if start else "")
+    recipe = _recipe(sets, shares, options, start)
+    minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
     fingerprint = digest(recipe, minutes, options.steps, options.validate_every, options.learning_rate)
     if output.is_file():
         made = read_weights(output).metadata
         if made.get("fingerprint") == fingerprint:
             return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]))
-    module = HardNetTraining(
+    sampler = Sampler(sets, shares, options.sampling, options.seed)
+    module = _module(sampler, validation, options, minutes, recipe, device)
+    if start is not None:
+        load_into(module.network, start, "hardnet")
+    folder = output.with_name(f"{output.stem}.training")
+    last = folder / "last.ckpt"
+    if options.resume:
+        _check_checkpoint(last)
+    elif last.exists() and rank() == 0:
+        raise HardnetSfmError(
+            f"{folder}: a run that did not finish", "Go on with --resume, or delete the folder to begin anew."
+        )
+    threads = max(1, resources.threads // options.devices)
+    with locked(folder) if rank() == 0 else nullcontext(), _quiet():
+        with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
+            measures = _fit(module, folder, options, device, threads)
+        if rank() == 0:
+            metadata = {
+                "architecture": "hardnet",
+                "patch_size": "32",
+                "measurement_size": str(sets[0].measurement_size),
+                "normalisation": "mean 0 and standard deviation 1 of each patch",
+                "licence": options.licence,
+                "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
+                "command": shlex.join([_program(), *sys.argv[1:]]),
+                "commit": _commit(),
+                "seed": str(options.seed),
+                "minutes": f"{module.seconds / 60:.2f}",
+                "fingerprint": fingerprint,
+                "options": json.dumps(asdict(options), default=str),
+                "steps": str(module.global_step),
+                "measures": json.dumps(measures),
+            }
+            write_weights(
+                output, module.network.state_dict(), {name: value for name, value in metadata.items() if value}
+            )
+            last.unlink(missing_ok=True)
+    return TrainReport(module.global_step, module.seconds / 60, measures)
+
+
+def _train_along(
+    patches: Sequence[Path],
+    output: Path,
+    options: TrainOptions,
+    resources: Resources,
+    validation: Path | None,
+    shares: Sequence[float],
+) -> None:
+    """What the process of another device runs."""
+    train(patches, output, options, resources, validation=validation, shares=shares)
+
+
+def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resources: Resources) -> str:
+    """The device to train on; raises UsageError where something that was asked for makes no sense."""
+    import torch
+
+    from hardnet_sfm.networks.device import resolve_device
+    from hardnet_sfm.training.losses import LOSSES
+
+    options.check()
+    if options.loss not in LOSSES:
+        raise UsageError(f"unknown loss: {options.loss}", f"There are: {', '.join(LOSSES)}.")
+    if output.suffix != ".safetensors":
+        raise UsageError(f"{output}: weights are files that end in .safetensors")
+    if not patches:
+        raise UsageError("no patches to train on", "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`.")
+    device = resolve_device(resources.device)
+    if device == "cuda" and options.devices > torch.cuda.device_count():
+        raise UsageError(f"--devices {options.devices}: torch finds {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOptions, start: Weights | None) -> str:
+    """Fingerprint of all that a run must not change when it is resumed."""
+    data = [(of.source, of.measurement_size, len(of), dict(of.options)) for of in sets]
+    kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
+    if options.devices == 1:
+        del kept["devices"]  # runs that were begun before there were several
+    return digest("train", data, list(shares), kept, start.sha256 if start else "")
+
+
+def _module(
+    sampler: Sampler,
+    validation: Path | None,
+    options: TrainOptions,
+    minutes: float | None,
+    recipe: str,
+    device: str,
+) -> HardNetTraining:
+    from hardnet_sfm.training.losses import LOSSES
+    from hardnet_sfm.training.module import Budget, HardNetTraining
+
+    held_out = None
+    if validation is not None:
+        apart = SamplingOptions(min(512, options.sampling.batch_size), same_photos=1.0, a_pair_of_photos=512)
+        held_out = Sampler([_read(validation)], [1.0], apart, seed=0)
+    return HardNetTraining(
         sampler,
         held_out,
         LOSSES[options.loss],
@@ -169,69 +262,85 @@ def train(
         options.learning_rate,
         options.weight_decay,
         options.dropout,
-        options.norm_batch or _NORM_BATCH[device],
+        options.norm_batch or NORM_BATCH[device],
         options.seed,
         recipe,
     )
-    if start is not None:
-        load_into(module.network, start, "hardnet")
-    folder = output.with_name(f"{output.stem}.training")
-    last = folder / "last.ckpt"
-    if options.resume:
-        _check_checkpoint(last)
-    elif last.exists():
-        raise HardnetSfmError(
-            f"{folder}: a run that did not finish", "Go on with --resume, or delete the folder to begin anew."
+
+
+def _fit(module: HardNetTraining, folder: Path, options: TrainOptions, device: str, threads: int) -> dict[str, float]:
+    """Trains until the budget is spent. What was measured last."""
+    import torch
+
+    trainer = _trainer(module, folder, options, device)
+    torch.set_num_threads(threads)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, ckpt_path=folder / "last.ckpt" if options.resume else None, weights_only=True)
+    except SystemExit as error:  # which is what lightning makes of Ctrl-C, and switches that off
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from error
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
+
+
+def _trainer(module: HardNetTraining, folder: Path, options: TrainOptions, device: str) -> lightning.Trainer:
+    import pytorch_lightning as lightning
+    import torch
+    from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from hardnet_sfm.networks.device import fast_type
+    from hardnet_sfm.training.module import Progress
+
+    terminate = signal.getsignal(signal.SIGTERM)
+    # Lightning's answer to SIGTERM tells the other devices, in the midst of whatever they exchange: they all hang.
+    as_before = LambdaCallback(on_train_start=lambda *_: signal.signal(signal.SIGTERM, terminate))
+    every = ({"every_n_train_steps": options.validate_every}, {"train_time_interval": timedelta(minutes=5)})
+    return lightning.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=options.devices,
+        strategy="ddp" if options.devices > 1 else "auto",
+        precision="32-true" if fast_type(device) == torch.float32 else "bf16-mixed",
+        max_epochs=-1,
+        max_steps=-1 if options.steps is None else options.steps,
+        val_check_interval=options.validate_every,
+        check_val_every_n_epoch=None,
+        # The same batches, in turn, whatever the number of devices.
+        limit_val_batches=-(-_VALIDATION_BATCHES // options.devices) if module.validates else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=TensorBoardLogger(folder, name="curves", version=""),
+        callbacks=[
+            *(ModelCheckpoint(folder, "last", enable_version_counter=False, **how) for how in every),
+            *([Progress()] if rank() == 0 else []),
+            *([as_before] if options.devices > 1 else []),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _program() -> str:
+    """Name of what was started, without where it lies."""
+    name = Path(sys.argv[0]).name
+    return "hardnet-sfm" if name == "__main__.py" else name
+
+
+def _commit() -> str:
+    """The commit of the package and whether it was changed since, where it runs from a clone; else nothing."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
-    with locked(folder), _quiet():
-        trainer = lightning.Trainer(
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            precision="32-true" if fast_type(device) == torch.float32 else "bf16-mixed",
-            max_epochs=-1,
-            max_steps=-1 if options.steps is None else options.steps,
-            val_check_interval=options.validate_every,
-            check_val_every_n_epoch=None,
-            limit_val_batches=_VALIDATION_BATCHES if held_out else 0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            logger=TensorBoardLogger(folder, name="curves", version=""),
-            callbacks=[
-                ModelCheckpoint(
-                    folder, last.stem, every_n_train_steps=options.validate_every, enable_version_counter=False
-                ),
-                ModelCheckpoint(
-                    folder, last.stem, train_time_interval=timedelta(minutes=5), enable_version_counter=False
-                ),
-                Progress(),
-            ],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        torch.set_num_threads(resources.threads)
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(module, ckpt_path=last if options.resume else None, weights_only=True)
-        except SystemExit as error:  # which is what lightning makes of Ctrl-C, and switches that off
-            signal.signal(signal.SIGINT, before)
-            raise KeyboardInterrupt from error
-        measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
-        metadata = {
-            "architecture": "hardnet",
-            "patch_size": "32",
-            "measurement_size": str(sets[0].measurement_size),
-            "normalisation": "mean 0 and standard deviation 1 of each patch",
-            "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
-            "seed": str(options.seed),
-            "minutes": f"{module.seconds / 60:.2f}",
-            "fingerprint": fingerprint,
-            "options": json.dumps(asdict(options), default=str),
-            "steps": str(module.global_step),
-            "measures": json.dumps(measures),
-        }
-        write_weights(output, module.network.state_dict(), metadata)
-        last.unlink(missing_ok=True)
-    return TrainReport(module.global_step, module.seconds / 60, measures)
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # without git nobody can look the commit up here
+    return described.stdout.strip()
 
 
 def _read(path: Path) -> PatchSet:
@@ -246,23 +355,33 @@ def _read(path: Path) -> PatchSet:
 
 
 def _check_checkpoint(path: Path) -> None:
-    """Raises HardnetSfmError where it is missing or damaged."""
+    """Raises HardnetSfmError where it is missing, damaged or something else."""
     from hardnet_sfm.weights import load_tensors
 
+    hint = "Delete the folder and begin anew."
     if not path.is_file():
         raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to begin anew.")
-    load_tensors(path, "Delete the folder and begin anew.")
+    loaded = load_tensors(path, hint)
+    if zipfile.is_zipfile(path):  # torch's reader does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise HardnetSfmError(f"{path}: damaged, {damaged} in it has another checksum", hint)
+    if not isinstance(loaded, dict) or not loaded.keys() >= {"state_dict", "optimizer_states", "loops", "recipe"}:
+        raise HardnetSfmError(f"{path}: not a checkpoint of `train`", hint)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps lightning's hints and its dependencies' deprecations off the terminal; errors still raise."""
-    logger = logging.getLogger("pytorch_lightning")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -2,6 +2,9 @@
 
     python pipelines/bench/train.py PATCHES [PATCHES ...]
 
+The steps are those of `train`, by its own code. Its peer in the same run is the plain way: weights laid out as torch
+makes them, and the whole batch through the network at once.
+
 Lower bound: HardNet takes 78 MFLOP a patch forward and twice that backward, so a pair of patches takes 470 MFLOP.
 """
 
@@ -19,12 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.networks.device import fast_type, resolve_device
-from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
+from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import LOSSES
 from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
+from hardnet_sfm.training.stage import NORM_BATCH, TrainOptions
 
 FLOP_A_PAIR = 2 * 3 * 78e6
 _SIDE = 4096
@@ -39,6 +43,8 @@ class Options:
     batch_size: int = 1024
     """Pairs."""
     loss: str = "hardnet"
+    """As in `train`."""
+    norm_batch: int | None = None
     """As in `train`."""
     resources: Resources = field(default_factory=Resources)
 
@@ -58,6 +64,8 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
+    from hardnet_sfm.training.module import Budget, HardNetTraining  # lightning takes seconds to import
+
     device = resolve_device(options.resources.device)
     torch.set_num_threads(options.resources.threads)
     dtype = fast_type(device)
@@ -65,45 +73,67 @@ def main() -> None:
         dtype = torch.bfloat16  # as `train` does on CUDA
     sets = [read_patches(path) for path in options.patches]
     sampler = Sampler(sets, [1.0] * len(sets), SamplingOptions(options.batch_size), seed=0)
-    batch = sampler(0)
-    anchors, positives, allowed = (
-        torch.from_numpy(rows).to(device) for rows in (batch.anchors, batch.positives, batch.allowed)
-    )
-    network, loss = HardNet().to(device).train(), LOSSES[options.loss]
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
-    patches = torch.cat(augmented(anchors, positives, PATCH_SIZE, AugmentOptions()))
+    batch = {
+        name: torch.from_numpy(getattr(sampler(0), name)).to(device) for name in ("anchors", "positives", "allowed")
+    }
 
-    def describe() -> torch.Tensor:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            return network(patches)
+    def step_of(norm_batch: int | None, layout: torch.memory_format) -> Callable[[], None]:
+        made = TrainOptions()
+        module = HardNetTraining(
+            sampler,
+            None,
+            LOSSES[options.loss],
+            made.augment,
+            Budget(None, 1),
+            made.learning_rate,
+            made.weight_decay,
+            made.dropout,
+            norm_batch,
+            made.seed,
+            recipe="",
+        )
+        module.to(device).to(memory_format=layout)
+        optimizer = module.configure_optimizers()
 
-    def step() -> None:
-        optimizer.zero_grad()
-        first, second = describe().float().chunk(2)
-        loss(first, second, allowed).backward()
-        optimizer.step()
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                loss = module.loss_of(batch)
+            loss.backward()
+            optimizer.step()
+
+        return step
 
     numbers = iter(range(1, 1000))
     square = torch.randn(_SIDE, _SIDE, device=device, dtype=dtype)
     ceiling = 2 * _SIDE**3 / least_seconds(lambda: square @ square, device)
     count = options.batch_size
-    parts = {
-        "draw a batch": least_seconds(lambda: sampler(next(numbers)), device),
-        "augment": least_seconds(lambda: augmented(anchors, positives, PATCH_SIZE, AugmentOptions()), device),
-        "forward, loss, backward, update": least_seconds(step, device),
+    anchors, positives = batch["anchors"], batch["positives"]
+    drawing = least_seconds(lambda: sampler(next(numbers)), device)
+    augmenting = least_seconds(lambda: augmented(anchors, positives, PATCH_SIZE, AugmentOptions()), device)
+    stepping = least_seconds(step_of(options.norm_batch or NORM_BATCH[device], torch.channels_last), device)
+    plain = least_seconds(step_of(None, torch.contiguous_format), device)
+    # On a GPU workers draw batches while it trains; on a CPU the cores do one after the other.
+    together = max(drawing, stepping) if device == "cuda" else drawing + stepping
+    rows = {
+        "draw a batch": drawing,
+        "step: augment, forward, loss, backward, update": stepping,
+        "  of which augment": augmenting,
+        "together": together,
+        "peer: step, plain weights, one group": plain,
     }
     table = Table(title=f"batches of {count} pairs, {device} {str(dtype).removeprefix('torch.')}")
     for column in ("", "ms a batch", "pairs/s"):
         table.add_column(column, justify="right" if column else "left")
-    # On a GPU workers draw batches while it trains; on a CPU the cores do one after the other.
-    together = max(parts.values()) if device == "cuda" else sum(parts.values())
-    for name, seconds in {**parts, "together": together}.items():
+    for name, seconds in rows.items():
         table.add_row(name, f"{1000 * seconds:.0f}", f"{count / seconds:.0f}")
     console = Console()
     console.print(table)
-    rate = FLOP_A_PAIR * count / parts["forward, loss, backward, update"]
+    rate = FLOP_A_PAIR * count / stepping
     console.print(
-        f"{rate / 1e9:.0f} GFLOP/s, {rate / ceiling:.2f} of the {ceiling / 1e9:.0f} GFLOP/s of a matrix product"
+        f"{rate / 1e9:.0f} GFLOP/s, {rate / ceiling:.2f} of the {ceiling / 1e9:.0f} GFLOP/s of a matrix product; "
+        f"{plain / stepping:.2f} times the peer's speed",
+        soft_wrap=True,
     )
 
 

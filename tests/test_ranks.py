@@ -1,0 +1,167 @@
+"""Training on two devices, here processes on a CPU, against what one process computes by hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import BRIEF, CPU, random_patches
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.networks.device import fast_type
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.training import losses
+from hardnet_sfm.training.module import Batches, Budget, HardNetTraining
+from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
+from hardnet_sfm.training.ranks import joined, rank
+from hardnet_sfm.training.sampling import Sampler, SamplingOptions
+from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.weights import read_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TWO = replace(BRIEF, steps=4, validate_every=2, devices=2)
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 points in three photos."""
+    path = tmp_path_factory.mktemp("patches") / "made.h5"
+    looks = np.repeat(random_patches(60, 1), 3, 0)
+    looks = np.uint8((looks + np.random.default_rng(1).normal(0, 10, looks.shape)).clip(0, 255))
+    unknown = np.full((180, 2, 3), np.nan, np.float32)
+    point, image = np.repeat(np.arange(60), 3), np.tile(np.arange(3, dtype=np.int32), 60)
+    places = np.full((60, 3), np.nan, np.float32)
+    write_patches(
+        path, PatchSet(path, "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that two processes made without interruption."""
+    output = tmp_path_factory.mktemp("trained") / "two.safetensors"
+    before = dict(os.environ)
+    report = train([patches], output, TWO, CPU, validation=patches)
+    assert report.steps == 4
+    assert set(report.measures) == {"fpr95", "map"}
+    assert dict(os.environ) == before
+    assert not torch.distributed.is_initialized()
+    return output
+
+
+def by_hand(patches: Path, options: TrainOptions) -> dict[str, torch.Tensor]:
+    """Both devices' steps one after the other, their gradients averaged."""
+    sampler = Sampler([read_patches(patches)], [1.0], options.sampling, options.seed)
+    made = (sampler, None, losses.LOSSES[options.loss], options.augment, Budget(None, options.steps))
+    modules = [HardNetTraining(*made, 1, options.weight_decay, options.dropout, 256, 0, "").train() for _ in range(2)]
+    optimizer = modules[0].configure_optimizers()
+    batches = iter(Batches(sampler, 0, 1))
+    for step in range(options.steps):
+        modules[1].load_state_dict(modules[0].state_dict())
+        for number, module in enumerate(modules):
+            torch.manual_seed(options.seed * 1_000_003 + 2 * step + number)
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast_type("cpu") == torch.bfloat16):
+                loss = module.loss_of(next(batches))
+            module.zero_grad()
+            loss.backward()
+        for mine, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+            mine.grad = (mine.grad + other.grad) / 2
+        spent = step / options.steps
+        optimizer.param_groups[0]["lr"] = options.learning_rate * min((spent + 1e-3) / 0.02, 1 - spent)
+        optimizer.step()
+    return modules[0].network.state_dict()
+
+
+@pytest.mark.slow
+def test_two_devices_learn_what_the_mean_of_two_gradients_teaches(trained: Path, patches: Path) -> None:
+    """To the bit: halves of gradients are exact. The running statistics are those of the first device's batches."""
+    expected, found = by_hand(patches, TWO), load_file(trained)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices_that_was_stopped_ends_with_the_same_weights(
+    trained: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, real = [], losses.LOSSES["hardnet"]
+
+    def stopping(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)  # as the command line takes it: like Ctrl-C
+        return real(*args)
+
+    output = tmp_path / "two.safetensors"
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(losses.LOSSES, "hardnet", stopping)
+        train([patches], output, TWO, CPU, validation=patches)
+    signal.signal(signal.SIGTERM, before)
+    assert not output.exists()
+    with pytest.raises(HardnetSfmError, match="a run that did not finish"):
+        train([patches], output, TWO, CPU, validation=patches)
+    with pytest.raises(HardnetSfmError, match="with other options"):
+        train([patches], output, replace(TWO, devices=1, resume=True), CPU, validation=patches)
+    assert train([patches], output, replace(TWO, resume=True), CPU, validation=patches).steps == 4
+    expected, found = load_file(trained), load_file(output)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert not (tmp_path / "two.training" / "last.ckpt").exists()
+    measured = [read_weights(path).metadata["measures"] for path in (trained, output)]
+    assert measured[0] == measured[1]
+
+
+@pytest.mark.slow
+def test_two_devices_end_together_when_the_time_is_over(patches: Path, tmp_path: Path) -> None:
+    """The second one would hang in its next step if it had not counted the same time."""
+    options = TrainOptions(minutes=0.01, devices=2, sampling=SamplingOptions(batch_size=16))
+    report = train([patches], tmp_path / "out.safetensors", options, CPU)
+    assert report.steps >= 1
+    assert 0.01 <= report.minutes < 0.1
+
+
+def test_batches_of_the_devices_are_disjoint_and_together_those_of_one(patches: Path) -> None:
+    sampler = Sampler([read_patches(patches)], [1.0], BRIEF.sampling, 0)
+    for first in (0, 3):
+        batches = [iter(Batches(sampler, 3 * first + number, 3)) for number in range(3)]
+        for step in range(2):
+            for number, of_device in enumerate(batches):
+                expected = sampler(3 * (first + step) + number).anchors
+                np.testing.assert_array_equal(next(of_device)["anchors"], expected)
+
+
+def _fails(how: str) -> None:
+    if how == "says why":
+        raise HardnetSfmError("out of luck")
+    if how == "dies":
+        os._exit(9)
+    assert rank() == 1 and os.environ["MASTER_PORT"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "message"), [("says why", "device 1: out of luck"), ("dies", "device 1: its process")])
+def test_a_device_that_fails_stops_the_first_one(how: str, message: str) -> None:
+    with pytest.raises(HardnetSfmError, match=message), joined(2, 1, _fails, how):
+        time.sleep(60)
+    with joined(2, 1, _fails, "not"):
+        assert rank() == 0 and os.environ["LOCAL_RANK"] == "0"
+    assert "LOCAL_RANK" not in os.environ
+
+
+def test_as_many_devices_as_there_are(patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--devices must be above 0"):
+        train([patches], tmp_path / "out.safetensors", replace(BRIEF, devices=0), CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="--devices 2: torch finds 1 CUDA devices"):
+        train([patches], tmp_path / "out.safetensors", TWO, Resources(device="cuda"))
