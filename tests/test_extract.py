@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from hardnet_sfm.networks.rootsift import RootSift
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.stores import FeatureStore, StoreWriter
+from hardnet_sfm.weights import find_weights, load_into, read_weights
 
 CPU = Resources(device="cpu", workers=2)
-FEW = ExtractOptions(max_keypoints=100)
+FEW = ExtractOptions(descriptor="rootsift", max_keypoints=100)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,7 +110,9 @@ def test_dog_keypoints_are_those_that_colmap_writes_into_its_database(images: Pa
     grey.mkdir()
     for path in sorted(images.iterdir())[:2]:
         cv2.imwrite(str(grey / f"{path.stem}.png"), grey_of(path))  # COLMAP has its own idea of what is grey
-    extract(grey, tmp_path / "features.h5", ExtractOptions(detector="dog", max_keypoints=8192), CPU)
+    extract(
+        grey, tmp_path / "features.h5", ExtractOptions(descriptor="rootsift", detector="dog", max_keypoints=8192), CPU
+    )
     options = pycolmap.FeatureExtractionOptions()
     options.use_gpu = False
     pycolmap.extract_features(tmp_path / "reference.db", grey, extraction_options=options, device=pycolmap.Device.cpu)
@@ -154,6 +158,22 @@ def test_hardnet_descriptors_are_those_of_kornia(
             assert np.quantile(distances, 0.95) < 0.05  # bfloat16 on CPUs that have it
             apart = np.linalg.norm(expected - expected[::-1], axis=1)
             assert np.median(distances) < np.median(apart) / 4
+
+
+def test_without_options_it_is_hardnet_with_the_shipped_weights(images: Path, features: Path) -> None:
+    extract(images, features, ExtractOptions(max_keypoints=100), CPU)
+    network, weights = HardNet(), read_weights(find_weights("hardnet-sfm"))
+    load_into(network, weights, "hardnet")
+    with FeatureStore(features) as store:
+        assert store.header["options"]["weights_sha256"] == weights.sha256
+        name = store.names()[0]
+        found = store.keypoints(name)
+        across = float(weights.metadata["measurement_size"])
+        patches = extract_patches(grey_of(images / name), found.xy, found.frames(), 32, across)
+        with torch.inference_mode():
+            expected = network.eval()(torch.from_numpy(patches)[:, None] / 255).numpy()
+        similarity = (store.descriptors(name).astype(np.float32) * expected).sum(1)
+        assert similarity.min() > 0.99  # bfloat16 where the CPU has it
 
 
 def test_facts_about_each_photo_are_kept(images: Path, features: Path) -> None:
@@ -240,7 +260,7 @@ def test_changed_options_recompute_everything_and_the_report_says_which(
     changed: dict[str, Any], reason: str, images: Path, features: Path, tmp_path: Path
 ) -> None:
     extract(images, features, FEW, CPU)
-    options = ExtractOptions(**{"max_keypoints": 100, **changed})
+    options = replace(FEW, **changed)
     report = extract(images, features, options, CPU)
     assert (report.computed, report.reason) == (5, reason)
     extract(images, tmp_path / "anew" / "features.h5", options, CPU)
@@ -262,7 +282,7 @@ def test_other_weights_recompute_everything(images: Path, features: Path, random
 
 def test_what_does_not_change_the_result_recomputes_nothing(images: Path, features: Path) -> None:
     extract(images, features, FEW, CPU)
-    strict = ExtractOptions(max_keypoints=100, strict=True)
+    strict = replace(FEW, strict=True)
     assert extract(images, features, strict, Resources(device="cpu", workers=1)).computed == 0
 
 
@@ -343,7 +363,7 @@ def test_a_photo_that_has_become_corrupt_disappears(images: Path, features: Path
 def test_strict_stops_at_a_corrupt_photo_and_names_it(images: Path, features: Path) -> None:
     (images / "view_002.jpg").write_bytes(b"no photo")
     with pytest.raises(HardnetSfmError) as raised:
-        extract(images, features, ExtractOptions(max_keypoints=100, strict=True), CPU)
+        extract(images, features, replace(FEW, strict=True), CPU)
     assert str(images / "view_002.jpg") in raised.value.message
     # What came before it is not lost, but for a photo that was waiting for its batch to be full.
     assert extract(images, features, FEW, CPU).computed in (2, 3)
@@ -364,7 +384,7 @@ def test_flat_photos_have_no_keypoints(detector: str, tmp_path: Path) -> None:
     images.mkdir()
     for value, size in ((0, (240, 320)), (128, (240, 320)), (255, (33, 500)), (128, (1, 1)), (7, (3, 2))):
         cv2.imwrite(str(images / f"{value} {size[0]}x{size[1]}.png"), np.full(size, value, np.uint8))
-    report = extract(images, tmp_path / "features.h5", ExtractOptions(detector=detector), CPU)
+    report = extract(images, tmp_path / "features.h5", ExtractOptions(descriptor="rootsift", detector=detector), CPU)
     assert (report.photos, report.keypoints, report.skipped) == (5, 0, {})
     with FeatureStore(tmp_path / "features.h5") as store:
         for name in store.names():
@@ -378,7 +398,7 @@ def test_max_keypoints_keeps_the_first_of_the_detectors_order(detector: str, ima
     found = {}
     for most in (1, 40, 100):
         path = tmp_path / str(most) / "features.h5"
-        extract(images, path, ExtractOptions(detector=detector, max_keypoints=most), CPU)
+        extract(images, path, ExtractOptions(descriptor="rootsift", detector=detector, max_keypoints=most), CPU)
         with FeatureStore(path) as store:
             found[most] = {name: store.keypoints(name) for name in store.names()}
             assert set(store.counts().values()) == {most}
@@ -403,7 +423,7 @@ def test_keypoints_of_shrunk_photos_are_in_pixels_of_the_photo_as_it_is(
     stores = {}
     for size in (largest, 3200):
         path = tmp_path / str(size) / "features.h5"
-        extract(images, path, ExtractOptions(detector=detector, max_image_size=size), CPU)
+        extract(images, path, ExtractOptions(descriptor="rootsift", detector=detector, max_image_size=size), CPU)
         stores[size] = path
     offsets, ratios = [], []
     with FeatureStore(stores[largest]) as shrunk, FeatureStore(stores[3200]) as full:
@@ -434,9 +454,9 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_made(images: 
         ("edge_threshold", 0.5),
     ):
         with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}"):
-            extract(images, features, ExtractOptions(**{option: value}), CPU)
+            extract(images, features, ExtractOptions(descriptor="rootsift", **{option: value}), CPU)
     with pytest.raises(UsageError, match="--affine-shape"):
-        extract(images, features, ExtractOptions(affine_shape=True), CPU)
+        extract(images, features, ExtractOptions(descriptor="rootsift", affine_shape=True), CPU)
     assert not features.parent.exists()
 
 
@@ -543,7 +563,7 @@ def test_weights_for_rootsift_are_refused(
     images: Path, random_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["extract", str(images), "--workspace", str(tmp_path / "out"), "--weights", str(random_weights)]
-    status, text = said_by(args, capsys)
+    status, text = said_by([*args, "--descriptor", "rootsift"], capsys)
     assert status == 2
     assert "--weights has no effect with --descriptor rootsift" in text
 

@@ -56,7 +56,7 @@ from hardnet_sfm.training.observations import (
 from hardnet_sfm.training.patches import PatchSet, read_patches
 from hardnet_sfm.workspace import Workspace
 
-FEW = ExtractOptions(max_keypoints=1500)
+FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500)
 ONE_CAMERA = MapOptions(camera_mode="single")
 DETECT = make_detector("opencv-dog", DetectorOptions(3000, 0.02 / 3, 10.0, upright=False, affine_shape=False))
 

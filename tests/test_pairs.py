@@ -32,7 +32,7 @@ from hardnet_sfm.stores import FEATURES, FeatureStore, MatchStore, StoreWriter, 
 from hardnet_sfm.workspace import Workspace
 
 CPU = Resources(device="cpu", workers=2)
-FEW = ExtractOptions(max_keypoints=300)
+FEW = ExtractOptions(descriptor="rootsift", max_keypoints=300)
 Pair = tuple[str, str]
 
 

@@ -35,7 +35,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.workspace import Workspace, read_json
 
-FEW = ExtractOptions(max_keypoints=1500)
+FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500)
 ONE_CAMERA = MapOptions(camera_mode="single")
 ONE_THREAD = Resources(workers=1)
 
@@ -486,7 +486,7 @@ def test_bad_input_gets_a_clear_error(
         case "no-effect option":
             extra = ["--window", 3]
         case "rootsift weights":
-            extra = ["--weights", tmp_path / "w.safetensors"]
+            extra = ["--descriptor", "rootsift", "--weights", tmp_path / "w.safetensors"]
         case "affine opencv":
             extra = ["--affine-shape"]
         case "hardnet without weights":
