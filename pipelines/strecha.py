@@ -3,8 +3,8 @@
     python pipelines/strecha.py FOLDER
 
 FOLDER is laid out as Strecha et al. (CVPR 2008) published theirs: `images/` and `gt_dense_cameras/`; or it has a COLMAP
-model in `colmap/` to agree with. Both programs get the same photos, image size and mean number of keypoints a photo.
-They run twice: calibrating the camera themselves, and with the true intrinsics fixed.
+model in `colmap/` to agree with. Both programs get the same photos, image size and mean number of keypoints a photo;
+ours runs with each of the descriptors. All do it twice: calibrating the camera, and with the true intrinsics fixed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -27,7 +27,7 @@ from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
 from hardnet_sfm.evaluation.strecha import read_strecha
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
 from hardnet_sfm.pipeline import reconstruct
 from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.resources import Resources
@@ -42,7 +42,11 @@ class Options:
     """Scene: images/ and gt_dense_cameras/, or images/ and colmap/."""
     max_features: int = 8192
     """COLMAP's limit on keypoints, each of which may give a row for each of two orientations; we get as many rows."""
-    extract: ExtractOptions = field(default_factory=lambda: ExtractOptions(max_image_size=1600))
+    descriptors: tuple[str, ...] = ("rootsift", "hardnet")
+    """Of ours, one run for each."""
+    weights: Path | None = None
+    """Of a learned descriptor; with --descriptors hardnet."""
+    extract: KeypointOptions = field(default_factory=lambda: KeypointOptions(max_image_size=1600))
     resources: Resources = field(default_factory=Resources)
 
 
@@ -80,8 +84,10 @@ def _extent(model: Model) -> float:
     return max(float(((a - b) ** 2).sum() ** 0.5) for a in centres for b in centres)
 
 
-def run(options: Options, truth: Truth, camera: CameraSetup, fixed: bool, folder: Path) -> tuple[Row, Row, float]:
-    """COLMAP's figures, ours, and the mean number of keypoints a photo."""
+def run(
+    options: Options, truth: Truth, camera: CameraSetup, fixed: bool, folder: Path
+) -> tuple[Row, dict[str, Row], float]:
+    """COLMAP's figures, ours by descriptor, and the mean number of keypoints a photo."""
     images = options.folder / "images"
     mapping = Mapping("incremental", fixed, 3, options.resources.threads, 0)
     (folder / "colmap").mkdir(parents=True)
@@ -99,11 +105,23 @@ def run(options: Options, truth: Truth, camera: CameraSetup, fixed: bool, folder
         baseline.verified_matches,
         baseline.seconds,
     )
+    ours = {}
+    for descriptor in options.descriptors:
+        same = {**asdict(options.extract), "max_keypoints": round(baseline.keypoints)}
+        extract = ExtractOptions(**same, descriptor=descriptor, weights=options.weights)
+        ours[descriptor] = run_ours(options, truth, camera, fixed, extract, folder / descriptor)
+    return theirs, ours, baseline.keypoints
+
+
+def run_ours(
+    options: Options, truth: Truth, camera: CameraSetup, fixed: bool, extract: ExtractOptions, workspace: Path
+) -> Row:
+    """Our figures with one descriptor."""
     start = time.perf_counter()
     model = reconstruct(
-        images,
-        folder / "ours",
-        extract_options=replace(options.extract, max_keypoints=round(baseline.keypoints)),
+        options.folder / "images",
+        workspace,
+        extract_options=extract,
         map_options=MapOptions(
             camera_mode=camera.mode,
             camera_model=camera.model,
@@ -113,23 +131,20 @@ def run(options: Options, truth: Truth, camera: CameraSetup, fixed: bool, folder
         resources=options.resources,
     )
     total = time.perf_counter() - start
-    summary = read_json(Workspace(folder / "ours").summary)
+    summary = read_json(Workspace(workspace).summary)
     seconds = summary["seconds"] | {"match": summary["seconds"]["match"] + summary["seconds"]["pair"]}
     seconds["map"] += total - sum(summary["seconds"].values())
     del seconds["pair"]
-    ours = Row(
-        model,
-        pose_errors(model.cam_from_world(), truth.cam_from_world),
-        summary["verified_matches"],
-        seconds,
-    )
-    return theirs, ours, baseline.keypoints
+    errors = pose_errors(model.cam_from_world(), truth.cam_from_world)
+    return Row(model, errors, summary["verified_matches"], seconds)
 
 
-def print_table(console: Console, title: str, truth: Truth, theirs: Row, ours: Row) -> None:
+def print_table(console: Console, title: str, truth: Truth, theirs: Row, ours: dict[str, Row]) -> None:
+    """COLMAP's figures, ours, and ours as multiples of COLMAP's."""
     table = Table(title=title, title_justify="left")
-    for name in ("", "COLMAP SIFT", "ours", "ours / COLMAP"):
-        table.add_column(name, justify="left" if not name else "right")
+    table.add_column()
+    for column in ("COLMAP SIFT", *(column for name in ours for column in (name, "/ COLMAP"))):
+        table.add_column(column, justify="right")
     figures: list[tuple[str, str, Callable[[Row], float]]] = [
         (f"registered of {len(truth.cam_from_world)}", ".0f", lambda row: len(row.model.names)),
         (f"position error, {truth.unit}, mean", ".3g", lambda row: row.errors.positions.mean() * truth.per_unit),
@@ -144,8 +159,11 @@ def print_table(console: Console, title: str, truth: Truth, theirs: Row, ours: R
         ("seconds, total", ".1f", lambda row: sum(row.seconds.values())),
     ]
     for name, form, figure in figures:
-        a, b = figure(theirs), figure(ours)
-        table.add_row(name, format(a, form), format(b, form), format(b / a, ".2f") if a else "-")
+        base = figure(theirs)
+        cells = []
+        for value in map(figure, ours.values()):
+            cells += [format(value, form), format(value / base, ".2f") if base else "-"]
+        table.add_row(name, format(base, form), *cells)
     console.print(table)
     console.print("match and map: COLMAP verifies pairs while matching, we while mapping.\n")
 
