@@ -104,6 +104,11 @@ class Segment:
         return len(self.names) - len(self.removed)
 
     @property
+    def lists(self) -> tuple[NDArray[np.int64], Signatures, NDArray[np.uint16]]:
+        """Offsets, signatures and images, as most of the compiled loops take them."""
+        return self.offsets, self.signatures, self.images
+
+    @property
     def features(self) -> int:
         """Number of entries, those of removed photos among them."""
         return len(self.images)

@@ -65,9 +65,8 @@ def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) ->
         wanted = index.wanted(number, photos)
         if not wanted.any() or not len(query):
             continue
-        lists = (segment.offsets, segment.signatures, segment.images)
-        rows = kernels.correspondences(query.starts, query.words, query.signatures, reach, *lists, wanted)
-        of_photo, geometry = index.geometry(number, rows[:, 1])
+        rows = kernels.correspondences(query.starts, query.words, query.signatures, reach, *segment.lists, wanted)
+        of_photo, geometry = index.photos_of(number, rows[:, 1]), index.geometry_of(number, rows[:, 1])
         # Nearest signatures first; a rarer word's distance says as much as a frequent one's.
         order = np.lexsort((rows[:, 1], rows[:, 0], rows[:, 2], of_photo))
         rows, of_photo, geometry = rows[order], of_photo[order], geometry[order]

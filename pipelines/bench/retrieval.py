@@ -33,7 +33,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import InvertedIndex
 from hardnet_sfm.retrieval.options import Method
-from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, distance_weights
+from hardnet_sfm.retrieval.scoring import MULTIPLE, STRICT, Query, distance_weights
 from hardnet_sfm.retrieval.search import multiple_of, score
 from hardnet_sfm.retrieval.segments import IndexedPhoto
 from hardnet_sfm.retrieval.stage import IndexBuilder
@@ -262,7 +262,7 @@ def our_matches(index: InvertedIndex, query: Query) -> int:
     rows = (query.starts, query.words, query.signatures)
     weights = distance_weights()
     tasks = [
-        (first, last, *rows, weights, index.idf, segment.offsets, segment.signatures, segment.images, segment.alive)
+        (first, last, *rows, weights, STRICT, index.idf, *segment.lists, segment.alive)
         for segment in index.segments
         for first, last in pairwise(cuts)
     ]
