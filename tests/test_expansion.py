@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,13 @@ class Collection:
     features: Mapping[str, Sequence[Feature]]
     xy: Mapping[str, np.ndarray]
 
-    def idf(self, word: int) -> float:
-        having = sum(any(word == of for of, _ in photo) for photo in self.features.values())
-        return math.log(len(self.features) / having) if having else 0.0
+    @cached_property
+    def idf(self) -> Mapping[int, float]:
+        having = Counter(word for photo in self.features.values() for word in {word for word, _ in photo})
+        return defaultdict(float, {word: math.log(len(self.features) / count) for word, count in having.items()})
 
     def vector(self, counts: Mapping[int, float]) -> dict[int, float]:
-        return {word: count * self.idf(word) for word, count in counts.items()}
+        return {word: count * self.idf[word] for word, count in counts.items()}
 
     def length(self, name: str) -> float:
         return math.hypot(*self.vector(Counter(word for word, _ in self.features[name])).values())
@@ -97,7 +99,7 @@ def embedded_scores(
     for rows in query:
         matches: dict[tuple[str, int], float] = {}
         for number, (word, signature) in enumerate(rows):
-            squared = collection.idf(word) ** 2
+            squared = collection.idf[word] ** 2
             for name, photo in collection.features.items():
                 distances = [(theirs ^ signature).bit_count() for of, theirs in photo if of == word]
                 each = [math.exp(-((h / 12) ** 2)) * squared for h in distances if h <= 24]
@@ -120,14 +122,14 @@ def expanded(
     own = {word for rows in query for word, _ in rows}
     support = Counter(word for photo in reliable for word in {word for word, _ in photo})
     agreed = [word for word in support if word not in own and support[word] >= 2]
-    agreed.sort(key=lambda word: (-support[word], -collection.idf(word), word))
+    agreed.sort(key=lambda word: (-support[word], -collection.idf[word], word))
     kept = own | set(agreed[: len(own)])
     rows = [(word, 0, signature) for rows in query for word, signature in rows]
     for source, photo in enumerate(reliable, 1):
         rows += [(word, source, signature) for word, signature in photo if word in kept]
     groups = slow_aggregate([(word, signature, source) for word, source, signature in sorted(rows)], 16, 2)
-    assert {word for word, _ in groups} - own  # the collection puts new words to the test
-    assert len(groups) < len(rows)
+    assert {word for word, _ in groups} - own  # the collection puts new words to the test,
+    assert len(groups) < len(rows)  # and grouping
     return [[group] for group in groups]
 
 

@@ -243,7 +243,7 @@ class InvertedIndex:
 
     def photos_of(self, segment: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Photos of entries of a segment's lists."""
-        return self.segments[segment].images[rows] + self.starts[segment]
+        return np.asarray(self.segments[segment].images[rows] + self.starts[segment], np.int64)
 
     def geometry_of(self, segment: int, rows: NDArray[np.int64]) -> Float32:
         """(M, 4) geometry (x, y, scale, radians) of entries of a segment's lists."""
@@ -261,7 +261,7 @@ class InvertedIndex:
 
     def segment_of(self, photos: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) number of the segment that each photo is in."""
-        return np.searchsorted(self.starts, photos, "right") - 1
+        return np.asarray(np.searchsorted(self.starts, photos, "right") - 1, np.int64)
 
 
 @dataclass(frozen=True, eq=False)

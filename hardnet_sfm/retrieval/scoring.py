@@ -31,7 +31,7 @@ class Query:
         starts: (F + 1,) int64, where the rows of each feature begin.
         words: (R,) int32, words that features are assigned to.
         signatures: (R,) uint64, within these words.
-        geometry: (F, 4) float32, x, y, scale in pixels, orientation in radians.
+        geometry: (F, 4) float32, x, y, scale in pixels, orientation in radians; or (F, 6), see `geometry_of`.
     """
 
     starts: NDArray[np.int64]

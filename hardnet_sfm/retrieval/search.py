@@ -36,7 +36,7 @@ class Described:
 
     Attributes:
         descriptors: (F, D) of unit length.
-        geometry: (F, 4) float32: x, y, scale in pixels, orientation in radians.
+        geometry: (F, 4) float32: x, y, scale in pixels, orientation in radians; or (F, 6), see `geometry_of`.
         region: x0, y0, x1, y1, what of the photo was asked for, pixels.
     """
 

@@ -1,8 +1,9 @@
 """Spatial verification: which correspondences of a query and a photo fit one transformation of the plane.
 
 As Philbin et al. (CVPR 2007, section 4): each correspondence alone gives a similarity, from the positions, scales and
-orientations of its two features; each is scored by the number of correspondences that agree; the best are refined to an
-affine transformation by least squares on what agrees, a few times over. There is no chance in it.
+orientations of its two features, or an affine transformation where the index has affine frames; each is scored by the
+number of correspondences that agree; the best are refined to an affine transformation by least squares on what agrees,
+a few times over. There is no chance in it.
 """
 
 from __future__ import annotations

@@ -211,8 +211,13 @@ def measure(options: Options, folder: Path) -> None:
     files = sum(path.stat().st_size for path in (folder / "index").glob("segment-*/*"))
     lists = np.sum([np.diff(segment.offsets) for segment in index.segments], 0).astype(np.float64)
     imbalance = options.words * (lists**2).sum() / lists.sum() ** 2
+    offsets, facts = (
+        sum(path.stat().st_size for path in (folder / "index").glob(f"segment-*/{name}")) / index.features
+        for name in ("offsets.npy", "photos.json")
+    )
     console.print(
-        f"{index.features} features in {len(index.segments)} segments, {files / index.features:.3f} bytes a feature, "
+        f"{index.features} features in {len(index.segments)} segments, {files / index.features:.3f} bytes a feature "
+        f"({files / index.features - offsets - facts:.3f} of features, {offsets:.3f} of words, {facts:.3f} of photos), "
         f"imbalance factor {imbalance:.2f}"
     )
     console.print(f"statistics when first asked for: {seconds(lambda: index.count_norms):.2f} s")
