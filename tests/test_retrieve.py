@@ -13,7 +13,7 @@ import pytest
 import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber
+from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber, extract
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.matching.pairs import read_pairs
 from hardnet_sfm.resources import Resources
@@ -235,3 +235,32 @@ def test_reconstruct_pairs_by_retrieval_and_registers_all(small_scene: tuple[Pat
     )
     assert told[:5] == ["extract", "vocabulary", "index", "propose", "pair"]
     assert len(model.names) == 8
+
+
+def test_info_says_what_vocabulary_and_index_there_are_and_whether_they_are_stale(place: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(place, work, ignore=shutil.ignore_patterns("photos"))
+    parts = {part.name: part for part in hardnet_sfm.info(work)}
+    assert list(parts) == ["features", "words", "index"]
+    assert parts["words"].holds.startswith("64 words of ") and parts["index"].holds.startswith("8 photos of ")
+    stored = sum(path.stat().st_size for path in (work / "index").rglob("*") if path.is_file())
+    assert parts["index"].holds.endswith(f", 64 words, {stored / 1e6:.1f} MB")
+    assert parts["words"].stale == parts["index"].stale == ""
+    # Another photo, one that is gone, one that has changed: features know of them, the index not yet.
+    photos = tmp_path / "photos"
+    shutil.copytree(place / "photos", photos)
+    first, second, third = sorted(photos.iterdir())[:3]
+    first.rename(photos / "another.jpg")
+    shutil.copy(third, second)
+    extract(photos, work / "features.h5", FEW, CPU)
+    stale = {part.name: part.stale for part in hardnet_sfm.info(work)}
+    assert stale == {"features": "", "words": "", "index": "1 photos new, 1 photos gone, 1 photos changed"}
+    extract(photos, work / "features.h5", ExtractOptions(max_keypoints=300, descriptor="rootsift"), CPU)
+    stale = {part.name: part.stale for part in hardnet_sfm.info(work)}
+    assert stale["words"] == stale["index"] == "the features are of another descriptor"
+    # An index alone can be searched, and so is described.
+    (work / "features.h5").unlink()
+    assert [part.stale for part in hardnet_sfm.info(work)] == ["", ""]
+    (work / "index" / "manifest.json").write_text("{}")
+    with pytest.raises(HardnetSfmError, match=r"manifest\.json: damaged"):
+        hardnet_sfm.info(work)

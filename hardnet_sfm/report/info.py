@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ class Part:
     """One part of a workspace.
 
     Attributes:
-        name: features, matches, model.
+        name: features, matches, model, words (the vocabulary), index.
         holds: counts, for people.
         options: that it was made with.
         stale: why it is out of date; empty where it is not.
@@ -39,9 +40,9 @@ def info(workspace: Workspace | Path | str) -> list[Part]:
     if not place.root.is_dir():
         raise HardnetSfmError(f"no workspace at {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
     if not place.features.is_file():
-        return []
+        return _retrieval(place, None)
     with FeatureStore(place.features) as features:
-        parts = [_features(features)]
+        parts = [_features(features), *_retrieval(place, features)]
         if place.matches.is_file():
             with MatchStore(place.matches) as matches:
                 parts.append(_matches(features, matches, place.pairs))
@@ -60,10 +61,60 @@ def _features(features: FeatureStore) -> Part:
     if not images.is_dir():
         return Part("features", holds, options, f"the photos are no longer in {images}")
     there, prints = set(list_photos(images)) - set(skipped), features.fingerprints()
-    changed = [n for n in there & set(prints) if feature_fingerprint(options, sha256_of(images / n)) != prints[n]]
-    differences = (("new", there - set(prints)), ("gone", set(prints) - there), ("changed", changed))
-    stale = ", ".join(f"{len(names)} photos {what}" for what, names in differences if names)
-    return Part("features", holds, options, stale)
+    now = {n: feature_fingerprint(options, sha256_of(images / n)) if n in prints else "" for n in there}
+    return Part("features", holds, options, _differences(prints, now))
+
+
+def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """How many photos came, went and changed, by their fingerprints; empty where all are the same."""
+    changed = [name for name in now.keys() & then.keys() if now[name] != then[name]]
+    differences = (("new", now.keys() - then.keys()), ("gone", then.keys() - now.keys()), ("changed", changed))
+    return ", ".join(f"{len(names)} photos {what}" for what, names in differences if names)
+
+
+def _retrieval(place: Workspace, features: FeatureStore | None) -> list[Part]:
+    """The vocabulary and the index, where there are any; without features nothing says that they are stale."""
+    parts = []
+    card, manifest = place.vocabulary / "card.json", place.index / "manifest.json"
+    for path, describe in ((card, _vocabulary), (manifest, _index)):
+        if path.is_file():
+            try:
+                parts.append(describe(path.parent, read_json(path), features))
+            except (KeyError, TypeError, AttributeError) as error:
+                hint = f"Delete {path.parent} and make it again."
+                raise HardnetSfmError(f"{path}: damaged: {error!r}", hint) from error
+    return parts
+
+
+def _vocabulary(folder: Path, card: dict[str, Any], features: FeatureStore | None) -> Part:
+    holds = f"{card['words']} words of {card['made_of']['descriptors']} descriptors, {_size(folder)}"
+    made_with = {name: card[name] for name in ("descriptor", "weights_sha256")}
+    return Part("words", holds, made_with, _other_descriptor(made_with, features))
+
+
+def _index(folder: Path, manifest: dict[str, Any], features: FeatureStore | None) -> Part:
+    marks: dict[str, str] = {}
+    for segment, removed in manifest["segments"].items():
+        content, gone = read_json(folder / segment / "photos.json"), set(removed)
+        photos = zip(content["names"], content["fingerprints"], strict=True)
+        marks |= {name: mark for number, (name, mark) in enumerate(photos) if number not in gone}
+    holds = f"{len(marks)} photos of {manifest['images']}, {manifest['words']} words, {_size(folder)}"
+    stale = _other_descriptor(manifest["options"], features)
+    if features is not None and not stale:
+        stale = _differences(marks, features.fingerprints())
+    return Part("index", holds, manifest["options"], stale)
+
+
+def _other_descriptor(options: Mapping[str, Any], features: FeatureStore | None) -> str:
+    made_with = {} if features is None else features.header["options"]
+    for name, words in (("descriptor", "descriptor"), ("weights_sha256", "weights")):
+        if features is not None and options.get(name, "") != made_with.get(name, ""):
+            return f"the features are of another {words}"
+    return ""
+
+
+def _size(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
 
 
 def _matches(features: FeatureStore, matches: MatchStore, pairs: Path) -> Part:

@@ -85,35 +85,60 @@ def _fit_affine(mine, theirs, inside, model):
 
 
 @compiled
+def _frame(feature, frame):
+    """Local frame, into (2, 2) `frame`, of x, y, scale, orientation, and, where affine, stretch and its direction."""
+    cos, sin = feature[2] * np.cos(feature[3]), feature[2] * np.sin(feature[3])
+    xx, xy, yy = 1.0, 0.0, 1.0
+    if len(feature) > 4:
+        long, short = 2 ** (feature[4] / 2), 2 ** (-feature[4] / 2)
+        c, s = np.cos(feature[5]), np.sin(feature[5])
+        xx, xy, yy = long * c * c + short * s * s, (long - short) * c * s, long * s * s + short * c * c
+    frame[0, 0], frame[0, 1] = cos * xx - sin * xy, cos * xy - sin * yy
+    frame[1, 0], frame[1, 1] = sin * xx + cos * xy, sin * xy + cos * yy
+
+
+@compiled
+def _hypothesis(mine, theirs, frames, model):
+    """The transformation that one correspondence alone gives, into (2, 3) `model`; returns its turn and octaves.
+
+    From one feature's frame to the other's (Philbin et al., CVPR 2007, section 4): a similarity where frames are.
+    """
+    _frame(mine, frames[0])
+    _frame(theirs, frames[1])
+    a, b, c, d = frames[0, 0, 0], frames[0, 0, 1], frames[0, 1, 0], frames[0, 1, 1]
+    area = mine[2] * mine[2]
+    for row in range(2):
+        model[row, 0] = (frames[1, row, 0] * d - frames[1, row, 1] * c) / area
+        model[row, 1] = (frames[1, row, 1] * a - frames[1, row, 0] * b) / area
+        model[row, 2] = theirs[row] - model[row, 0] * mine[0] - model[row, 1] * mine[1]
+    return np.arctan2(model[1, 0] - model[0, 1], model[0, 0] + model[1, 1]), np.log2(theirs[2] / mine[2])
+
+
+@compiled
 def best_transformation(mine, theirs, features, entries, tolerance, step, refined):
     """The transformation that most correspondences agree with.
 
     Args:
-        mine, theirs: (M, 4) float64 each: x, y, scale, orientation of both sides.
+        mine, theirs: (M, 4) float64 each: x, y, scale, orientation of both sides; (M, 6) with the stretch of affine
+            frames, log2 of the ratio of axes, and its direction.
         features, entries: (M,) int64 below M: equal numbers are the same feature of a side.
         tolerance: pixels in the second photo.
         step: every so many correspondences is a hypothesis.
         refined: how many of the best hypotheses are refined.
 
     Returns:
-        (M,) bool, which agree; and the (2, 3) transformation.
+        (M,) bool, which agree; and the (2, 3) transformation that fits these best, by least squares.
     """
     number = (len(mine) + step - 1) // step
     counts = np.zeros(number, np.int64)
     models = np.zeros((number, 2, 3))
-    turns, octaves = np.zeros(number), np.zeros(number)
+    turns, octaves, frames = np.zeros(number), np.zeros(number), np.zeros((2, 2, 2))
     inside = np.zeros(len(mine), np.bool_)
     for one in range(number):
         row = one * step
-        ratio, turn = theirs[row, 2] / mine[row, 2], theirs[row, 3] - mine[row, 3]
-        cos, sin = ratio * np.cos(turn), ratio * np.sin(turn)
-        model = models[one]
-        model[0, 0], model[0, 1], model[1, 0], model[1, 1] = cos, -sin, sin, cos
-        model[0, 2] = theirs[row, 0] - cos * mine[row, 0] + sin * mine[row, 1]
-        model[1, 2] = theirs[row, 1] - sin * mine[row, 0] - cos * mine[row, 1]
-        turns[one], octaves[one] = turn, np.log2(ratio)
+        turns[one], octaves[one] = _hypothesis(mine[row], theirs[row], frames, models[one])
         # Quantised scale and orientation are wrong by a few per cent far from the feature: twice the tolerance.
-        counts[one] = _agreement(model, mine, theirs, turn, octaves[one], 2 * tolerance, inside)
+        counts[one] = _agreement(models[one], mine, theirs, turns[one], octaves[one], 2 * tolerance, inside)
     order = np.argsort(-counts, kind="mergesort")
     best, best_inside, best_model = 0, np.zeros(len(mine), np.bool_), models[order[0]].copy()
     for one in order[:refined]:
@@ -129,4 +154,6 @@ def best_transformation(mine, theirs, features, entries, tolerance, step, refine
             if count > best:
                 best, best_inside, best_model = count, inside.copy(), model.copy()
             wide[:] = inside
+    # What was kept had been fitted to the correspondences that agreed with the fit before.
+    _fit_affine(mine, theirs, best_inside, best_model)
     return best_inside, best_model

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import Entries, InvertedIndex
-from hardnet_sfm.retrieval.options import MOST_PHOTOS
-from hardnet_sfm.retrieval.scoring import Query, Scores, score_word_vector
+from hardnet_sfm.retrieval.scoring import STRICT, Query, Scores, score_word_vector
 from hardnet_sfm.retrieval.spatial import Verified
 
 Region = tuple[float, float, float, float]
-# A match this strict is hardly ever chance: 64 random bits agree to 48 of them once in 17000 pairs.
-_STRICT = 16
 _SHORTLIST = 100
 _RELIABLE_MATCHES = 5
 _MOST_RELIABLE = 20
@@ -30,22 +28,14 @@ _NEW_WORDS = 1.0
 _NEW_WORD_PHOTOS = 2
 
 
-def reliable_photos(index: InvertedIndex, query: Query, scores: Scores) -> list[int]:
+def reliable_photos(index: InvertedIndex, scores: Scores, strict: NDArray[np.int64]) -> list[int]:
     """Photos among the first 100 in which 5 or more features of the query have a strict match; at most 20, best first.
 
-    Without multiple assignment: a strict match is in the nearest word nearly always.
+    Args:
+        index: for the order of equals.
+        scores, strict: (N,) each, see `score_and_count`.
     """
-    first = index.rank(scores, _SHORTLIST)
-    strict = query.nearest_only()
-    counts = np.zeros((len(index.segments), MOST_PHOTOS), np.int64)
-    rows = (strict.starts, strict.words, strict.signatures, _STRICT)
-    tasks = [
-        (*rows, segment.offsets, segment.signatures, segment.images, index.wanted(number, first), counts[number])
-        for number, segment in enumerate(index.segments)
-    ]
-    index.threaded(kernels.strict_matches, tasks)
-    matches = index.joined(counts)
-    return [photo for photo in first if matches[photo] >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
+    return [photo for photo in index.rank(scores, _SHORTLIST) if strict[photo] >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
 
 
 def reliable_verified(
@@ -74,37 +64,49 @@ def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Ma
     Returns:
         A query without geometry.
     """
-    own = np.unique(query.words)
-    once = np.unique(entries.photos * len(index.vocabulary) + entries.words)
-    candidates, support = np.unique(once % len(index.vocabulary), return_counts=True)
-    new = ~np.isin(candidates, own) & (support >= _NEW_WORD_PHOTOS)
-    order = np.lexsort((candidates[new], -index.idf[candidates[new]], -support[new]))
-    kept_words = np.concatenate([own, candidates[new][order][: round(_NEW_WORDS * len(own))]])
-    kept = np.isin(entries.words, kept_words)
-    source = np.array([1 + ranks[photo] for photo in entries.photos[kept].tolist()], np.int64)
-    words = np.concatenate([query.words, entries.words[kept]]).astype(np.int64)
-    signatures = np.concatenate([query.signatures, entries.signatures[kept]])
-    sources = np.concatenate([np.zeros(len(query.words), np.int64), source])
+    entries = entries.select(_kept_words(index, query, entries)[entries.words])
+    source_of = np.zeros(len(index.names), np.int64)
+    source_of[list(ranks)] = [1 + rank for rank in ranks.values()]
+    words = np.concatenate([query.words, entries.words]).astype(np.int64)
+    signatures = np.concatenate([query.signatures, index.signatures_of(entries)])
+    sources = np.concatenate([np.zeros(len(query.words), np.int64), source_of[entries.photos]])
     order = np.lexsort((signatures, sources, words))
     grouped_words, grouped = kernels.aggregate(
-        words[order], signatures[order], sources[order], _STRICT, _NEW_WORD_PHOTOS
+        words[order], signatures[order], sources[order], STRICT, _NEW_WORD_PHOTOS
     )
-    return Query.single(grouped_words.astype(np.int32), grouped, np.zeros((len(grouped), 4), np.float32))
+    return Query.single(grouped_words.astype(np.int32), grouped)
 
 
-def within_region(entries: Entries, verified: Mapping[int, Verified], region: Region) -> Entries:
+def _kept_words(index: InvertedIndex, query: Query, entries: Entries) -> NDArray[np.bool_]:
+    """(W,) which words an expanded query has."""
+    own = np.unique(query.words)
+    # Entries of one photo in one word follow each other.
+    once = (np.diff(entries.photos, prepend=-1) != 0) | (np.diff(entries.words, prepend=np.int32(-1)) != 0)
+    support = np.bincount(entries.words[once], minlength=len(index.vocabulary))
+    support[own] = 0
+    new = np.flatnonzero(support >= _NEW_WORD_PHOTOS)
+    order = np.lexsort((new, -index.idf[new], -support[new]))
+    kept = np.zeros(len(index.vocabulary), bool)
+    kept[own] = True
+    kept[new[order][: round(_NEW_WORDS * len(own))]] = True
+    return kept
+
+
+def within_region(index: InvertedIndex, entries: Entries, verified: Mapping[int, Verified], region: Region) -> Entries:
     """Features of verified photos that lie, taken back to the query, in a box there.
 
     Args:
+        index: that they are in.
         entries: of verified photos.
         verified: what of the photos agrees with the query.
         region: x0, y0, x1, y1, pixels of the query.
     """
     inside = np.zeros(len(entries), bool)
-    for photo in np.unique(entries.photos).tolist():
+    photos = np.unique(entries.photos)
+    for photo, segment in zip(photos.tolist(), index.segment_of(photos).tolist(), strict=True):
         rows = np.flatnonzero(entries.photos == photo)
         transformation = verified[photo].transformation
-        moved = entries.geometry[rows, :2] - transformation[:, 2]
+        moved = index.geometry_of(segment, entries.rows[rows])[:, :2] - transformation[:, 2]
         back = np.linalg.solve(transformation[:, :2], moved.T.astype(np.float64)).T
         inside[rows] = ((back >= region[:2]) & (back <= region[2:])).all(1)
     return entries.select(inside)
@@ -113,7 +115,7 @@ def within_region(entries: Entries, verified: Mapping[int, Verified], region: Re
 def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Verified], region: Region) -> Scores:
     """Bag of words with the mean of the query's counts of words and those of the best verified photos."""
     photos = reliable_verified(verified, index.names, _AVERAGED_INLIERS)
-    entries = within_region(index.entries(photos), verified, region)
+    entries = within_region(index, index.entries(photos), verified, region)
     counts = np.bincount(query.words, minlength=len(index.vocabulary)).astype(np.float64)
     counts += np.bincount(entries.words, minlength=len(index.vocabulary))
     words = np.flatnonzero(counts)

@@ -187,17 +187,26 @@ class InvertedIndex:
         return self._threads
 
     def entries(self, photos: Sequence[int]) -> Entries:
-        """All features of given photos. A pass over the images of all lists: 2 bytes a feature."""
-        found = []
+        """All features of given photos, in the order of the lists: by segment, by word, by photo.
+
+        A pass over the images of all lists: 2 bytes a feature.
+        """
+        tasks, numbers = [], []
         for number, segment in enumerate(self.segments):
-            wanted = self.wanted(number, photos)
-            if not wanted.any():
+            wanted = np.flatnonzero(self.wanted(number, photos))
+            if not len(wanted):
                 continue
-            cuts = np.linspace(0, segment.features, 4 * self._threads + 1).astype(np.int64).tolist()
-            ranges = [(first, last, segment.images, wanted) for first, last in pairwise(cuts)]
-            rows = np.concatenate(self.threaded(kernels.entries_of, ranges))
-            found.append(self._look_up(number, np.searchsorted(segment.offsets, rows, "right") - 1, rows))
-        return Entries.joined(found)
+            gaps = np.diff(wanted, prepend=-1, append=MOST_PHOTOS - 1)
+            following = np.repeat(np.append(wanted, MOST_PHOTOS), gaps)
+            features = np.linspace(0, segment.features, 4 * self._threads + 1)
+            cuts = np.searchsorted(segment.offsets, features).tolist()
+            tasks += [(first, last, segment.offsets, segment.images, following) for first, last in pairwise(cuts)]
+            numbers += [number] * (len(cuts) - 1)
+        empty = Entries(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64))
+        parts = [empty]
+        for number, (rows, words) in zip(numbers, self.threaded(kernels.entries_of, tasks), strict=True):
+            parts.append(Entries(self.photos_of(number, rows), words, rows))
+        return Entries(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(empty)))
 
     def joined(self, values: NDArray[Any]) -> NDArray[Any]:
         """(N,) values of all photos from (S, 65536) of each segment's."""
@@ -232,47 +241,49 @@ class InvertedIndex:
         flags[numbers[(numbers >= 0) & (numbers < len(self.segments[segment].names))]] = 1
         return flags
 
-    def _look_up(self, number: int, words: NDArray[np.int64], entries: NDArray[np.int64]) -> Entries:
-        segment = self.segments[number]
-        images = segment.images[entries].astype(np.int64)
-        geometry = unpack_geometry(segment.geometry[entries], segment.sizes[images])
-        return Entries(images + self.starts[number], words.astype(np.int32), segment.signatures[entries], geometry)
+    def photos_of(self, segment: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Photos of entries of a segment's lists."""
+        return np.asarray(self.segments[segment].images[rows] + self.starts[segment], np.int64)
 
-    def geometry(self, number: int, entries: NDArray[np.int64]) -> tuple[NDArray[np.int64], Float32]:
-        """Photos and geometry (x, y, scale, radians) of entries of a segment's lists."""
-        found = self._look_up(number, np.zeros(len(entries), np.int64), entries)
-        return found.photos, found.geometry
+    def geometry_of(self, segment: int, rows: NDArray[np.int64]) -> Float32:
+        """(M, 4) geometry (x, y, scale, radians) of entries of a segment's lists."""
+        of = self.segments[segment]
+        return unpack_geometry(of.geometry[rows], of.sizes[of.images[rows]])
+
+    def signatures_of(self, entries: Entries) -> Signatures:
+        """(N,) signatures of features in the index."""
+        found = np.empty(len(entries), np.uint64)
+        segments = self.segment_of(entries.photos)
+        for number, segment in enumerate(self.segments):
+            inside = segments == number
+            found[inside] = segment.signatures[entries.rows[inside]]
+        return found
+
+    def segment_of(self, photos: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) number of the segment that each photo is in."""
+        return np.asarray(np.searchsorted(self.starts, photos, "right") - 1, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Features in an index.
+    """Features in an index: where they are, for signatures and geometry cost a miss of all caches each.
 
     Attributes:
         photos: (N,) int64 numbers.
         words: (N,) int32.
-        signatures: (N,) uint64.
-        geometry: (N, 4) float32, x, y, scale in pixels, orientation in radians.
+        rows: (N,) int64, in the lists of the photo's segment.
     """
 
     photos: NDArray[np.int64]
     words: Words
-    signatures: Signatures
-    geometry: Float32
+    rows: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    @classmethod
-    def joined(cls, parts: Sequence[Entries]) -> Entries:
-        """One after the other."""
-        empty = cls(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.uint64), np.zeros((0, 4), np.float32))
-        names = ("photos", "words", "signatures", "geometry")
-        return cls(*(np.concatenate([getattr(part, name) for part in (empty, *parts)]) for name in names))
-
     def select(self, rows: NDArray[Any]) -> Entries:
         """Those in the given rows."""
-        return Entries(self.photos[rows], self.words[rows], self.signatures[rows], self.geometry[rows])
+        return Entries(self.photos[rows], self.words[rows], self.rows[rows])
 
 
 def sweep(folder: Path) -> None:

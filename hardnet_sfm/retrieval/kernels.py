@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 UNIT = 2.0**30
 _BLOCK = 1024
-_COUNTED = 512
+_RUN = 32
 
 
 @intrinsic
@@ -77,9 +77,11 @@ def score_words(words, weights, offsets, images, scores):
 
 
 @compiled
-def _match_list(signature, signatures, images, weights, factor, reach, alive, near, found_images, found):
-    """Matches of one signature in one list, one an image, into `found_images` and `found`; returns how many."""
-    count, image, total, raised = 0, 0, 0.0, 0.0
+def _match_list(
+    signature, signatures, images, weights, factor, reach, strict, alive, near, found_images, found, found_strict
+):
+    """Matches of one signature in one list, one an image, into the last three arrays; returns how many."""
+    count, image, total, raised, nearest = 0, 0, 0.0, 0.0, 64
     for block in range(0, len(signatures), _BLOCK):
         size, hits = min(_BLOCK, len(signatures) - block), 0
         # No branch: one that is taken for every thirtieth entry, at random, costs more than all else.
@@ -88,24 +90,28 @@ def _match_list(signature, signatures, images, weights, factor, reach, alive, ne
             hits += np.int64(_popcount(signatures[block + at] ^ signature)) <= reach
         for hit in range(hits):
             entry = block + near[hit]
-            weight = weights[np.int64(_popcount(signatures[entry] ^ signature))] * factor
+            distance = np.int64(_popcount(signatures[entry] ^ signature))
+            weight = weights[distance] * factor
             other = np.int64(images[entry])
             if other != image:
                 if total > 0 and alive[image]:
                     found_images[count], found[count] = image, raised / np.sqrt(total)
+                    found_strict[count] = nearest <= strict
                     count += 1
-                image, total, raised = other, 0.0, 0.0
+                image, total, raised, nearest = other, 0.0, 0.0, 64
             total += weight
             raised += weight * np.sqrt(weight)
+            nearest = min(nearest, distance)
     if total > 0 and alive[image]:
         found_images[count], found[count] = image, raised / np.sqrt(total)
+        found_strict[count] = nearest <= strict
         count += 1
     return count
 
 
 @compiled
 def embedded_matches(
-    first, last, starts, words, signatures, weights, idf, offsets, list_signatures, list_images, alive
+    first, last, starts, words, signatures, weights, strict, idf, offsets, list_signatures, list_images, alive
 ):
     """Hamming embedding: matches of query features, with bursts within an image discounted.
 
@@ -119,11 +125,13 @@ def embedded_matches(
         starts: (F + 1,) where each feature's rows of `words` and `signatures` begin.
         words, signatures: (R,) words assigned to features, and the signatures there.
         weights: (65,) by distance; zero from some distance on.
+        strict: largest distance of a strict match.
         idf: (W,).
         alive: (65536,) 1 for images that count.
 
     Returns:
-        images (M,) uint16, weights (M,) float32, and (last - first + 1,) where each feature's begin.
+        images (M,) uint16, weights (M,) float32, whether each is a strict match in its feature's first word (M,) uint8,
+        and (last - first + 1,) where each feature's begin.
     """
     reach = 64
     while reach > 0 and weights[reach] == 0:
@@ -134,6 +142,7 @@ def embedded_matches(
     for row in range(starts[first], starts[last]):
         room += offsets[words[row] + 1] - offsets[words[row]]
     found_images, found = np.empty(room, np.uint16), np.empty(room, np.float32)
+    found_strict = np.empty(room, np.uint8)
     bounds = np.zeros(last - first + 1, np.int64)
     near = np.empty(_BLOCK + 1, np.int64)
     count = 0
@@ -148,13 +157,15 @@ def embedded_matches(
                 weights,
                 idf[word] * idf[word],
                 reach,
+                strict if row == starts[feature] else -1,
                 alive,
                 near,
                 found_images[count:],
                 found[count:],
+                found_strict[count:],
             )
         bounds[feature - first + 1] = count
-    return found_images[:count].copy(), found[:count].copy(), bounds
+    return found_images[:count].copy(), found[:count].copy(), found_strict[:count].copy(), bounds
 
 
 @compiled
@@ -168,14 +179,18 @@ def sum_matches(bounds, found, totals):
 
 
 @compiled
-def score_matches(bounds, found_images, found, totals, scores):
-    """Adds matches to their images, with bursts over all images discounted: w sqrt(w / sum(w)) (CVPR 2009, 4.3)."""
+def score_matches(bounds, found_images, found, found_strict, totals, scores, counts):
+    """Adds matches to their images, with bursts over all images discounted: w sqrt(w / sum(w)) (CVPR 2009, 4.3).
+
+    To `counts` it adds the number of strict ones.
+    """
     for feature in range(len(bounds) - 1):
         if totals[feature] > 0:
             total = totals[feature] / UNIT
             for match in range(bounds[feature], bounds[feature + 1]):
                 weight = np.float64(found[match])
                 scores[found_images[match]] += np.int64(weight * np.sqrt(weight / total) * UNIT)
+                counts[found_images[match]] += found_strict[match]
 
 
 @compiled
@@ -266,41 +281,30 @@ def correspondences(starts, words, signatures, reach, offsets, list_signatures, 
 
 
 @compiled
-def entries_of(first, last, images, wanted):
-    """Numbers of the entries `first` to `last - 1` that are of wanted images, (M,) int64.
+def entries_of(first, last, offsets, images, following):
+    """Entries of wanted images in the lists of the words `first` to `last - 1`: their numbers and words, (M,) each.
 
-    Lower bound: 2 bytes an entry. Few entries are wanted, so most blocks are only counted, without a branch.
+    Lower bound: 2 bytes an entry. Images rise within a list, so the last of a run of entries tells whether any of it
+    can be wanted. Few can, and the others are not looked at.
+
+    Args:
+        following: (65536,) int64, the least wanted image that is not below each; 65536 where there is none.
     """
     # Memory that is not written to costs nothing.
-    found = np.empty(last - first, np.int64)
+    room = offsets[last] - offsets[first]
+    found, found_words = np.empty(room, np.int64), np.empty(room, np.int32)
     at = 0
-    for start in range(first, last, _COUNTED):
-        count = 0
-        for entry in range(start, min(start + _COUNTED, last)):
-            count += wanted[images[entry]]
-        if count:
-            for entry in range(start, min(start + _COUNTED, last)):
-                if wanted[images[entry]]:
-                    found[at] = entry
-                    at += 1
-    return found[:at].copy()
-
-
-@compiled
-def strict_matches(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted, counts):
-    """Adds to (65536,) int64 for each wanted image the number of query features with a signature within `reach`."""
-    for feature in range(len(starts) - 1):
-        for row in range(starts[feature], starts[feature + 1]):
-            last = -1
-            for entry in range(offsets[words[row]], offsets[words[row] + 1]):
-                image = np.int64(list_images[entry])
-                if (
-                    wanted[image]
-                    and image != last
-                    and np.int64(_popcount(list_signatures[entry] ^ signatures[row])) <= reach
-                ):
-                    counts[image] += 1
-                    last = image
+    for word in range(first, last):
+        begin, end = offsets[word], offsets[word + 1]
+        next_wanted = following[0]
+        for start in range(begin, end, _RUN):
+            stop = min(start + _RUN, end)
+            if images[stop - 1] >= next_wanted:
+                for entry in range(start, stop):
+                    found[at], found_words[at] = entry, word
+                    at += following[images[entry]] == images[entry]
+                next_wanted = following[images[stop - 1]]
+    return found[:at].copy(), found_words[:at].copy()
 
 
 @compiled
@@ -348,39 +352,47 @@ def aggregate(words, signatures, sources, reach, least):
         (G,) words and (G,) signatures: of each bit the majority; the first member decides where there is none.
     """
     number = len(words)
-    group = np.full(number, -1, np.int64)
+    group, first = np.arange(number), 0
     for row in range(number):
-        first = row
-        while first > 0 and words[first - 1] == words[row]:
-            first -= 1
-        group[row] = row
+        if words[row] != words[first]:
+            first = row
         for other in range(first, row):
             if group[other] == other and _popcount(signatures[other] ^ signatures[row]) <= reach:
                 group[row] = other
                 break
     out_words, out = np.empty(number, np.int64), np.empty(number, np.uint64)
+    ones = np.empty(64, np.int64)
     count = 0
     for row in range(number):
         if group[row] != row:
             continue
-        ones = np.zeros(64, np.int64)
-        members, distinct, last = 0, 0, -1
-        other = row
-        while other < number and words[other] == words[row]:
-            if group[other] == row:
+        members, distinct, last, end = 0, 0, -1, row
+        while end < number and words[end] == words[row]:
+            if group[end] == row:
                 members += 1
-                if sources[other] != last:
-                    distinct, last = distinct + 1, sources[other]
-                for bit in range(64):
-                    ones[bit] += np.int64((signatures[other] >> np.uint64(bit)) & np.uint64(1))
-            other += 1
+                if sources[end] != last:
+                    distinct, last = distinct + 1, sources[end]
+            end += 1
         if sources[row] != 0 and distinct < least:
             continue
-        merged = np.uint64(0)
-        for bit in range(64):
-            own = (signatures[row] >> np.uint64(bit)) & np.uint64(1)
-            if 2 * ones[bit] > members or (2 * ones[bit] == members and own):
-                merged |= np.uint64(1) << np.uint64(bit)
-        out_words[count], out[count] = words[row], merged
+        out_words[count], out[count] = words[row], signatures[row]
+        if members > 1:
+            out[count] = _majority(signatures[row:end], group[row:end] == row, members, ones)
         count += 1
     return out_words[:count].copy(), out[:count].copy()
+
+
+@compiled
+def _majority(signatures, chosen, members, ones):
+    """Of each bit what most of the chosen signatures have; the first one decides where there is no majority."""
+    ones[:] = 0
+    for row in range(len(signatures)):
+        if chosen[row]:
+            for bit in range(64):
+                ones[bit] += np.int64((signatures[row] >> np.uint64(bit)) & np.uint64(1))
+    merged = np.uint64(0)
+    for bit in range(64):
+        own = (signatures[0] >> np.uint64(bit)) & np.uint64(1)
+        if 2 * ones[bit] > members or (2 * ones[bit] == members and own):
+            merged |= np.uint64(1) << np.uint64(bit)
+    return merged

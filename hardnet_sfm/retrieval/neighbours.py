@@ -48,7 +48,7 @@ def propose(
             bounds = np.searchsorted(entries.photos[by_photo], [[photo, photo + 1] for photo in block])
             for photo, (first, last) in zip(block, bounds.tolist(), strict=True):
                 own = entries.select(by_photo[first:last])
-                scores = score_he(opened, Query.single(own.words, own.signatures, own.geometry))
+                scores = score_he(opened, Query.single(own.words, opened.signatures_of(own)))
                 scores[photo] = 0
                 name = opened.names[photo]
                 for other in opened.rank(scores, neighbours):

@@ -19,7 +19,7 @@ from hardnet_sfm.retrieval.expansion import (
 )
 from hardnet_sfm.retrieval.index import Entries, InvertedIndex
 from hardnet_sfm.retrieval.options import Method
-from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, Scores, score_asmk, score_bow, score_he
+from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, Scores, score_and_count, score_asmk, score_bow, score_he
 from hardnet_sfm.retrieval.spatial import Verified, verify
 
 # Photos that are verified, of the best by score.
@@ -36,7 +36,7 @@ class Described:
 
     Attributes:
         descriptors: (F, D) of unit length.
-        geometry: (F, 4) float32: x, y, scale in pixels, orientation in radians.
+        geometry: (F, 4) float32: x, y, scale in pixels, orientation in radians; or (F, 6), see `geometry_of`.
         region: x0, y0, x1, y1, what of the photo was asked for, pixels.
     """
 
@@ -81,19 +81,19 @@ def score(index: InvertedIndex, query: Query, region: Region, method: Method) ->
         scores = score_averaged(index, query, verified, region)
         verified = _verify(index, query, scores, _ANY_DISTANCE)
         return with_verified(scores, verified), verified
-    scores = score_he(index, query)
+    scores, strict = score_and_count(index, query)
     if method == "he":
         return scores, {}
     if method == "he+sv":
         verified = _verify(index, query, scores, _REACH)
         return with_verified(scores, verified), verified
     if not method.endswith("+sv"):
-        photos = reliable_photos(index, query, scores)
+        photos = reliable_photos(index, scores, strict)
         entries = index.entries(photos)
         return _expanded(index, query, scores, photos, entries), {}
     verified = _verify(index, query, scores, _REACH)
     photos = reliable_verified(verified, index.names)
-    entries = within_region(index.entries(photos), verified, region)
+    entries = within_region(index, index.entries(photos), verified, region)
     scores = _expanded(index, query, scores, photos, entries)
     verified = _verify(index, query, scores, _REACH)
     return with_verified(scores, verified), verified

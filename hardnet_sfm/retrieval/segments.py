@@ -2,7 +2,9 @@
 
 A segment is never changed once it is written: photos that go are marked in the index's manifest, photos that come are a
 segment of their own, and now and then segments are merged. A feature takes 14 bytes: 8 of signature, 2 of its image's
-number in the segment, 4 of geometry; in the order of the lists, so that scoring reads 10 of them in one direction.
+number in the segment, 4 of geometry; in the order of the lists, so that scoring reads 10 of them in one direction. One
+with an affine frame takes 4 more, for its shape. Beside the features, a word takes 8 bytes a segment, and a photo its
+name, its fingerprint and its size.
 """
 
 from __future__ import annotations
@@ -26,11 +28,20 @@ from hardnet_sfm.retrieval.vocabulary import Signatures, Words
 from hardnet_sfm.workspace import digest
 
 FEATURE_BYTES = 14
-_COLUMNS = {"offsets": np.int64, "images": np.uint16, "signatures": np.uint64, "geometry": np.uint32}
+_COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
+    "offsets": (np.int64,),
+    "images": (np.uint16,),
+    "signatures": (np.uint64,),
+    "geometry": (np.uint32, np.uint64),
+}
 _PHOTOS = "photos.json"
 _POSITIONS, _TURNS, _SCALES = 1024, 64, 64
 _OCTAVES_A_STEP, _SMALLEST_OCTAVE = 1 / 8, -1.0
+_STRETCHES, _DIRECTIONS = 4096, 65536  # an octave, half a turn
 _HINT = "Delete the folder of the index and run `hardnet-sfm index` again."
+
+
+Packed = NDArray[np.uint32] | NDArray[np.uint64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +54,7 @@ class IndexedPhoto:
         size: width and height, pixels.
         words: (N,) int32.
         signatures: (N,) uint64.
-        geometry: (N,) uint32, see `pack_geometry`.
+        geometry: (N,) uint32 or uint64, see `pack_geometry`.
     """
 
     name: str
@@ -51,7 +62,7 @@ class IndexedPhoto:
     size: tuple[int, int]
     words: Words
     signatures: Signatures
-    geometry: NDArray[np.uint32]
+    geometry: Packed
 
 
 class Segment:
@@ -76,9 +87,9 @@ class Segment:
             if digest(content, checks) != folder.name.removeprefix("segment-"):
                 raise ValueError(f"{_PHOTOS} has changed")
             columns = {}
-            for name, kind in _COLUMNS.items():
+            for name, kinds in _COLUMNS.items():
                 column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                if column.dtype != kind or [len(column), column.ndim] != [checks[name][0], 1]:
+                if column.dtype not in kinds or [len(column), column.ndim] != [checks[name][0], 1]:
                     raise ValueError(f"{name}.npy has another length or type")
                 if (thorough or name == "offsets") and _checksum(column) != checks[name][1]:
                     raise ValueError(f"{name}.npy has changed")
@@ -104,57 +115,85 @@ class Segment:
         return len(self.names) - len(self.removed)
 
     @property
+    def lists(self) -> tuple[NDArray[np.int64], Signatures, NDArray[np.uint16]]:
+        """Offsets, signatures and images, as most of the compiled loops take them."""
+        return self.offsets, self.signatures, self.images
+
+    @property
     def features(self) -> int:
         """Number of entries, those of removed photos among them."""
         return len(self.images)
 
 
 def geometry_of(keypoints: Keypoints) -> Float32:
-    """(N, 4) float32: x, y, scale in pixels, orientation in radians.
+    """(N, 4) float32: x, y, scale in pixels, orientation in radians; or (N, 6) where there are affine frames.
 
-    Of an affine frame, scale is the root of its determinant and orientation that of the nearest rotation.
+    An affine frame is a rotation after a stretch: R(orientation) P. Its scale is the root of its determinant, its
+    orientation that of the nearest rotation; the two more are log2 of the ratio of the axes of P, and the direction of
+    its longer axis, radians from 0 to pi.
     """
     frames = keypoints.frames().astype(np.float64)
     scale = np.sqrt(np.maximum(np.abs(np.linalg.det(frames)), 1e-12))
     turn = np.arctan2(frames[:, 1, 0] - frames[:, 0, 1], frames[:, 0, 0] + frames[:, 1, 1])
-    return np.column_stack([keypoints.xy, scale, turn]).astype(np.float32)
+    columns = [keypoints.xy, scale, turn]
+    if keypoints.affines is not None:
+        _, sizes, axes = np.linalg.svd(frames)
+        columns += [
+            np.log2(sizes[:, 0] / np.maximum(sizes[:, 1], 1e-6)),
+            np.arctan2(axes[:, 0, 1], axes[:, 0, 0]) % np.pi,
+        ]
+    return np.column_stack(columns).astype(np.float32)
 
 
-def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> NDArray[np.uint32]:
+def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> Packed:
     """Position to a 1024th of the photo's sides, scale to an eighth of an octave, orientation to 6 degrees, in 32 bits.
+
+    What makes a frame affine takes another 32, and they are there only where frames are.
 
     Args:
         keypoints: N of them.
         size: width and height of the photo, pixels.
 
     Returns:
-        (N,) uint32: from the highest bit 10 of x, 10 of y, 6 of scale, 6 of orientation.
+        (N,) uint32: from the highest bit 10 of x, 10 of y, 6 of scale, 6 of orientation; or (N,) uint64: before those
+        16 of stretch and 16 of its direction.
     """
-    scale, turn = geometry_of(keypoints)[:, 2:].T.astype(np.float64)
+    geometry = geometry_of(keypoints).astype(np.float64)
+    scale, turn = geometry[:, 2:4].T
     parts = [
         np.clip((keypoints.xy[:, side] + 0.5) * _POSITIONS / size[side], 0, _POSITIONS - 1).astype(np.uint32)
         for side in (0, 1)
     ]
     octave = np.clip((np.log2(scale) - _SMALLEST_OCTAVE) / _OCTAVES_A_STEP, 0, _SCALES - 1).astype(np.uint32)
     angle = np.floor(np.mod(turn / (2 * np.pi), 1) * _TURNS).astype(np.uint32) % _TURNS
-    return np.asarray(parts[0] << 22 | parts[1] << 12 | octave << 6 | angle, np.uint32)
+    similar = np.asarray(parts[0] << 22 | parts[1] << 12 | octave << 6 | angle, np.uint32)
+    if keypoints.affines is None:
+        return similar
+    stretch = np.clip(np.rint(geometry[:, 4] * _STRETCHES), 0, 65535).astype(np.uint64)
+    direction = (np.rint(geometry[:, 5] / np.pi * _DIRECTIONS) % _DIRECTIONS).astype(np.uint64)
+    return np.asarray(stretch << np.uint64(48) | direction << np.uint64(32) | similar, np.uint64)
 
 
-def unpack_geometry(packed: NDArray[np.uint32], sizes: NDArray[np.int64]) -> Float32:
+def unpack_geometry(packed: Packed, sizes: NDArray[np.int64]) -> Float32:
     """The middle of what `pack_geometry` may have been given.
 
     Args:
-        packed: (N,) uint32.
+        packed: (N,) uint32 or uint64.
         sizes: (N, 2) or (2,) width and height of the photos, pixels.
 
     Returns:
-        (N, 4) float32: x, y, scale (pixels) and orientation (radians).
+        (N, 4) float32: x, y, scale (pixels) and orientation (radians); (N, 6) of affine frames, see `geometry_of`.
     """
+    shapes: list[NDArray[np.float64]] = []
+    if packed.dtype == np.uint64:
+        stretch, direction = packed >> np.uint64(48), packed >> np.uint64(32) & np.uint64(65535)
+        shapes = [stretch.astype(np.float64) / _STRETCHES, direction.astype(np.float64) * (np.pi / _DIRECTIONS)]
+        packed = packed.astype(np.uint32)
     x, y = (packed >> 22).astype(np.float64), (packed >> 12 & 1023).astype(np.float64)
     xy = (np.stack([x, y], 1) + 0.5) * sizes / _POSITIONS - 0.5
     scale = 2 ** (((packed >> 6 & 63) + 0.5) * _OCTAVES_A_STEP + _SMALLEST_OCTAVE)
     angle = ((packed & 63) + 0.5) * (2 * np.pi / _TURNS)
-    return np.column_stack([xy, scale, angle]).astype(np.float32)
+    return np.column_stack([xy, scale, angle, *shapes]).astype(np.float32)
 
 
 def write_segment(index: Path, photos: Sequence[IndexedPhoto], words: int) -> str:
@@ -180,8 +219,9 @@ def write_segment(index: Path, photos: Sequence[IndexedPhoto], words: int) -> st
     }
     facts = [(photo.name, photo.fingerprint, photo.size) for photo in photos]
     with _Draft(index) as draft:
-        for name, kind in _COLUMNS.items():
-            np.save(draft.folder / f"{name}.npy", columns[name].astype(kind, copy=False))
+        for name, kinds in _COLUMNS.items():
+            column = columns[name]
+            np.save(draft.folder / f"{name}.npy", column if column.dtype in kinds else column.astype(kinds[0]))
         return draft.finish(facts)
 
 
@@ -207,11 +247,12 @@ def merge_segments(index: Path, segments: Sequence[Segment], words: int) -> str:
         kernels.living_counts(segment.offsets, segment.images, number, counts)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     with _Draft(index) as draft:
+        kinds = {name: np.result_type(*(getattr(segment, name).dtype for segment in segments)) for name in _COLUMNS}
         columns = {
             name: np.lib.format.open_memmap(
                 draft.folder / f"{name}.npy", "w+", kind, (words + 1 if name == "offsets" else int(offsets[-1]),)
             )
-            for name, kind in _COLUMNS.items()
+            for name, kind in kinds.items()
         }
         columns["offsets"][:] = offsets
         cursors = offsets[:-1].copy()

@@ -1,8 +1,9 @@
 """Spatial verification: which correspondences of a query and a photo fit one transformation of the plane.
 
 As Philbin et al. (CVPR 2007, section 4): each correspondence alone gives a similarity, from the positions, scales and
-orientations of its two features; each is scored by the number of correspondences that agree; the best are refined to an
-affine transformation by least squares on what agrees, a few times over. There is no chance in it.
+orientations of its two features, or an affine transformation where the index has affine frames; each is scored by the
+number of correspondences that agree; the best are refined to an affine transformation by least squares on what agrees,
+a few times over. There is no chance in it.
 """
 
 from __future__ import annotations
@@ -65,9 +66,8 @@ def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) ->
         wanted = index.wanted(number, photos)
         if not wanted.any() or not len(query):
             continue
-        lists = (segment.offsets, segment.signatures, segment.images)
-        rows = kernels.correspondences(query.starts, query.words, query.signatures, reach, *lists, wanted)
-        of_photo, geometry = index.geometry(number, rows[:, 1])
+        rows = kernels.correspondences(query.starts, query.words, query.signatures, reach, *segment.lists, wanted)
+        of_photo, geometry = index.photos_of(number, rows[:, 1]), index.geometry_of(number, rows[:, 1])
         # Nearest signatures first; a rarer word's distance says as much as a frequent one's.
         order = np.lexsort((rows[:, 1], rows[:, 0], rows[:, 2], of_photo))
         rows, of_photo, geometry = rows[order], of_photo[order], geometry[order]

@@ -33,7 +33,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import InvertedIndex
 from hardnet_sfm.retrieval.options import Method
-from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, distance_weights
+from hardnet_sfm.retrieval.scoring import MULTIPLE, STRICT, Query, distance_weights
 from hardnet_sfm.retrieval.search import multiple_of, score
 from hardnet_sfm.retrieval.segments import IndexedPhoto
 from hardnet_sfm.retrieval.stage import IndexBuilder
@@ -211,8 +211,13 @@ def measure(options: Options, folder: Path) -> None:
     files = sum(path.stat().st_size for path in (folder / "index").glob("segment-*/*"))
     lists = np.sum([np.diff(segment.offsets) for segment in index.segments], 0).astype(np.float64)
     imbalance = options.words * (lists**2).sum() / lists.sum() ** 2
+    offsets, facts = (
+        sum(path.stat().st_size for path in (folder / "index").glob(f"segment-*/{name}")) / index.features
+        for name in ("offsets.npy", "photos.json")
+    )
     console.print(
-        f"{index.features} features in {len(index.segments)} segments, {files / index.features:.3f} bytes a feature, "
+        f"{index.features} features in {len(index.segments)} segments, {files / index.features:.3f} bytes a feature "
+        f"({files / index.features - offsets - facts:.3f} of features, {offsets:.3f} of words, {facts:.3f} of photos), "
         f"imbalance factor {imbalance:.2f}"
     )
     console.print(f"statistics when first asked for: {seconds(lambda: index.count_norms):.2f} s")
@@ -262,7 +267,7 @@ def our_matches(index: InvertedIndex, query: Query) -> int:
     rows = (query.starts, query.words, query.signatures)
     weights = distance_weights()
     tasks = [
-        (first, last, *rows, weights, index.idf, segment.offsets, segment.signatures, segment.images, segment.alive)
+        (first, last, *rows, weights, STRICT, index.idf, *segment.lists, segment.alive)
         for segment in index.segments
         for first, last in pairwise(cuts)
     ]
