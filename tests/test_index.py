@@ -295,8 +295,10 @@ def test_an_affine_frame_gives_the_scale_of_its_area_and_its_nearest_rotation() 
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     frame = (stretch @ rotation).astype(np.float32)[None]
     one = np.ones(1, np.float32)
-    scale, turn = geometry_of(Keypoints(np.zeros((1, 2), np.float32), one, one, one, frame))[0, 2:]
+    scale, turn, ratio, axis = geometry_of(Keypoints(np.zeros((1, 2), np.float32), one, one, one, frame))[0, 2:]
     assert (scale, turn) == (pytest.approx(3.0), pytest.approx(angle, abs=1e-6))
+    # S R = R P with P = R' S R, whose longer axis, 4 times the other, is R' x.
+    assert (ratio, axis) == (pytest.approx(2.0, abs=1e-5), pytest.approx(np.pi - angle, abs=1e-5))
 
 
 def test_entries_are_all_features_of_the_photos_asked_for(place: Path) -> None:
