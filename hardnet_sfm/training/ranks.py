@@ -19,6 +19,8 @@ from threading import Event, Thread, main_thread
 from hardnet_sfm.errors import HardnetSfmError
 
 _PATIENCE = 30.0  # seconds for the others to end after rank 0 has
+# Interrupts rank 0. Not SIGINT, which programs ignore that a shell started in the background; Windows has no other.
+_STOP = getattr(signal, "SIGUSR2", signal.SIGINT)
 
 
 def rank() -> int:
@@ -50,6 +52,7 @@ def joined(devices: int, threads: int, target: Callable[..., object], *args: obj
     others: list[tuple[SpawnProcess, Connection]] = []
     failures: list[str] = []
     failed, over = Event(), Event()
+    before = signal.signal(_STOP, signal.default_int_handler)
     with _environment({**meeting, "LOCAL_RANK": "0"}):
         try:
             for number in range(1, devices):
@@ -79,6 +82,7 @@ def joined(devices: int, threads: int, target: Callable[..., object], *args: obj
             for process, _ in others:
                 process.kill()
                 process.join()
+            signal.signal(_STOP, before)
             _forget()
 
 
@@ -125,7 +129,7 @@ def _watch(pipes: list[Connection], failures: list[str], failed: Event, over: Ev
             if said and not over.is_set():
                 failures.append(f"device {number}: {said}")
                 failed.set()
-                signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
+                signal.pthread_kill(main_thread().ident or 0, _STOP)
                 return
 
 
