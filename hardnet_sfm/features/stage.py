@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -32,8 +32,7 @@ from hardnet_sfm.workers import in_order, torch_threads
 from hardnet_sfm.workspace import locked
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do without
-    from hardnet_sfm.features.descriptors import PatchDescriber
-    from hardnet_sfm.features.detectors import Detect
+    from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber
 
 
 @dataclass(frozen=True)
@@ -139,18 +138,24 @@ def extract(
     names = list_photos(images)
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
-    detect = _detector(options)
+    cut = _Cutter(options, descriptor)
     recipe = options.recipe(descriptor.weights_sha256)
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
         due = _due(images, names, writer.fingerprints, recipe)
-        cut = _Cutter(images, options.max_image_size, detect, descriptor.patch_size, descriptor.measurement_size)
         skipped: dict[str, str] = {}
         if due:
             device = resolve_device(resources.device)
             describe = PatchDescriber(descriptor, device)
             describing = resources.threads if device == "cpu" else 1
             with progress("extract", len(names), len(names) - len(due)) as advance:
-                stream = _detected(due, cut, resources.threads, skipped, options.strict, advance)
+                stream = _detected(
+                    due,
+                    lambda name: cut(name, read_photo(images / name)),
+                    resources.threads,
+                    skipped,
+                    options.strict,
+                    advance,
+                )
                 for photo, descriptors in _described(stream, describe, describing):
                     arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
                     facts: dict[str, str | int] = {
@@ -195,24 +200,16 @@ class PhotoDescriber:
         options.check()
         descriptor = make_descriptor(options.descriptor, options.weights)
         self.recipe = options.recipe(descriptor.weights_sha256)
-        size = descriptor.patch_size, descriptor.measurement_size
-        self._cutter = _Cutter(Path(), options.max_image_size, _detector(options), *size)
+        self._cut = _Cutter(options, descriptor)
         device = resolve_device(resources.device)
         self._describe = PatchDescriber(descriptor, device)
         self._threads = resources.threads if device == "cpu" else 1
 
     def __call__(self, photo: Photo) -> tuple[Keypoints, NDArray[np.float16]]:
         """N keypoints in pixels of the upright photo, and their (N, D) descriptors."""
-        stream = iter([self._cutter.cut("", photo)])
+        stream = iter([self._cut("", photo)])
         ((detected, descriptors),) = _described(stream, self._describe, self._threads)
         return detected.keypoints, descriptors
-
-
-def _detector(options: ExtractOptions) -> Detect:
-    from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-
-    shared = ("max_keypoints", "peak_threshold", "edge_threshold", "upright", "affine_shape")
-    return make_detector(options.detector, DetectorOptions(**{name: getattr(options, name) for name in shared}))
 
 
 def _due(images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any]) -> list[str]:
@@ -230,19 +227,17 @@ def _due(images: Path, names: list[str], finished: dict[str, str], recipe: dict[
 
 
 class _Cutter:
-    """Decodes one photo, detects its keypoints and cuts their patches; called from several threads at once."""
+    """Detects the keypoints of one photo and cuts their patches; called from several threads at once."""
 
-    def __init__(
-        self, images: Path, max_image_size: int, detect: Detect, patch_size: int, measurement_size: float
-    ) -> None:
-        self._images, self._max_image_size, self._detect = images, max_image_size, detect
-        self._patch_size, self._measurement_size = patch_size, measurement_size
+    def __init__(self, options: ExtractOptions, descriptor: Descriptor) -> None:
+        from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 
-    def __call__(self, name: str) -> _Detected:
-        return self.cut(name, read_photo(self._images / name))
+        shared = ("max_keypoints", "peak_threshold", "edge_threshold", "upright", "affine_shape")
+        chosen = DetectorOptions(**{name: getattr(options, name) for name in shared})
+        self._detect, self._max_image_size = make_detector(options.detector, chosen), options.max_image_size
+        self._patch_size, self._measurement_size = descriptor.patch_size, descriptor.measurement_size
 
-    def cut(self, name: str, photo: Photo) -> _Detected:
-        """The keypoints of a photo and their patches."""
+    def __call__(self, name: str, photo: Photo) -> _Detected:
         from hardnet_sfm.features.patches import extract_patches
 
         grey = resize_to_fit(photo.grey, self._max_image_size)
@@ -253,7 +248,12 @@ class _Cutter:
 
 
 def _detected(
-    names: list[str], cut: _Cutter, threads: int, skipped: dict[str, str], strict: bool, advance: Advance
+    names: list[str],
+    cut: Callable[[str], _Detected],
+    threads: int,
+    skipped: dict[str, str],
+    strict: bool,
+    advance: Advance,
 ) -> Iterator[_Detected]:
     """Photos in the given order, cut by `threads` threads, with at most two finished ones waiting."""
     with ThreadPoolExecutor(threads, "detect") as pool, closing(in_order(pool, cut, names, threads + 2)) as stream:
