@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
 from hardnet_sfm.images import list_photos
 from hardnet_sfm.matching.pairs import NEIGHBOURS, PairOptions, PairReport, pair
@@ -66,7 +65,7 @@ def reconstruct(
     for options in (pair_options, map_options, match_options or MatchOptions()):
         options.check()
     images = Path(images)
-    _check_apart(images, place)
+    place.check_apart(images)
     seconds: dict[str, float] = {}
 
     def run(name: str, stage: Callable[[], Report]) -> None:
@@ -109,12 +108,6 @@ def propose_where_needed(
 
     propose_pairs(place, options.retrieval or NEIGHBOURS, resources, on_stage)
     return place.proposed
-
-
-def _check_apart(images: Path, place: Workspace) -> None:
-    """A folder of photos is never written to; a folder of its own within it will do."""
-    if place.root.resolve() == images.resolve():
-        raise UsageError("the workspace cannot be the folder of the photos", "Choose another --workspace.")
 
 
 def peak_memory_mb() -> int:

@@ -16,11 +16,10 @@ from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescr
 from hardnet_sfm.images import Photo, read_photo, sha256_of
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index import MANIFEST, InvertedIndex
+from hardnet_sfm.retrieval.index import MANIFEST, InvertedIndex, Manifest
 from hardnet_sfm.retrieval.neighbours import propose
 from hardnet_sfm.retrieval.options import (
     DEFAULT_METHOD,
-    METHODS,
     IndexOptions,
     IndexReport,
     Method,
@@ -38,7 +37,6 @@ from hardnet_sfm.workspace import DEFAULT, Workspace, locked
 Box = tuple[float, float, float, float]
 Report = ExtractReport | VocabularyReport | IndexReport | ProposeReport
 OnStage = Callable[[str, Report], None]
-__all__ = ["DEFAULT_METHOD", "METHODS", "Box", "Index", "Method", "index_photos", "propose_pairs", "update_index"]
 
 
 class Index:
@@ -227,8 +225,7 @@ def index_photos(
         UsageError: contradictory options.
     """
     place, resources = Workspace(Path(workspace)), resources or Resources()
-    if place.root.resolve() == Path(images).resolve():
-        raise UsageError("the workspace cannot be the folder of the photos", "Choose another --workspace.")
+    place.check_apart(Path(images))
     with locked(place.root):
         report = extract(images, place.features, extract_options, resources)
         if on_stage:
@@ -288,13 +285,12 @@ def _fitting_vocabulary(place: Workspace) -> Path | None:
     """The vocabulary of the workspace's index, where the features are still of its descriptor."""
     if not (place.index / MANIFEST).is_file():
         return None
-    there = InvertedIndex(place.index)
+    manifest = Manifest.read(place.index / MANIFEST)
     with FeatureStore(place.features) as store:
         same = all(
-            there.manifest.options.get(name) == store.header["options"].get(name)
-            for name in ("descriptor", "weights_sha256")
+            manifest.options.get(name) == store.header["options"].get(name) for name in ("descriptor", "weights_sha256")
         )
-    return there.folder / f"vocabulary-{there.manifest.vocabulary[:8]}" if same else None
+    return place.index / manifest.vocabulary_folder if same else None
 
 
 def propose_pairs(

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 DEFAULT = Path("hardnet-sfm-out")
 
@@ -23,6 +23,11 @@ class Workspace:
     """The files of one run, all below one folder shared by every subcommand."""
 
     root: Path = DEFAULT
+
+    def check_apart(self, images: Path) -> None:
+        """Raises UsageError if it is the folder of the photos, which is never written to; one within that will do."""
+        if self.root.resolve() == images.resolve():
+            raise UsageError("the workspace cannot be the folder of the photos", "Choose another --workspace.")
 
     @property
     def features(self) -> Path:

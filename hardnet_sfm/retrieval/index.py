@@ -2,7 +2,7 @@
 
     index/
       manifest.json        format, what the features are, segments and which of their photos are gone
-      vocabulary/          a copy of the vocabulary, so that the index stands alone
+      vocabulary-DIGEST/   a copy of the vocabulary, so that the index stands alone
       segment-DIGEST/      never changed once written
 
 A change writes new segments first and replaces the manifest last: a reader sees the old state or the new one.
@@ -58,6 +58,11 @@ class Manifest:
     words: int
     segments: dict[str, list[int]]
 
+    @property
+    def vocabulary_folder(self) -> str:
+        """Name of the copy of the vocabulary in the folder of the index."""
+        return f"vocabulary-{self.vocabulary[:8]}"
+
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Reads a manifest.
@@ -100,6 +105,7 @@ class InvertedIndex:
         segments: its lists.
         names: of its photos; a photo's number in the index is its place here, `starts[segment] + number` there.
         starts: number of each segment's first photo.
+        threads: how many search.
 
     Raises:
         HardnetSfmError: there is none, or it is damaged or of another version.
@@ -110,7 +116,7 @@ class InvertedIndex:
         if not (self.folder / MANIFEST).is_file():
             raise HardnetSfmError(f"no index at {self.folder}", "Run `hardnet-sfm index IMAGES` first.")
         self.manifest = Manifest.read(self.folder / MANIFEST)
-        self.vocabulary = Vocabulary.open(self.folder / f"vocabulary-{self.manifest.vocabulary[:8]}")
+        self.vocabulary = Vocabulary.open(self.folder / self.manifest.vocabulary_folder)
         if self.vocabulary.fingerprint != self.manifest.vocabulary:
             raise HardnetSfmError(f"{self.folder}: its vocabulary is another than it was made with")
         words = self.manifest.words
@@ -120,7 +126,7 @@ class InvertedIndex:
         ]
         self.names = [name for segment in self.segments for name in segment.names]
         self.starts = np.cumsum([0, *(len(segment.names) for segment in self.segments)])
-        self._threads = (resources or Resources()).threads
+        self.threads = (resources or Resources()).threads
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
@@ -176,15 +182,10 @@ class InvertedIndex:
 
     def threaded(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> list[Result]:
         """Results of calls side by side, in the order of the tasks."""
-        if self._threads == 1 or len(tasks) == 1:
+        if self.threads == 1 or len(tasks) == 1:
             return [function(*task) for task in tasks]
-        with ThreadPoolExecutor(self._threads, "search") as pool:
+        with ThreadPoolExecutor(self.threads, "search") as pool:
             return list(pool.map(lambda task: function(*task), tasks))
-
-    @property
-    def threads(self) -> int:
-        """How many threads search."""
-        return self._threads
 
     def entries(self, photos: Sequence[int]) -> Entries:
         """All features of given photos, in the order of the lists: by segment, by word, by photo.
@@ -198,7 +199,7 @@ class InvertedIndex:
                 continue
             gaps = np.diff(wanted, prepend=-1, append=MOST_PHOTOS - 1)
             following = np.repeat(np.append(wanted, MOST_PHOTOS), gaps)
-            features = np.linspace(0, segment.features, 4 * self._threads + 1)
+            features = np.linspace(0, segment.features, 4 * self.threads + 1)
             cuts = np.searchsorted(segment.offsets, features).tolist()
             tasks += [(first, last, segment.offsets, segment.images, following) for first, last in pairwise(cuts)]
             numbers += [number] * (len(cuts) - 1)
@@ -290,7 +291,7 @@ def sweep(folder: Path) -> None:
     """Removes what no manifest of an index names: leftovers of killed runs and of replaced states."""
     manifests = [Manifest.read(folder / name) for name in (MANIFEST, UNFINISHED) if (folder / name).is_file()]
     kept = {name for manifest in manifests for name in manifest.segments}
-    kept |= {f"vocabulary-{manifest.vocabulary[:8]}" for manifest in manifests}
+    kept |= {manifest.vocabulary_folder for manifest in manifests}
     for path in [*folder.glob("segment-*"), *folder.glob("vocabulary-*"), *folder.glob(".draft")]:
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)

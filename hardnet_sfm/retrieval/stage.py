@@ -20,7 +20,7 @@ from hardnet_sfm.retrieval.segments import (
     pack_geometry,
     write_segment,
 )
-from hardnet_sfm.retrieval.vocabulary import Vocabulary
+from hardnet_sfm.retrieval.vocabulary import CARD, Vocabulary
 from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.workspace import locked, prepare_folder
 
@@ -111,8 +111,8 @@ class IndexBuilder:
                     self._manifest = replace(found, images=fresh.images)
                     break
         sweep(folder)
-        copy = folder / f"vocabulary-{vocabulary.fingerprint[:8]}"
-        if not (copy / "card.json").is_file():
+        copy = folder / fresh.vocabulary_folder
+        if not (copy / CARD).is_file():
             vocabulary.save(copy)
         self._waiting: list[IndexedPhoto] = []
         # Nothing is built on damaged bytes.

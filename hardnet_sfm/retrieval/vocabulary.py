@@ -6,6 +6,8 @@ checksum in it, so that a vocabulary is replaced by replacing its card.
 
 from __future__ import annotations
 
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import faiss
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import sha256_of
@@ -52,7 +54,11 @@ class Vocabulary:
 
     def __init__(self, card: dict[str, Any], centroids: Float32, projection: Float32, thresholds: Float32) -> None:
         self.card, self.centroids, self.projection, self.thresholds = card, centroids, projection, thresholds
-        self._nearest = _nearest_index(centroids)
+
+    @cached_property
+    def _nearest(self) -> Any:
+        """Made when first asked for: it takes a k-means of its own, which who only reads an index does without."""
+        return _nearest_index(self.centroids)
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -103,17 +109,15 @@ class Vocabulary:
         prepare_folder(folder)
         tensors = {"centroids": self.centroids, "thresholds": self.thresholds}
         halves = {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}
+        content = save({**halves, "projection": np.ascontiguousarray(self.projection)})
+        mark = sha256(content).hexdigest()
+        target = folder / f"words-{mark[:8]}.safetensors"
         try:
-            with replacing(folder / "words.safetensors") as beside:
-                save_file({**halves, "projection": np.ascontiguousarray(self.projection)}, beside)
-                sha256 = sha256_of(beside)
-                target = folder / f"words-{sha256[:8]}.safetensors"
-                beside.replace(target)
-                beside.touch()  # what `replacing` has to find and puts away below
-            (folder / "words.safetensors").unlink()
-            self.card.update({"format": FORMAT, "version": VERSION, "file": target.name, "sha256": sha256})
+            with replacing(target) as beside:
+                beside.write_bytes(content)
+            self.card.update({"format": FORMAT, "version": VERSION, "file": target.name, "sha256": mark})
             write_json(folder / CARD, self.card)
-        except (OSError, safetensors.SafetensorError) as error:
+        except OSError as error:
             raise HardnetSfmError(f"cannot write {folder}: {error}", "Make room on the disk and run again.") from error
         for old in folder.glob("words-*.safetensors"):
             if old != target:
