@@ -21,6 +21,9 @@ from hardnet_sfm.workspace import replacing
 # An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
 _FOLDERS = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")
 
+# Metadata of all networks of patches here, as their authors feed them.
+INPUT = {"patch_size": "32", "normalisation": "mean 0 and standard deviation 1 of each patch"}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -116,9 +119,8 @@ def convert(source: Path, target: Path, architecture: str = "hardnet", measureme
         raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
     metadata = {
         "architecture": architecture,
-        "patch_size": "32",
         "measurement_size": str(measurement_size),
-        "normalisation": "mean 0 and standard deviation 1 of each patch",
+        **INPUT,
         "source": source.name,
     }
     write_weights(target, tensors, metadata)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import BRIEF, CPU, random_patches
+from test_train import BRIEF, CPU, write_noisy_patches
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.module import Batches, Budget, HardNetTraining
-from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
+from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.ranks import joined, rank
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import TrainOptions, train
@@ -32,16 +32,8 @@ TWO = replace(BRIEF, steps=4, validate_every=2, devices=2)
 
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 points in three photos."""
     path = tmp_path_factory.mktemp("patches") / "made.h5"
-    looks = np.repeat(random_patches(60, 1), 3, 0)
-    looks = np.uint8((looks + np.random.default_rng(1).normal(0, 10, looks.shape)).clip(0, 255))
-    unknown = np.full((180, 2, 3), np.nan, np.float32)
-    point, image = np.repeat(np.arange(60), 3), np.tile(np.arange(3, dtype=np.int32), 60)
-    places = np.full((60, 3), np.nan, np.float32)
-    write_patches(
-        path, PatchSet(path, "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
-    )
+    write_noisy_patches(path)
     return path
 
 

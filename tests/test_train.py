@@ -150,19 +150,22 @@ def test_budget_is_whichever_ends_first() -> None:
     assert Budget(10, 100).spent(6000, 50) == 1
 
 
-@pytest.fixture(scope="module")
-def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 points in three photos of different noise."""
-    path = tmp_path_factory.mktemp("patches") / "made.h5"
-    rng = np.random.default_rng(1)
+def write_noisy_patches(path: Path) -> None:
+    """A patches.h5 of 60 points in three photos of different noise."""
     looks = np.repeat(random_patches(60, 1), 3, 0)
-    looks = np.uint8((looks + rng.normal(0, 10, looks.shape)).clip(0, 255))
+    looks = np.uint8((looks + np.random.default_rng(1).normal(0, 10, looks.shape)).clip(0, 255))
     unknown = np.full((180, 2, 3), np.nan, np.float32)
     point, image = np.repeat(np.arange(60), 3), np.tile(np.arange(3, dtype=np.int32), 60)
     places = np.full((60, 3), np.nan, np.float32)
     write_patches(
         path, PatchSet(path, "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
     )
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("patches") / "made.h5"
+    write_noisy_patches(path)
     return path
 
 

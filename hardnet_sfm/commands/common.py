@@ -45,7 +45,14 @@ def print_skipped(skipped: dict[str, str]) -> None:
 
 
 def print_report(stage: str, report: Report) -> None:
-    """One line a stage: what there is now, and what had to be computed for it."""
+    """One line a stage, and which photos were passed over."""
+    output.print(f"[bold]{stage:>8}[/]  {escape(said_of(report))}")
+    if isinstance(report, ExtractReport):
+        print_skipped(report.skipped)
+
+
+def said_of(report: Report) -> str:
+    """What there is now, and what had to be computed for it."""
     match report:
         case ExtractReport():
             text = f"{report.keypoints} keypoints in {report.photos} photos"
@@ -65,6 +72,4 @@ def print_report(stage: str, report: Report) -> None:
             text = f"{report.pairs} pairs of {report.photos} photos look alike"
     if isinstance(report, ExtractReport | MatchReport):
         text += f"; computed {report.computed} ({report.reason})" if report.computed else "; up to date"
-    output.print(f"[bold]{stage:>8}[/]  {escape(text)}")
-    if isinstance(report, ExtractReport):
-        print_skipped(report.skipped)
+    return text

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 from rich.markup import escape
 from tyro.conf import Positional, arg, subcommand
 
-from hardnet_sfm.commands.common import output
+from hardnet_sfm.commands.common import output, said_of
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
 from hardnet_sfm.evaluation.tables import LandmarkTable
@@ -137,8 +137,7 @@ class Evaluate:
 
 
 def _print_extracted(what: str, report: ExtractReport) -> None:
-    computed = f"computed {report.computed} ({report.reason})" if report.computed else "up to date"
-    errors.print(f"{escape(what)}: {report.keypoints} keypoints in {report.photos} photos; {escape(computed)}")
+    errors.print(f"{escape(what)}: {escape(said_of(report))}")
 
 
 def _print_missing(table: LandmarkTable) -> None:

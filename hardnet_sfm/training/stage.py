@@ -137,7 +137,7 @@ def train(
             f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
         ) from error
 
-    from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
+    from hardnet_sfm.weights import INPUT, find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, output, options, resources)
@@ -176,9 +176,8 @@ def train(
         if rank() == 0:
             metadata = {
                 "architecture": "hardnet",
-                "patch_size": "32",
                 "measurement_size": str(sets[0].measurement_size),
-                "normalisation": "mean 0 and standard deviation 1 of each patch",
+                **INPUT,
                 "licence": options.licence,
                 "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
                 "command": shlex.join([_program(), *sys.argv[1:]]),
@@ -233,8 +232,6 @@ def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOpt
     """Fingerprint of all that a run must not change when it is resumed."""
     data = [(of.source, of.measurement_size, len(of), dict(of.options)) for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
-    if options.devices == 1:
-        del kept["devices"]  # runs that were begun before there were several
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
 
 
