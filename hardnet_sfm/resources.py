@@ -14,7 +14,7 @@ class Resources:
     """The share of the machine that a run may use."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks and matching run. auto: CUDA where there is one."""
+    """Where networks, matching and, with a faiss for GPUs, k-means run. auto: CUDA where there is one."""
     workers: int = 0
     """Threads for everything on the CPU. 0: one for each CPU core this process may use. Features and matches do not
     depend on it; models are the same to the last bit with 1 only."""

@@ -72,6 +72,23 @@ def test_it_is_the_same_with_any_number_of_threads(place: Path, tmp_path: Path) 
     assert len(prints) == 1
 
 
+def test_gpus_assign_where_faiss_has_them(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here: a second index on the CPU stands for it. What was learned has to come through it."""
+    moved: list[faiss.Index] = []
+
+    def to_gpus(index: faiss.Index) -> faiss.Index:
+        moved.append(faiss.clone_index(index))
+        return moved[-1]
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_gpus)
+    options = replace(FEW, words=17)
+    for name, device, indexes in (("cpu", "cpu", 0), ("gpu", "auto", 1)):
+        vocabulary(place / "features.h5", tmp_path / name, options, Resources(device=device))
+        assert len(moved) == indexes
+    assert (Vocabulary.open(tmp_path / "cpu").centroids == Vocabulary.open(tmp_path / "gpu").centroids).all()
+
+
 def test_many_words_are_assigned_approximately_and_the_recall_is_measured(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     photos = {"b.jpg": (keypoints_of(random, 9000), unit_rows(random, 9000))}

@@ -213,7 +213,8 @@ def vocabulary(
     """Learns visual words from a store of features by k-means (Sivic and Zisserman, ICCV 2003).
 
     From 4096 words on, k-means assigns approximately, as Philbin et al. (CVPR 2007) do; the share of descriptors that
-    get their nearest word all the same is measured, and is part of the card.
+    get their nearest word all the same is measured, and is part of the card. Where the faiss that is installed has GPUs
+    (conda's faiss-gpu), they assign; sums in another order then give other words than the CPU, by rounding.
 
     Args:
         features: store of the photos.
@@ -236,7 +237,7 @@ def vocabulary(
                 return _report(card, computed=False)
         sample = _sample(store, made_of["descriptors"], options.vocabulary_seed)
         faiss.omp_set_num_threads(resources.threads)
-        learned = _learn(sample, made_of, options)
+        learned = _learn(sample, made_of, options, gpus=resources.device != "cpu")
         facts = {"descriptor": store.header["options"].get("descriptor", ""), "photos": len(store.names())}
         learned.card.update(
             {
@@ -299,7 +300,7 @@ def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
     return rows[random.permutation(count)]
 
 
-def _learn(sample: Float32, made_of: dict[str, Any], options: VocabularyOptions) -> Vocabulary:
+def _learn(sample: Float32, made_of: dict[str, Any], options: VocabularyOptions, *, gpus: bool) -> Vocabulary:
     """k-means, an orthogonal projection, and medians of the sample."""
     count, dimension = sample.shape
     clustering = faiss.Clustering(dimension, made_of["words"])
@@ -308,6 +309,8 @@ def _learn(sample: Float32, made_of: dict[str, Any], options: VocabularyOptions)
     index = _empty_index(made_of["words"], dimension)
     if not index.is_trained:
         index.train(sample[: made_of["words"]])
+    if gpus and faiss.get_num_gpus():
+        index = faiss.index_cpu_to_all_gpus(index)
     # An iteration a call, so that people see progress and Ctrl-C is heard.
     with progress("k-means", options.iterations) as advance:
         for _ in range(options.iterations):
