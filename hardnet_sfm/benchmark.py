@@ -65,24 +65,23 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
 
     Args:
         descriptors: names that `ExtractOptions.descriptor` takes.
-        weights: names of shipped weights, or files. What they are of is in their metadata; HardNet where it is not.
+        weights: names of shipped weights, or files. What they are of is in their metadata, or recognised.
 
     Raises:
         HardnetSfmError: there are no such weights.
         UsageError: two have the same name, or there is none at all.
     """
-    from hardnet_sfm.features.descriptors import HARDNET_WEIGHTS
-    from hardnet_sfm.weights import find_weights, read_weights
+    from hardnet_sfm.features.descriptors import SHIPPED
+    from hardnet_sfm.weights import architecture_of, find_weights, read_weights
 
     found: list[Competitor] = []
     for descriptor in descriptors:
-        path = find_weights(HARDNET_WEIGHTS) if descriptor == "hardnet" else None
+        path = find_weights(SHIPPED[descriptor]) if descriptor in SHIPPED else None
         name = path.stem if path else descriptor
         found.append(Competitor(name, descriptor, path, sha256_of(path) if path else ""))
     for given in weights:
         loaded = read_weights(find_weights(given))
-        architecture = loaded.metadata.get("architecture", "hardnet")
-        found.append(Competitor(loaded.path.stem, architecture, loaded.path, loaded.sha256))
+        found.append(Competitor(loaded.path.stem, architecture_of(loaded), loaded.path, loaded.sha256))
     names = [one.name for one in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two rows of the table would be called {twice[0]}", "Rename one of the files.")

@@ -239,6 +239,8 @@ class Weights:
     """A shipped name or a file."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """convert: .safetensors file to make. Default: beside the checkpoint."""
+    architecture: str | None = None
+    """convert: the network that they are of, as `train --network` has it. Default: recognised by names and shapes."""
     debug: bool = False
     """Show where in the program an error came from."""
 
@@ -247,8 +249,9 @@ class Weights:
 
         if (self.name is None) != (self.action == "list"):
             raise UsageError(f"weights {self.action} takes {'no name' if self.name else 'a name or a file'}")
-        if self.output is not None and self.action != "convert":
-            raise UsageError(f"--output has no effect with weights {self.action}")
+        for option in ("output", "architecture"):
+            if getattr(self, option) is not None and self.action != "convert":
+                raise UsageError(f"--{option} has no effect with weights {self.action}")
         if self.action == "list":
             for name in shipped_names():
                 output.print(f"{name}  {escape(str(find_weights(name)))}")
@@ -258,7 +261,7 @@ class Weights:
         assert self.name is not None
         if self.action == "convert":
             target = self.output or Path(self.name).with_suffix(".safetensors")
-            convert(Path(self.name), target)
+            convert(Path(self.name), target, self.architecture)
             output.print(escape(str(target)))
             return
         path = find_weights(self.name)

@@ -14,15 +14,13 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import sha256_of
+from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture, recognised, under_names_of
 from hardnet_sfm.workspace import replacing
 
 # An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
 _FOLDERS = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")
-
-# Metadata of all networks of patches here, as their authors feed them.
-INPUT = {"patch_size": "32", "normalisation": "mean 0 and standard deviation 1 of each patch"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,23 @@ class Weights:
     sha256: str
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its weights.
+
+    Attributes:
+        network: ready for inference.
+        architecture: what it is.
+        measurement_size: sigmas of the keypoint across the patches that it was trained with.
+        sha256: of the weights file.
+    """
+
+    network: nn.Module
+    architecture: Architecture
+    measurement_size: float
+    sha256: str
 
 
 def shipped(name: str) -> Path | None:
@@ -97,19 +112,21 @@ def load_tensors(path: Path, hint: str) -> Any:
         raise HardnetSfmError(f"{path}: damaged, or not a file of tensors alone", hint) from error
 
 
-def convert(source: Path, target: Path, architecture: str = "hardnet", measurement_size: float = 12.0) -> None:
+def convert(source: Path, target: Path, architecture: str | None = None, measurement_size: float = 12.0) -> None:
     """Writes the state dict of a PyTorch checkpoint as a safetensors file.
 
-    The checkpoint is read by PyTorch's reader for tensors only, which runs no code that is in the file.
+    The checkpoint is read by PyTorch's reader for tensors only, which runs no code that is in the file. Tensors get the
+    names that the network has for them here, see `hardnet_sfm.networks.architectures.under_names_of`.
 
     Args:
         source: .pth file with a state dict, bare or under "state_dict" as the authors of HardNet have it.
         target: .safetensors file to make.
-        architecture: what the weights are of.
+        architecture: what the weights are of. Where None, they are recognised by their names and shapes.
         measurement_size: sigmas of the keypoint across the patches they were trained with.
 
     Raises:
         HardnetSfmError: the file is missing, damaged, holds something else, or the disk is full.
+        UsageError: there is no such architecture.
     """
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}")
@@ -117,13 +134,29 @@ def convert(source: Path, target: Path, architecture: str = "hardnet", measureme
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
-    metadata = {
-        "architecture": architecture,
-        "measurement_size": str(measurement_size),
-        **INPUT,
-        "source": source.name,
-    }
-    write_weights(target, tensors, metadata)
+    name = architecture or recognised(tensors)
+    if name is None:
+        raise HardnetSfmError(f"{source}: weights of no network that is known here", f"Known are: {_known()}.")
+    of = find_architecture(name)
+    named = under_names_of(of, tensors)
+    if named is None:
+        raise HardnetSfmError(f"{source}: not weights of {of.title}", "Leave out --architecture to have it found.")
+    write_weights(target, named, {**of.metadata(), "measurement_size": str(measurement_size), "source": source.name})
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in ARCHITECTURES:
+        raise UsageError(f"unknown network: {name}", f"There are: {_known()}.")
+    return ARCHITECTURES[name]
+
+
+def _known() -> str:
+    return ", ".join(ARCHITECTURES)
 
 
 def read_weights(path: Path) -> Weights:
@@ -159,6 +192,43 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             beside.write_bytes(save(copies, dict(metadata)))
     except (safetensors.SafetensorError, OSError) as error:
         raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
+
+
+def architecture_of(weights: Weights) -> str:
+    """What a file says it is of, else what its tensors are recognised as.
+
+    Raises:
+        HardnetSfmError: neither gives the name of an architecture here.
+    """
+    name = weights.metadata.get("architecture") or recognised(weights.tensors)
+    if name not in ARCHITECTURES:
+        what = f"weights of {name}, no network" if name else "weights of no network"
+        raise HardnetSfmError(f"{weights.path}: {what} that is known here", f"Known are: {_known()}.")
+    return name
+
+
+def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
+    """Reads a network from a weights file.
+
+    Args:
+        path: .safetensors file.
+        name: of the architecture that it has to be of; any where None.
+
+    Raises:
+        HardnetSfmError: the file is missing or damaged, its weights are of another or of no known architecture, or its
+            metadata make no sense.
+    """
+    weights = read_weights(path)
+    architecture = find_architecture(name or architecture_of(weights))
+    network = architecture.build()
+    load_into(network, weights, architecture.name)
+    try:
+        measurement_size = float(weights.metadata.get("measurement_size", 12.0))
+        if not 0 < measurement_size < float("inf"):
+            raise ValueError(f"not a positive number: {measurement_size}")
+    except ValueError as error:
+        raise HardnetSfmError(f"{path}: metadata measurement_size: {error}") from error
+    return LoadedNetwork(network.eval(), architecture, measurement_size, weights.sha256)
 
 
 def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:

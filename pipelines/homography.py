@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, nn
 
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
 from hardnet_sfm.errors import HardnetSfmError, UsageError
@@ -54,7 +53,7 @@ from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.weights import Weights, load_into, read_weights
+from hardnet_sfm.weights import architecture_of, read_weights
 from hardnet_sfm.workers import torch_threads
 
 COLMAP = "colmap rootsift"
@@ -68,7 +67,7 @@ class Options:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A sequence or a folder of sequences: six photos and five homographies each."""
     weights: tuple[Path, ...] = ()
-    """More weights to compare, of HardNet or TFeat, .safetensors."""
+    """More weights to compare, of any network that describes patches, .safetensors."""
     max_features: int = 4000
     """COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations."""
     csv: Path | None = None
@@ -83,30 +82,11 @@ class Photo(NamedTuple):
     features: SiftFeatures
 
 
-class UnitLength(nn.Module):
-    """Scales the rows of (N, D) to unit length."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return nn.functional.normalize(rows, dim=1)
-
-
-def tfeat(weights: Weights) -> Descriptor:
-    """TFeat (Balntas et al., BMVC 2016), with the descriptors of unit length that the matcher takes."""
-    from kornia.feature import TFeat
-
-    network = TFeat(pretrained=False)
-    load_into(network, weights, "tfeat")
-    measurement_size = float(weights.metadata.get("measurement_size", 12.0))
-    return Descriptor(nn.Sequential(network, UnitLength()), TFeat.patch_size, measurement_size, weights.sha256)
-
-
 def learned(path: Path) -> Descriptor:
-    """The descriptor that a weights file belongs to: TFeat where it says so or has TFeat's last layer, else HardNet."""
+    """The descriptor that a weights file belongs to."""
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: not a .safetensors file", f"Convert it first: hardnet-sfm weights convert {path}")
-    weights = read_weights(path)
-    is_tfeat = weights.metadata.get("architecture") == "tfeat" or "descr.0.weight" in weights.tensors
-    return tfeat(weights) if is_tfeat else make_descriptor("hardnet", path)
+    return make_descriptor(architecture_of(read_weights(path)), path)
 
 
 def competitors(given: tuple[Path, ...]) -> dict[str, Descriptor]:

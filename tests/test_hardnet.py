@@ -280,16 +280,16 @@ class TestShippedWeights:
     def test_are_looked_for_in_the_folders_of_the_package(
         self, monkeypatch: pytest.MonkeyPatch, save: Callable[..., Path], network: HardNet, tmp_path: Path
     ) -> None:
-        path = save(network.state_dict(), descriptors.HARDNET_WEIGHTS, measurement_size="11")
+        path = save(network.state_dict(), descriptors.SHIPPED["hardnet"], measurement_size="11")
         monkeypatch.setattr(weights_files, "_FOLDERS", (tmp_path / "nowhere", tmp_path))
-        assert shipped(descriptors.HARDNET_WEIGHTS) == path
+        assert shipped(descriptors.SHIPPED["hardnet"]) == path
         assert make_descriptor("hardnet", None).measurement_size == 11
 
     def test_where_there_are_none_the_user_learns_what_to_do(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(weights_files, "_FOLDERS", (tmp_path,))
-        assert shipped(descriptors.HARDNET_WEIGHTS) is None
+        assert shipped(descriptors.SHIPPED["hardnet"]) is None
         with pytest.raises(HardnetSfmError, match="without trained HardNet weights") as refused:
             make_descriptor("hardnet", None)
         assert "--weights FILE.safetensors" in refused.value.hint

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from hardnet_sfm import weights as weights_files
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.registry import registered
+from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture
 from hardnet_sfm.networks.device import fast_type
-from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
 from hardnet_sfm.networks.rootsift import RootSift
 
-_ROOTSIFT_MEASUREMENT = 15.0
-HARDNET_WEIGHTS = "hardnet-sfm"
+_ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT = 32, 15.0
+# Weights that come with the package under another name than that of their network.
+SHIPPED = {"hardnet": "hardnet-sfm"}
 # Patches described at once. Always as many, so that a patch gets the same bits whatever photos share its batch.
 # 128 keep HardNet's largest layer, 32x32x32 in bfloat16, at 8 MB, within the last-level cache of a laptop's CPU.
 _BATCH = {"cpu": 128, "cuda": 4096}
@@ -55,31 +57,56 @@ def rootsift(weights: Path | None) -> Descriptor:
     """RootSIFT on patches of 32x32 pixels and 15 sigmas."""
     if weights is not None:
         raise UsageError("--weights has no effect with --descriptor rootsift, which learns nothing")
-    return Descriptor(RootSift(PATCH_SIZE, _ROOTSIFT_MEASUREMENT), PATCH_SIZE, _ROOTSIFT_MEASUREMENT)
+    return Descriptor(RootSift(_ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT), _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT)
 
 
-def hardnet(weights: Path | None) -> Descriptor:
-    """HardNet with the given weights, or those that come with the package."""
-    path = weights or weights_files.shipped(HARDNET_WEIGHTS)
+def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
+    """A network with the given weights, or those that come with the package.
+
+    Descriptors that have no fixed length, as TFeat's and DeepDesc's, are scaled to length 1.
+    """
+    name, title = architecture.name, architecture.title
+    if architecture.metric != "l2":
+        raise UsageError(
+            f"--descriptor {name}: {title} compares patches by a network, not by a distance of descriptors, which "
+            "nearest neighbours, visual words and indexes need",
+            "It can re-score what another descriptor finds: hardnet-sfm match --rescore FILE.safetensors.",
+        )
+    path = weights or weights_files.shipped(SHIPPED.get(name, name))
     if path is None:
         raise HardnetSfmError(
-            "this version comes without trained HardNet weights",
-            "Give your own with --weights FILE.safetensors (trained on your scenes, or another's HardNet state dict "
-            "saved as safetensors), or use --descriptor rootsift.",
+            f"this version comes without trained {title} weights",
+            "Give your own with --weights FILE.safetensors (trained on your scenes with `hardnet-sfm train --network "
+            f"{name}`, or its authors', converted by `hardnet-sfm weights convert`), or use --descriptor rootsift.",
         )
-    loaded = weights_files.read_weights(path)
-    network = HardNet()
-    weights_files.load_into(network, loaded, "hardnet")
-    try:
-        measurement_size = float(loaded.metadata.get("measurement_size", 12.0))
-        if not 0 < measurement_size < float("inf"):
-            raise ValueError(f"not a positive number: {measurement_size}")
-    except ValueError as error:
-        raise HardnetSfmError(f"{path}: metadata measurement_size: {error}") from error
-    return Descriptor(network.fused(), PATCH_SIZE, measurement_size, loaded.sha256, reduced_precision=True)
+    loaded = weights_files.load_network(path, name)
+    return Descriptor(
+        _for_inference(loaded.network, architecture),
+        architecture.patch_size,
+        loaded.measurement_size,
+        loaded.sha256,
+        architecture.reduced_precision,
+    )
 
 
-BUILT_IN: dict[str, Factory] = {"rootsift": rootsift, "hardnet": hardnet}
+def _for_inference(network: nn.Module, architecture: Architecture) -> nn.Module:
+    if architecture.reduced_precision:
+        fused: nn.Module = network.fused()  # type: ignore[operator]
+        return fused
+    return network if architecture.unit_length else nn.Sequential(network, UnitLength())
+
+
+class UnitLength(nn.Module):
+    """Scales the rows of (N, D) to length 1."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return nn.functional.normalize(rows, dim=1)
+
+
+BUILT_IN: dict[str, Factory] = {
+    "rootsift": rootsift,
+    **{name: partial(learned, architecture) for name, architecture in ARCHITECTURES.items()},
+}
 
 
 def make_descriptor(name: str, weights: Path | None) -> Descriptor:

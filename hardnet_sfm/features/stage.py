@@ -68,7 +68,8 @@ class ExtractOptions(KeypointOptions):
     """How keypoints are found and described."""
 
     descriptor: str = "hardnet"
-    """hardnet, rootsift, or one that another package registers."""
+    """hardnet, rootsift, or, with --weights, l2net, l2net-cs, tfeat, deepdesc, deepcompare-siam-l2,
+    deepcompare-siam2stream-l2; or one that another package registers."""
     weights: Path | None = None
     """Weights of the descriptor, a .safetensors file."""
 

@@ -1,1 +1,1 @@
-"""Networks: torch modules and nothing else; files are read by `hardnet_sfm.weights`."""
+"""Networks: torch modules and the registry of them; files are read by `hardnet_sfm.weights`, which stands above."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from hardnet_sfm.networks.inputs import standardised
+
 PATCH_SIZE = 32
 DIMENSION = 128
 # Channels in and out and stride of the 3x3 convolutions.
 _LAYERS = ((1, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
-# Added to the patch's standard deviation; the value that published HardNet weights were trained with.
-_EPSILON = 1e-7
 
 
 class HardNet(nn.Module):
@@ -99,9 +99,3 @@ def _described(features: nn.Sequential, patches: Tensor) -> Tensor:
     # With one channel (N, 1, H, W) counts as both layouts; strides have to say which, or each layer converts.
     inputs = standardised(patches.float()).to(dtype).contiguous(memory_format=torch.channels_last)
     return nn.functional.normalize(features(inputs).flatten(1).float(), dim=1)
-
-
-def standardised(patches: Tensor) -> Tensor:
-    """Each patch of (N, 1, H, W) with mean 0 and standard deviation 1, the unbiased estimate."""
-    std, mean = torch.std_mean(patches, dim=(1, 2, 3), keepdim=True)
-    return (patches - mean) / (std + _EPSILON)

@@ -137,7 +137,7 @@ def train(
             f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
         ) from error
 
-    from hardnet_sfm.weights import INPUT, find_weights, load_into, read_weights, write_weights
+    from hardnet_sfm.weights import find_architecture, find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, output, options, resources)
@@ -175,9 +175,8 @@ def train(
             measures = _fit(module, folder, options, device, threads)
         if rank() == 0:
             metadata = {
-                "architecture": "hardnet",
+                **find_architecture("hardnet").metadata(),
                 "measurement_size": str(sets[0].measurement_size),
-                **INPUT,
                 "licence": options.licence,
                 "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
                 "command": shlex.join([_program(), *sys.argv[1:]]),

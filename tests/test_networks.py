@@ -1,0 +1,472 @@
+"""The networks: their size by hand from the papers' tables, what they compute by other means, and their files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import kornia.feature
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.signal
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hardnet_sfm.cli import main
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
+from hardnet_sfm.networks import tfeat as tfeat_module
+from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture, recognised, under_names_of
+from hardnet_sfm.networks.deepdesc import DeepDesc, SparseConvolution
+from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.weights import convert, load_network, read_weights, write_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+with_l2 = pytest.mark.parametrize("name", [name for name, of in ARCHITECTURES.items() if of.metric == "l2"])
+with_network = pytest.mark.parametrize("name", [name for name, of in ARCHITECTURES.items() if of.metric != "l2"])
+
+
+def conv(inputs: int, outputs: int, kernel: int) -> int:
+    """Parameters of a convolution with bias."""
+    return outputs * (inputs * kernel**2 + 1)
+
+
+def linear(inputs: int, outputs: int) -> int:
+    return outputs * (inputs + 1)
+
+
+HARDNET = 9 * (32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 128 * 64 * 128
+SIAM = conv(1, 96, 7) + conv(96, 192, 5) + conv(192, 256, 3)
+STREAM = conv(1, 96, 4) + conv(96, 192, 3) + conv(192, 256, 3) + conv(256, 256, 3)
+STREAM_OF_TWO = conv(2, 96, 5) + conv(96, 96, 3) + conv(96, 192, 3) + conv(192, 192, 3)
+PARAMETERS = {
+    "hardnet": HARDNET,
+    "l2net": HARDNET,
+    "l2net-cs": 2 * HARDNET,
+    "tfeat": conv(1, 32, 7) + conv(32, 64, 6) + linear(64 * 8 * 8, 128),
+    "deepdesc": conv(1, 32, 7) + conv(8, 64, 6) + conv(8, 128, 5),
+    "matchnet": conv(1, 24, 7)
+    + conv(24, 64, 5)
+    + conv(64, 96, 3)
+    + conv(96, 96, 3)
+    + conv(96, 64, 3)
+    + linear(64 * 8 * 8, 512)
+    + linear(2 * 512, 512)
+    + linear(512, 512)
+    + linear(512, 2),
+    "deepcompare-2ch": conv(2, 96, 7) + conv(96, 192, 5) + conv(192, 256, 3) + linear(256, 1),
+    "deepcompare-2ch2stream": 2 * STREAM_OF_TWO + linear(2 * 192 * 2 * 2, 768) + linear(768, 1),
+    "deepcompare-siam": SIAM + linear(512, 512) + linear(512, 1),
+    "deepcompare-pseudo-siam": 2 * SIAM + linear(512, 512) + linear(512, 1),
+    "deepcompare-siam2stream": 2 * STREAM + linear(1024, 1024) + linear(1024, 1),
+    "deepcompare-siam-l2": SIAM,
+    "deepcompare-siam2stream-l2": 2 * STREAM,
+}
+# Of the binary files that the authors of DeepCompare published, which hold the weights alone, MiB of float32.
+PUBLISHED_MIB = {
+    "deepcompare-2ch": 3.48,
+    "deepcompare-2ch2stream": 8.98,
+    "deepcompare-siam": 4.47,
+    "deepcompare-siam2stream": 13.17,
+}
+
+
+def built(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return ARCHITECTURES[name].build().eval()
+
+
+def patches_for(architecture: Architecture, count: int = 3, seed: int = 1) -> Tensor:
+    size = architecture.patch_size
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def parameters_of(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@every_architecture
+def test_has_the_parameters_of_the_papers_table(architecture: Architecture) -> None:
+    assert parameters_of(built(architecture.name)) == PARAMETERS[architecture.name]
+
+
+@pytest.mark.parametrize(("name", "mebibytes"), PUBLISHED_MIB.items())
+def test_deepcompare_has_the_size_of_the_published_files(name: str, mebibytes: float) -> None:
+    assert 4 * parameters_of(built(name)) / 2**20 == pytest.approx(mebibytes, abs=0.01)
+
+
+def test_deepdesc_has_the_parameters_that_the_paper_counts() -> None:
+    """Its library's L2 pooling has a weight and a bias a map, 1 and 0, which its count of 46 272 includes."""
+    assert parameters_of(DeepDesc()) + 2 * (32 + 64 + 128) == 46_272
+
+
+def multiply_adds(network: nn.Module, run: Callable[[], object]) -> int:
+    """Of convolutions, sparse ones as the dense ones that they are computed as, and fully connected layers, a patch."""
+    total = 0
+
+    def count(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        dense = layer.inputs / layer.in_channels if isinstance(layer, SparseConvolution) else 1
+        total += round(output[0].numel() * layer.weight[0].numel() * dense)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.inference_mode():
+        run()
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@every_architecture
+def test_description_states_size_and_cost(architecture: Architecture) -> None:
+    """In numbers of parameters and MFLOP a patch and a pair."""
+    network, patches = built(architecture.name), patches_for(architecture, 1)
+    said = " ".join(
+        (inspect.getdoc(tfeat_module.tfeat if architecture.name == "tfeat" else type(network)) or "").split()
+    )
+    if isinstance(network, PairNetwork):
+        parts = network.describe(patches, 0), network.describe(patches, 1)
+        costs = [
+            multiply_adds(network, lambda: network.describe(patches)),
+            multiply_adds(network, lambda: network.compare(*parts)),
+        ]
+    else:
+        costs = [multiply_adds(network, lambda: network(patches))]
+    if architecture.name == "matchnet":
+        assert isinstance(network.features, nn.Module) and isinstance(network.metric, nn.Module)
+        counts = [parameters_of(network.features), parameters_of(network.metric)]
+    else:
+        counts = [PARAMETERS[architecture.name]]
+    for count in counts:
+        assert f"{count:_}".replace("_", " ") in said
+    if architecture.name == "deepcompare-pseudo-siam":
+        said = inspect.getdoc(type(built("deepcompare-siam"))) or ""  # which it refers to
+    for cost in costs:
+        flop = 2 * cost / 1e6
+        assert (f"({flop:.0f} MFLOP)" in said) if flop > 10 else (not cost or f"({flop:.1f} MFLOP)" in said), flop
+
+
+@every_architecture
+def test_registered_facts_are_those_of_the_network(architecture: Architecture) -> None:
+    network, patches = built(architecture.name), patches_for(architecture)
+    with torch.inference_mode():
+        if isinstance(network, PairNetwork):
+            assert architecture.metric != "l2"
+            described = network.describe(patches)
+            scores = network.compare(described, network.describe(patches.flip(0), 1))
+            assert scores.shape == (3,)
+            torch.testing.assert_close(network(patches, patches.flip(0)), scores)
+            if architecture.metric == "metric network":
+                assert described.shape == (3, architecture.dimension)
+            return
+        described = network(patches)
+    assert architecture.metric == "l2" and described.shape == (3, architecture.dimension)
+    has_unit_length = bool(torch.allclose(described.norm(dim=1), torch.ones(3), atol=1e-5))
+    assert has_unit_length == architecture.unit_length
+    for name in architecture.supervised:
+        assert isinstance(network.get_submodule(name), nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("name", [name for name, of in ARCHITECTURES.items() if of.normalisation.startswith("mean 0")])
+def test_what_the_network_takes_from_a_patch_does_not_matter(name: str) -> None:
+    """Its mean, and where it is standardised its contrast."""
+    architecture = ARCHITECTURES[name]
+    network, patches = built(name), patches_for(architecture)
+    contrast = 0.7 if "deviation" in architecture.normalisation else 1.0
+    changed = contrast * patches + 0.1
+    with torch.inference_mode():
+        if isinstance(network, PairNetwork):
+            found, expected = network(changed, patches.flip(0)), network(patches, patches.flip(0))
+        else:
+            found, expected = network(changed), network(patches)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_deepdesc_is_what_scipy_gives() -> None:
+    network = built("deepdesc")
+    patches = patches_for(ARCHITECTURES["deepdesc"], 2)
+    window = np.exp(-(np.arange(-2, 3) ** 2) / (2 * 1.25**2))
+    window = np.outer(window, window) / window.sum() ** 2
+
+    def convolved(features: np.ndarray, layer: nn.Module) -> np.ndarray:
+        weight, bias = (tensor.detach().double().numpy() for tensor in (layer.weight, layer.bias))
+        maps = layer.maps.numpy() if isinstance(layer, SparseConvolution) else np.zeros((32, 1), int)
+        return np.stack(
+            [
+                sum(
+                    scipy.signal.correlate2d(features[of], kernel, "valid")
+                    for of, kernel in zip(seen, kernels, strict=True)
+                )
+                + offset
+                for kernels, seen, offset in zip(weight, maps, bias, strict=True)
+            ]
+        )
+
+    def pooled(features: np.ndarray, side: int) -> np.ndarray:
+        count, height, width = features.shape
+        blocks = features.reshape(count, height // side, side, width // side, side)
+        return np.sqrt((blocks**2).sum((2, 4)))
+
+    def normalised(features: np.ndarray) -> np.ndarray:
+        mean = features.mean(0)
+        covered = scipy.signal.convolve2d(np.ones_like(mean), window, "same")
+        return features - scipy.signal.convolve2d(mean, window, "same") / covered
+
+    layers = list(network.features)
+    for number, patch in enumerate(patches[:, 0].double().numpy()):
+        features = ((patch - patch.mean()) / patch.std(ddof=1))[None]
+        for layer, side in ((0, 2), (4, 3), (8, 4)):
+            features = pooled(np.tanh(convolved(features, layers[layer])), side)
+            features = normalised(features) if side < 4 else features
+        with torch.inference_mode():
+            found = network(patches[number : number + 1])[0].numpy()
+        np.testing.assert_allclose(found, features.ravel(), rtol=1e-4, atol=1e-4)
+
+
+def test_sparse_maps_see_all_inputs_equally_often_and_are_always_the_same() -> None:
+    first, second = SparseConvolution(32, 64, 3), SparseConvolution(32, 64, 3)
+    assert torch.equal(first.maps, second.maps)
+    assert first.maps.flatten().bincount().tolist() == [16] * 32
+    assert all(len(set(row)) == 8 for row in first.maps.tolist())
+
+
+def test_matchnet_is_the_papers_layers_one_by_one() -> None:
+    """With the border of caffe's pooling written out; the score is the difference of what goes into the softmax."""
+    network, patches = built("matchnet"), patches_for(ARCHITECTURES["matchnet"])
+    weights = list(network.state_dict().values())
+
+    def described(values: Tensor) -> Tensor:
+        values = (255 * values - 128) / 160
+        for number, pooling in enumerate((True, True, False, False, True)):
+            weight, bias = weights[2 * number : 2 * number + 2]
+            values = F.relu(F.conv2d(values, weight, bias, padding=weight.shape[-1] // 2))
+            if pooling:
+                values = F.max_pool2d(F.pad(values, (0, 1, 0, 1), value=-torch.inf), 3, 2)
+        return F.relu(F.linear(values.flatten(1), *weights[10:12]))
+
+    with torch.inference_mode():
+        values = torch.cat([described(patches), described(patches.flip(0))], 1)
+        for number in (12, 14):
+            values = F.relu(F.linear(values, *weights[number : number + 2]))
+        expected = F.softmax(F.linear(values, *weights[16:]), 1)[:, 1]
+        torch.testing.assert_close(network(patches, patches.flip(0)).sigmoid(), expected)
+
+
+def published(name: str) -> dict[str, Tensor]:
+    """Weights by the names and in the order that the authors of DeepCompare give them in PyTorch."""
+    drawn = list(built(name).state_dict().values())
+    streams = {
+        "deepcompare-2ch2stream": (("fovea", 4), ("retina", 4)),
+        "deepcompare-siam2stream": (("retina", 4), ("fovea", 4)),
+    }.get(name, (("", 3),))
+    names = [f"{stream}.conv{k}".lstrip(".") for stream, layers in streams for k in range(layers)]
+    names += ["fc"] if name == "deepcompare-2ch" else ["fc0", "fc1"]
+    both = [f"{layer}.{what}" for layer in names for what in ("weight", "bias")]
+    return dict(zip(both, drawn, strict=True))
+
+
+def deepcompare(name: str, of: dict[str, Tensor], pair: Tensor) -> Tensor:
+    """(N, 2, 64, 64) to (N,) scores, by functions of torch."""
+
+    def layer(values: Tensor, base: str, stride: int = 1) -> Tensor:
+        return F.conv2d(values, of[f"{base}.weight"], of[f"{base}.bias"], stride)
+
+    def tower(values: Tensor) -> Tensor:
+        values = F.max_pool2d(F.relu(layer(values, "conv0", 3)), 2)
+        values = F.max_pool2d(F.relu(layer(values, "conv1")), 2)
+        return F.relu(layer(values, "conv2")).flatten(1)
+
+    def stream_of_two(values: Tensor, base: str) -> Tensor:
+        values = F.max_pool2d(F.relu(layer(values, f"{base}.conv0")), 2)
+        values = F.max_pool2d(F.relu(layer(values, f"{base}.conv1")), 2)
+        return F.relu(layer(F.relu(layer(values, f"{base}.conv2")), f"{base}.conv3")).flatten(1)
+
+    def stream_of_one(values: Tensor, base: str) -> Tensor:
+        values = F.max_pool2d(F.relu(layer(values, f"{base}.conv0", 2)), 2)
+        for number in (1, 2):
+            values = F.relu(layer(values, f"{base}.conv{number}"))
+        return layer(values, f"{base}.conv3").flatten(1)
+
+    def decision(values: Tensor) -> Tensor:
+        values = F.relu(F.linear(values, of["fc0.weight"], of["fc0.bias"]))
+        return F.linear(values, of["fc1.weight"], of["fc1.bias"]).squeeze(1)
+
+    pair = pair - pair.mean((2, 3), keepdim=True)
+    half, middle = F.interpolate(pair, scale_factor=0.5, mode="area"), pair[:, :, 16:48, 16:48]
+    match name:
+        case "deepcompare-2ch":
+            return F.linear(tower(pair), of["fc.weight"], of["fc.bias"]).squeeze(1)
+        case "deepcompare-2ch2stream":
+            return decision(torch.cat([stream_of_two(half, "fovea"), stream_of_two(middle, "retina")], 1))
+        case "deepcompare-siam":
+            return decision(torch.cat([tower(pair[:, :1]), tower(pair[:, 1:])], 1))
+        case _:
+            sides = [
+                stream_of_one(what[:, side : side + 1], base)
+                for side in (0, 1)
+                for what, base in ((middle, "retina"), (half, "fovea"))
+            ]
+            return decision(torch.cat(sides, 1))
+
+
+@pytest.mark.parametrize("name", PUBLISHED_MIB)
+def test_deepcompare_with_weights_in_the_authors_layout_is_what_they_compute(name: str, tmp_path: Path) -> None:
+    weights, architecture = published(name), ARCHITECTURES[name]
+    torch.save(weights, tmp_path / "theirs.pth")
+    convert(tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
+    loaded = load_network(tmp_path / "ours.safetensors")
+    assert loaded.architecture is architecture
+    patches = patches_for(architecture)
+    with torch.inference_mode():
+        expected = deepcompare(name, weights, torch.cat([patches, patches.flip(0)], 1))
+        torch.testing.assert_close(loaded.network(patches, patches.flip(0)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["deepcompare-siam", "deepcompare-siam2stream"])
+def test_deepcompares_l2_form_has_its_towers_at_unit_length(name: str) -> None:
+    whole, tower = built(name), built(f"{name}-l2")
+    tower.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("decision")})
+    patches = patches_for(ARCHITECTURES[name])
+    assert isinstance(whole, PairNetwork)
+    with torch.inference_mode():
+        torch.testing.assert_close(tower(patches), F.normalize(whole.describe(patches)))
+
+
+def test_pseudo_siamese_is_siamese_where_both_towers_are_the_same() -> None:
+    siamese, pseudo = built("deepcompare-siam"), built("deepcompare-pseudo-siam")
+    patches = patches_for(ARCHITECTURES["deepcompare-siam"])
+    with torch.inference_mode():
+        assert not torch.allclose(pseudo(patches, patches.flip(0)), pseudo(patches.flip(0), patches), atol=1e-4)
+        pseudo.first.load_state_dict(siamese.features.state_dict())
+        pseudo.second.load_state_dict(siamese.features.state_dict())
+        pseudo.decision.load_state_dict(siamese.decision.state_dict())
+        torch.testing.assert_close(pseudo(patches, patches.flip(0)), siamese(patches, patches.flip(0)))
+
+
+def test_centre_surround_l2net_is_two_hardnets() -> None:
+    network, patches = built("l2net-cs"), patches_for(ARCHITECTURES["l2net-cs"])
+    towers = [HardNet().eval(), HardNet().eval()]
+    for tower, name in zip(towers, ("surround", "centre"), strict=True):
+        tower.load_state_dict(network.get_submodule(name).state_dict())
+    half = F.interpolate(patches, scale_factor=0.5, mode="area")
+    with torch.inference_mode():
+        expected = torch.cat([towers[0](half), towers[1](patches[:, :, 16:48, 16:48])], 1) / 2**0.5
+        torch.testing.assert_close(network(patches), expected)
+        torch.testing.assert_close(network.fused()(patches), expected, atol=1e-5, rtol=0)
+
+
+class TestDescriptors:
+    @with_l2
+    def test_with_an_l2_metric_are_used_by_name(self, name: str, tmp_path: Path) -> None:
+        architecture, network = ARCHITECTURES[name], built(name)
+        path = tmp_path / "mine.safetensors"
+        write_weights(path, network.state_dict(), {"architecture": name, "measurement_size": "9.5"})
+        descriptor = make_descriptor(name, path)
+        assert (descriptor.patch_size, descriptor.measurement_size) == (architecture.patch_size, 9.5)
+        patches = patches_for(architecture, 5)
+        describe = PatchDescriber(descriptor, "cpu")
+        assert describe.dimension == architecture.dimension
+        found = describe((255 * patches[:, 0]).round().byte().numpy()).astype(np.float32)
+        with torch.inference_mode():
+            expected = F.normalize(network((255 * patches).round() / 255)).numpy()
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=2e-3)
+        assert np.linalg.norm(found - expected, axis=1).max() < (0.1 if architecture.reduced_precision else 2e-3)
+
+    @with_l2
+    def test_without_weights_say_where_to_get_them(self, name: str) -> None:
+        if name == "hardnet":
+            assert make_descriptor(name, None).weights_sha256
+            return
+        with pytest.raises(HardnetSfmError, match=f"without trained {ARCHITECTURES[name].title} weights") as raised:
+            make_descriptor(name, None)
+        assert f"train --network {name}" in raised.value.hint
+
+    @with_network
+    def test_without_a_metric_are_refused_with_the_reason(self, name: str, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="compares patches by a network, not by a distance") as raised:
+            make_descriptor(name, tmp_path / "any.safetensors")
+        assert "visual words and indexes" in raised.value.message
+        assert "match --rescore" in raised.value.hint
+
+    def test_command_says_so_before_it_looks_at_a_photo(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from PIL import Image
+
+        Image.new("L", (64, 64)).save(tmp_path / "a.png")
+        for verb in ("extract", "vocabulary", "index"):
+            with pytest.raises(SystemExit) as exit:
+                main([verb, str(tmp_path), "--workspace", str(tmp_path / "out"), "--descriptor", "matchnet"])
+            assert exit.value.code == 2
+            assert "nearest neighbours, visual words and indexes need" in " ".join(capsys.readouterr().err.split())
+
+
+class TestWeights:
+    def test_of_tfeat_in_the_authors_layout_describe_as_kornia_does(self, tmp_path: Path) -> None:
+        torch.manual_seed(3)
+        network = kornia.feature.TFeat(pretrained=False).eval()
+        names = ["features.1.weight", "features.1.bias", "features.4.weight", "features.4.bias"]
+        assert list(network.state_dict()) == [*names, "descr.0.weight", "descr.0.bias"]
+        torch.save(network.state_dict(), tmp_path / "tfeat-liberty.params")
+        convert(tmp_path / "tfeat-liberty.params", tmp_path / "tfeat.safetensors")
+        metadata = read_weights(tmp_path / "tfeat.safetensors").metadata
+        assert (metadata["architecture"], metadata["patch_size"]) == ("tfeat", "32")
+        patches = patches_for(ARCHITECTURES["tfeat"])
+        with torch.inference_mode():
+            found = make_descriptor("tfeat", tmp_path / "tfeat.safetensors").network.eval()(patches)
+            torch.testing.assert_close(found, F.normalize(network(patches)))
+
+    @every_architecture
+    def test_are_recognised(self, architecture: Architecture) -> None:
+        """But those of L2-Net's layers, which are HardNet's."""
+        expected = "hardnet" if architecture.name == "l2net" else architecture.name
+        assert recognised(built(architecture.name).state_dict()) == expected
+
+    @pytest.mark.parametrize("name", ["tfeat", "matchnet", "deepdesc", "hardnet"])
+    def test_under_other_names_and_as_torchs_matrices_are_put_in_their_place(self, name: str) -> None:
+        tensors = built(name).state_dict()
+        kept = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+        torch7 = {
+            f"module.{number}": tensor.flatten(1) if tensor.is_floating_point() and tensor.ndim == 4 else tensor
+            for number, tensor in enumerate(kept.values())
+        }
+        assert recognised(torch7) == name
+        found = under_names_of(ARCHITECTURES[name], torch7)
+        assert found is not None and found.keys() == kept.keys()
+        assert all(torch.equal(found[key], kept[key]) for key in kept)
+
+    def test_of_no_network_are_refused(self, tmp_path: Path) -> None:
+        torch.save({"weight": torch.ones(3)}, tmp_path / "any.pth")
+        with pytest.raises(HardnetSfmError, match="weights of no network that is known here") as raised:
+            convert(tmp_path / "any.pth", tmp_path / "out.safetensors")
+        assert "tfeat" in raised.value.hint
+        with pytest.raises(HardnetSfmError, match=r"any\.pth: not weights of TFeat"):
+            convert(tmp_path / "any.pth", tmp_path / "out.safetensors", "tfeat")
+        with pytest.raises(UsageError, match="unknown network: tfeet"):
+            convert(tmp_path / "any.pth", tmp_path / "out.safetensors", "tfeet")
+        assert not (tmp_path / "out.safetensors").exists()
+
+    def test_that_name_another_network_are_not_loaded(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        write_weights(path, built("tfeat").state_dict(), {"architecture": "tfeat"})
+        with pytest.raises(HardnetSfmError, match="weights of tfeat, not of deepdesc"):
+            load_network(path, "deepdesc")
+        write_weights(path, built("tfeat").state_dict(), {"architecture": "superpoint"})
+        with pytest.raises(HardnetSfmError, match="weights of superpoint, no network that is known here"):
+            load_network(path)
+
+    def test_command_converts_what_it_is_told(self, tmp_path: Path) -> None:
+        torch.save(built("l2net").state_dict(), tmp_path / "a.pth")
+        main(["weights", "convert", str(tmp_path / "a.pth"), "--architecture", "l2net"])
+        assert read_weights(tmp_path / "a.safetensors").metadata["architecture"] == "l2net"
+        with pytest.raises(SystemExit) as exit:
+            main(["weights", "show", str(tmp_path / "a.safetensors"), "--architecture", "l2net"])
+        assert exit.value.code == 2
