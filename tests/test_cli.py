@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,10 @@ from pathlib import Path
 import pytest
 
 from hardnet_sfm import __version__
-from hardnet_sfm.cli import Reconstruct, main, parse
+from hardnet_sfm.cli import VERBS, main, parse
+from hardnet_sfm.commands.reconstruction import Reconstruct
 
-VERBS = (
-    *("reconstruct", "extract", "pair", "match", "map", "info", "export"),
-    *("vocabulary", "index", "retrieve", "demo", "mine", "warp", "train", "weights", "evaluate"),
-)
+NAMES = [kind.__name__.lower() for kinds in VERBS.values() for kind in kinds]
 
 
 def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -27,15 +26,35 @@ def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 def test_help_names_every_verb_and_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     status, text = said_by(["--help"], capsys)
     assert status == 0
-    assert all(verb in text for verb in VERBS)
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("  ")] == NAMES
+    assert [line for line in text.splitlines() if line in VERBS] == list(VERBS)
     assert len(text.splitlines()) <= 30
+    assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_at_all_gets_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by([], capsys) == (2, said_by(["--help"], capsys)[1])
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("reconstuct", "reconstruct"), ("retreive", "retrieve"), ("maps", "map")])
+def test_typo_in_a_verb_gets_a_suggestion(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by([typed, "images"], capsys)
+    assert status == 2 and f"there is no verb {typed}" in text and f"Did you mean `hardnet-sfm {meant}`?" in text
+
+
+def test_what_resembles_no_verb_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["qqq"], capsys)
+    assert status == 2 and "Did you mean" not in text and "`hardnet-sfm --help` lists all" in text
+
+
+@pytest.mark.parametrize("verb", NAMES)
 def test_help_of_a_verb_shows_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = said_by([verb, "--help"], capsys)
     assert status == 0
-    assert text.count(f"hardnet-sfm {verb}") >= 3  # in the usage line and twice below it
+    kind = next(kind for kinds in VERBS.values() for kind in kinds if kind.__name__.lower() == verb)
+    assert len(kind.examples) >= 2
+    for example in kind.examples:
+        assert example.startswith(f"hardnet-sfm {verb}") and example in text
 
 
 def test_reconstruct_takes_the_options_of_every_stage() -> None:
@@ -61,8 +80,17 @@ def test_wrong_usage_exits_with_2(args: list[str], capsys: pytest.CaptureFixture
     assert said_by(args, capsys)[0] == 2
 
 
-def test_typo_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--max-keypoints" in said_by(["extract", "images", "--max-keypoint", "5"], capsys)[1]
+def test_typo_in_an_option_gets_a_suggestion_of_the_same_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said_by(["extract", "images", "--max-keypoint", "5"], capsys)[1]
+    assert "--max-keypoints" in text and "hardnet-sfm extract --help" in text
+    assert "hardnet-sfm index" not in text
+
+
+def test_every_example_is_a_command_line_that_parses() -> None:
+    for kinds in VERBS.values():
+        for kind in kinds:
+            for example in kind.examples:
+                assert isinstance(parse(shlex.split(example)[1:]), kind)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,12 +137,12 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
 def test_terminate_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     """COLMAP's logging would print a stack of C++ calls."""
     code = (
-        "import os, signal, hardnet_sfm.cli as cli, hardnet_sfm.report.info as home\n"
+        "import os, signal, hardnet_sfm.cli as cli, hardnet_sfm.commands.info as home\n"
         "def info(_):\n"
         "    import hardnet_sfm.colmap\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    while True: pass\n"
-        "cli.info = info\n"
+        "home.info = info\n"
         f"cli.main(['info', {str(tmp_path)!r}])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -135,7 +163,7 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(
     def forbidden(_: Path) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "features.h5"))
 
-    monkeypatch.setattr("hardnet_sfm.cli.info", forbidden)
+    monkeypatch.setattr("hardnet_sfm.commands.info.info", forbidden)
     status, text = said_by(["info", str(tmp_path)], capsys)
     assert status == 1
     assert "features.h5: Permission denied" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 output = Console(highlight=False, soft_wrap=True)
 
 Images = Annotated[Path, Positional, arg(metavar="IMAGES")]
+
+
+class Verb(Protocol):
+    """A subcommand: a frozen dataclass of its options, named as it is typed. The docstring is what help says of it.
+
+    It has the option `debug`, its own or that of `common`.
+    """
+
+    examples: ClassVar[tuple[str, ...]]
+    """Two command lines or more, for its help."""
+
+    def run(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,13 @@ class Rparis6k(_LandmarkBenchmark):
 
 @dataclass(frozen=True)
 class Evaluate:
+    """Measure descriptors and methods on Oxford5k and the like."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536",
+        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --weights my.safetensors --csv table.csv",
+    )
+
     data_set: (
         Annotated[Oxford5k, subcommand("oxford5k", prefix_name=False)]
         | Annotated[Paris6k, subcommand("paris6k", prefix_name=False)]
