@@ -68,6 +68,8 @@ def parse(args: Sequence[str] | None = None) -> Verb:
         sys.exit(0 if verb else 2)
     if verb.startswith("--tyro-"):  # completion for a shell, which wants all verbs at once
         tyro.extras.subcommand_cli_from_dict({**_KINDS}, prog="hardnet-sfm", args=[verb, *rest], config=_CONFIG)
+    if verb.startswith("-"):
+        raise UsageError(f"{verb} stands before the verb", "Options come after it: `hardnet-sfm VERB OPTIONS`.")
     if verb not in _KINDS:
         near = get_close_matches(verb, _KINDS, n=1)
         hint = f"Did you mean `hardnet-sfm {near[0]}`? " if near else ""
@@ -80,7 +82,7 @@ def parse(args: Sequence[str] | None = None) -> Verb:
 
 def _print_help() -> None:
     """The verbs in their groups, a line each."""
-    output.print(f"hardnet-sfm {__version__}: learned local features for structure from motion and retrieval.")
+    output.print(f"hardnet-sfm {__version__}: local features for structure from motion and retrieval.")
     output.print("Start with `hardnet-sfm demo`. `hardnet-sfm VERB --help` has options and examples.")
     for group, kinds in VERBS.items():
         output.print(f"\n[bold]{group}[/]")

@@ -73,6 +73,11 @@ def test_reconstruct_takes_the_options_of_every_stage() -> None:
     assert (command.map.mapper, command.map.camera_mode) == ("global", "single")
 
 
+def test_options_come_after_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["--workspace", "out", "info"], capsys)
+    assert status == 2 and "--workspace stands before the verb" in text and "`hardnet-sfm VERB OPTIONS`" in text
+
+
 @pytest.mark.parametrize(
     "args", [[], ["reconstruc"], ["extract", "images", "--max-keypoint", "5"], ["map", "--seed", "x"]]
 )
