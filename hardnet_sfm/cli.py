@@ -1,9 +1,7 @@
-"""The command line: the table of verbs, parsing, and what is said of errors. The verbs themselves are in commands/."""
+"""The command line: the table of verbs and how a line becomes one of them. The verbs themselves are in commands/."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -14,16 +12,13 @@ from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from hardnet_sfm import __version__
-from hardnet_sfm.commands.common import Verb, output
+from hardnet_sfm.commands.common import Verb, errors_said, output
 from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.commands.info import Info
 from hardnet_sfm.commands.reconstruction import Demo, Export, Extract, Map, Match, Pair, Reconstruct
 from hardnet_sfm.commands.retrieval import Index, Retrieve, Vocabulary
 from hardnet_sfm.commands.training import Mine, Train, Warp, Weights
-from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.progress import console as errors
-
-_INTERRUPTED = 130
+from hardnet_sfm.errors import UsageError
 
 # What people come for, and the verbs for it in the order in which they need them.
 VERBS: dict[str, tuple[type[Verb], ...]] = {
@@ -83,7 +78,7 @@ def parse(args: Sequence[str] | None = None) -> Verb:
 def _print_help() -> None:
     """The verbs in their groups, a line each."""
     output.print(f"hardnet-sfm {__version__}: local features for structure from motion and retrieval.")
-    output.print("Start with `hardnet-sfm demo`. `hardnet-sfm VERB --help` has options and examples.")
+    output.print("Start with `hardnet-sfm demo`; `hardnet-sfm VERB --help` has options, examples.")
     for group, kinds in VERBS.items():
         output.print(f"\n[bold]{group}[/]")
         for kind in kinds:
@@ -95,30 +90,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if list(sys.argv[1:] if args is None else args) == ["--version"]:
         output.print(f"hardnet-sfm {__version__}")
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end that `kill` and `timeout` ask for
-    debug = False
-    try:
+    with errors_said():
         command = parse(args)
-        options: Any = getattr(command, "common", command)
-        debug = options.debug
+    options: Any = getattr(command, "common", command)
+    verb = type(command).__name__.lower()
+    with errors_said(options.debug, usage=f"`hardnet-sfm {verb} --help` says what it takes."):
         command.run()
-    except BrokenPipeError:
-        # Whoever read the output has had enough, as in `| head`. What is left of it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except HardnetSfmError as error:
-        if debug:
-            raise
-        errors.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
-        if error.hint:
-            errors.print(escape(error.hint), soft_wrap=True)
-        sys.exit(error.exit_status)
-    except OSError as error:
-        if debug:
-            raise
-        where = f"{escape(str(error.filename))}: " if error.filename else ""
-        errors.print(f"[bold red]error:[/] {where}{escape(error.strerror or str(error))}", soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Finished work is kept: the same command goes on from here.")
-        sys.exit(_INTERRUPTED)

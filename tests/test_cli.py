@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import pytest
 
 from hardnet_sfm import __version__
 from hardnet_sfm.cli import VERBS, main, parse
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.reconstruction import Reconstruct
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 NAMES = [kind.__name__.lower() for kinds in VERBS.values() for kind in kinds]
 
@@ -172,6 +176,75 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(
     status, text = said_by(["info", str(tmp_path)], capsys)
     assert status == 1
     assert "features.h5: Permission denied" in text
+
+
+def test_every_error_has_a_hint() -> None:
+    """Wrong usage may do without: what is wrong says what is right, and the help of the verb is named."""
+    root = Path(__file__).parents[1]
+    without = []
+    for path in [*root.glob("hardnet_sfm/**/*.py"), *root.glob("pipelines/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "HardnetSfmError":
+                given = [*node.args[1:], *(word for word in node.keywords if word.arg == "hint")]
+                if not given:
+                    without.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert not without
+
+
+def test_wrong_usage_without_a_hint_of_its_own_names_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["demo", "--seed", "-1"], capsys)
+    assert status == 2
+    assert text.splitlines() == ["error: --seed must be at least 0", "`hardnet-sfm demo --help` says what it takes."]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (HardnetSfmError("no photo", "Take one."), 1, ["error: no photo", "Take one."]),
+        (UsageError("--a with --b", "Leave one out."), 2, ["error: --a with --b", "Leave one out."]),
+        (UsageError("--a must be above 0"), 2, ["error: --a must be above 0", "See the help."]),
+        (
+            OSError(28, "No space left on device", "f.h5"),
+            1,
+            [
+                "error: f.h5: No space left on device",
+                "Make room on the disk, then run the same command again: it goes on from here.",
+            ],
+        ),
+        (OSError(5, "Input/output error"), 1, ["error: Input/output error"]),
+        (KeyboardInterrupt(), 130, ["Interrupted. Finished work is kept: the same command goes on from here."]),
+    ],
+    ids=["error", "usage", "usage without hint", "disk full", "other of the system", "ctrl-c"],
+)
+def test_what_is_said_of_an_error(
+    error: BaseException, status: int, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit, errors_said(usage="See the help."):
+        raise error
+    assert exit.value.code == status
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize("error", [HardnetSfmError("no photo", "Take one."), OSError(5, "Input/output error")])
+def test_debug_lets_an_error_through(error: Exception) -> None:
+    with pytest.raises(type(error)), errors_said(debug=True):
+        raise error
+
+
+@pytest.mark.parametrize("script", ["closed_loop", "homography", "oxford5k", "paris6k", "strecha"])
+def test_pipelines_say_what_is_wrong_without_a_traceback(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[1] / "pipelines" / f"{script}.py"
+    folders = [str(tmp_path / "nowhere")] * (2 if script in ("oxford5k", "paris6k") else 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(path.parent)  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(sys, "argv", [str(path), *folders])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(path), run_name="__main__")
+    assert exit.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "nowhere" in said and len(said.splitlines()) == 2
 
 
 @pytest.mark.parametrize(

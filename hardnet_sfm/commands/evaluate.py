@@ -52,7 +52,7 @@ class LandmarkOptions:
 
         for path in (self.json, self.csv):
             if path is not None and not path.parent.is_dir():
-                raise UsageError(f"{path}: no such folder: {path.parent}")
+                raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
         table = evaluate_landmarks(
             name,
             folder,

@@ -78,7 +78,10 @@ class Index:
         from hardnet_sfm.retrieve import index_photos
 
         if self.vocabulary is not None and self.learn != VocabularyOptions():
-            raise UsageError("options of a new vocabulary have no effect with --vocabulary")
+            raise UsageError(
+                "options of a new vocabulary have no effect with --vocabulary",
+                "Leave out --vocabulary to learn a new one, or those options to use it.",
+            )
         index_photos(
             self.images,
             self.common.workspace,
@@ -126,7 +129,7 @@ class Retrieve:
         queries = _queries(self.query)
         for name in ("bbox", "montage"):
             if getattr(self, name) is not None and len(queries) > 1:
-                raise UsageError(f"--{name} is of one query, not of {len(queries)}")
+                raise UsageError(f"--{name} is of one query, not of {len(queries)}", "Give one photo at a time.")
         if self.montage is not None:
             check_target(self.montage)
         place = self.common.place
@@ -151,7 +154,10 @@ class Retrieve:
                         montage(query, results, index.images, self.montage, bbox=self.bbox, facts=facts)
                 advance(note=query.name)
         if failed:
-            raise HardnetSfmError(f"{failed} of {len(queries)} queries could not be answered")
+            raise HardnetSfmError(
+                f"{failed} of {len(queries)} queries could not be answered",
+                "What is wrong with each is said above; the others were answered.",
+            )
 
     def _print(self, query: Path, results: list[RankedImage], index: retrieve.Index) -> None:
         if self.json:

@@ -138,9 +138,14 @@ class Weights:
         from hardnet_sfm.weights import convert, find_weights, read_weights, shipped_names, verify
 
         if (self.name is None) != (self.action == "list"):
-            raise UsageError(f"weights {self.action} takes {'no name' if self.name else 'a name or a file'}")
+            raise UsageError(
+                f"weights {self.action} takes {'no name' if self.name else 'a name or a file'}",
+                "`hardnet-sfm weights list` has the names of those that come with the package.",
+            )
         if self.output is not None and self.action != "convert":
-            raise UsageError(f"--output has no effect with weights {self.action}")
+            raise UsageError(
+                f"--output has no effect with weights {self.action}", "Only weights convert writes a file."
+            )
         if self.action == "list":
             for name in shipped_names():
                 output.print(f"{name}  {escape(str(find_weights(name)))}")

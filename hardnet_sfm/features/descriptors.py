@@ -54,7 +54,10 @@ Factory = Callable[[Path | None], Descriptor]
 def rootsift(weights: Path | None) -> Descriptor:
     """RootSIFT on patches of 32x32 pixels and 15 sigmas."""
     if weights is not None:
-        raise UsageError("--weights has no effect with --descriptor rootsift, which learns nothing")
+        raise UsageError(
+            "--weights has no effect with --descriptor rootsift, which learns nothing",
+            "Leave it out, or choose --descriptor hardnet.",
+        )
     return Descriptor(RootSift(PATCH_SIZE, _ROOTSIFT_MEASUREMENT), PATCH_SIZE, _ROOTSIFT_MEASUREMENT)
 
 
@@ -75,7 +78,10 @@ def hardnet(weights: Path | None) -> Descriptor:
         if not 0 < measurement_size < float("inf"):
             raise ValueError(f"not a positive number: {measurement_size}")
     except ValueError as error:
-        raise HardnetSfmError(f"{path}: metadata measurement_size: {error}") from error
+        raise HardnetSfmError(
+            f"{path}: metadata measurement_size: {error}",
+            "Say when saving the weights how many sigmas their patches are across.",
+        ) from error
     return Descriptor(network.fused(), PATCH_SIZE, measurement_size, loaded.sha256, reduced_precision=True)
 
 
