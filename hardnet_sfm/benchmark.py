@@ -140,7 +140,10 @@ def evaluate_landmarks(
     whole = open_landmark_set(name, folder)
     given = _given_vocabularies(sources, rows)
     if given and vocabulary_options not in (None, VocabularyOptions()):
-        raise UsageError("options of a new vocabulary have no effect where --vocabulary is one")
+        raise UsageError(
+            "options of a new vocabulary have no effect where --vocabulary is one",
+            "Leave them out, or give photos to learn a new one from.",
+        )
     cells: dict[str, dict[str, Cell]] = {}
     facts: dict[str, dict[str, Any]] = {}
     for row in rows:

@@ -62,7 +62,9 @@ def list_photos(folder: Path) -> list[str]:
         ]
         has_files = any(folder.iterdir())
     except PermissionError as error:
-        raise HardnetSfmError(f"cannot read {error.filename or folder}: permission denied") from error
+        raise HardnetSfmError(
+            f"cannot read {error.filename or folder}: permission denied", "Make it readable, or give another folder."
+        ) from error
     if not names:
         what = "no photos in it" if has_files else "it is empty"
         raise HardnetSfmError(f"{folder}: {what}", f"Photos are files that end in {', '.join(EXTENSIONS)}.")
@@ -105,9 +107,9 @@ def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise HardnetSfmError(f"{path}: {error.strerror or error}") from error
+        raise HardnetSfmError(f"{path}: {error.strerror or error}", "Check its name and its permissions.") from error
     if not data:
-        raise HardnetSfmError(f"{path}: the file is empty")
+        raise HardnetSfmError(f"{path}: the file is empty", "Copy it again, or take it out of the folder.")
     return data
 
 
@@ -122,7 +124,10 @@ def _decode(path: Path, data: bytes, orientation: int, mode: Literal["L", "RGB"]
     except cv2.error:
         sensor = None
     if sensor is None:
-        raise HardnetSfmError(f"{path}: not a photo that can be decoded, or damaged")
+        raise HardnetSfmError(
+            f"{path}: not a photo that can be decoded, or damaged",
+            "Convert it to JPEG or PNG, or take it out of the folder.",
+        )
     return upright(np.asarray(sensor, np.uint8), orientation)
 
 

@@ -153,7 +153,9 @@ class Index:
             raise UsageError("--top must be at least 1")
         if isinstance(image, Described):
             if bbox is not None:
-                raise UsageError("a box is for `describe`: this query has been described")
+                raise UsageError(
+                    "a box is for `describe`: this query has been described", "Give the box to `describe`."
+                )
             return search(self._lists, image, method, top)  # type: ignore[arg-type]
         return search(self._lists, self.describe(image, bbox), method, top)  # type: ignore[arg-type]
 
@@ -186,7 +188,10 @@ def check_box(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
             f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty", "It is x0 y0 x1 y1, with x0 < x1 and y0 < y1."
         )
     if x1 < 0 or y1 < 0 or x0 > size[0] - 1 or y0 > size[1] - 1:
-        raise UsageError(f"{name}: the box {x0:g} {y0:g} {x1:g} {y1:g} is outside its {size[0]} x {size[1]} pixels")
+        raise UsageError(
+            f"{name}: the box {x0:g} {y0:g} {x1:g} {y1:g} is outside its {size[0]} x {size[1]} pixels",
+            "A box is x0 y0 x1 y1 in pixels of the upright photo.",
+        )
     return bbox
 
 
@@ -194,7 +199,10 @@ def _photo(image: Path | str | NDArray[np.uint8]) -> tuple[Photo, str]:
     if not isinstance(image, np.ndarray):
         return read_photo(Path(image)), str(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] not in ((), (3,)):
-        raise UsageError(f"an image of shape {image.shape} and type {image.dtype}: (H, W) or (H, W, 3) uint8 is needed")
+        raise UsageError(
+            f"an image of shape {image.shape} and type {image.dtype}: (H, W) or (H, W, 3) uint8 is needed",
+            "Read the photo with `images.read_photo`, or convert the array.",
+        )
     grey = image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     return Photo(grey, 1, ""), "the image"
 

@@ -105,7 +105,10 @@ class Store:
     def _read(self, key: str, name: str) -> NDArray[Any]:
         """One array of one entry."""
         if key not in self.index:
-            raise HardnetSfmError(f"{self.path}: no {self.kind.name} of {key} in it")
+            raise HardnetSfmError(
+                f"{self.path}: no {self.kind.name} of {key} in it",
+                "`hardnet-sfm info` says what is there; run the stage that makes it again.",
+            )
         with self._explained():
             return np.asarray(self._file[key][name][()])
 

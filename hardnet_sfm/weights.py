@@ -129,7 +129,7 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
         UsageError: there is no such architecture.
     """
     if not source.is_file():
-        raise HardnetSfmError(f"no such file: {source}")
+        raise HardnetSfmError(f"no such file: {source}", "Give the path of a PyTorch checkpoint.")
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):

@@ -153,7 +153,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise HardnetSfmError(f"no such file: {path}") from error
+        raise HardnetSfmError(f"no such file: {path}", "Run the command that makes it again.") from error
     except (OSError, ValueError) as error:
         raise HardnetSfmError(f"{path}: cannot be read: {error}", "Delete it and run the command again.") from error
     if not isinstance(content, dict):

@@ -12,7 +12,6 @@ them, not how well it does elsewhere; `pipelines/homography.py` and `pipelines/s
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.pipeline import reconstruct
-from hardnet_sfm.progress import console as errors
 from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.mine import mine
@@ -114,14 +112,9 @@ def _descriptor(summary: dict[str, Any]) -> str:
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
+    goes_on = "Interrupted. The same command goes on from here; where it was learning, with --resume."
+    with errors_said(interrupted=goes_on):
         print_gain(*closed_loop(options))
-    except HardnetSfmError as error:
-        errors.print(f"[bold red]error:[/] {escape(error.message)}\n{escape(error.hint)}", soft_wrap=True)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. The same command goes on from here; where it was learning, with --resume.")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ matcher, mutual nearest neighbours. COLMAP's RootSIFT, ours and the weights that
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,7 +26,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.homographies import (
     PHOTOS,
     TOLERANCE,
@@ -50,7 +50,6 @@ from hardnet_sfm.matching.nearest import (
     rounding_for,
 )
 from hardnet_sfm.networks.device import resolve_device
-from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.weights import architecture_of, read_weights
@@ -142,7 +141,7 @@ def truths_of(sequence: HomographySequence, photos: list[Photo]) -> list[PairTru
 def compare(options: Options) -> dict[str, dict[str, MatchingScores]]:
     """Scores by sequence and descriptor, with the mean of all sequences as the last."""
     if options.csv and not options.csv.parent.is_dir():
-        raise UsageError(f"--csv {options.csv}: no such folder")
+        raise UsageError(f"--csv {options.csv}: no such folder", "Make the folder first.")
     device = resolve_device(options.resources.device)
     threads = options.resources.threads if device == "cpu" else 1
     sequences, descriptors = read_sequences(options.folder), competitors(options.weights)
@@ -197,14 +196,11 @@ def write_csv(path: Path, scores: dict[str, dict[str, MatchingScores]]) -> None:
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
-    try:
+    with errors_said():
         scores = compare(options)
-    except HardnetSfmError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(error.exit_status)
-    print_tables(Console(), scores)
-    if options.csv:
-        write_csv(options.csv, scores)
+        print_tables(Console(), scores)
+        if options.csv:
+            write_csv(options.csv, scores)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ gnd_roxford5k.pkl in OXFORD, `--revisited` takes the protocol of Radenovic et al
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.evaluate import LandmarkOptions
-from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
-from hardnet_sfm.progress import console as errors
 
 
 @dataclass(frozen=True)
@@ -40,18 +37,10 @@ class Options:
 def main(city: City, other: City) -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
     workspace = options.table.workspace
-    try:
+    with errors_said(options.table.debug):
         folder = data_set(city, options.folder, workspace, truth=not options.revisited)
         vocabulary = data_set(other, options.other, workspace, truth=False)
         options.table.compare(city.revisited if options.revisited else city.name, folder, [vocabulary])
-    except HardnetSfmError as error:
-        if options.table.debug:
-            raise
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Finished work is kept: the same command goes on from here.")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from hardnet_sfm.colmap.baseline import reconstruct_with_sift
 from hardnet_sfm.colmap.cameras import CameraSetup
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
 from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
@@ -184,4 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_said():
+        main()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from hardnet_sfm import __version__
-from hardnet_sfm.cli import Reconstruct, main, parse
+from hardnet_sfm.cli import VERBS, main, parse
+from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.reconstruction import Reconstruct
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 
-VERBS = (
-    *("reconstruct", "extract", "pair", "match", "map", "info", "export"),
-    *("vocabulary", "index", "retrieve", "demo", "mine", "warp", "train", "weights", "evaluate"),
-)
+NAMES = [kind.__name__.lower() for kinds in VERBS.values() for kind in kinds]
 
 
 def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -27,15 +30,35 @@ def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 def test_help_names_every_verb_and_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     status, text = said_by(["--help"], capsys)
     assert status == 0
-    assert all(verb in text for verb in VERBS)
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("  ")] == NAMES
+    assert [line for line in text.splitlines() if line in VERBS] == list(VERBS)
     assert len(text.splitlines()) <= 30
+    assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_at_all_gets_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by([], capsys) == (2, said_by(["--help"], capsys)[1])
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("reconstuct", "reconstruct"), ("retreive", "retrieve"), ("maps", "map")])
+def test_typo_in_a_verb_gets_a_suggestion(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by([typed, "images"], capsys)
+    assert status == 2 and f"there is no verb {typed}" in text and f"Did you mean `hardnet-sfm {meant}`?" in text
+
+
+def test_what_resembles_no_verb_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["qqq"], capsys)
+    assert status == 2 and "Did you mean" not in text and "`hardnet-sfm --help` lists all" in text
+
+
+@pytest.mark.parametrize("verb", NAMES)
 def test_help_of_a_verb_shows_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = said_by([verb, "--help"], capsys)
     assert status == 0
-    assert text.count(f"hardnet-sfm {verb}") >= 3  # in the usage line and twice below it
+    kind = next(kind for kinds in VERBS.values() for kind in kinds if kind.__name__.lower() == verb)
+    assert len(kind.examples) >= 2
+    for example in kind.examples:
+        assert example.startswith(f"hardnet-sfm {verb}") and example in text
 
 
 def test_reconstruct_takes_the_options_of_every_stage() -> None:
@@ -54,6 +77,11 @@ def test_reconstruct_takes_the_options_of_every_stage() -> None:
     assert (command.map.mapper, command.map.camera_mode) == ("global", "single")
 
 
+def test_options_come_after_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["--workspace", "out", "info"], capsys)
+    assert status == 2 and "--workspace stands before the verb" in text and "`hardnet-sfm VERB OPTIONS`" in text
+
+
 @pytest.mark.parametrize(
     "args", [[], ["reconstruc"], ["extract", "images", "--max-keypoint", "5"], ["map", "--seed", "x"]]
 )
@@ -61,8 +89,17 @@ def test_wrong_usage_exits_with_2(args: list[str], capsys: pytest.CaptureFixture
     assert said_by(args, capsys)[0] == 2
 
 
-def test_typo_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--max-keypoints" in said_by(["extract", "images", "--max-keypoint", "5"], capsys)[1]
+def test_typo_in_an_option_gets_a_suggestion_of_the_same_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said_by(["extract", "images", "--max-keypoint", "5"], capsys)[1]
+    assert "--max-keypoints" in text and "hardnet-sfm extract --help" in text
+    assert "hardnet-sfm index" not in text
+
+
+def test_every_example_is_a_command_line_that_parses() -> None:
+    for kinds in VERBS.values():
+        for kind in kinds:
+            for example in kind.examples:
+                assert isinstance(parse(shlex.split(example)[1:]), kind)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,12 +146,12 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
 def test_terminate_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     """COLMAP's logging would print a stack of C++ calls."""
     code = (
-        "import os, signal, hardnet_sfm.cli as cli, hardnet_sfm.report.info as home\n"
+        "import os, signal, hardnet_sfm.cli as cli, hardnet_sfm.commands.info as home\n"
         "def info(_):\n"
         "    import hardnet_sfm.colmap\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    while True: pass\n"
-        "cli.info = info\n"
+        "home.info = info\n"
         f"cli.main(['info', {str(tmp_path)!r}])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -135,10 +172,79 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(
     def forbidden(_: Path) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "features.h5"))
 
-    monkeypatch.setattr("hardnet_sfm.cli.info", forbidden)
+    monkeypatch.setattr("hardnet_sfm.commands.info.info", forbidden)
     status, text = said_by(["info", str(tmp_path)], capsys)
     assert status == 1
     assert "features.h5: Permission denied" in text
+
+
+def test_every_error_has_a_hint() -> None:
+    """Wrong usage may do without: what is wrong says what is right, and the help of the verb is named."""
+    root = Path(__file__).parents[1]
+    without = []
+    for path in [*root.glob("hardnet_sfm/**/*.py"), *root.glob("pipelines/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "HardnetSfmError":
+                given = [*node.args[1:], *(word for word in node.keywords if word.arg == "hint")]
+                if not given:
+                    without.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert not without
+
+
+def test_wrong_usage_without_a_hint_of_its_own_names_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["demo", "--seed", "-1"], capsys)
+    assert status == 2
+    assert text.splitlines() == ["error: --seed must be at least 0", "`hardnet-sfm demo --help` says what it takes."]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (HardnetSfmError("no photo", "Take one."), 1, ["error: no photo", "Take one."]),
+        (UsageError("--a with --b", "Leave one out."), 2, ["error: --a with --b", "Leave one out."]),
+        (UsageError("--a must be above 0"), 2, ["error: --a must be above 0", "See the help."]),
+        (
+            OSError(28, "No space left on device", "f.h5"),
+            1,
+            [
+                "error: f.h5: No space left on device",
+                "Make room on the disk, then run the same command again: it goes on from here.",
+            ],
+        ),
+        (OSError(5, "Input/output error"), 1, ["error: Input/output error"]),
+        (KeyboardInterrupt(), 130, ["Interrupted. Finished work is kept: the same command goes on from here."]),
+    ],
+    ids=["error", "usage", "usage without hint", "disk full", "other of the system", "ctrl-c"],
+)
+def test_what_is_said_of_an_error(
+    error: BaseException, status: int, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit, errors_said(usage="See the help."):
+        raise error
+    assert exit.value.code == status
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize("error", [HardnetSfmError("no photo", "Take one."), OSError(5, "Input/output error")])
+def test_debug_lets_an_error_through(error: Exception) -> None:
+    with pytest.raises(type(error)), errors_said(debug=True):
+        raise error
+
+
+@pytest.mark.parametrize("script", ["closed_loop", "homography", "oxford5k", "paris6k", "strecha"])
+def test_pipelines_say_what_is_wrong_without_a_traceback(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[1] / "pipelines" / f"{script}.py"
+    folders = [str(tmp_path / "nowhere")] * (2 if script in ("oxford5k", "paris6k") else 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(path.parent)  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(sys, "argv", [str(path), *folders])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(path), run_name="__main__")
+    assert exit.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "nowhere" in said and len(said.splitlines()) == 2
 
 
 @pytest.mark.parametrize(

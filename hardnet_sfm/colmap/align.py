@@ -21,5 +21,8 @@ def aligned(points: Points, target: Points) -> Points:
     """
     found = pycolmap.estimate_sim3d(points, target) if len(points) >= 3 else None
     if found is None:
-        raise HardnetSfmError(f"{len(points)} camera positions do not determine a similarity")
+        raise HardnetSfmError(
+            f"{len(points)} camera positions do not determine a similarity",
+            "It takes three that are not on one line: register more photos.",
+        )
     return np.asarray(points @ found.matrix()[:, :3].T + found.matrix()[:, 3])

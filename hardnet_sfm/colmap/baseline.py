@@ -78,7 +78,7 @@ def reconstruct_with_sift(
         models = map_database(database, images, folder / "snapshot", mapping, lambda _: None)
         marks.append(time.perf_counter())
     if not models:
-        raise HardnetSfmError(f"{images}: COLMAP makes no model")
+        raise HardnetSfmError(f"{images}: COLMAP makes no model", "Give it photos that overlap more, or more of them.")
     with pycolmap.Database.open(database) as opened:
         keypoints = opened.num_keypoints() / opened.num_images()
         verified = int(opened.num_inlier_matches())

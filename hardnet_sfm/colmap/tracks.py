@@ -141,11 +141,13 @@ def keypoint_tables(database: Path) -> Iterator[KeypointTables]:
         HardnetSfmError: there is none, or it is damaged.
     """
     if not database.is_file():  # COLMAP would make one
-        raise HardnetSfmError(f"no COLMAP database at {database}")
+        raise HardnetSfmError(f"no COLMAP database at {database}", "Run `hardnet-sfm map` again: it makes one.")
     try:
         opened = pycolmap.Database.open(database)
     except RuntimeError as error:
-        raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged") from error
+        raise HardnetSfmError(
+            f"{database}: not a COLMAP database, or damaged", "Delete it and run `hardnet-sfm map` again."
+        ) from error
     try:
         yield KeypointTables(opened)
     finally:

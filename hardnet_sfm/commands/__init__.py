@@ -1,1 +1,1 @@
-"""Subcommands that are kept apart from `cli.py`, and what all of them share."""
+"""The subcommands: a class each, whose options are its fields and whose help is its docstring."""

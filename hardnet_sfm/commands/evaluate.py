@@ -52,7 +52,7 @@ class LandmarkOptions:
 
         for path in (self.json, self.csv):
             if path is not None and not path.parent.is_dir():
-                raise UsageError(f"{path}: no such folder: {path.parent}")
+                raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
         table = evaluate_landmarks(
             name,
             folder,
@@ -121,6 +121,13 @@ class Rparis6k(_LandmarkBenchmark):
 
 @dataclass(frozen=True)
 class Evaluate:
+    """Measure descriptors and methods on Oxford5k and the like."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536",
+        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --weights my.safetensors --csv table.csv",
+    )
+
     data_set: (
         Annotated[Oxford5k, subcommand("oxford5k", prefix_name=False)]
         | Annotated[Paris6k, subcommand("paris6k", prefix_name=False)]

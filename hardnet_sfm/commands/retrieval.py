@@ -1,21 +1,20 @@
-"""The verbs of retrieval: vocabulary, index, retrieve; and pair, which may ask the index."""
+"""The verbs of retrieval: vocabulary, index, retrieve."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from rich.markup import escape
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from hardnet_sfm.commands.common import Common, Images, output, print_report
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.images import list_photos
 from hardnet_sfm.keypoints import RankedImage
-from hardnet_sfm.matching.pairs import PairOptions, pair
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
@@ -31,6 +30,13 @@ _CHECKED = 20
 
 @dataclass(frozen=True)
 class Vocabulary:
+    """Learn visual words, for any collection."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm vocabulary photos/ --words 65536",
+        "hardnet-sfm vocabulary photos/ --workspace other-city",
+    )
+
     images: Images
     """Folder of photos, searched recursively, never written to."""
     common: Common = field(default_factory=Common)
@@ -51,6 +57,13 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Index:
+    """Make photos searchable; run it again when they change."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm index photos/",
+        "hardnet-sfm index photos/ --vocabulary other-city/",
+    )
+
     images: Images
     """Folder of photos, searched recursively, never written to."""
     common: Common = field(default_factory=Common)
@@ -65,7 +78,10 @@ class Index:
         from hardnet_sfm.retrieve import index_photos
 
         if self.vocabulary is not None and self.learn != VocabularyOptions():
-            raise UsageError("options of a new vocabulary have no effect with --vocabulary")
+            raise UsageError(
+                "options of a new vocabulary have no effect with --vocabulary",
+                "Leave out --vocabulary to learn a new one, or those options to use it.",
+            )
         index_photos(
             self.images,
             self.common.workspace,
@@ -80,6 +96,14 @@ class Index:
 
 @dataclass(frozen=True)
 class Retrieve:
+    """Find photos that show what a photo shows."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm retrieve --query q.jpg",
+        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --top 20",
+        "hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json",
+    )
+
     query: tuple[Path, ...]
     """One or more photos, or a folder of them."""
     common: Common = field(default_factory=Common)
@@ -105,7 +129,7 @@ class Retrieve:
         queries = _queries(self.query)
         for name in ("bbox", "montage"):
             if getattr(self, name) is not None and len(queries) > 1:
-                raise UsageError(f"--{name} is of one query, not of {len(queries)}")
+                raise UsageError(f"--{name} is of one query, not of {len(queries)}", "Give one photo at a time.")
         if self.montage is not None:
             check_target(self.montage)
         place = self.common.place
@@ -130,7 +154,10 @@ class Retrieve:
                         montage(query, results, index.images, self.montage, bbox=self.bbox, facts=facts)
                 advance(note=query.name)
         if failed:
-            raise HardnetSfmError(f"{failed} of {len(queries)} queries could not be answered")
+            raise HardnetSfmError(
+                f"{failed} of {len(queries)} queries could not be answered",
+                "What is wrong with each is said above; the others were answered.",
+            )
 
     def _print(self, query: Path, results: list[RankedImage], index: retrieve.Index) -> None:
         if self.json:
@@ -168,22 +195,3 @@ def _index_what_is_missing(place: Workspace, resources: Resources) -> None:
         raise HardnetSfmError(f"no index and no features in {place.root}", "Run `hardnet-sfm index IMAGES` first.")
     errors.print("The index is missing or older than the features: making it first.")
     update_index(place, resources=resources)
-
-
-@dataclass(frozen=True)
-class Pair:
-    images: Annotated[Path | None, Positional, arg(metavar="IMAGES")] = None
-    """Folder of photos to extract features of, where the workspace has none yet."""
-    common: Common = field(default_factory=Common)
-    pair: PairOptions = field(default_factory=PairOptions)
-    resources: Resources = field(default_factory=Resources)
-
-    def run(self) -> None:
-        from hardnet_sfm.pipeline import propose_where_needed
-
-        place = self.common.place
-        self.pair.check()
-        if self.images is not None and not place.features.is_file():
-            print_report("extract", extract(self.images, place.features, resources=self.resources))
-        proposed = propose_where_needed(place, self.pair, self.resources, print_report)
-        print_report("pair", pair(place.features, place.pairs, self.pair, proposed))

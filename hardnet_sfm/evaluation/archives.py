@@ -45,7 +45,7 @@ def data_set(city: City, given: Path, workspace: Path, truth: bool = True) -> Pa
         HardnetSfmError: an archive is missing or damaged.
     """
     if not given.is_dir():
-        raise HardnetSfmError(f"no such folder: {given}")
+        raise HardnetSfmError(f"no such folder: {given}", "Give the folder that the archives were downloaded to.")
     photos = [_archive(given, start) for start in city.photo_archives]
     if all(path is None for path in photos):
         return given
@@ -98,7 +98,9 @@ def unpack(archives: Sequence[Path], folder: Path, suffixes: Collection[str]) ->
         try:
             size = archive.stat().st_size
         except OSError as error:
-            raise HardnetSfmError(f"{archive}: {error.strerror or error}") from error
+            raise HardnetSfmError(
+                f"{archive}: {error.strerror or error}", "Download it again, or check its permissions."
+            ) from error
         if done.get(archive.name) == size:
             continue
         with progress("unpack", size) as advance:
@@ -118,7 +120,10 @@ def _unpack_one(archive: Path, folder: Path, suffixes: Collection[str], advance:
                 if not member.isfile() or not _wanted(name, suffixes):
                     continue
                 if seen.setdefault(name, member.name) != member.name:
-                    raise HardnetSfmError(f"{archive}: {seen[name]} and {member.name} have the same name")
+                    raise HardnetSfmError(
+                        f"{archive}: {seen[name]} and {member.name} have the same name",
+                        "This is not the archive that the data set's page offers: download it again.",
+                    )
                 _take(files, member, folder / name)
                 advance(packed.tell() - before, note=name)
                 before = packed.tell()

@@ -82,9 +82,14 @@ def _homography(folder: Path, number: int) -> Float64:
     except (OSError, ValueError) as error:
         raise HardnetSfmError(f"{path}: not a homography ({error})", "It is a text of nine numbers.") from error
     if matrix.size != 9:
-        raise HardnetSfmError(f"{path}: {matrix.size} numbers, a homography has 9")
+        raise HardnetSfmError(
+            f"{path}: {matrix.size} numbers, a homography has 9", "It is a text of nine numbers, three a row."
+        )
     if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix.reshape(3, 3)) < 3:
-        raise HardnetSfmError(f"{path}: not a homography: the matrix cannot be inverted")
+        raise HardnetSfmError(
+            f"{path}: not a homography: the matrix cannot be inverted",
+            "Take it from the data set again: the file has been changed.",
+        )
     return matrix.reshape(3, 3)
 
 

@@ -101,7 +101,10 @@ def _read_query(path: Path) -> LandmarkQuery:
         raise HardnetSfmError(f"{path}: not a query", "It is one line: PHOTO x0 y0 x1 y1.") from error
     good, ok, junk = (frozenset(_read_lines(path.with_name(f"{name}_{which}.txt"))) for which in ("good", "ok", "junk"))
     if both := sorted((good | ok) & junk):
-        raise HardnetSfmError(f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is among the good or ok ones, too")
+        raise HardnetSfmError(
+            f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is among the good or ok ones, too",
+            "Take the ground truth from the data set again: one of the files has been changed.",
+        )
     box = check_box((x0, y0, x1, y1), f"{path}: ")
     return LandmarkQuery(name, photo, box, {ORIGINAL: Relevance(good | ok, junk)})
 
@@ -112,7 +115,10 @@ def _read_lines(path: Path) -> list[str]:
     except FileNotFoundError as error:
         raise HardnetSfmError(f"{path}: no such file", _LAYOUT) from error
     except (OSError, ValueError) as error:
-        raise HardnetSfmError(f"{path}: cannot be read: {error}") from error
+        raise HardnetSfmError(
+            f"{path}: cannot be read: {error}",
+            "Take the ground truth from the data set again, or check its permissions.",
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -31,11 +31,16 @@ def read_plain_pickle(path: Path) -> Any:
     """
     try:
         if path.stat().st_size > _LIMIT:
-            raise HardnetSfmError(f"{path}: {path.stat().st_size} bytes, too large for ground truth")
+            raise HardnetSfmError(
+                f"{path}: {path.stat().st_size} bytes, too large for ground truth",
+                "Give the gnd_*.pkl file of the data set.",
+            )
         with path.open("rb") as file:
             return _plain(_Reader(file, encoding="latin1").load(), {})
     except OSError as error:
-        raise HardnetSfmError(f"{path}: {error.strerror or error}") from error
+        raise HardnetSfmError(
+            f"{path}: {error.strerror or error}", "Give the gnd_*.pkl file of the data set."
+        ) from error
     except _NotPlain as error:
         raise HardnetSfmError(
             f"{path}: refused, it has more than plain data in it: {error}",

@@ -43,7 +43,10 @@ def read_strecha(folder: Path) -> StrechaScene:
     cameras = {name: _read_camera(folder / "gt_dense_cameras" / f"{name}.camera") for name in names}
     calibrations = np.array([calibration for calibration, _, _ in cameras.values()])
     if not np.allclose(calibrations, calibrations[0]):
-        raise HardnetSfmError(f"{folder}: photos with different calibrations are not supported")
+        raise HardnetSfmError(
+            f"{folder}: photos with different calibrations are not supported",
+            "Take one scene of the data set at a time.",
+        )
     surveyed_width = cameras[names[0]][2]
     factor = read_photo(images / names[0]).size[0] / surveyed_width
     # Scaling is about the corner of the photo, which is at (-1/2, -1/2).
@@ -57,9 +60,15 @@ def _read_camera(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], 
     try:
         numbers = np.array(path.read_text(encoding="ascii").split(), np.float64)
     except (OSError, ValueError) as error:
-        raise HardnetSfmError(f"{path}: missing, or not a .camera file") from error
+        raise HardnetSfmError(
+            f"{path}: missing, or not a .camera file",
+            "A scene has images/NAME and gt_dense_cameras/NAME.camera for each photo.",
+        ) from error
     if len(numbers) != 26:
-        raise HardnetSfmError(f"{path}: {len(numbers)} numbers, a .camera file has 26")
+        raise HardnetSfmError(
+            f"{path}: {len(numbers)} numbers, a .camera file has 26",
+            "Take the file from the data set again: it has been cut short or changed.",
+        )
     world_from_cam, position = numbers[12:21].reshape(3, 3), numbers[21:24]
     pose = np.column_stack([world_from_cam.T, -world_from_cam.T @ position])
     return numbers[:9].reshape(3, 3), pose, int(numbers[24])

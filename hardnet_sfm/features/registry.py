@@ -27,7 +27,10 @@ def registered(what: str, built_in: Mapping[str, T], name: str) -> T:
             try:
                 found: T = entry_point.load()
             except (ImportError, AttributeError) as error:
-                raise HardnetSfmError(f"the {what} {name} ({entry_point.value}) cannot be loaded: {error}") from error
+                raise HardnetSfmError(
+                    f"the {what} {name} ({entry_point.value}) cannot be loaded: {error}",
+                    "Install the package that brings it again, with what it needs.",
+                ) from error
             return found
     known = sorted({*built_in, *offered.names})
     close = difflib.get_close_matches(name, known, 1)

@@ -42,16 +42,24 @@ class PairOptions:
         """Raises UsageError where a value makes no sense or has no effect."""
         check_choice("pairing", self.pairing, Pairing)
         if self.pairing == "file" and self.pairs_file is None:
-            raise UsageError("--pairing file needs --pairs-file FILE")
+            raise UsageError("--pairing file needs --pairs-file FILE", "It has two names of photos a line.")
         if self.pairs_file is not None and self.pairing not in ("auto", "file"):
-            raise UsageError(f"--pairs-file has no effect with --pairing {self.pairing}")
+            raise UsageError(
+                f"--pairs-file has no effect with --pairing {self.pairing}",
+                "Say --pairing file to match the pairs of a file.",
+            )
         if self.retrieval is not None and (self.pairing not in ("auto", "retrieval") or self.pairs_file is not None):
-            raise UsageError("--retrieval has no effect without --pairing retrieval")
+            raise UsageError(
+                "--retrieval has no effect without --pairing retrieval",
+                "Leave out --pairing and --pairs-file, or --retrieval.",
+            )
         if self.retrieval is not None and self.retrieval < 1:
             raise UsageError("--retrieval must be at least 1")
         for name, value, least in (("window", self.window, 1), ("loop-interval", self.loop_interval, 0)):
             if value is not None and (self.pairing != "sequential" or self.pairs_file is not None):
-                raise UsageError(f"--{name} has no effect without --pairing sequential")
+                raise UsageError(
+                    f"--{name} has no effect without --pairing sequential", "Add --pairing sequential, or leave it out."
+                )
             if value is not None and value < least:
                 raise UsageError(f"--{name} must be at least {least}")
 
@@ -160,7 +168,10 @@ def read_pairs(path: Path, names: list[str]) -> list[Pair]:
         raise HardnetSfmError(f"cannot read the pairs file {path}: it does not exist", hint) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise HardnetSfmError(f"cannot read the pairs file {path}: {reason}") from error
+        raise HardnetSfmError(
+            f"cannot read the pairs file {path}: {reason}",
+            "It is a text: two names of photos a line, with a space between them.",
+        ) from error
     known = set(names)
     pairs: dict[frozenset[str], Pair] = {}
     for number, line in enumerate(lines, 1):
@@ -173,7 +184,9 @@ def read_pairs(path: Path, names: list[str]) -> list[Pair]:
                 "Names are relative to the image folder.",
             )
     if not pairs:
-        raise HardnetSfmError(f"{path}: no pairs in it")
+        raise HardnetSfmError(
+            f"{path}: no pairs in it", "It wants two names of photos a line, with a space between them."
+        )
     return list(pairs.values())
 
 

@@ -121,7 +121,10 @@ def match(
             def descriptors(name: str) -> PreparedDescriptors:
                 rows = store.descriptors(name)
                 if rows.shape[1] != len(rounding.centre):
-                    raise HardnetSfmError(f"{features}: descriptors of {richest} and {name} differ in length")
+                    raise HardnetSfmError(
+                        f"{features}: descriptors of {richest} and {name} differ in length",
+                        "Delete the file and extract all photos with one descriptor.",
+                    )
                 return prepare(rows, rounding)
 
             def find(pair: Pair) -> tuple[int, Matches]:

@@ -69,7 +69,10 @@ class MapOptions:
         try:
             params = tuple(float(part) for part in (self.camera_params or "").replace(",", " ").split())
         except ValueError as error:
-            raise UsageError(f"--camera-params: not numbers: {self.camera_params}") from error
+            raise UsageError(
+                f"--camera-params: not numbers: {self.camera_params}",
+                "They are numbers with commas between them, as 1840,1840,768,512.",
+            ) from error
         return CameraSetup(self.camera_mode, self.camera_model, params)
 
     def of_database(self) -> dict[str, Any]:

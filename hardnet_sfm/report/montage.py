@@ -108,7 +108,7 @@ def check_target(target: Path) -> None:
     if target.suffix.lower() not in FORMATS:
         raise UsageError(f"{target}: not a picture that can be written", f"It ends in one of {', '.join(FORMATS)}.")
     if not target.parent.is_dir():
-        raise UsageError(f"cannot write {target}: no such folder: {target.parent}")
+        raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
 
 
 def _said_of(results: Sequence[RankedImage], bbox: Box | None) -> list[str]:
@@ -136,7 +136,10 @@ def _cut(photo: Picture, bbox: Box | None) -> tuple[Picture, tuple[int, int]]:
     left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
     part = photo[top : min(height, int(np.ceil(y1))), left : min(width, int(np.ceil(x1)))]
     if not part.size:
-        raise UsageError(f"the box {x0:g} {y0:g} {x1:g} {y1:g} has nothing of the photo in it")
+        raise UsageError(
+            f"the box {x0:g} {y0:g} {x1:g} {y1:g} has nothing of the photo in it",
+            "A box is x0 y0 x1 y1 in pixels of the upright photo.",
+        )
     return part, (left, top)
 
 
@@ -259,4 +262,4 @@ def _write(page: Picture, target: Path) -> None:
         with replacing(target) as beside:
             beside.write_bytes(packed.tobytes())
     except OSError as error:
-        raise HardnetSfmError(f"cannot write {target}: {error.strerror}") from error
+        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error

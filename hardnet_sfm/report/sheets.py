@@ -34,9 +34,13 @@ def sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> N
             chosen = np.linspace(0, len(numbers) - 1, min(points, len(numbers))).round().astype(int)
             rows = [file["patches"][first[i] : first[i] + min(count[i], columns)] for i in chosen]
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise HardnetSfmError(f"{patches}: damaged, or not a file of patches: {error}") from error
+        raise HardnetSfmError(
+            f"{patches}: damaged, or not a file of patches: {error}", "Make it again with `hardnet-sfm mine` or `warp`."
+        ) from error
     if not rows:
-        raise HardnetSfmError(f"{patches}: there are no patches in it")
+        raise HardnetSfmError(
+            f"{patches}: there are no patches in it", "Make it again with `hardnet-sfm mine` or `warp`."
+        )
     size = rows[0].shape[1]
     step = size + _GAP
     canvas = np.full((len(rows) * step - _GAP, max(map(len, rows)) * step - _GAP), 255, np.uint8)
@@ -48,4 +52,4 @@ def sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> N
         with replacing(png) as beside:
             beside.write_bytes(packed.tobytes())
     except OSError as error:
-        raise HardnetSfmError(f"cannot write {png}: {error.strerror}") from error
+        raise HardnetSfmError(f"cannot write {png}: {error.strerror}", "Choose another place for it.") from error

@@ -118,7 +118,10 @@ class InvertedIndex:
         self.manifest = Manifest.read(self.folder / MANIFEST)
         self.vocabulary = Vocabulary.open(self.folder / self.manifest.vocabulary_folder)
         if self.vocabulary.fingerprint != self.manifest.vocabulary:
-            raise HardnetSfmError(f"{self.folder}: its vocabulary is another than it was made with")
+            raise HardnetSfmError(
+                f"{self.folder}: its vocabulary is another than it was made with",
+                "Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
+            )
         words = self.manifest.words
         self.segments = [
             Segment(self.folder / name, words, removed, thorough=thorough)

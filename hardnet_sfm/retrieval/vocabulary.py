@@ -88,7 +88,10 @@ class Vocabulary:
             raise HardnetSfmError(f"no vocabulary at {folder}", "Run `hardnet-sfm vocabulary IMAGES` first.")
         card = read_json(folder / CARD)
         if card.get("format") != FORMAT or card.get("version") != VERSION:
-            raise HardnetSfmError(f"{folder}: not a vocabulary of hardnet-sfm (version {VERSION})")
+            raise HardnetSfmError(
+                f"{folder}: not a vocabulary of hardnet-sfm (version {VERSION})",
+                "Make it again with `hardnet-sfm vocabulary IMAGES`.",
+            )
         path = folder / str(card.get("file"))
         try:
             whole = sha256_of(path) == card["sha256"]

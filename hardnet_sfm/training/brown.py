@@ -95,9 +95,14 @@ def read_brown_pairs(path: Path) -> LabelledPairs:
     first, first_point, second, second_point = _numbers(path, (0, 1, 3, 4)).T
     patches = np.stack([first, second], 1)
     if patches.size and not 0 <= patches.min() <= patches.max() < len(points):
-        raise HardnetSfmError(f"{path}: numbers of patches that are not in info.txt, which has {len(points)}")
+        raise HardnetSfmError(
+            f"{path}: numbers of patches that are not in info.txt, which has {len(points)}",
+            "Take both files from the same data set.",
+        )
     if (points[patches] != np.stack([first_point, second_point], 1)).any():
-        raise HardnetSfmError(f"{path}: other points than info.txt gives the same patches")
+        raise HardnetSfmError(
+            f"{path}: other points than info.txt gives the same patches", "Take both files from the same data set."
+        )
     return LabelledPairs(_inverse(np.argsort(points, kind="stable"))[patches], first_point == second_point)
 
 
@@ -117,7 +122,9 @@ def write_brown(patch_set: PatchSet, folder: Path, pairs: int = 100_000, seed: i
         HardnetSfmError: the set has one point only, the folder is not empty, or the disk is full or cannot be written.
     """
     if pairs < 2 or pairs % 2:
-        raise UsageError(f"{pairs} labelled pairs: an even number is needed, half of them match")
+        raise UsageError(
+            f"{pairs} labelled pairs: an even number is needed, half of them match", "Ask for one more or one less."
+        )
     drawn = _draw_pairs(patch_set.check(), pairs // 2, np.random.default_rng(seed))
     lines = np.stack([np.arange(len(patch_set)), patch_set.point, patch_set.image], 1)
     folder = folder.resolve()
@@ -166,7 +173,8 @@ def _cut(path: Path) -> Grey:
     sheet = read_photo(path).grey
     if sheet.shape != (_SIDE, _SIDE):
         raise HardnetSfmError(
-            f"{path}: {sheet.shape[1]}x{sheet.shape[0]} pixels, a sheet of 16x16 patches of 64x64 has {_SIDE}x{_SIDE}"
+            f"{path}: {sheet.shape[1]}x{sheet.shape[0]} pixels, a sheet of 16x16 patches of 64x64 has {_SIDE}x{_SIDE}",
+            "Give the data set as it is, unscaled.",
         )
     return sheet.reshape(_ACROSS, PATCH_SIZE, _ACROSS, PATCH_SIZE).swapaxes(1, 2).reshape(-1, PATCH_SIZE, PATCH_SIZE)
 
@@ -187,7 +195,10 @@ def _numbers(path: Path, columns: tuple[int, ...]) -> NDArray[np.int64]:
     except FileNotFoundError as error:
         raise HardnetSfmError(f"no such file: {path}", "Give a folder in Brown's layout.") from error
     except (OSError, ValueError, UserWarning) as error:
-        raise HardnetSfmError(f"{path}: not lines of at least {max(columns) + 1} whole numbers: {error}") from error
+        raise HardnetSfmError(
+            f"{path}: not lines of at least {max(columns) + 1} whole numbers: {error}",
+            "Take it from the data set again.",
+        ) from error
 
 
 def _inverse(order: NDArray[np.intp]) -> NDArray[np.int64]:

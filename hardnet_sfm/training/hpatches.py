@@ -63,7 +63,8 @@ def _column(path: Path, count: int) -> Grey:
     if column.shape != (count * _SIDE, _SIDE):
         raise HardnetSfmError(
             f"{path}: {column.shape[1]}x{column.shape[0]} pixels, {count} patches of 65x65 in a column have "
-            f"{_SIDE}x{count * _SIDE}"
+            f"{_SIDE}x{count * _SIDE}",
+            "Give the data set of patches as it is, unscaled.",
         )
     patches = column.reshape(count, _SIDE, _SIDE)
     size = (PATCH_SIZE, PATCH_SIZE)

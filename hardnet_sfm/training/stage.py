@@ -218,12 +218,15 @@ def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resourc
     if options.loss not in LOSSES:
         raise UsageError(f"unknown loss: {options.loss}", f"There are: {', '.join(LOSSES)}.")
     if output.suffix != ".safetensors":
-        raise UsageError(f"{output}: weights are files that end in .safetensors")
+        raise UsageError(f"{output}: weights are files that end in .safetensors", "Give --output a name that ends so.")
     if not patches:
         raise UsageError("no patches to train on", "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`.")
     device = resolve_device(resources.device)
     if device == "cuda" and options.devices > torch.cuda.device_count():
-        raise UsageError(f"--devices {options.devices}: torch finds {torch.cuda.device_count()} CUDA devices")
+        raise UsageError(
+            f"--devices {options.devices}: torch finds {torch.cuda.device_count()} CUDA devices",
+            "Ask for at most so many, or train on the CPU with --device cpu.",
+        )
     return device
 
 

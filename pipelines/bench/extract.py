@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import ColmapSift
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.patches import extract_patches
@@ -159,4 +160,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_said():
+        main()

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import match_with_colmap
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for
 from hardnet_sfm.networks.device import resolve_device
@@ -117,4 +118,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_said():
+        main()

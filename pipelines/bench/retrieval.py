@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import InvertedIndex
@@ -275,4 +276,5 @@ def our_matches(index: InvertedIndex, query: Query) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_said():
+        main()

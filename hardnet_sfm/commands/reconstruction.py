@@ -1,0 +1,220 @@
+"""The verbs from photos to a model: reconstruct, its stages one by one, export; and demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from hardnet_sfm.commands.common import Common, Images, output, print_report
+from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.matching.pairs import PairOptions, pair
+from hardnet_sfm.matching.stage import MatchOptions, match
+from hardnet_sfm.progress import console as errors
+from hardnet_sfm.reconstruction.export import Form, export
+from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.workspace import Workspace, read_json
+
+_NAMED = 20  # photos that are not in the model; the summary has them all
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Photos to a COLMAP model in one go; run it again to continue."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm reconstruct images/",
+        "hardnet-sfm reconstruct images/ --workspace out --camera-mode single",
+    )
+
+    images: Images
+    """Folder of photos, searched recursively, never written to."""
+    common: Common = field(default_factory=Common)
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    pair: PairOptions = field(default_factory=PairOptions)
+    match: MatchOptions = field(default_factory=MatchOptions)
+    map: MapOptions = field(default_factory=MapOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.pipeline import reconstruct
+
+        reconstruct(
+            self.images,
+            self.common.workspace,
+            extract_options=self.extract,
+            pair_options=self.pair,
+            match_options=self.match,
+            map_options=self.map,
+            resources=self.resources,
+            on_stage=print_report,
+        )
+        _print_summary(self.common.place)
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Detect and describe keypoints, into features.h5."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm extract images/",
+        "hardnet-sfm extract images/ --max-keypoints 4000 --detector dog",
+    )
+
+    images: Images
+    """Folder of photos, searched recursively, never written to."""
+    common: Common = field(default_factory=Common)
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        print_report("extract", extract(self.images, self.common.place.features, self.extract, self.resources))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Choose which photos to match, into pairs.txt."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm pair photos/ --retrieval 20",
+        "hardnet-sfm pair --pairing sequential --window 5",
+    )
+
+    images: Annotated[Path | None, Positional, arg(metavar="IMAGES")] = None
+    """Folder of photos to extract features of, where the workspace has none yet."""
+    common: Common = field(default_factory=Common)
+    pair: PairOptions = field(default_factory=PairOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.pipeline import propose_where_needed
+
+        place = self.common.place
+        self.pair.check()
+        if self.images is not None and not place.features.is_file():
+            print_report("extract", extract(self.images, place.features, resources=self.resources))
+        proposed = propose_where_needed(place, self.pair, self.resources, print_report)
+        print_report("pair", pair(place.features, place.pairs, self.pair, proposed))
+
+
+@dataclass(frozen=True)
+class Match:
+    """Match descriptors of each pair, into matches.h5."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm match",
+        "hardnet-sfm match --max-ratio 0.9",
+    )
+
+    common: Common = field(default_factory=Common)
+    match: MatchOptions = field(default_factory=MatchOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        place = self.common.place
+        print_report("match", match(place.features, place.pairs, place.matches, self.match, self.resources))
+
+
+@dataclass(frozen=True)
+class Map:
+    """Verify matches and reconstruct, into sparse/."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm map",
+        "hardnet-sfm map --camera-model PINHOLE --camera-params 1840,1840,768,512 --fix-intrinsics",
+    )
+
+    common: Common = field(default_factory=Common)
+    images: Path | None = None
+    """Where the photos are now, if no longer where features were extracted from."""
+    map: MapOptions = field(default_factory=MapOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        map_photos(self.common.place, self.map, self.resources, images=self.images)
+        _print_summary(self.common.place)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write models and more for COLMAP, hloc and viewers."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm export hardnet-sfm-out/ --to elsewhere/",
+        "hardnet-sfm export out/ --to elsewhere/ --forms text ply",
+    )
+
+    workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")]
+    """Folder that `reconstruct` made a model in."""
+    to: Path
+    """Folder to write to, made if missing."""
+    forms: tuple[Form, ...] | None = None
+    """Which: COLMAP models as binary or text, points as ply, pairs for hloc, database without our own table. Default:
+    all, but no pairs for hloc where names of photos have spaces, which it cannot read."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+
+    def run(self) -> None:
+        written = export(self.workspace, self.to, self.forms)
+        for path in written:
+            output.print(escape(str(path)))
+        if self.forms is None and not any(path.name == "pairs.txt" for path in written):
+            errors.print("[yellow]left out:[/] pairs.txt: hloc cannot read names of photos that have spaces")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Render a scene, reconstruct it, compare with the truth."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm demo",
+        "hardnet-sfm demo --workspace /tmp/demo --seed 1",
+    )
+
+    workspace: Path = Path("demo-out")
+    """Folder for the photos and everything made of them."""
+    seed: int = 0
+    """Of the scene."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.demonstration import demo
+
+        result = demo(self.workspace, seed=self.seed, resources=self.resources, on_stage=print_report)
+        _print_summary(Workspace(self.workspace))
+        at = result.errors
+        output.print(
+            f"Against the true cameras: {result.photos - len(at.missing)} of {result.photos} recovered, position error "
+            f"{1000 * at.positions.mean():.1f} mm mean, {1000 * at.positions.max():.1f} mm largest (the square is 20 m "
+            f"wide), AUC@1 degree {at.auc(1):.3f}"
+        )
+
+
+def _print_summary(place: Workspace) -> None:
+    summary = read_json(place.summary)
+
+    def row(name: str, text: str) -> None:
+        output.print(f"[bold]{name:<8}[/]  {text}")
+
+    for number, model in enumerate(summary["models"]):
+        row(f"sparse/{number}", f"{model['photos']} of {summary['photos']} photos registered")
+        row("", f"{model['points']} points, mean track length {model['mean_track_length']:.2f}")
+        row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
+    row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
+    row("cameras", str(summary["cameras"]))
+    if "seconds" in summary:
+        seconds = summary["seconds"]
+        times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+        row("last run", f"{sum(seconds.values()):.1f} s ({times}); peak memory {summary['peak_memory_mb']} MB")
+    row("files", escape(str(place.root)))
+    unregistered = list(summary["unregistered"].items())
+    for name, why in unregistered[:_NAMED]:
+        errors.print(f"[yellow]not in sparse/0:[/] {escape(name)}: {escape(why)}", soft_wrap=True)
+    if len(unregistered) > _NAMED:
+        errors.print(f"and {len(unregistered) - _NAMED} more: all are in {escape(str(place.summary))}", soft_wrap=True)
