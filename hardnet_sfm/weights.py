@@ -227,7 +227,10 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
         if not 0 < measurement_size < float("inf"):
             raise ValueError(f"not a positive number: {measurement_size}")
     except ValueError as error:
-        raise HardnetSfmError(f"{path}: metadata measurement_size: {error}") from error
+        raise HardnetSfmError(
+            f"{path}: metadata measurement_size: {error}",
+            "Say when saving the weights how many sigmas their patches are across.",
+        ) from error
     return LoadedNetwork(network.eval(), architecture, measurement_size, weights.sha256)
 
 

@@ -56,16 +56,11 @@ Factory = Callable[[Path | None], Descriptor]
 def rootsift(weights: Path | None) -> Descriptor:
     """RootSIFT on patches of 32x32 pixels and 15 sigmas."""
     if weights is not None:
-<<<<<<< HEAD
-        raise UsageError("--weights has no effect with --descriptor rootsift, which learns nothing")
-    return Descriptor(RootSift(_ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT), _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT)
-=======
         raise UsageError(
             "--weights has no effect with --descriptor rootsift, which learns nothing",
             "Leave it out, or choose --descriptor hardnet.",
         )
-    return Descriptor(RootSift(PATCH_SIZE, _ROOTSIFT_MEASUREMENT), PATCH_SIZE, _ROOTSIFT_MEASUREMENT)
->>>>>>> terminal
+    return Descriptor(RootSift(_ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT), _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT)
 
 
 def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
@@ -87,7 +82,6 @@ def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
             "Give your own with --weights FILE.safetensors (trained on your scenes with `hardnet-sfm train --network "
             f"{name}`, or its authors', converted by `hardnet-sfm weights convert`), or use --descriptor rootsift.",
         )
-<<<<<<< HEAD
     loaded = weights_files.load_network(path, name)
     return Descriptor(
         _for_inference(loaded.network, architecture),
@@ -96,21 +90,6 @@ def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
         loaded.sha256,
         architecture.reduced_precision,
     )
-=======
-    loaded = weights_files.read_weights(path)
-    network = HardNet()
-    weights_files.load_into(network, loaded, "hardnet")
-    try:
-        measurement_size = float(loaded.metadata.get("measurement_size", 12.0))
-        if not 0 < measurement_size < float("inf"):
-            raise ValueError(f"not a positive number: {measurement_size}")
-    except ValueError as error:
-        raise HardnetSfmError(
-            f"{path}: metadata measurement_size: {error}",
-            "Say when saving the weights how many sigmas their patches are across.",
-        ) from error
-    return Descriptor(network.fused(), PATCH_SIZE, measurement_size, loaded.sha256, reduced_precision=True)
->>>>>>> terminal
 
 
 def _for_inference(network: nn.Module, architecture: Architecture) -> nn.Module:
