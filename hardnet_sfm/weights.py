@@ -254,6 +254,6 @@ def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
         raise HardnetSfmError(
             f"{weights.path}: weights of {named if named != architecture else 'another network'}, not of {architecture}"
             + (f" ({details})" if details else ""),
-            "Choose the --descriptor that these weights belong to.",
+            "Choose the --descriptor or --network that these weights belong to.",
         )
     network.load_state_dict(weights.tensors, strict=False)

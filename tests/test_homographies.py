@@ -367,7 +367,7 @@ class TestCompetitors:
     def test_other_networks_are_refused(self, pipeline: ModuleType, tmp_path: Path) -> None:
         path = tmp_path / "other.safetensors"
         save_file({"weight": torch.zeros(3)}, path)
-        with pytest.raises(HardnetSfmError, match=r"other\.safetensors: weights of another network"):
+        with pytest.raises(HardnetSfmError, match=r"other\.safetensors: weights of no network"):
             pipeline.learned(path)
         save_file(HardNet().state_dict(), path, {"architecture": "tfeat"})
         with pytest.raises(HardnetSfmError, match="not of tfeat"):

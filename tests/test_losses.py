@@ -15,16 +15,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hardnet_sfm.training.losses import (
+    ANY_LENGTH,
     LOSSES,
+    PAIR_LOSSES,
     Loss,
     correlation,
     feature_softmax,
     global_orthogonal,
     hardnet,
     l2net,
+    mined_contrastive,
     random_triplet,
     second_order,
     softmax,
+    triplet_swap,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,6 +107,33 @@ def random_triplet_loop(anchors: Rows, positives: Rows, negatives: Negatives) ->
     return mean(terms)
 
 
+def drawn_by_loop(negatives: Negatives) -> list[int]:
+    """The negative that each pair with any draws."""
+    drawn = torch.rand(len(negatives), generator=torch.Generator().manual_seed(SEED)).tolist()
+    return [
+        others[int(number * len(others))] if others else -1 for number, others in zip(drawn, negatives, strict=True)
+    ]
+
+
+def triplet_swap_loop(anchors: Rows, positives: Rows, negatives: Negatives) -> float:
+    drawn, terms = drawn_by_loop(negatives), []
+    for i in with_negatives(negatives):
+        other = positives[drawn[i]]
+        nearer = min(math.dist(anchors[i], other), math.dist(positives[i], other))
+        terms.append(max(0, 1 + math.dist(anchors[i], positives[i]) - nearer))
+    return mean(terms)
+
+
+def mined_contrastive_loop(
+    anchors: Rows, positives: Rows, negatives: Negatives, margin: float = 4, share: float = 1 / 8
+) -> float:
+    drawn, used = drawn_by_loop(negatives), with_negatives(negatives)
+    kept = math.ceil(share * len(used))
+    near = [math.dist(anchors[i], positives[i]) for i in used]
+    far = [max(0, margin - math.dist(anchors[i], positives[drawn[i]])) for i in used]
+    return sum(mean(sorted(terms, reverse=True)[:kept]) for terms in (near, far))
+
+
 def both_ways_loop(similarity: Callable[[int, int], float], negatives: Negatives) -> float:
     terms = []
     for i in with_negatives(negatives):
@@ -168,6 +199,13 @@ LOOPS: dict[str, Reference] = {
     "softmax": softmax_loop,
     "l2net": l2net_loop,
     "random-triplet": random_triplet_loop,
+    "triplet-swap": triplet_swap_loop,
+    "mined-contrastive": mined_contrastive_loop,
+}
+RANDOM: dict[str, Any] = {
+    "random-triplet": random_triplet,
+    "triplet-swap": triplet_swap,
+    "mined-contrastive": mined_contrastive,
 }
 
 
@@ -181,9 +219,10 @@ def seeded(name: str) -> Loss:
     """A registered loss that gives the same each time it is called."""
 
     def random(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:
-        return random_triplet(anchors, positives, allowed, generator=torch.Generator().manual_seed(SEED))
+        of_name: Tensor = RANDOM[name](anchors, positives, allowed, generator=torch.Generator().manual_seed(SEED))
+        return of_name
 
-    return random if name == "random-triplet" else LOSSES[name]
+    return random if name in RANDOM else LOSSES[name]
 
 
 every_loss = pytest.mark.parametrize("name", LOSSES)
@@ -259,7 +298,7 @@ def test_how_close_masked_points_are_never_matters(name: str) -> None:
     turned = [torch.cat([side[:5], side[5:] @ turn.T]) for side in (anchors, positives)]
     allowed = torch.ones(6, 6, dtype=torch.bool)
     loss = seeded(name)
-    if name != "random-triplet":
+    if name not in RANDOM:
         assert (loss(*turned, allowed) - loss(anchors, positives, allowed)).abs() > 0.01
     allowed[0, 5] = allowed[5, 0] = False
     torch.testing.assert_close(loss(*turned, allowed), loss(anchors, positives, allowed), rtol=1e-12, atol=0)
@@ -316,6 +355,8 @@ def test_known_values() -> None:
         "hardnet": (0, 1),
         "contrastive": (0, 1),
         "random-triplet": (0, 1),
+        "triplet-swap": (0, 1),
+        "mined-contrastive": (4 - apart, 4),
         "dynamic-margin": (-apart, 0),
         "softmax": (math.log(1 + 5 * math.exp(-apart)), math.log(6)),
         "hardnet+sos": (0, 1),
@@ -393,6 +434,43 @@ def test_descending_it_makes_the_closest_descriptor_the_right_one(name: str) -> 
         similarity = normalize(anchors, dim=1) @ normalize(positives, dim=1).T
     assert torch.equal(similarity.argmax(0), torch.arange(32))
     assert torch.equal(similarity.argmax(1), torch.arange(32))
+
+
+@masked
+@pytest.mark.parametrize("name", sorted(ANY_LENGTH))
+def test_descriptors_may_have_any_length(name: str, allowed: Tensor | None) -> None:
+    anchors, positives = (3 * torch.linspace(0.2, 1, 9)[:, None] * side for side in pairs(9, 4))
+    expected = by_loop(LOOPS[name], anchors, positives, allowed)
+    assert seeded(name)(anchors, positives, allowed).item() == pytest.approx(expected, rel=1e-12)
+    if name == "mined-contrastive":
+        loop = partial(mined_contrastive_loop, margin=2.5, share=0.5)
+        found = mined_contrastive(anchors, positives, allowed, 2.5, 0.5, torch.Generator().manual_seed(SEED))
+        assert found.item() == pytest.approx(by_loop(loop, anchors, positives, allowed), rel=1e-12)
+
+
+PAIR_TERMS: dict[str, Callable[[float, int], float]] = {
+    "hinge": lambda score, y: max(0, 1 - y * score),
+    "cross-entropy": lambda score, y: -math.log(1 / (1 + math.exp(-y * score))),
+}
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_loss_of_scores_is_the_mean_over_pairs_of_both_kinds(name: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    positive, negative = (2 * torch.randn(9, generator=generator, dtype=torch.float64) for _ in range(2))
+    used = torch.arange(9) % 3 > 0
+    terms = [
+        PAIR_TERMS[name](score, y) for scores, y in ((positive, 1), (negative, -1)) for score in scores[used].tolist()
+    ]
+    loss = PAIR_LOSSES[name]
+    assert loss(positive, negative, used).item() == pytest.approx(mean(terms), rel=1e-12)
+    inputs = (positive.requires_grad_(), negative.requires_grad_())
+    assert torch.autograd.gradcheck(lambda p, n: loss(p, n, used), inputs)
+    gradients = torch.autograd.grad(loss(*inputs, used), inputs)
+    assert not any(gradient[~used].any() for gradient in gradients)
+    nothing = loss(*inputs, torch.zeros(9, dtype=torch.bool))
+    assert nothing.item() == 0
+    assert not any(gradient.any() for gradient in torch.autograd.grad(nothing, inputs))
 
 
 def test_margin_and_weights_are_options() -> None:

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from test_train import BRIEF, CPU, write_noisy_patches
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
-from hardnet_sfm.training.module import Batches, Budget, HardNetTraining
+from hardnet_sfm.training.module import Batches, Budget, NetworkTraining
 from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.ranks import joined, rank
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
@@ -53,8 +54,9 @@ def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_hand(patches: Path, options: TrainOptions) -> dict[str, torch.Tensor]:
     """Both devices' steps one after the other, their gradients averaged."""
     sampler = Sampler([read_patches(patches)], [1.0], options.sampling, options.seed)
-    made = (sampler, None, losses.LOSSES[options.loss], options.augment, Budget(None, options.steps))
-    modules = [HardNetTraining(*made, 1, options.weight_decay, options.dropout, 256, 0, "").train() for _ in range(2)]
+    options = options.completed()
+    made = (ARCHITECTURES["hardnet"], sampler, None, options.loss, options.augment, Budget(None, options.steps))
+    modules = [NetworkTraining(*made, 1, options.weight_decay, options.dropout, 256, 0, "").train() for _ in range(2)]
     optimizer = modules[0].configure_optimizers()
     batches = iter(Batches(sampler, 0, 1))
     for step in range(options.steps):

@@ -24,11 +24,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, stage
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown import write_brown
-from hardnet_sfm.training.module import Budget, HardNetTraining
+from hardnet_sfm.training.module import Budget, NetworkTraining
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import TrainOptions, train
@@ -96,10 +97,12 @@ class TestAugmentation:
         assert noisy.flatten(1).std(1).min() < 0.003
 
 
-def make_module(loss: losses.Loss, norm_batch: int | None) -> HardNetTraining:
+def make_module(loss: str, norm_batch: int | None) -> NetworkTraining:
     """In training, without dropout, of nothing to train on."""
     nothing = cast(Sampler, None)
-    module = HardNetTraining(nothing, None, loss, NONE, Budget(None, 1), 1e-3, 0, 0, norm_batch, 0, "")
+    module = NetworkTraining(
+        ARCHITECTURES["hardnet"], nothing, None, loss, NONE, Budget(None, 1), 1e-3, 0, 0, norm_batch, 0, ""
+    )
     return module.train()
 
 
@@ -108,7 +111,7 @@ class TestGroupsOfBatchNormalisation:
 
     @pytest.mark.parametrize("norm_batch", [None, 24, 100])
     def test_one_that_holds_all_is_the_plain_network(self, norm_batch: int | None) -> None:
-        module = make_module(losses.hardnet, norm_batch)
+        module = make_module("hardnet", norm_batch)
         described, layers = module._described(self.PATCHES)
         assert torch.equal(described, module.network(self.PATCHES))
         assert layers == []
@@ -116,7 +119,7 @@ class TestGroupsOfBatchNormalisation:
     @pytest.mark.parametrize(("norm_batch", "groups"), [(12, 2), (8, 3), (7, 3), (5, 4)])
     def test_several_are_a_loop_over_them(self, norm_batch: int, groups: int) -> None:
         """Patch k is normalised with those k + groups, k + 2 groups ... away; 24 = 7 * 3 + 3 puts the rest in too."""
-        module = make_module(losses.hardnet, norm_batch)
+        module = make_module("hardnet", norm_batch)
         found, _ = module._described(self.PATCHES)
         plain = module.network(self.PATCHES)
         for first in range(groups):
@@ -128,7 +131,7 @@ class TestGroupsOfBatchNormalisation:
 
     @pytest.mark.parametrize("norm_batch", [None, 8])
     def test_the_layers_that_l2net_sees_are_in_the_order_of_the_patches(self, norm_batch: int | None) -> None:
-        module = make_module(losses.l2net, norm_batch)
+        module = make_module("l2net", norm_batch)
         groups = 1 if norm_batch is None else 3
         seen: dict[str, torch.Tensor] = {}
         described, layers = module._described(self.PATCHES)
@@ -231,7 +234,7 @@ def test_help_names_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for name in losses.LOSSES:
+    for name in [*losses.LOSSES, *losses.PAIR_LOSSES, *ARCHITECTURES]:
         assert re.search(rf"[ ,.]{re.escape(name)}[ ,;]", said), name
 
 
@@ -305,8 +308,6 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
 
 def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the first and the last batch normalisation, of anchors and positives in the order of the batch."""
-    from hardnet_sfm.training import module
-
     seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
 
     def watched(anchors: torch.Tensor, positives: torch.Tensor, allowed: torch.Tensor, features: list) -> torch.Tensor:
@@ -316,7 +317,6 @@ def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monk
         torch.testing.assert_close(last[1], positives, atol=1e-5, rtol=0)
         return losses.l2net(anchors, positives, allowed, features)
 
-    monkeypatch.setattr(module, "l2net", watched)
     monkeypatch.setitem(losses.LOSSES, "l2net", watched)
     options = TrainOptions(steps=2, loss="l2net", sampling=SamplingOptions(batch_size=16))
     train([patches], tmp_path / "out.safetensors", options, CPU, validation=patches)
@@ -399,7 +399,12 @@ def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (TrainOptions(loss="hinge"), "unknown loss: hinge"),
+        (TrainOptions(loss="hinges"), "unknown loss: hinges"),
+        (TrainOptions(network="hardnett"), "unknown network: hardnett"),
+        (TrainOptions(loss="hinge"), "--loss hinge is of scores of pairs of patches, and hardnet gives none"),
+        (TrainOptions(network="deepcompare-2ch", loss="softmax"), "--loss softmax is of distances .* scores pairs"),
+        (TrainOptions(network="tfeat", loss="l2net"), "--loss l2net looks at normalised layers"),
+        (TrainOptions(network="tfeat", dropout=0.2), "--dropout has no effect: tfeat has none"),
         (TrainOptions(minutes=0), "--minutes"),
         (TrainOptions(steps=-1), "--steps"),
         (TrainOptions(seed=-1), "--seed"),

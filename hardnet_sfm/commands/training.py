@@ -85,11 +85,12 @@ class Warp:
 
 @dataclass(frozen=True)
 class Train:
-    """Learn HardNet from patches (needs hardnet-sfm[train])."""
+    """Learn a network from patches (needs hardnet-sfm[train])."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm train patches.h5 warps.h5 -o my.safetensors --minutes 60",
         "hardnet-sfm train patches.h5 -o my.safetensors --validation held-out.h5 --resume",
+        "hardnet-sfm train patches.h5 -o tfeat.safetensors --network tfeat --steps 5000",
     )
 
     patches: Annotated[tuple[Path, ...], Positional, arg(metavar="PATCHES")]

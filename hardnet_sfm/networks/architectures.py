@@ -165,7 +165,7 @@ def under_names_of(architecture: Architecture, tensors: Mapping[str, Tensor]) ->
     expected = architecture.shapes()
     given = {name: tensor for name, tensor in tensors.items() if not _counts_batches(name)}
     if _shapes(given) == expected:
-        return {name: given[name] for name in expected}
+        return dict(tensors)
     if len(given) != len(expected):
         return None
     pairs = list(zip(expected.items(), given.values(), strict=True))

@@ -1,6 +1,9 @@
-"""Losses for a batch of matching descriptors: the registry from which `--loss` picks, and the terms they are made of.
+"""Losses for a batch of matching patches: the registries from which `--loss` picks, and the terms they are made of.
 
-In all of them `anchors` and `positives` are (N, D) float32 of unit length, and row i of both describes the same point.
+`LOSSES` are of descriptors, `PAIR_LOSSES` of the scores that a network gives to pairs of patches.
+
+In `LOSSES` `anchors` and `positives` are (N, D) float32, and row i of both describes the same point. They are of unit
+length, but for the losses in `ANY_LENGTH`, whose margins are of descriptors as the network gives them.
 What describes another point is a negative, unless `allowed`, (N, N) bool and symmetric, is False for the two; the
 diagonal of `allowed` is not looked at. A pair without any negative adds nothing, not even to the number of pairs over
 which the mean is taken. A batch of such pairs gives 0, with gradients of 0, and no error: among several processes that
@@ -29,6 +32,16 @@ class Loss(Protocol):
     """What `LOSSES` holds: a scalar that falls as matching descriptors get closer than others."""
 
     def __call__(self, anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor: ...
+
+
+class PairLoss(Protocol):
+    """What `PAIR_LOSSES` holds: a scalar that falls as matching pairs score higher than others.
+
+    Of (N,) float32 scores of pairs of the same point and of as many pairs of other points, where `used`, (N,) bool, is
+    True; what it is elsewhere does not matter.
+    """
+
+    def __call__(self, positive: Tensor, negative: Tensor, used: Tensor) -> Tensor: ...
 
 
 def hardnet(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None, margin: float = 1.0) -> Tensor:
@@ -84,11 +97,54 @@ def random_triplet(
         generator: of the CPU, wherever the descriptors are, so that all devices draw the same; by default torch's own.
     """
     negatives = _negatives(anchors, allowed)
-    so_far = negatives.cumsum(1, dtype=torch.int32)
-    drawn = torch.rand(len(anchors), generator=generator).to(anchors.device) * so_far[:, -1]
-    chosen = torch.searchsorted(so_far, drawn.int()[:, None], right=True).squeeze(1).clamp(max=len(anchors) - 1)
+    chosen = drawn_negatives(negatives, generator)
     positive, negative = (_distance((anchors * others).sum(1)) for others in (positives, positives[chosen]))
     return _mean((margin + positive - negative).relu(), negatives)
+
+
+def triplet_swap(
+    anchors: Tensor,
+    positives: Tensor,
+    allowed: Tensor | None = None,
+    margin: float = 1.0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Triplet margin with anchor swap: mean of max(0, margin + d(a_i, p_i) - min(d(a_i, p_j), d(p_i, p_j))).
+
+    j is drawn from i's negatives; whichever of the pair is closer to it is taken for the anchor. Descriptors may have
+    any length. Balntas et al., Learning local feature descriptors with triplets and shallow convolutional neural
+    networks, BMVC 2016, equations 2 and 3.
+
+    Args:
+        generator: as for `random_triplet`.
+    """
+    negatives = _negatives(anchors, allowed)
+    others = positives[drawn_negatives(negatives, generator)]
+    negative = torch.minimum(_apart(anchors, others), _apart(positives, others))
+    return _mean((margin + _apart(anchors, positives) - negative).relu(), negatives)
+
+
+def mined_contrastive(
+    anchors: Tensor,
+    positives: Tensor,
+    allowed: Tensor | None = None,
+    margin: float = 4.0,
+    share: float = 1 / 8,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Mean of the largest d(a_i, p_i), and that of the largest max(0, margin - d(a_i, p_j)).
+
+    j is drawn from i's negatives. Of both, the share of the batch that is hardest is kept. Descriptors may have any
+    length. Simo-Serra et al., Discriminative learning of deep convolutional feature point descriptors, ICCV 2015,
+    equation 1 and section 3.3, where 128 pairs of either kind are learned from of 1024 that are looked at.
+
+    Args:
+        generator: as for `random_triplet`.
+    """
+    negatives = _negatives(anchors, allowed)
+    negative = (margin - _apart(anchors, positives[drawn_negatives(negatives, generator)])).relu()
+    used = negatives.any(1)
+    return _mean_of_largest(_apart(anchors, positives), used, share) + _mean_of_largest(negative, used, share)
 
 
 def softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -112,8 +168,8 @@ def l2net(
 
     Args:
         features: the arguments of `feature_softmax` for each layer that is supervised; without, E3 is left out. The
-            network has to hand them out; the paper's are the first and the last batch normalisation's, in `HardNet`
-            the modules `features.1` and `features.20`.
+            network has to hand them out; the paper's are the first and the last batch normalisation's, which
+            `hardnet_sfm.networks.architectures.Architecture.supervised` names.
     """
     compactness = (correlation(anchors) + correlation(positives)) / len(anchors)
     intermediate = sum((feature_softmax(*layer, allowed) for layer in features), anchors.new_zeros(()))
@@ -139,7 +195,40 @@ LOSSES: dict[str, Loss] = {
     "softmax": softmax,
     "l2net": l2net,
     "random-triplet": random_triplet,
+    "triplet-swap": triplet_swap,
+    "mined-contrastive": mined_contrastive,
 }
+ANY_LENGTH = frozenset({"triplet-swap", "mined-contrastive"})
+
+
+def hinge(positive: Tensor, negative: Tensor, used: Tensor) -> Tensor:
+    """Mean of max(0, 1 - y s) over pairs of both kinds, y = 1 for the same point and -1 for others, s the score.
+
+    Zagoruyko, Komodakis, Learning to compare image patches via convolutional neural networks, CVPR 2015, equation 1.
+    """
+    return _mean_of_pairs((1 - positive).relu() + (1 + negative).relu(), used)
+
+
+def cross_entropy(positive: Tensor, negative: Tensor, used: Tensor) -> Tensor:
+    """Mean of -log p over pairs of both kinds, p the probability of what is right, the score the logarithm of its odds.
+
+    Han et al., MatchNet, CVPR 2015, equation 1.
+    """
+    return _mean_of_pairs(nn.functional.softplus(-positive) + nn.functional.softplus(negative), used)
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {"hinge": hinge, "cross-entropy": cross_entropy}
+
+
+def drawn_negatives(negatives: Tensor, generator: Generator | None = None) -> Tensor:
+    """(N,) numbers drawn evenly from where each row of (N, N) bool is True; any number for rows without.
+
+    Args:
+        generator: of the CPU, wherever `negatives` are, so that all devices draw the same; by default torch's own.
+    """
+    count, so_far = len(negatives), negatives.cumsum(1, dtype=torch.int32)
+    drawn = torch.rand(count, generator=generator).to(negatives.device) * so_far[:, -1]
+    return torch.searchsorted(so_far, drawn.int()[:, None], right=True).squeeze(1).clamp(max=count - 1)
 
 
 def correlation(descriptors: Tensor) -> Tensor:
@@ -206,6 +295,19 @@ def _mean(terms: Tensor, negatives: Tensor) -> Tensor:
     return (terms * used).sum() / used.sum().clamp(min=1)
 
 
+def _mean_of_largest(terms: Tensor, used: Tensor, share: float) -> Tensor:
+    """Of the largest of the (N,) terms that are used: so many that they are at least the given share."""
+    count = (used.sum() * share).ceil()
+    ordered = terms.masked_fill(~used, -torch.inf).sort(descending=True).values
+    kept = torch.arange(len(terms), device=terms.device) < count
+    return ordered.masked_fill(~kept, 0).sum() / count.clamp(min=1)
+
+
+def _mean_of_pairs(sums: Tensor, used: Tensor) -> Tensor:
+    """Of the (N,) sums of the terms of a pair of either kind."""
+    return sums.masked_fill(~used, 0).sum() / (2 * used.sum()).clamp(min=1)
+
+
 def _products(first: Tensor, second: Tensor) -> Tensor:
     """(N, K) and (M, K) to the (N, M) inner products of their rows."""
     with torch.autocast(first.device.type, enabled=False):
@@ -219,6 +321,11 @@ def _root(squares: Tensor) -> Tensor:
 def _distance(similarity: Tensor) -> Tensor:
     """L2 distance of vectors of unit length whose inner product is given."""
     return _root(2 - 2 * similarity)
+
+
+def _apart(first: Tensor, second: Tensor) -> Tensor:
+    """(N,) L2 distances of the rows of two (N, D), of any length."""
+    return _root((first - second).square().sum(1))
 
 
 def _hardest_in_batch(anchors: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:

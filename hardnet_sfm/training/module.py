@@ -1,4 +1,4 @@
-"""HardNet under training, as a lightning module."""
+"""A network under training, as a lightning module."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision, fpr95
-from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
+from hardnet_sfm.networks.architectures import Architecture
+from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.progress import progress
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.losses import Loss, l2net
+from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
 from hardnet_sfm.training.sampling import Sampler
 
 _WARM_UP = 0.02
-# Whose outputs L2-Net's loss looks at, too: the first and the last batch normalisation.
-_SUPERVISED = ("features.1", "features.20")
+# Patches that a network of pairs compares each patch with in validation, besides the right one. All would take hours.
+_RIVALS = 8
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Batches(IterableDataset[dict[str, Tensor]]):
             number += (worker.num_workers if worker else 1) * self._step
 
 
-class HardNetTraining(lightning.LightningModule):
-    """Trains HardNet on pairs of patches.
+class NetworkTraining(lightning.LightningModule):
+    """Trains a network on pairs of patches.
 
     The learning rate rises over the first fiftieth of the budget and then falls linearly to zero, as in the paper. What
     is drawn by chance in step k, dropout and augmentation, depends on the seed and on k alone: a run that is resumed
@@ -75,14 +76,15 @@ class HardNetTraining(lightning.LightningModule):
     step k; gradients are averaged, the running statistics of batch normalisation are those of device 0.
 
     Args:
+        architecture: what to train.
         sampler: of what is trained on.
         held_out: of what is validated with, if anything.
-        loss: of anchors and positives (B, 128) and the (B, B) mask of allowed negatives.
+        loss: its name in `LOSSES`, or in `PAIR_LOSSES` for a network that scores pairs.
         augment: of the patches.
         budget: how long.
         learning_rate: of AdamW at its highest.
         weight_decay: of AdamW.
-        dropout: before the last layer.
+        dropout: before the last layer; None for the network's default.
         norm_batch: number of patches that share the statistics of batch normalisation; all where None.
         seed: of what is drawn by chance.
         recipe: fingerprint of all that a run must not change when it is resumed.
@@ -92,34 +94,37 @@ class HardNetTraining(lightning.LightningModule):
 
     def __init__(
         self,
+        architecture: Architecture,
         sampler: Sampler,
         held_out: Sampler | None,
-        loss: Loss,
+        loss: str,
         augment: AugmentOptions,
         budget: Budget,
         learning_rate: float,
         weight_decay: float,
-        dropout: float,
+        dropout: float | None,
         norm_batch: int | None,
         seed: int,
         recipe: str,
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.network = HardNet(dropout)
+        self.network = architecture.build(dropout)
         for module in self.network.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                torch.nn.init.orthogonal_(module.weight, gain=0.6)
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                torch.nn.init.orthogonal_(module.weight, architecture.gain)
+                if module.bias is not None:
+                    torch.nn.init.zeros_(module.bias)
         # As the inputs are laid out, or each convolution converts its weights, and their gradients, for every batch.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._sampler, self._held_out = sampler, held_out
+        self._architecture, self._sampler, self._held_out = architecture, sampler, held_out
         self._loss, self._augment, self.budget, self._seed = loss, augment, budget, seed
         self._learning_rate, self._weight_decay, self._recipe = learning_rate, weight_decay, recipe
         self._norm_batch = norm_batch
         self.seconds, self._began = 0.0, 0.0
         self._layers: list[Tensor] = []
-        if loss is l2net:
-            for name in _SUPERVISED:
+        if loss == "l2net":
+            for name in architecture.supervised:
                 self.network.get_submodule(name).register_forward_hook(self._keep_layer)
 
     def _keep_layer(self, module: torch.nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG002
@@ -159,7 +164,7 @@ class HardNetTraining(lightning.LightningModule):
         self.log("learning rate", rate)
 
     def _described(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, 128) descriptors, and the (B, K) outputs of the layers that are kept, if any.
+        """(B, D) descriptors, and the (B, K) outputs of the layers that are kept, if any.
 
         The patches go through the network in groups, each normalised by itself (Hoffer, Hubara, Soudry, Train longer,
         generalize better, NIPS 2017, section 4), so that a group's activations stay in a CPU's cache. A group takes
@@ -176,12 +181,30 @@ class HardNetTraining(lightning.LightningModule):
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a batch of `Batches`; all of a step but the gradient and the update."""
-        anchors, positives = augmented(batch["anchors"], batch["positives"], PATCH_SIZE, self._augment)
+        size = self._architecture.patch_size
+        anchors, positives = augmented(batch["anchors"], batch["positives"], size, self._augment)
+        if isinstance(self.network, PairNetwork):
+            return self._loss_of_pairs(self.network, anchors, positives, batch["allowed"])
         described, layers = self._described(torch.cat([anchors, positives]))
         extra = {"features": [tuple(layer.float().chunk(2)) for layer in layers]} if layers else {}
         with torch.autocast(described.device.type, enabled=False):
-            first, second = described.float().chunk(2)
-            return self._loss(first, second, batch["allowed"], **extra)
+            first, second = self._measured(described.float(), self._loss in ANY_LENGTH).chunk(2)
+            return LOSSES[self._loss](first, second, batch["allowed"], **extra)
+
+    def _measured(self, described: Tensor, as_they_are: bool = False) -> Tensor:
+        """Descriptors as they are compared in use, with length 1."""
+        if as_they_are or self._architecture.unit_length:
+            return described
+        return torch.nn.functional.normalize(described, dim=1)
+
+    def _loss_of_pairs(self, network: PairNetwork, anchors: Tensor, positives: Tensor, allowed: Tensor) -> Tensor:
+        """That of each pair and of each anchor with the patch of another point, drawn from its negatives."""
+        negatives = allowed & ~torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
+        chosen = drawn_negatives(negatives)
+        first, second = network.describe(anchors, 0), network.describe(positives, 1)
+        scores = [network.compare(first, others) for others in (second, second[chosen])]
+        with torch.autocast(anchors.device.type, enabled=False):
+            return PAIR_LOSSES[self._loss](scores[0].float(), scores[1].float(), negatives.any(1))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         loss = self.loss_of(batch)
@@ -197,18 +220,40 @@ class HardNetTraining(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         patches = torch.cat([batch["anchors"], batch["positives"]]).unsqueeze(1).float() / 255
-        described = self.network(torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // PATCH_SIZE)).float()
+        inputs = torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // self._architecture.patch_size)
+        compare = self._scored if isinstance(self.network, PairNetwork) else self._distances
+        distances, same, others = compare(inputs, batch["allowed"].cpu())
+        compared = same | others
+        self.log("fpr95", fpr95(distances[compared].numpy(), same[compared].numpy()), sync_dist=True)
+        # Matching: every anchor takes its nearest, ranked by how much nearer it is than the next: by the ratio of the
+        # distances, or, of scores, which have no zero, by their difference.
+        candidates = distances.masked_fill(~compared, torch.inf)
+        nearest, second = candidates.topk(2, dim=1, largest=False).values.unbind(1)
+        doubt = nearest - second if isinstance(self.network, PairNetwork) else nearest / second
+        right = candidates[same] == nearest
+        self.log("map", average_precision(doubt.numpy(), right.numpy(), len(right)), sync_dist=True)
+
+    def _distances(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, B) distances of anchors and positives, which are of the same point, and which of others."""
+        described = self._measured(self.network(inputs).float())
         with torch.autocast(described.device.type, enabled=False):
             anchors, positives = described.chunk(2)
             distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
-        same, allowed = torch.eye(len(anchors), dtype=torch.bool), batch["allowed"].cpu()
-        pairs = distances[same | allowed].numpy()
-        self.log("fpr95", fpr95(pairs, same[same | allowed].numpy()), sync_dist=True)
-        # Matching: every anchor takes its nearest, ranked by the ratio of the distances to the nearest two.
-        candidates = distances.masked_fill(~(same | allowed), torch.inf)
-        nearest, second = candidates.topk(2, dim=1, largest=False).values.unbind(1)
-        right = candidates.diagonal() == nearest
-        self.log("map", average_precision((nearest / second).numpy(), right.numpy(), len(right)), sync_dist=True)
+        return distances, torch.eye(len(distances), dtype=torch.bool), allowed
+
+    def _scored(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 1 + 8) scores, turned about, of anchors with their own and the next positives, and which is of which."""
+        network = self.network
+        assert isinstance(network, PairNetwork)
+        anchors, positives = inputs.chunk(2)
+        first, second = network.describe(anchors, 0), network.describe(positives, 1)
+        rows = torch.arange(len(first))
+        steps = min(_RIVALS, len(first) - 1) + 1
+        columns = [(rows + step) % len(first) for step in range(steps)]
+        scores = [network.compare(first, second[column.to(first.device)]).float().cpu() for column in columns]
+        same = torch.zeros(len(first), steps, dtype=torch.bool)
+        same[:, 0] = True
+        return -torch.stack(scores, 1), same, torch.stack([allowed[rows, column] for column in columns], 1) & ~same
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         seconds = torch.tensor(time.monotonic() - self._began, dtype=torch.float64, device=self.device)
@@ -236,16 +281,16 @@ class Progress(lightning.Callback):
         self._stack = ExitStack()
         self._shown = 0
 
-    def _done(self, module: HardNetTraining) -> int:
+    def _done(self, module: NetworkTraining) -> int:
         return module.global_step if module.budget.steps is not None else round(module.seconds)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
-        assert isinstance(module, HardNetTraining)
+        assert isinstance(module, NetworkTraining)
         self._shown = self._done(module)
         self._advance = self._stack.enter_context(progress("train", module.budget.total, self._shown))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        assert isinstance(module, HardNetTraining)
+        assert isinstance(module, NetworkTraining)
         done = min(self._done(module), module.budget.total)
         measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "learning rate"}
         self._advance(done - self._shown, ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))

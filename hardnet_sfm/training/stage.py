@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from hardnet_sfm.workspace import digest, locked
 if TYPE_CHECKING:  # torch and lightning take seconds to import
     import pytorch_lightning as lightning
 
-    from hardnet_sfm.training.module import HardNetTraining
+    from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.weights import Weights
 
 NORM_BATCH = {"cpu": 256, "cuda": None}
@@ -39,21 +39,27 @@ _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How descriptors are learned."""
+    """How a network is learned."""
 
+    network: str = "hardnet"
+    """hardnet, l2net, l2net-cs, tfeat, deepdesc, matchnet, deepcompare-2ch, deepcompare-2ch2stream, deepcompare-siam,
+    deepcompare-pseudo-siam, deepcompare-siam2stream, deepcompare-siam-l2 or deepcompare-siam2stream-l2; see
+    `hardnet_sfm.networks.architectures`."""
     minutes: float | None = None
     """Time to train, validation not counted; the learning rate falls to zero in it. Default: 60, unless --steps."""
     steps: int | None = None
     """Batches to train; together with --minutes, whichever ends first."""
-    loss: str = "hardnet"
-    """hardnet (hardest in the batch), hardnet+gor, hardnet+sos, dynamic-margin, contrastive, softmax, l2net or
-    random-triplet; see `hardnet_sfm.training.losses`."""
-    learning_rate: float = 3e-3
-    """Of AdamW, at its highest."""
+    loss: str | None = None
+    """For networks whose descriptors are compared by distance: hardnet (hardest in the batch), hardnet+gor,
+    hardnet+sos, dynamic-margin, contrastive, softmax, l2net, random-triplet, triplet-swap or mined-contrastive. For
+    those that score pairs, as matchnet: hinge or cross-entropy. See `hardnet_sfm.training.losses`. Default: what the
+    network was published with."""
+    learning_rate: float | None = None
+    """Of AdamW, at its highest. Default: 3e-3 for networks with batch normalisation, as hardnet, else 3e-4."""
     weight_decay: float = 1e-4
     """Of AdamW."""
-    dropout: float = 0.1
-    """Probability, before the last layer."""
+    dropout: float | None = None
+    """Probability, before the last layer. Default: 0.1, where the network has any, as hardnet and l2net."""
     norm_batch: int | None = None
     """Patches that share the statistics of batch normalisation. Default: 256 on a CPU, to fit its cache, else all."""
     devices: int = 1
@@ -83,8 +89,46 @@ class TrainOptions:
             raise UsageError("--norm-batch must be at least 2")
         if self.seed < 0:
             raise UsageError("--seed must be at least 0")
-        if not 0 <= self.dropout < 1:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be from 0 to below 1")
+
+    def completed(self) -> TrainOptions:
+        """With the defaults of the network in the place of what is not given.
+
+        Raises:
+            UsageError: there is no such network or loss, or one does not go with the other.
+        """
+        from hardnet_sfm.training.losses import LOSSES, PAIR_LOSSES
+        from hardnet_sfm.weights import find_architecture
+
+        network = find_architecture(self.network)
+        loss = self.loss or network.loss
+        if loss not in LOSSES.keys() | PAIR_LOSSES.keys():
+            raise UsageError(f"unknown loss: {loss}", f"There are: {', '.join([*LOSSES, *PAIR_LOSSES])}.")
+        if network.metric != "l2" and loss in LOSSES:
+            raise UsageError(
+                f"--loss {loss} is of distances between the descriptors of a batch, and {network.name} has none: it "
+                "scores pairs of patches",
+                f"Use one of: {', '.join(PAIR_LOSSES)}.",
+            )
+        if network.metric == "l2" and loss in PAIR_LOSSES:
+            raise UsageError(
+                f"--loss {loss} is of scores of pairs of patches, and {network.name} gives none: it describes patches",
+                f"Use one of: {', '.join(LOSSES)}.",
+            )
+        if loss == "l2net" and not network.supervised:
+            raise UsageError(
+                f"--loss l2net looks at normalised layers within the network, and {network.name} has none",
+                "Use --loss softmax, its term of descriptors alone.",
+            )
+        if self.dropout is not None and network.dropout is None:
+            raise UsageError(f"--dropout has no effect: {network.name} has none")
+        return replace(
+            self,
+            loss=loss,
+            learning_rate=self.learning_rate or network.learning_rate,
+            dropout=network.dropout if self.dropout is None else self.dropout,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +156,7 @@ def train(
     validation: Path | None = None,
     shares: Sequence[float] | None = None,
 ) -> TrainReport:
-    """Learns HardNet from patches, and writes a weights file. One that was made of the same before is left as it is.
+    """Learns a network from patches, and writes a weights file. One that was made of the same before is left as it is.
 
     The folder `NAME.training` beside the output has curves for TensorBoard and, until the run is finished, its last
     checkpoint, five minutes old at most: Ctrl-C or a crash loses what came after it.
@@ -141,6 +185,7 @@ def train(
 
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, output, options, resources)
+    options = options.completed()
     sets = [_read(path) for path in patches]
     if len({patch_set.measurement_size for patch_set in sets}) > 1:
         sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in sets)
@@ -160,7 +205,7 @@ def train(
     sampler = Sampler(sets, shares, options.sampling, options.seed)
     module = _module(sampler, validation, options, minutes, recipe, device)
     if start is not None:
-        load_into(module.network, start, "hardnet")
+        load_into(module.network, start, options.network)
     folder = output.with_name(f"{output.stem}.training")
     last = folder / "last.ckpt"
     if options.resume:
@@ -175,7 +220,7 @@ def train(
             measures = _fit(module, folder, options, device, threads)
         if rank() == 0:
             metadata = {
-                **find_architecture("hardnet").metadata(),
+                **find_architecture(options.network).metadata(),
                 "measurement_size": str(sets[0].measurement_size),
                 "licence": options.licence,
                 "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
@@ -212,11 +257,8 @@ def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resourc
     import torch
 
     from hardnet_sfm.networks.device import resolve_device
-    from hardnet_sfm.training.losses import LOSSES
 
     options.check()
-    if options.loss not in LOSSES:
-        raise UsageError(f"unknown loss: {options.loss}", f"There are: {', '.join(LOSSES)}.")
     if output.suffix != ".safetensors":
         raise UsageError(f"{output}: weights are files that end in .safetensors", "Give --output a name that ends so.")
     if not patches:
@@ -234,6 +276,8 @@ def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOpt
     """Fingerprint of all that a run must not change when it is resumed."""
     data = [(of.source, of.measurement_size, len(of), dict(of.options)) for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
+    if options.network == "hardnet":
+        del kept["network"]  # runs from before there was a choice are of it, and go on
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
 
 
@@ -244,18 +288,20 @@ def _module(
     minutes: float | None,
     recipe: str,
     device: str,
-) -> HardNetTraining:
-    from hardnet_sfm.training.losses import LOSSES
-    from hardnet_sfm.training.module import Budget, HardNetTraining
+) -> NetworkTraining:
+    from hardnet_sfm.training.module import Budget, NetworkTraining
+    from hardnet_sfm.weights import find_architecture
 
+    assert options.loss is not None and options.learning_rate is not None
     held_out = None
     if validation is not None:
         apart = SamplingOptions(min(512, options.sampling.batch_size), same_photos=1.0, a_pair_of_photos=512)
         held_out = Sampler([_read(validation)], [1.0], apart, seed=0)
-    return HardNetTraining(
+    return NetworkTraining(
+        find_architecture(options.network),
         sampler,
         held_out,
-        LOSSES[options.loss],
+        options.loss,
         options.augment,
         Budget(minutes, options.steps),
         options.learning_rate,
@@ -267,7 +313,7 @@ def _module(
     )
 
 
-def _fit(module: HardNetTraining, folder: Path, options: TrainOptions, device: str, threads: int) -> dict[str, float]:
+def _fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: str, threads: int) -> dict[str, float]:
     """Trains until the budget is spent. What was measured last."""
     import torch
 
@@ -282,7 +328,7 @@ def _fit(module: HardNetTraining, folder: Path, options: TrainOptions, device: s
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
 
 
-def _trainer(module: HardNetTraining, folder: Path, options: TrainOptions, device: str) -> lightning.Trainer:
+def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, device: str) -> lightning.Trainer:
     import pytorch_lightning as lightning
     import torch
     from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.losses import LOSSES
 from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import NORM_BATCH, TrainOptions
@@ -65,7 +65,7 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
-    from hardnet_sfm.training.module import Budget, HardNetTraining  # lightning takes seconds to import
+    from hardnet_sfm.training.module import Budget, NetworkTraining  # lightning takes seconds to import
 
     device = resolve_device(options.resources.device)
     torch.set_num_threads(options.resources.threads)
@@ -79,11 +79,13 @@ def main() -> None:
     }
 
     def step_of(norm_batch: int | None, layout: torch.memory_format) -> Callable[[], None]:
-        made = TrainOptions()
-        module = HardNetTraining(
+        made = TrainOptions(loss=options.loss).completed()
+        assert made.learning_rate is not None
+        module = NetworkTraining(
+            ARCHITECTURES[made.network],
             sampler,
             None,
-            LOSSES[options.loss],
+            options.loss,
             made.augment,
             Budget(None, 1),
             made.learning_rate,
