@@ -98,7 +98,8 @@ class Matches:
 
     Attributes:
         pairs: (M, 2) int32, row numbers of the keypoints in the first and the second photo.
-        scores: (M,) float32 in [0, 1], (1 + cosine similarity of the descriptors) / 2, as in hloc.
+        scores: (M,) float32 in [0, 1], (1 + cosine similarity of the descriptors) / 2, as in hloc; re-scored ones are
+            the network's probability that they are right.
     """
 
     pairs: NDArray[np.int32]

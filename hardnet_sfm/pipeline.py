@@ -83,7 +83,7 @@ def reconstruct(
         proposing = time.perf_counter() - start
         run("pair", lambda: pair(place.features, place.pairs, pair_options, proposed))
         seconds["pair"] += proposing
-        run("match", lambda: match(place.features, place.pairs, place.matches, match_options, resources))
+        run("match", lambda: match(place.features, place.pairs, place.matches, match_options, resources, images=images))
         start = time.perf_counter()
         before = place.summary.stat().st_mtime_ns if place.summary.is_file() else 0
         model = map_photos(place, map_options, resources)

@@ -40,7 +40,6 @@ from hardnet_sfm.evaluation.homographies import (
     read_sequences,
 )
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
-from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.matching.nearest import (
     Acceptance,
@@ -50,6 +49,7 @@ from hardnet_sfm.matching.nearest import (
     rounding_for,
 )
 from hardnet_sfm.networks.device import resolve_device
+from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.weights import architecture_of, read_weights

@@ -24,11 +24,11 @@ from scipy.spatial import cKDTree
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.networks.rootsift import RootSift
+from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.stores import FeatureStore, StoreWriter

@@ -19,9 +19,9 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features import descriptors
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.weights import load_into, read_weights, shipped
 

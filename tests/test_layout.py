@@ -21,7 +21,7 @@ ROWS = (
     ("stores", "weights"),
     ("networks",),
     ("colmap",),
-    ("scene",),
+    ("scene", "patches"),
     ("keypoints", "images", "progress", "resources", "workers"),
     ("workspace", "journal"),
     ("errors",),

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.matching import nearest
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for
+from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.scene import Scene
 
 Float16 = NDArray[np.float16]

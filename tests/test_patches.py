@@ -15,9 +15,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hardnet_sfm.features.patches import extract_patches, pyramid
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.patches import extract_patches, pyramid
 from hardnet_sfm.scene import Scene
 
 Grey = NDArray[np.uint8]

@@ -10,6 +10,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.commands.common import Common, Images, output, print_report
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.matching.pairs import PairOptions, pair
 from hardnet_sfm.matching.stage import MatchOptions, match
@@ -108,15 +109,22 @@ class Match:
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm match",
         "hardnet-sfm match --max-ratio 0.9",
+        "hardnet-sfm match --rescore matchnet.safetensors --short-list 3",
     )
 
     common: Common = field(default_factory=Common)
+    images: Path | None = None
+    """With --rescore: where the photos are now, if no longer where features were extracted from."""
     match: MatchOptions = field(default_factory=MatchOptions)
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        place = self.common.place
-        print_report("match", match(place.features, place.pairs, place.matches, self.match, self.resources))
+        if self.images is not None and self.match.rescore is None:
+            raise UsageError("--images has no effect without --rescore")
+        place, images = self.common.place, self.images
+        print_report(
+            "match", match(place.features, place.pairs, place.matches, self.match, self.resources, images=images)
+        )
 
 
 @dataclass(frozen=True)

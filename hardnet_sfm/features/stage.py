@@ -239,7 +239,7 @@ class _Cutter:
         self._patch_size, self._measurement_size = descriptor.patch_size, descriptor.measurement_size
 
     def __call__(self, name: str, photo: Photo) -> _Detected:
-        from hardnet_sfm.features.patches import extract_patches
+        from hardnet_sfm.patches import extract_patches
 
         grey = resize_to_fit(photo.grey, self._max_image_size)
         found = self._detect(grey)

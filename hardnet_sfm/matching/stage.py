@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import sha256_of
@@ -28,8 +29,12 @@ from hardnet_sfm.stores import (
 from hardnet_sfm.workers import in_order, torch_threads
 from hardnet_sfm.workspace import locked
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    from hardnet_sfm.weights import LoadedNetwork
+
 # Photos whose descriptors are kept ready, 0.8 KB a keypoint in int8, 1.5 KB in float32: 0.8 GB at 8192 each at most.
 _PHOTOS_AT_HAND = 64
+_OF_RESCORING = ("short_list", "min_score")
 
 
 @dataclass(frozen=True)
@@ -40,16 +45,34 @@ class MatchOptions:
     """Largest ratio of the distances to the nearest and the second nearest neighbour, in both directions. 1: any."""
     max_distance: float = 2.0
     """Largest L2 distance of two descriptors, which are of unit length. 2: any."""
+    rescore: Path | None = None
+    """Weights of a network that compares patches (matchnet, deepcompare-2ch and its like), .safetensors: it scores each
+    keypoint's nearest neighbours, and the best of both sides is the match; --max-ratio is then of the odds that it
+    gives the next best. Slow: up to 10 evaluations a keypoint with the default short list, so two photos of 8192
+    keypoints take 82 thousand. With deepcompare-2ch these are 3 TFLOP, half a minute to a minute on two cores."""
+    short_list: int = 5
+    """Neighbours of each keypoint, by descriptor, that --rescore looks at; its cost grows with them."""
+    min_score: float = 0.0
+    """Smallest score of a match with --rescore, the logarithm of the odds that it is right. 0: even odds."""
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
+        if self.rescore is None:
+            for of in fields(self):
+                if of.name in _OF_RESCORING and getattr(self, of.name) != of.default:
+                    raise UsageError(f"--{of.name.replace('_', '-')} has no effect without --rescore")
+        if self.short_list < 1 or not abs(self.min_score) < float("inf"):
+            raise UsageError("--short-list must be at least 1, and --min-score a number")
         for name, value, most in (("max-ratio", self.max_ratio, 1), ("max-distance", self.max_distance, 2)):
             if not 0 < value <= most:
                 raise UsageError(f"--{name} must be above 0 and at most {most}")
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self, rescore_sha256: str = "") -> dict[str, Any]:
         """Everything that decides what the matches are, fit for JSON."""
-        return asdict(self)
+        kept: dict[str, Any] = {"max_ratio": self.max_ratio, "max_distance": self.max_distance}
+        if self.rescore is not None:
+            kept |= {"rescore_sha256": rescore_sha256, **{name: getattr(self, name) for name in _OF_RESCORING}}
+        return kept
 
 
 @dataclass(frozen=True)
@@ -75,10 +98,16 @@ def match(
     matches: Path | str,
     options: MatchOptions | None = None,
     resources: Resources | None = None,
+    *,
+    images: Path | str | None = None,
 ) -> MatchReport:
     """Finds mutual nearest neighbours between the descriptors of each pair of photos.
 
-    Memory is bounded by 64 photos' descriptors (1.5 KB a keypoint) and, on each thread, a block of a similarity matrix.
+    With `rescore` in the options the few nearest are compared by a network instead, see
+    `hardnet_sfm.matching.rescore.Rescorer`.
+
+    Memory is bounded by 64 photos' descriptors (1.5 KB a keypoint), or 16 photos' patches (4 KB a keypoint), and, on
+    each thread, a block of a similarity matrix.
 
     Args:
         features: store of the photos.
@@ -86,24 +115,25 @@ def match(
         matches: the store to make or continue.
         options: which neighbours are believed.
         resources: how much of the machine.
+        images: where the photos are, which a network for re-scoring needs; by default, where features were extracted.
 
     Raises:
-        HardnetSfmError: a store or the list is missing or damaged, or was made for other photos.
+        HardnetSfmError: a store or the list is missing or damaged, or was made for other photos; weights do not fit.
         UsageError: an option makes no sense.
     """
-    from hardnet_sfm.matching.nearest import (
-        Acceptance,
-        PreparedDescriptors,
-        mutual_nearest_neighbours,
-        prepare,
-        rounding_for,
-    )
     from hardnet_sfm.networks.device import resolve_device
 
     options, resources = options or MatchOptions(), resources or Resources()
     options.check()
     features, pairs, matches = Path(features), Path(pairs), Path(matches)
-    recipe = options.recipe()
+    network = None
+    if options.rescore is not None:
+        from hardnet_sfm.matching.rescore import pair_network
+        from hardnet_sfm.weights import load_network
+
+        network = load_network(options.rescore)
+        pair_network(network)
+    recipe = options.recipe(network.sha256 if network else "")
     with locked(matches.parent), FeatureStore(features) as store, StoreWriter(matches, MATCHES) as writer:
         check_names_apart(store.names())
         wanted = read_pairs(pairs, store.names())
@@ -112,37 +142,22 @@ def match(
         due = [pair for pair in wanted if writer.fingerprints.get(pair_key(*pair)) != prints[pair]]
         reason = what_changed(writer.header, recipe) or f"{len(due)} pairs are new or have new features"
         if due:
-            device = resolve_device(resources.device)
-            counts = store.counts()
-            richest = max(counts, key=counts.__getitem__)
-            rounding = rounding_for(store.descriptors(richest), device)
-
-            @lru_cache(_PHOTOS_AT_HAND)
-            def descriptors(name: str) -> PreparedDescriptors:
-                rows = store.descriptors(name)
-                if rows.shape[1] != len(rounding.centre):
-                    raise HardnetSfmError(
-                        f"{features}: descriptors of {richest} and {name} differ in length",
-                        "Delete the file and extract all photos with one descriptor.",
-                    )
-                return prepare(rows, rounding)
-
-            def find(pair: Pair) -> tuple[int, Matches]:
-                first, second = map(descriptors, pair)
-                return len(first), mutual_nearest_neighbours(first, second, accept)
-
-            accept = Acceptance(options.max_ratio, options.max_distance)
+            device, counts = resolve_device(resources.device), store.counts()
+            if network is None:
+                find, at_hand = _by_descriptors(store, options, device), _PHOTOS_AT_HAND
+            else:
+                find, at_hand = _by_network(store, network, options, device, images)
             threads = resources.threads if device == "cpu" else 1
-            ordered = _by_blocks(due, store.names())
+            ordered = _by_blocks(due, store.names(), at_hand)
             with (
                 progress("match", len(wanted), len(wanted) - len(due)) as advance,
                 torch_threads(threads) as pool,
                 closing(in_order(pool, find, ordered, threads + 2)) as stream,
             ):
                 for pair, future in stream:
-                    count, found = future.result()
+                    found = future.result()
                     facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found)}
-                    writer.put(pair_key(*pair), prints[pair], match_arrays(found, count), facts)
+                    writer.put(pair_key(*pair), prints[pair], match_arrays(found, counts[pair[0]]), facts)
                     advance(note=f"{pair[0]} {pair[1]}")
         writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe, "pairs": sha256_of(pairs)})
     with MatchStore(matches) as result:
@@ -150,7 +165,53 @@ def match(
     return MatchReport(len(wanted), total, len(due), reason if due else "")
 
 
-def _by_blocks(pairs: list[Pair], names: list[str]) -> list[Pair]:
+def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> Callable[[Pair], Matches]:
+    """Matches pairs by nearest neighbours."""
+    from hardnet_sfm.matching.nearest import (
+        Acceptance,
+        PreparedDescriptors,
+        mutual_nearest_neighbours,
+        prepare,
+        rounding_for,
+    )
+
+    counts, accept = store.counts(), Acceptance(options.max_ratio, options.max_distance)
+    richest = max(counts, key=counts.__getitem__)
+    rounding = rounding_for(store.descriptors(richest), device)
+
+    @lru_cache(_PHOTOS_AT_HAND)
+    def descriptors(name: str) -> PreparedDescriptors:
+        rows = store.descriptors(name)
+        if rows.shape[1] != len(rounding.centre):
+            raise HardnetSfmError(
+                f"{store.path}: descriptors of {richest} and {name} differ in length",
+                "Delete the file and extract all photos with one descriptor.",
+            )
+        return prepare(rows, rounding)
+
+    return lambda pair: mutual_nearest_neighbours(descriptors(pair[0]), descriptors(pair[1]), accept)
+
+
+def _by_network(
+    store: FeatureStore, network: LoadedNetwork, options: MatchOptions, device: str, images: Path | str | None
+) -> tuple[Callable[[Pair], Matches], int]:
+    """Matches pairs by a network's scores, and how many photos are kept ready."""
+    from hardnet_sfm.matching.rescore import PHOTOS_AT_HAND, Rescorer
+
+    rescore = Rescorer(
+        store,
+        Path(store.header["images"] if images is None else images),
+        network,
+        short_list=options.short_list,
+        max_distance=options.max_distance,
+        min_score=options.min_score,
+        max_ratio=options.max_ratio,
+        device=device,
+    )
+    return lambda pair: rescore(*pair), PHOTOS_AT_HAND
+
+
+def _by_blocks(pairs: list[Pair], names: list[str], at_hand: int) -> list[Pair]:
     """Orders pairs so that half as many photos as are kept ready serve many pairs in turn."""
-    block = {name: number // (_PHOTOS_AT_HAND // 2) for number, name in enumerate(names)}
+    block = {name: number // (at_hand // 2) for number, name in enumerate(names)}
     return sorted(pairs, key=lambda pair: sorted((block[pair[0]], block[pair[1]])))

@@ -265,7 +265,7 @@ def _cut_all(
     threads: int,
 ) -> int:
     """Cuts the selected patches, photo by photo, and makes the file. The number of photos that were not done before."""
-    from hardnet_sfm.features.patches import extract_patches
+    from hardnet_sfm.patches import extract_patches
 
     prints = {
         number: digest(

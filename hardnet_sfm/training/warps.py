@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import list_photos, read_photo, resize_to_fit, sha256_of
 from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
+from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchWriter, is_made, read_patches

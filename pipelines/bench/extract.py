@@ -28,11 +28,11 @@ from hardnet_sfm.colmap.baseline import ColmapSift
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.images import list_photos, read_photo, resize_to_fit
 from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workers import torch_threads
 
