@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options o
 # Pairs of either kind in a step of the solver.
 _BATCH = 2048
 _CHECKPOINTS = 10
+# The weight of the solver's quadratic term, relative to the squared length of the first subgradient. Best is what fits
+# the distance to the optimum, which nobody knows; with these it was closest after the default number of steps.
+_REGION_GAMMA, _PROJECTION_GAMMA = 0.3, 0.05
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,6 @@ class ConvexOptions:
     """Weight of the nuclear norm, as a share of that which leaves no dimension; higher for fewer dimensions."""
     dimension: int = 128
     """Dimensions of the descriptor at most; where the nuclear norm leaves more its weight is raised."""
-    gamma: float = 1.0
-    """Weight of the solver's quadratic term, relative to the squared length of the first subgradient; higher for
-    smaller steps."""
     region_steps: int = 4000
     """Of the solver, to choose regions."""
     projection_steps: int = 1000
@@ -67,7 +67,7 @@ class ConvexOptions:
         for name in ("sparsity", "nuclear"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} must be from 0 to below 1")
-        for name in ("gamma", "region_steps", "projection_steps"):
+        for name in ("region_steps", "projection_steps"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0")
         if not 1 <= self.dimension <= 128:
@@ -95,8 +95,8 @@ def learn_convexopt(
     A run that was killed goes on from the journal: with the distances of the batches it has, and with the solver's
     state, a tenth of a problem old at most.
 
-    Memory: 8 bytes a pair for each ring and each pooled feature. Lower bound of the time: 16 S^2 FLOP for each patch and
-    candidate region, 64 MFLOP a patch of 32x32 by default; on a CPU this is most of it.
+    Memory: 8 bytes a pair for each ring and each pooled feature. Lower bound of the time: 16 S^2 FLOP for each patch
+    and candidate region, 64 MFLOP a patch of 32x32 by default; on a CPU this is most of it.
 
     Args:
         sampler: of the pairs.
@@ -149,7 +149,8 @@ def learn_weights(
 
     # At 0 every combination is a violation, so that the subgradient there is known.
     first = positive.mean(0) - negative.mean(0)
-    gamma, mu = _scaled(options, first, -first.min(), options.sparsity)
+    mu = options.sparsity * _most(-first.min())
+    gamma = _REGION_GAMMA * float(first.square().sum())
 
     def subgradient(weights: Tensor, number: int) -> Tensor:
         near, far = positive[_drawn(positive, seed, number, 0)], negative[_drawn(negative, seed, number, 1)]
@@ -200,7 +201,8 @@ def learn_projection(
         return sum(products, anchors.new_zeros(())) / pairs.shape[1]
 
     first = scatter(matching) - scatter(others)
-    gamma, mu = _scaled(options, first, torch.linalg.eigvalsh(-first)[-1], options.nuclear)
+    mu = options.nuclear * _most(torch.linalg.eigvalsh(-first)[-1])
+    gamma = _PROJECTION_GAMMA * float(first.square().sum())
 
     def subgradient(projection: Tensor, number: int) -> Tensor:
         near = differences(matching[:, _drawn(anchors, seed, number, 0)])
@@ -253,26 +255,26 @@ def _distances(pairs: PooledPairs, rings: Rings, state: State) -> tuple[Tensor, 
 
 
 def _features(pairs: PooledPairs, regions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of all pairs, (P, 8 M) of anchors and positives, weighted; and (2, N) rows of those that do not match."""
+    """Weighted features of anchors and positives, (P, 8 M), and (2, N) rows of those that do not match."""
     import torch
 
     anchors, positives, others, count = [], [], [], 0
     for number in range(pairs.batches):
         first, second, rows = pairs.features(number, regions)
         for side, features in ((anchors, first), (positives, second)):
-            side.append((features * weights.sqrt()[:, None]).flatten(1))
+            side.append((features * weights.sqrt()).flatten(1))
         others.append(rows + count)
         count += len(first)
     return torch.cat(anchors), torch.cat(positives), torch.cat(others, 1)
 
 
-def _scaled(options: ConvexOptions, first: Tensor, most: Tensor, share: float) -> tuple[float, float]:
-    """gamma and mu from what they are relative to: the first subgradient, and the mu that leaves nothing."""
-    if not most > 0:
+def _most(gain: Tensor) -> float:
+    """The weight of a penalty from which on it leaves nothing, the largest gain at 0."""
+    if not gain > 0:
         raise HardnetSfmError(
             "nothing tells matching patches from others", "The patches are flat, or their points are wrong."
         )
-    return options.gamma * float(first.square().sum()), share * float(most)
+    return float(gain)
 
 
 def _drawn(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:

@@ -96,12 +96,12 @@ class PooledPairs:
         near, far = [], []
         for patches, (first, second) in self._groups(number):
             anchors, positives = (self._features.pool(side, filters) for side in patches)
-            near.append(rings.sum((anchors - positives).square().sum(2)))
-            far.append(rings.sum((anchors[first] - positives[second]).square().sum(2)))
+            near.append(rings.sum((anchors - positives).square().sum(1)))
+            far.append(rings.sum((anchors[first] - positives[second]).square().sum(1)))
         return torch.cat(near), torch.cat(far)
 
     def features(self, number: int, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of one batch pooled over (M, 3) regions, (P, M, 8) of anchors and positives.
+        """Features of one batch pooled over (M, 3) regions, (P, 8, M) of anchors and positives.
 
         The third is (2, N), rows of anchors and of positives that do not match.
         """
@@ -115,7 +115,7 @@ class PooledPairs:
         return torch.cat(anchors), torch.cat(positives), torch.cat(others, 1)
 
     def _groups(self, number: int) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-        """Gradients (P, S * S, 8) of anchors and positives, and the (2, N) rows of those that do not match."""
+        """Gradients (P, 8, S * S) of anchors and positives, and the (2, N) rows of those that do not match."""
         batch = self._sampler(number)
         rng = np.random.default_rng((self._seed, number))
         count = min(len(batch.anchors), self._count - number * self._sampler.batch_size)
