@@ -6,7 +6,7 @@ The solver is in `hardnet_sfm.training.rda`, the features are those of `hardnet_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,10 @@ if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options o
 # Pairs of either kind in a step of the solver.
 _BATCH = 2048
 _CHECKPOINTS = 10
-# The weight of the solver's quadratic term, relative to the squared length of the first subgradient. Best is what fits
-# the distance to the optimum, which nobody knows; with these it was closest after the default number of steps.
-_REGION_GAMMA, _PROJECTION_GAMMA = 0.3, 0.05
+# Weights of the solver's quadratic term that are tried, relative to the squared length of the first subgradient, and
+# the share of the steps for each. Best is what fits the distance to the optimum, which nobody knows beforehand.
+_GAMMAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
+_TRIAL = 0.05
 
 
 @dataclass(frozen=True)
@@ -145,23 +146,27 @@ def learn_weights(
     Raises:
         HardnetSfmError: in no ring matching pairs are closer than others.
     """
+    import torch
+
     from hardnet_sfm.training.rda import margin_hinge, sparse_step
 
     # At 0 every combination is a violation, so that the subgradient there is known.
     first = positive.mean(0) - negative.mean(0)
     mu = options.sparsity * _most(-first.min())
-    gamma = _REGION_GAMMA * float(first.square().sum())
+
+    def objective(weights: Tensor) -> float:
+        return float(margin_hinge(positive @ weights, negative @ weights)[0] + mu * weights.sum())
 
     def subgradient(weights: Tensor, number: int) -> Tensor:
         near, far = positive[_drawn(positive, seed, number, 0)], negative[_drawn(negative, seed, number, 1)]
         _, by_near, by_far = margin_hinge(near @ weights, far @ weights)
         return by_near @ near + by_far @ far
 
-    def step(average: DualAverage) -> Tensor:
+    def step(average: DualAverage, gamma: float) -> Tensor:
         return sparse_step(average, gamma, mu, sizes, options.features)
 
-    start = first.new_zeros(first.shape)
-    return _solve("regions", start, start, subgradient, step, options.region_steps, state)
+    start = torch.zeros_like(first)
+    return _solve(_Problem("regions", first, start, objective, subgradient, step), options.region_steps, state)
 
 
 def learn_projection(
@@ -202,7 +207,13 @@ def learn_projection(
 
     first = scatter(matching) - scatter(others)
     mu = options.nuclear * _most(torch.linalg.eigvalsh(-first)[-1])
-    gamma = _PROJECTION_GAMMA * float(first.square().sum())
+
+    def distances(projection: Tensor, pairs: Tensor) -> Tensor:
+        return torch.cat([(differences(some) @ projection.T).square().sum(1) for some in pairs.split(_BATCH, 1)])
+
+    def objective(projection: Tensor) -> float:
+        loss = margin_hinge(distances(projection, matching), distances(projection, others))[0]
+        return float(loss + mu * projection.square().sum())
 
     def subgradient(projection: Tensor, number: int) -> Tensor:
         near = differences(matching[:, _drawn(anchors, seed, number, 0)])
@@ -211,11 +222,11 @@ def learn_projection(
         _, by_near, by_far = margin_hinge(*squares)
         return near.T @ (by_near[:, None] * near) + far.T @ (by_far[:, None] * far)
 
-    def step(average: DualAverage) -> Tensor:
+    def step(average: DualAverage, gamma: float) -> Tensor:
         return low_rank_step(average, gamma, mu, options.dimension)
 
     start = first.new_zeros(0, len(first))
-    return _solve("project", torch.zeros_like(first), start, subgradient, step, options.projection_steps, state)
+    return _solve(_Problem("project", first, start, objective, subgradient, step), options.projection_steps, state)
 
 
 class State:
@@ -286,26 +297,68 @@ def _drawn(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng((seed, step, kind)).integers(len(rows), size=_BATCH)).to(rows.device)
 
 
-def _solve(
-    name: str,
-    mean: Tensor,
-    start: Tensor,
-    subgradient: Callable[[Tensor, int], Tensor],
-    step: Callable[[DualAverage], Tensor],
-    steps: int,
-    state: State | None,
-) -> Tensor:
+@dataclass(frozen=True)
+class _Problem:
+    """A convex problem.
+
+    Attributes:
+        name: for the progress and the journal.
+        first: the subgradient at the start.
+        start: where nothing is selected.
+        objective: of what was found.
+        subgradient: at a place, in the step of the given number.
+        step: the solver's, for a mean of subgradients and a weight of the quadratic term.
+    """
+
+    name: str
+    first: Tensor
+    start: Tensor
+    objective: Callable[[Tensor], float]
+    subgradient: Callable[[Tensor, int], Tensor]
+    step: Callable[[DualAverage, float], Tensor]
+
+    def run(self, average: DualAverage, gamma: float, steps: int) -> Iterator[Tensor]:
+        """Goes on until there are so many steps, and yields what is found after each."""
+        from hardnet_sfm.training.rda import dual_averaging
+
+        return dual_averaging(average, self.start, self.subgradient, lambda mean: self.step(mean, gamma), steps)
+
+
+def _solve(problem: _Problem, steps: int, state: State | None) -> Tensor:
     """Solves a problem from its beginning, or from where a run was killed."""
     import torch
 
-    from hardnet_sfm.training.rda import DualAverage, dual_averaging
+    from hardnet_sfm.training.rda import DualAverage
 
-    kept = state.get(name) if state else None
-    average = DualAverage(torch.from_numpy(kept["mean"]).to(mean), int(kept["steps"])) if kept else DualAverage(mean)
-    every = -(-steps // _CHECKPOINTS)
-    with progress(name, steps, average.steps) as advance:
-        for _ in dual_averaging(average, start, subgradient, step, steps):
+    kept = state.get(problem.name) if state else None
+    if kept:
+        average, gamma = (
+            DualAverage(torch.from_numpy(kept["mean"]).to(problem.first), int(kept["steps"])),
+            kept["gamma"],
+        )
+    else:
+        average, gamma = DualAverage(torch.zeros_like(problem.first)), _best_gamma(problem, steps)
+    gamma, every = float(gamma), -(-steps // _CHECKPOINTS)
+    with progress(problem.name, steps, average.steps) as advance:
+        for _ in problem.run(average, gamma, steps):
             advance()
             if state and (average.steps % every == 0 or average.steps == steps):
-                state.put(name, mean=average.mean.cpu().numpy(), steps=np.array(average.steps))
-    return step(average)
+                mean = average.mean.cpu().numpy()
+                state.put(problem.name, mean=mean, steps=np.array(average.steps), gamma=np.array(gamma))
+    return problem.step(average, gamma)
+
+
+def _best_gamma(problem: _Problem, steps: int) -> float:
+    """The weight of the quadratic term with which the objective is lowest after a share of the steps."""
+    import torch
+
+    from hardnet_sfm.training.rda import DualAverage
+
+    scale, trial = float(problem.first.square().sum()), max(1, round(_TRIAL * steps))
+    found = {}
+    with progress(f"{problem.name}?", len(_GAMMAS)) as advance:
+        for gamma in _GAMMAS:
+            *_, last = problem.run(DualAverage(torch.zeros_like(problem.first)), gamma * scale, trial)
+            found[gamma * scale] = problem.objective(last)
+            advance()
+    return min(found, key=lambda gamma: found[gamma])
