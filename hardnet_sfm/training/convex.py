@@ -38,9 +38,9 @@ _TRIAL = 0.05
 class ConvexOptions:
     """How ConvexOpt's two convex problems are posed and solved; other networks take no notice of it."""
 
-    pairs: int = 32768
+    pairs: int = 16384
     """Matching pairs to learn from, and as many others. Each takes 8 bytes of memory for each ring and for each pooled
-    feature: 330 MB in all by default."""
+    feature: 160 MB in all by default."""
     radii: int = 16
     """Candidate radii of the rings of pooling regions; the authors' program has 32."""
     angles: int = 5
@@ -97,7 +97,7 @@ def learn_convexopt(
     state, a tenth of a problem old at most.
 
     Memory: 8 bytes a pair for each ring and each pooled feature. Lower bound of the time: 16 S^2 FLOP for each patch
-    and candidate region, 64 MFLOP a patch of 32x32 by default; on a CPU this is most of it.
+    and candidate region, 250 MFLOP a patch of 64x64 by default; on a CPU this is most of it.
 
     Args:
         sampler: of the pairs.
