@@ -198,18 +198,21 @@ def learn_projection(
 
     matching = torch.arange(len(anchors), device=anchors.device).expand(2, -1)
 
+    def blocks(pairs: Tensor) -> list[Tensor]:
+        return [pairs[:, start : start + _BATCH] for start in range(0, pairs.shape[1], _BATCH)]
+
     def differences(pairs: Tensor) -> Tensor:
         return anchors[pairs[0]] - positives[pairs[1]]
 
     def scatter(pairs: Tensor) -> Tensor:
-        products = (apart.T @ apart for apart in map(differences, pairs.split(_BATCH, 1)))
+        products = (apart.T @ apart for apart in map(differences, blocks(pairs)))
         return sum(products, anchors.new_zeros(())) / pairs.shape[1]
 
     first = scatter(matching) - scatter(others)
     mu = options.nuclear * _most(torch.linalg.eigvalsh(-first)[-1])
 
     def distances(projection: Tensor, pairs: Tensor) -> Tensor:
-        return torch.cat([(differences(some) @ projection.T).square().sum(1) for some in pairs.split(_BATCH, 1)])
+        return torch.cat([(differences(some) @ projection.T).square().sum(1) for some in blocks(pairs)])
 
     def objective(projection: Tensor) -> float:
         loss = margin_hinge(distances(projection, matching), distances(projection, others))[0]
@@ -258,7 +261,8 @@ def _distances(pairs: PooledPairs, rings: Rings, state: State) -> tuple[Tensor, 
                 sides = pairs.distances(number, rings)
                 state.put(f"distances {number}", near=sides[0].cpu().numpy(), far=sides[1].cpu().numpy())
             else:
-                sides = tuple(torch.from_numpy(kept[side]).to(rings.ring.device) for side in ("near", "far"))
+                device = rings.ring.device
+                sides = torch.from_numpy(kept["near"]).to(device), torch.from_numpy(kept["far"]).to(device)
             near.append(sides[0])
             far.append(sides[1])
             advance()
@@ -269,7 +273,9 @@ def _features(pairs: PooledPairs, regions: Tensor, weights: Tensor) -> tuple[Ten
     """Weighted features of anchors and positives, (P, 8 M), and (2, N) rows of those that do not match."""
     import torch
 
-    anchors, positives, others, count = [], [], [], 0
+    anchors: list[Tensor] = []
+    positives: list[Tensor] = []
+    others, count = [], 0
     for number in range(pairs.batches):
         first, second, rows = pairs.features(number, regions)
         for side, features in ((anchors, first), (positives, second)):
@@ -332,13 +338,11 @@ def _solve(problem: _Problem, steps: int, state: State | None) -> Tensor:
 
     kept = state.get(problem.name) if state else None
     if kept:
-        average, gamma = (
-            DualAverage(torch.from_numpy(kept["mean"]).to(problem.first), int(kept["steps"])),
-            kept["gamma"],
-        )
+        average = DualAverage(torch.from_numpy(kept["mean"]).to(problem.first), int(kept["steps"]))
+        gamma = float(kept["gamma"])
     else:
         average, gamma = DualAverage(torch.zeros_like(problem.first)), _best_gamma(problem, steps)
-    gamma, every = float(gamma), -(-steps // _CHECKPOINTS)
+    every = -(-steps // _CHECKPOINTS)
     with progress(problem.name, steps, average.steps) as advance:
         for _ in problem.run(average, gamma, steps):
             advance()

@@ -106,10 +106,12 @@ class PooledPairs:
         The third is (2, N), rows of anchors and of positives that do not match.
         """
         filters = gaussians(regions, self._patch_size)
-        anchors, positives, others, count = [], [], [], 0
+        anchors: list[Tensor] = []
+        positives: list[Tensor] = []
+        others, count = [], 0
         for patches, rows in self._groups(number):
-            for side, pooled in zip((anchors, positives), patches, strict=True):
-                side.append(self._features.pool(pooled, filters))
+            for side, gradients in zip((anchors, positives), patches, strict=True):
+                side.append(self._features.pool(gradients, filters))
             others.append(rows + count)
             count += len(patches[0])
         return torch.cat(anchors), torch.cat(positives), torch.cat(others, 1)

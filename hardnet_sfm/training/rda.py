@@ -13,6 +13,7 @@ projected subgradient it gives exact zeros: x has what counts in the mean over a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -95,7 +96,7 @@ def sparse_step(average: DualAverage, gamma: float, mu: float, sizes: Tensor, mo
     beyond = torch.nonzero(sizes[order].cumsum(0) > most)
     if len(beyond):
         mu = max(mu, float(gain[beyond[0]]))
-    return (-average.mean - mu).clamp(min=0) * (average.steps**0.5 / gamma)
+    return (-average.mean - mu).clamp(min=0) * (math.sqrt(average.steps) / gamma)
 
 
 def low_rank_step(average: DualAverage, gamma: float, mu: float, rank: int) -> Tensor:
@@ -117,5 +118,6 @@ def low_rank_step(average: DualAverage, gamma: float, mu: float, rank: int) -> T
     if rank < len(gain):
         mu = max(mu, float(gain[-rank - 1]))
     kept = gain > mu
-    scale = ((gain[kept] - mu) * (average.steps**0.5 / gamma)).sqrt()
-    return (vectors[:, kept] * scale).T.flip(0)
+    scale = ((gain[kept] - mu) * (math.sqrt(average.steps) / gamma)).sqrt()
+    projection: Tensor = (vectors[:, kept] * scale).T.flip(0)
+    return projection
