@@ -220,7 +220,7 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
     """
     weights = read_weights(path)
     architecture = find_architecture(name or architecture_of(weights))
-    network = architecture.build()
+    network = architecture.build(tensors=weights.tensors)
     load_into(network, weights, architecture.name)
     try:
         measurement_size = float(weights.metadata.get("measurement_size", 12.0))

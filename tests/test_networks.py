@@ -49,6 +49,7 @@ PARAMETERS = {
     "hardnet": HARDNET,
     "l2net": HARDNET,
     "l2net-cs": 2 * HARDNET,
+    "convexopt": 80 * 4 + 128 * 8 * 80,
     "tfeat": conv(1, 32, 7) + conv(32, 64, 6) + linear(64 * 8 * 8, 128),
     "deepdesc": conv(1, 32, 7) + conv(8, 64, 6) + conv(8, 128, 5),
     "matchnet": conv(1, 24, 7)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hardnet_sfm.networks.convexopt import ConvexOpt
 from hardnet_sfm.networks.deepcompare import (
     PseudoSiamese,
     Siamese,
@@ -45,7 +46,8 @@ class Architecture:
         metric: how two patches are compared: by the L2 distance of their descriptors ("l2"), by a network that looks at
             the descriptors of both ("metric network"), or by one that looks at both patches at once ("pair network").
             Networks of the last two kinds are `hardnet_sfm.networks.pairs.PairNetwork`s, others plain modules.
-        dimension: of a descriptor, or of what the metric network gets of a patch; 0 for a pair network.
+        dimension: of a descriptor, the most where it is learned, or of what the metric network gets of a patch; 0 for a
+            pair network.
         loss: that it was published with, by its name in `hardnet_sfm.training.losses`.
         normalisation: of each patch, for people. The network does it itself, from grey values in [0, 1].
         gain: of the orthogonal matrices that training starts from.
@@ -55,6 +57,7 @@ class Architecture:
             stores, matching and retrieval want them.
         reduced_precision: whether it keeps its accuracy in half precision, once `fused()`.
         supervised: modules whose outputs L2-Net's loss looks at, too.
+        shaped_as: the network with room for given weights, where sizes are learned, too, and each file has its own.
     """
 
     name: str
@@ -71,16 +74,24 @@ class Architecture:
     unit_length: bool = True
     reduced_precision: bool = False
     supervised: tuple[str, ...] = ()
+    shaped_as: Callable[[Mapping[str, Tensor]], nn.Module] | None = None
 
-    def build(self, dropout: float | None = None) -> nn.Module:
-        """The network with weights drawn by chance; the default dropout where None."""
+    def build(self, dropout: float | None = None, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """The network with weights drawn by chance; the default dropout where None.
+
+        Args:
+            dropout: probability.
+            tensors: weights that there must be room for, where the sizes of the network are learned, too.
+        """
+        if self.shaped_as is not None and tensors is not None:
+            return self.shaped_as(tensors)
         return self.make() if self.dropout is None else self.make(self.dropout if dropout is None else dropout)
 
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shapes of the tensors of a state dict, in its order, without the counters of batches."""
+    def shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """Shapes that the tensors of a state dict must have, in its order, without the counters of batches."""
         with torch.device("meta"):
-            tensors = self.build().state_dict()
-        return {name: tensor.shape for name, tensor in tensors.items() if not _counts_batches(name)}
+            expected = self.build(tensors=tensors).state_dict()
+        return {name: tensor.shape for name, tensor in expected.items() if not _counts_batches(name)}
 
     def metadata(self) -> dict[str, str]:
         """What files of its weights say."""
@@ -114,6 +125,17 @@ _ALL = (
     _l2net("l2net", "L2-Net", HardNet, 32, 128, "l2net", ("",)),
     _l2net("l2net-cs", "CS L2-Net", CentreSurroundL2Net, 64, 256, "l2net", ("surround.", "centre.")),
     Architecture("tfeat", "TFeat", tfeat, 32, "l2", 128, "triplet-swap", gain=_TANH, unit_length=False),
+    Architecture(
+        "convexopt",
+        "ConvexOpt",
+        lambda: ConvexOpt(80, 128),
+        64,
+        "l2",
+        128,
+        "global-margin",
+        "gradients by the 0.8 quantile of their magnitudes",
+        shaped_as=ConvexOpt.shaped_as,
+    ),
     Architecture("deepdesc", "DeepDesc", DeepDesc, 64, "l2", 128, "mined-contrastive", gain=_TANH, unit_length=False),
     Architecture("matchnet", "MatchNet", MatchNet, 64, "metric network", 512, "cross-entropy", "(grey - 128) / 160"),
     Architecture("deepcompare-2ch", "DeepCompare 2ch", TwoChannel, 64, "pair network", 0, "hinge", _MEAN),
@@ -151,7 +173,7 @@ ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for ar
 
 def recognised(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first architecture whose weights these are, whatever their names; None where they fit none."""
-    exact = (name for name, of in ARCHITECTURES.items() if _shapes(tensors) == of.shapes())
+    exact = (name for name, of in ARCHITECTURES.items() if _shapes(tensors) == of.shapes(tensors))
     in_order = (name for name, of in ARCHITECTURES.items() if under_names_of(of, tensors) is not None)
     return next(exact, None) or next(in_order, None)
 
@@ -162,7 +184,7 @@ def under_names_of(architecture: Architecture, tensors: Mapping[str, Tensor]) ->
     Tensors of other names are taken in their order, as files converted from Torch7 or saved from DataParallel have
     them; matrices as Torch7 stores convolutions, (outputs, inputs * K * K), are given their shape.
     """
-    expected = architecture.shapes()
+    expected = architecture.shapes(tensors)
     given = {name: tensor for name, tensor in tensors.items() if not _counts_batches(name)}
     if _shapes(given) == expected:
         return dict(tensors)

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+ORIENTATIONS = 8
 _BINS = 4
-_ORIENTATIONS = 8
 _SIGMAS_A_BIN = 3.0
 _CLIP = 0.2
 # Gradients below it, for grey values in [0, 1], are rounding errors.
@@ -44,7 +44,7 @@ class RootSift(nn.Module):
 
     def __init__(self, patch_size: int = 32, measurement_size: float = 15.0) -> None:
         super().__init__()
-        smooth = _smoothing(patch_size, _SMOOTHING * patch_size / measurement_size)
+        smooth = smoothing(patch_size, _SMOOTHING * patch_size / measurement_size)
         position = (torch.arange(patch_size) + 0.5) / patch_size * measurement_size - measurement_size / 2
         bins = position / _SIGMAS_A_BIN
         distance = (bins[:, None] + (_BINS - 1) / 2 - torch.arange(_BINS)).abs()
@@ -53,31 +53,42 @@ class RootSift(nn.Module):
         self.register_buffer("bins", (1 - distance).clamp(min=0) * window[:, None])
 
     def forward(self, patches: Tensor) -> Tensor:
-        smooth = self.smooth.T @ (patches.float().squeeze(1) @ self.smooth)
-        dx = smooth[:, 1:-1, 2:] - smooth[:, 1:-1, :-2]
-        dy = smooth[:, 2:, 1:-1] - smooth[:, :-2, 1:-1]
-        histogram = self._histogram(dx, dy).flatten(1)
+        planes = oriented_gradients(patches, self.smooth)
+        histogram = (self.bins.T @ (planes @ self.bins)).permute(0, 2, 3, 1).flatten(1)
         clipped = nn.functional.normalize(histogram, dim=1).clamp(max=_CLIP)
         # A patch without any gradient would be 0/0: it gets the uniform descriptor, which is like no other.
         flat = clipped.sum(1, keepdim=True) == 0
         return nn.functional.normalize(torch.where(flat, torch.ones_like(clipped), clipped), p=1, dim=1).sqrt()
 
-    def _histogram(self, dx: Tensor, dy: Tensor) -> Tensor:
-        """(N, S, S) derivatives to the (N, 4 rows, 4 columns, 8 orientations) histogram."""
-        # The threshold takes away what rounding leaves where a patch is flat, of which the square root would make much.
-        magnitude = nn.functional.threshold((dx * dx + dy * dy).sqrt(), _ROUNDING, 0)
-        angle = torch.atan2(dy, dx) * (_ORIENTATIONS / (2 * math.pi))
-        angle = torch.where(angle < 0, angle + _ORIENTATIONS, angle)
-        planes = magnitude.new_empty(len(dx), _ORIENTATIONS, *dx.shape[1:])
-        for number in range(_ORIENTATIONS):
-            distance = (angle - number).abs()
-            if number == 0:
-                distance = torch.minimum(distance, _ORIENTATIONS - distance)
-            torch.mul((1 - distance).clamp(min=0), magnitude, out=planes[:, number])
-        return (self.bins.T @ (planes @ self.bins)).permute(0, 2, 3, 1)
+
+def oriented_gradients(patches: Tensor, smooth: Tensor) -> Tensor:
+    """Gradients of smoothed patches, each shared linearly between the two orientations that are nearest to its own.
+
+    Args:
+        patches: (N, 1, S, S), grey values in [0, 1].
+        smooth: (S, S + 2), as `smoothing` makes it.
+
+    Returns:
+        (N, 8, S, S): plane k has the part of each pixel's gradient magnitude, twice the derivative, that goes to
+        k * 45 degrees, from x to y.
+    """
+    blurred = smooth.T @ (patches.float().squeeze(1) @ smooth)
+    dx = blurred[:, 1:-1, 2:] - blurred[:, 1:-1, :-2]
+    dy = blurred[:, 2:, 1:-1] - blurred[:, :-2, 1:-1]
+    # The threshold takes away what rounding leaves where a patch is flat, of which a descriptor would make much.
+    magnitude = nn.functional.threshold((dx * dx + dy * dy).sqrt(), _ROUNDING, 0)
+    angle = torch.atan2(dy, dx) * (ORIENTATIONS / (2 * math.pi))
+    angle = torch.where(angle < 0, angle + ORIENTATIONS, angle)
+    planes = magnitude.new_empty(len(dx), ORIENTATIONS, *dx.shape[1:])
+    for number in range(ORIENTATIONS):
+        distance = (angle - number).abs()
+        if number == 0:
+            distance = torch.minimum(distance, ORIENTATIONS - distance)
+        torch.mul((1 - distance).clamp(min=0), magnitude, out=planes[:, number])
+    return planes
 
 
-def _smoothing(size: int, sigma: float) -> Tensor:
+def smoothing(size: int, sigma: float) -> Tensor:
     """(S, S + 2) matrix that smooths rows of S pixels by a Gaussian, and goes on with them by a pixel at each end.
 
     Beyond its ends a row goes on with its outermost pixels.

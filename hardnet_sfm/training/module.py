@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.networks.architectures import Architecture
 from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.progress import progress
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
 from hardnet_sfm.training.sampling import Sampler
+from hardnet_sfm.training.validation import measures_of
 
 _WARM_UP = 0.02
 # Patches that a network of pairs compares each patch with in validation, besides the right one. All would take hours.
@@ -223,15 +223,8 @@ class NetworkTraining(lightning.LightningModule):
         inputs = torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // self._architecture.patch_size)
         compare = self._scored if isinstance(self.network, PairNetwork) else self._distances
         distances, same, others = compare(inputs, batch["allowed"].cpu())
-        compared = same | others
-        self.log("fpr95", fpr95(distances[compared].numpy(), same[compared].numpy()), sync_dist=True)
-        # Matching: every anchor takes its nearest, ranked by how much nearer it is than the next: by the ratio of the
-        # distances, or, of scores, which have no zero, by their difference.
-        candidates = distances.masked_fill(~compared, torch.inf)
-        nearest, second = candidates.topk(2, dim=1, largest=False).values.unbind(1)
-        doubt = nearest - second if isinstance(self.network, PairNetwork) else nearest / second
-        right = candidates[same] == nearest
-        self.log("map", average_precision(doubt.numpy(), right.numpy(), len(right)), sync_dist=True)
+        measures = measures_of(distances, same, others, scores=isinstance(self.network, PairNetwork))
+        self.log_dict(measures, sync_dist=True)
 
     def _distances(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, B) distances of anchors and positives, which are of the same point, and which of others."""

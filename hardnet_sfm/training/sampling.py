@@ -64,6 +64,9 @@ class Sampler:
         options: how.
         seed: of what is drawn by chance.
 
+    Attributes:
+        batch_size: pairs in a batch.
+
     Raises:
         HardnetSfmError: the sets have too few points for a batch.
     """
@@ -71,6 +74,7 @@ class Sampler:
     def __init__(self, sets: Sequence[PatchSet], weights: Sequence[float], options: SamplingOptions, seed: int) -> None:
         options.check()
         self._options, self._seed = options, seed
+        self.batch_size = options.batch_size
         self._sets = [_Index(patch_set) for patch_set in sets]
         self._shares = np.asarray(weights, np.float64) / np.sum(weights)
         for index, share in zip(self._sets, self._shares, strict=True):

@@ -8,10 +8,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
+from hardnet_sfm.training.convex import ConvexOptions
 from hardnet_sfm.training.patches import PatchSet
 from hardnet_sfm.training.ranks import joined, rank
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
@@ -32,9 +34,23 @@ if TYPE_CHECKING:  # torch and lightning take seconds to import
     from hardnet_sfm.weights import Weights
 
 NORM_BATCH = {"cpu": 256, "cuda": None}
-_VALIDATION_BATCHES = 4
 # What may change when a run is resumed, and does not change what the weights are.
 _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
+_CONVEXOPT = "convexopt"
+# What is of gradient descent alone, and nothing to a network that is learned by convex optimisation.
+_OF_DESCENT = (
+    "minutes",
+    "steps",
+    "loss",
+    "learning_rate",
+    "weight_decay",
+    "dropout",
+    "norm_batch",
+    "devices",
+    "validate_every",
+    "init",
+    "augment",
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +58,9 @@ class TrainOptions:
     """How a network is learned."""
 
     network: str = "hardnet"
-    """hardnet, l2net, l2net-cs, tfeat, deepdesc, matchnet, deepcompare-2ch, deepcompare-2ch2stream, deepcompare-siam,
-    deepcompare-pseudo-siam, deepcompare-siam2stream, deepcompare-siam-l2 or deepcompare-siam2stream-l2; see
-    `hardnet_sfm.networks.architectures`."""
+    """hardnet, l2net, l2net-cs, convexopt, tfeat, deepdesc, matchnet, deepcompare-2ch, deepcompare-2ch2stream,
+    deepcompare-siam, deepcompare-pseudo-siam, deepcompare-siam2stream, deepcompare-siam-l2 or
+    deepcompare-siam2stream-l2; see `hardnet_sfm.networks.architectures`."""
     minutes: float | None = None
     """Time to train, validation not counted; the learning rate falls to zero in it. Default: 60, unless --steps."""
     steps: int | None = None
@@ -77,10 +93,12 @@ class TrainOptions:
     """Under which others may use the weights, for their metadata."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
+    convex: ConvexOptions = field(default_factory=ConvexOptions)
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
         self.sampling.check()
+        self.convex.check()
         for name in ("minutes", "steps", "learning_rate", "validate_every", "devices"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -102,6 +120,17 @@ class TrainOptions:
         from hardnet_sfm.weights import find_architecture
 
         network = find_architecture(self.network)
+        default = TrainOptions()
+        if self.network == _CONVEXOPT:
+            useless = [name for name in _OF_DESCENT if getattr(self, name) != getattr(default, name)]
+            if useless:
+                raise UsageError(
+                    f"{useless[0].replace('_', ' ')} has no effect: convexopt is learned by convex optimisation",
+                    "Its own options are those from --pairs to --projection-steps.",
+                )
+            return replace(self, loss=network.loss)
+        if self.convex != default.convex:
+            raise UsageError("options of convex optimisation have no effect", "They are of --network convexopt.")
         loss = self.loss or network.loss
         if loss not in LOSSES.keys() | PAIR_LOSSES.keys():
             raise UsageError(f"unknown loss: {loss}", f"There are: {', '.join([*LOSSES, *PAIR_LOSSES])}.")
@@ -181,7 +210,7 @@ def train(
             f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
         ) from error
 
-    from hardnet_sfm.weights import find_architecture, find_weights, load_into, read_weights, write_weights
+    from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, output, options, resources)
@@ -202,8 +231,11 @@ def train(
         made = read_weights(output).metadata
         if made.get("fingerprint") == fingerprint:
             return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]))
-    sampler = Sampler(sets, shares, options.sampling, options.seed)
-    module = _module(sampler, validation, options, minutes, recipe, device)
+    sampler, held_out = Sampler(sets, shares, options.sampling, options.seed), _held_out(validation, options)
+    about = _about(sets, options, fingerprint)
+    if options.network == _CONVEXOPT:
+        return _optimise(sampler, held_out, output, options, resources, device, recipe, about)
+    module = _module(sampler, held_out, options, minutes, recipe, device)
     if start is not None:
         load_into(module.network, start, options.network)
     folder = output.with_name(f"{output.stem}.training")
@@ -211,33 +243,100 @@ def train(
     if options.resume:
         _check_checkpoint(last)
     elif last.exists() and rank() == 0:
-        raise HardnetSfmError(
-            f"{folder}: a run that did not finish", "Go on with --resume, or delete the folder to begin anew."
-        )
+        raise _unfinished(folder)
     threads = max(1, resources.threads // options.devices)
     with locked(folder) if rank() == 0 else nullcontext(), _quiet():
         with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
             measures = _fit(module, folder, options, device, threads)
         if rank() == 0:
-            metadata = {
-                **find_architecture(options.network).metadata(),
-                "measurement_size": str(sets[0].measurement_size),
-                "licence": options.licence,
-                "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
-                "command": shlex.join([_program(), *sys.argv[1:]]),
-                "commit": _commit(),
-                "seed": str(options.seed),
-                "minutes": f"{module.seconds / 60:.2f}",
-                "fingerprint": fingerprint,
-                "options": json.dumps(asdict(options), default=str),
-                "steps": str(module.global_step),
-                "measures": json.dumps(measures),
-            }
-            write_weights(
-                output, module.network.state_dict(), {name: value for name, value in metadata.items() if value}
-            )
+            report = TrainReport(module.global_step, module.seconds / 60, measures)
+            write_weights(output, module.network.state_dict(), about | _done(report))
             last.unlink(missing_ok=True)
     return TrainReport(module.global_step, module.seconds / 60, measures)
+
+
+def _optimise(
+    sampler: Sampler,
+    held_out: Sampler | None,
+    output: Path,
+    options: TrainOptions,
+    resources: Resources,
+    device: str,
+    recipe: str,
+    about: dict[str, str],
+) -> TrainReport:
+    """Learns ConvexOpt, which is no matter of gradient descent; the minutes are those of the last run."""
+    import torch
+
+    from hardnet_sfm.journal import Journal
+    from hardnet_sfm.training.convex import learn_convexopt
+    from hardnet_sfm.training.validation import validated
+    from hardnet_sfm.weights import find_architecture, write_weights
+
+    began = time.monotonic()
+    folder, architecture = output.with_name(f"{output.stem}.training"), find_architecture(_CONVEXOPT)
+    kept = folder / "journal"
+    if kept.exists() and not options.resume:
+        raise _unfinished(folder)
+    if options.resume and not kept.is_file():
+        raise HardnetSfmError(f"no journal at {kept}", "Leave out --resume to begin anew.")
+    torch.set_num_threads(resources.threads)
+    with locked(folder), closing(Journal(kept)) as journal:
+        size = architecture.patch_size
+        tensors = learn_convexopt(
+            sampler, options.convex, journal, patch_size=size, seed=options.seed, device=device, recipe=recipe
+        )
+        measures = {}
+        if held_out is not None:
+            network = architecture.build(tensors=tensors).to(device)
+            network.load_state_dict(tensors)
+            measures = validated(network, held_out, size, device)
+        steps = options.convex.region_steps + options.convex.projection_steps
+        report = TrainReport(steps, (time.monotonic() - began) / 60, measures)
+        write_weights(output, tensors, about | _done(report))
+        journal.drop()
+    return report
+
+
+def _unfinished(folder: Path) -> HardnetSfmError:
+    return HardnetSfmError(
+        f"{folder}: a run that did not finish", "Go on with --resume, or delete the folder to begin anew."
+    )
+
+
+def _about(sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str) -> dict[str, str]:
+    """What a weights file says of where it comes from."""
+    from hardnet_sfm.weights import find_architecture
+
+    about = {
+        **find_architecture(options.network).metadata(),
+        "measurement_size": str(sets[0].measurement_size),
+        "licence": options.licence,
+        "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "commit": _commit(),
+        "seed": str(options.seed),
+        "fingerprint": fingerprint,
+        "options": json.dumps(asdict(options), default=str),
+    }
+    return {name: value for name, value in about.items() if value}
+
+
+def _done(report: TrainReport) -> dict[str, str]:
+    """What a weights file says of what was done."""
+    return {
+        "minutes": f"{report.minutes:.2f}",
+        "steps": str(report.steps),
+        "measures": json.dumps(report.measures),
+    }
+
+
+def _held_out(validation: Path | None, options: TrainOptions) -> Sampler | None:
+    """Of what is validated with, if anything."""
+    if validation is None:
+        return None
+    apart = SamplingOptions(min(512, options.sampling.batch_size), same_photos=1.0, a_pair_of_photos=512)
+    return Sampler([_read(validation)], [1.0], apart, seed=0)
 
 
 def _train_along(
@@ -278,12 +377,14 @@ def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOpt
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
     if options.network == "hardnet":
         del kept["network"]  # runs from before there was a choice are of it, and go on
+    if options.network != _CONVEXOPT:
+        del kept["convex"]  # which is nothing to them
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
 
 
 def _module(
     sampler: Sampler,
-    validation: Path | None,
+    held_out: Sampler | None,
     options: TrainOptions,
     minutes: float | None,
     recipe: str,
@@ -293,10 +394,6 @@ def _module(
     from hardnet_sfm.weights import find_architecture
 
     assert options.loss is not None and options.learning_rate is not None
-    held_out = None
-    if validation is not None:
-        apart = SamplingOptions(min(512, options.sampling.batch_size), same_photos=1.0, a_pair_of_photos=512)
-        held_out = Sampler([_read(validation)], [1.0], apart, seed=0)
     return NetworkTraining(
         find_architecture(options.network),
         sampler,
@@ -336,6 +433,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
 
     from hardnet_sfm.networks.device import fast_type
     from hardnet_sfm.training.module import Progress
+    from hardnet_sfm.training.validation import BATCHES
 
     terminate = signal.getsignal(signal.SIGTERM)
     # Lightning's answer to SIGTERM tells the other devices, in the midst of whatever they exchange: they all hang.
@@ -351,7 +449,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
         val_check_interval=options.validate_every,
         check_val_every_n_epoch=None,
         # The same batches, in turn, whatever the number of devices.
-        limit_val_batches=-(-_VALIDATION_BATCHES // options.devices) if module.validates else 0,
+        limit_val_batches=-(-BATCHES // options.devices) if module.validates else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         logger=TensorBoardLogger(folder, name="curves", version=""),

@@ -1,0 +1,368 @@
+"""Learns ConvexOpt: which regions to pool over, then a projection to few dimensions, both by convex optimisation.
+
+Simonyan, Vedaldi, Zisserman: Learning local feature descriptors using convex optimisation, PAMI 2014 (and ECCV 2012).
+The solver is in `hardnet_sfm.training.rda`, the features are those of `hardnet_sfm.training.pooling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.journal import Journal
+from hardnet_sfm.progress import progress
+from hardnet_sfm.training.sampling import Sampler
+from hardnet_sfm.workspace import digest
+
+if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options only
+    from torch import Tensor
+
+    from hardnet_sfm.training.pooling import PooledPairs, Rings
+    from hardnet_sfm.training.rda import DualAverage
+
+# Pairs of either kind in a step of the solver.
+_BATCH = 2048
+_CHECKPOINTS = 10
+# Weights of the solver's quadratic term that are tried, relative to the squared length of the first subgradient, and
+# the share of the steps for each. Best is what fits the distance to the optimum, which nobody knows beforehand.
+_GAMMAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
+_TRIAL = 0.05
+
+
+@dataclass(frozen=True)
+class ConvexOptions:
+    """How ConvexOpt's two convex problems are posed and solved; other networks take no notice of it."""
+
+    pairs: int = 16384
+    """Matching pairs to learn from, and as many others. Each takes 8 bytes of memory for each ring and for each pooled
+    feature: 160 MB in all by default."""
+    radii: int = 16
+    """Candidate radii of the rings of pooling regions; the authors' program has 32."""
+    angles: int = 5
+    """Candidate angles of the first region of a ring, from 0 to 45 degrees; the others mirror it."""
+    sigmas: int = 8
+    """Candidate sizes of the regions; the authors' program has 32."""
+    sparsity: float = 0.01
+    """Weight of the L1 penalty on rings, as a share of that which leaves none; higher for fewer rings."""
+    features: int = 640
+    """Pooled features at most, 8 a region; where the penalty leaves more it is raised."""
+    nuclear: float = 0.01
+    """Weight of the nuclear norm, as a share of that which leaves no dimension; higher for fewer dimensions."""
+    dimension: int = 128
+    """Dimensions of the descriptor at most; where the nuclear norm leaves more its weight is raised."""
+    region_steps: int = 4000
+    """Of the solver, to choose regions."""
+    projection_steps: int = 1000
+    """Of the solver, to find the projection."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        for name, least in (("pairs", 2), ("radii", 2), ("angles", 2), ("sigmas", 2), ("features", 64)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} must be at least {least}")
+        for name in ("sparsity", "nuclear"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name} must be from 0 to below 1")
+        for name in ("region_steps", "projection_steps"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be above 0")
+        if not 1 <= self.dimension <= 128:
+            raise UsageError("--dimension must be from 1 to 128")
+
+
+def learn_convexopt(
+    sampler: Sampler,
+    options: ConvexOptions,
+    journal: Journal,
+    *,
+    patch_size: int,
+    seed: int = 0,
+    device: str = "cpu",
+    recipe: str = "",
+) -> dict[str, Tensor]:
+    """The state dict of `hardnet_sfm.networks.convexopt.ConvexOpt`, learned from pairs of patches.
+
+    1. Regions, the paper's learning of pooling regions: minimise over w >= 0 the mean over all combinations of a
+       matching pair and another of max(0, 1 + w . psi - w . psi'), plus mu |w|_1. There is a weight for each ring; psi,
+       (K,), has the squared distances of a pair's features, summed over the regions and orientations of each ring.
+    2. Projection, the paper's dimensionality reduction: minimise over positive semidefinite A the same for x^T A x and
+       the differences x of features sqrt(w) phi, plus mu times the nuclear norm of A. W with A = W^T W projects.
+
+    A run that was killed goes on from the journal: with the distances of the batches it has, and with the solver's
+    state, a tenth of a problem old at most.
+
+    Memory: 8 bytes a pair for each ring and each pooled feature. Lower bound of the time: 16 S^2 FLOP for each patch
+    and candidate region, 250 MFLOP a patch of 64x64 by default; on a CPU this is most of it.
+
+    Args:
+        sampler: of the pairs.
+        options: how.
+        journal: for what is done; the caller drops it once the result is safe.
+        patch_size: S, side that patches are averaged to, a divisor of 64.
+        seed: of what is drawn by chance.
+        device: "cpu" or "cuda".
+        recipe: fingerprint of the patches; what is in the journal for another recipe is not used.
+
+    Raises:
+        HardnetSfmError: nothing tells matching pairs from others, or the journal is damaged or cannot be written.
+        UsageError: an option makes no sense.
+    """
+    import torch
+
+    from hardnet_sfm.training.pooling import PooledPairs, candidate_rings
+
+    options.check()
+    state = State(journal, digest("convexopt", recipe, asdict(options), patch_size, seed))
+    pairs = PooledPairs(sampler, options.pairs, patch_size, seed, device)
+    rings = candidate_rings(options.radii, options.angles, options.sigmas).to(device)
+    with torch.inference_mode():
+        weights = learn_weights(*_distances(pairs, rings, state), 8 * rings.ring.bincount(), options, seed, state)
+        of_region = weights[rings.ring]
+        regions, of_region = rings.regions[of_region > 0], of_region[of_region > 0]
+        projection = learn_projection(*_features(pairs, regions, of_region), options, seed, state)
+    return {"regions": regions, "weights": of_region, "projection": projection}
+
+
+def learn_weights(
+    positive: Tensor, negative: Tensor, sizes: Tensor, options: ConvexOptions, seed: int = 0, state: State | None = None
+) -> Tensor:
+    """The weights of rings: problem 1 of `learn_convexopt`.
+
+    Args:
+        positive, negative: (P, K) and (N, K) squared distances of matching and of other pairs within each ring.
+        sizes: (K,) number of features of each ring.
+        options: how.
+        seed: of the pairs of each step.
+        state: of a run that goes on.
+
+    Returns:
+        (K,), not negative.
+
+    Raises:
+        HardnetSfmError: in no ring matching pairs are closer than others.
+    """
+    import torch
+
+    from hardnet_sfm.training.rda import margin_hinge, sparse_step
+
+    # At 0 every combination is a violation, so that the subgradient there is known.
+    first = positive.mean(0) - negative.mean(0)
+    mu = options.sparsity * _most(-first.min())
+
+    def objective(weights: Tensor) -> float:
+        return float(margin_hinge(positive @ weights, negative @ weights)[0] + mu * weights.sum())
+
+    def subgradient(weights: Tensor, number: int) -> Tensor:
+        near, far = positive[_drawn(positive, seed, number, 0)], negative[_drawn(negative, seed, number, 1)]
+        _, by_near, by_far = margin_hinge(near @ weights, far @ weights)
+        return by_near @ near + by_far @ far
+
+    def step(average: DualAverage, gamma: float) -> Tensor:
+        return sparse_step(average, gamma, mu, sizes, options.features)
+
+    start = torch.zeros_like(first)
+    return _solve(_Problem("regions", first, start, objective, subgradient, step), options.region_steps, state)
+
+
+def learn_projection(
+    anchors: Tensor,
+    positives: Tensor,
+    others: Tensor,
+    options: ConvexOptions,
+    seed: int = 0,
+    state: State | None = None,
+) -> Tensor:
+    """The projection: problem 2 of `learn_convexopt`.
+
+    Args:
+        anchors, positives: (P, K) features of matching patches.
+        others: (2, N), rows of anchors and rows of positives that do not match.
+        options: how.
+        seed: of the pairs of each step.
+        state: of a run that goes on.
+
+    Returns:
+        (D, K), the direction that is stretched most first.
+
+    Raises:
+        HardnetSfmError: in no direction matching pairs are closer than others.
+    """
+    import torch
+
+    from hardnet_sfm.training.rda import low_rank_step, margin_hinge
+
+    matching = torch.arange(len(anchors), device=anchors.device).expand(2, -1)
+
+    def blocks(pairs: Tensor) -> list[Tensor]:
+        return [pairs[:, start : start + _BATCH] for start in range(0, pairs.shape[1], _BATCH)]
+
+    def differences(pairs: Tensor) -> Tensor:
+        return anchors[pairs[0]] - positives[pairs[1]]
+
+    def scatter(pairs: Tensor) -> Tensor:
+        products = (apart.T @ apart for apart in map(differences, blocks(pairs)))
+        return sum(products, anchors.new_zeros(())) / pairs.shape[1]
+
+    first = scatter(matching) - scatter(others)
+    mu = options.nuclear * _most(torch.linalg.eigvalsh(-first)[-1])
+
+    def distances(projection: Tensor, pairs: Tensor) -> Tensor:
+        return torch.cat([(differences(some) @ projection.T).square().sum(1) for some in blocks(pairs)])
+
+    def objective(projection: Tensor) -> float:
+        loss = margin_hinge(distances(projection, matching), distances(projection, others))[0]
+        return float(loss + mu * projection.square().sum())
+
+    def subgradient(projection: Tensor, number: int) -> Tensor:
+        near = differences(matching[:, _drawn(anchors, seed, number, 0)])
+        far = differences(others[:, _drawn(others[0], seed, number, 1)])
+        squares = ((side @ projection.T).square().sum(1) for side in (near, far))
+        _, by_near, by_far = margin_hinge(*squares)
+        return near.T @ (by_near[:, None] * near) + far.T @ (by_far[:, None] * far)
+
+    def step(average: DualAverage, gamma: float) -> Tensor:
+        return low_rank_step(average, gamma, mu, options.dimension)
+
+    start = first.new_zeros(0, len(first))
+    return _solve(_Problem("project", first, start, objective, subgradient, step), options.projection_steps, state)
+
+
+class State:
+    """What a run has done, kept in a journal; what another recipe has left there is not seen."""
+
+    def __init__(self, journal: Journal, fingerprint: str) -> None:
+        self._journal, self._fingerprint = journal, fingerprint
+        self._kept = {key for key, facts in journal.facts().items() if facts["fingerprint"] == fingerprint}
+
+    def get(self, key: str) -> dict[str, NDArray[Any]] | None:
+        """What was put under a key, if anything."""
+        return self._journal.arrays(key) if key in self._kept else None
+
+    def put(self, key: str, **arrays: NDArray[Any]) -> None:
+        """Keeps arrays; they are safe on disk when this returns."""
+        self._journal.put(key, {"fingerprint": self._fingerprint}, arrays, packed=False)
+        self._kept.add(key)
+
+
+def _distances(pairs: PooledPairs, rings: Rings, state: State) -> tuple[Tensor, Tensor]:
+    """(P, K) and (N, K) squared distances of all pairs within each ring."""
+    import torch
+
+    near, far = [], []
+    with progress("pool", pairs.batches) as advance:
+        for number in range(pairs.batches):
+            kept = state.get(f"distances {number}")
+            if kept is None:
+                sides = pairs.distances(number, rings)
+                state.put(f"distances {number}", near=sides[0].cpu().numpy(), far=sides[1].cpu().numpy())
+            else:
+                device = rings.ring.device
+                sides = torch.from_numpy(kept["near"]).to(device), torch.from_numpy(kept["far"]).to(device)
+            near.append(sides[0])
+            far.append(sides[1])
+            advance()
+    return torch.cat(near), torch.cat(far)
+
+
+def _features(pairs: PooledPairs, regions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted features of anchors and positives, (P, 8 M), and (2, N) rows of those that do not match."""
+    import torch
+
+    anchors: list[Tensor] = []
+    positives: list[Tensor] = []
+    others, count = [], 0
+    for number in range(pairs.batches):
+        first, second, rows = pairs.features(number, regions)
+        for side, features in ((anchors, first), (positives, second)):
+            side.append((features * weights.sqrt()).flatten(1))
+        others.append(rows + count)
+        count += len(first)
+    return torch.cat(anchors), torch.cat(positives), torch.cat(others, 1)
+
+
+def _most(gain: Tensor) -> float:
+    """The weight of a penalty from which on it leaves nothing, the largest gain at 0."""
+    if not gain > 0:
+        raise HardnetSfmError(
+            "nothing tells matching patches from others", "The patches are flat, or their points are wrong."
+        )
+    return float(gain)
+
+
+def _drawn(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:
+    """Numbers of the rows of one kind for one step: a batch drawn with replacement, or all where there are no more."""
+    import torch
+
+    if len(rows) <= _BATCH:
+        return torch.arange(len(rows), device=rows.device)
+    return torch.from_numpy(np.random.default_rng((seed, step, kind)).integers(len(rows), size=_BATCH)).to(rows.device)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A convex problem.
+
+    Attributes:
+        name: for the progress and the journal.
+        first: the subgradient at the start.
+        start: where nothing is selected.
+        objective: of what was found.
+        subgradient: at a place, in the step of the given number.
+        step: the solver's, for a mean of subgradients and a weight of the quadratic term.
+    """
+
+    name: str
+    first: Tensor
+    start: Tensor
+    objective: Callable[[Tensor], float]
+    subgradient: Callable[[Tensor, int], Tensor]
+    step: Callable[[DualAverage, float], Tensor]
+
+    def run(self, average: DualAverage, gamma: float, steps: int) -> Iterator[Tensor]:
+        """Goes on until there are so many steps, and yields what is found after each."""
+        from hardnet_sfm.training.rda import dual_averaging
+
+        return dual_averaging(average, self.start, self.subgradient, lambda mean: self.step(mean, gamma), steps)
+
+
+def _solve(problem: _Problem, steps: int, state: State | None) -> Tensor:
+    """Solves a problem from its beginning, or from where a run was killed."""
+    import torch
+
+    from hardnet_sfm.training.rda import DualAverage
+
+    kept = state.get(problem.name) if state else None
+    if kept:
+        average = DualAverage(torch.from_numpy(kept["mean"]).to(problem.first), int(kept["steps"]))
+        gamma = float(kept["gamma"])
+    else:
+        average, gamma = DualAverage(torch.zeros_like(problem.first)), _best_gamma(problem, steps)
+    every = -(-steps // _CHECKPOINTS)
+    with progress(problem.name, steps, average.steps) as advance:
+        for _ in problem.run(average, gamma, steps):
+            advance()
+            if state and (average.steps % every == 0 or average.steps == steps):
+                mean = average.mean.cpu().numpy()
+                state.put(problem.name, mean=mean, steps=np.array(average.steps), gamma=np.array(gamma))
+    return problem.step(average, gamma)
+
+
+def _best_gamma(problem: _Problem, steps: int) -> float:
+    """The weight of the quadratic term with which the objective is lowest after a share of the steps."""
+    import torch
+
+    from hardnet_sfm.training.rda import DualAverage
+
+    scale, trial = float(problem.first.square().sum()), max(1, round(_TRIAL * steps))
+    found = {}
+    with progress(f"{problem.name}?", len(_GAMMAS)) as advance:
+        for gamma in _GAMMAS:
+            *_, last = problem.run(DualAverage(torch.zeros_like(problem.first)), gamma * scale, trial)
+            found[gamma * scale] = problem.objective(last)
+            advance()
+    return min(found, key=lambda gamma: found[gamma])
