@@ -120,7 +120,7 @@ class InvertedIndex:
         if self.vocabulary.fingerprint != self.manifest.vocabulary:
             raise HardnetSfmError(
                 f"{self.folder}: its vocabulary is another than it was made with",
-                "Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
+                f"Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
             )
         words = self.manifest.words
         self.segments = [
