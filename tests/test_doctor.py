@@ -106,7 +106,11 @@ def test_so_it_is_where_its_photos_are_gone(store: Path, tmp_path: Path) -> None
     assert "hardnet-sfm made it" in findings["half a pixel"].said
 
 
-@pytest.mark.parametrize("options", [{"upright": True}, {"detector": "dog", "affine_shape": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"upright": True}, pytest.param({"detector": "dog", "affine_shape": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_other_keypoints_of_ours_are_found_well(options: dict[str, Any], images: Path, tmp_path: Path) -> None:
     extract(images, tmp_path / "f.h5", ExtractOptions(descriptor="rootsift", max_keypoints=800, **options))
     assert states(found_in(tmp_path / "f.h5")) == {}

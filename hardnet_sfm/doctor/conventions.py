@@ -102,7 +102,7 @@ def _coincidences(one: Photographed, photo: Photo) -> tuple[Counter[str], Counte
             continue
         again = _detected(photo, side)
         first, second = _neighbours(one, rows, again)
-        counted = _offsets(one.xy[first] - again.xy[second])
+        counted = _offsets(first, one.xy[first] - again.xy[second])
         if best is None or max(counted.values(), default=0) > max(best[0].values(), default=0):
             best = counted, first, second, again
     assert best is not None
@@ -136,12 +136,14 @@ def _neighbours(
     return first[near], second[near]
 
 
-def _offsets(differences: NDArray[np.floating]) -> Counter[str]:
-    """How many of the (M, 2) differences are near each offset."""
-    near = {
-        name: int((np.abs(differences - offset).max(1, initial=0) < _NEAR).sum()) for name, offset in _OFFSETS.items()
-    }
-    return Counter({name: count for name, count in near.items() if count})
+def _offsets(rows: NDArray[np.intp], differences: NDArray[np.floating]) -> Counter[str]:
+    """Of how many keypoints one of the (M, 2) differences is near each offset; `rows` says whose each is."""
+    counted: Counter[str] = Counter()
+    for name, offset in _OFFSETS.items():
+        near = np.abs(differences - offset).max(1, initial=0) < _NEAR
+        if near.any():
+            counted[name] = len(np.unique(rows[near]))
+    return counted
 
 
 def _readings(oris: NDArray[np.floating], rows: NDArray[np.intp], again: NDArray[np.floating]) -> Counter[str]:
