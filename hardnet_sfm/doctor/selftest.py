@@ -104,7 +104,7 @@ def _describe(resources: Resources) -> str:
     """HardNet as it runs here, folded and in the fast type, against its layers as they are in float64."""
     import torch
 
-    from hardnet_sfm.features.descriptors import HARDNET_WEIGHTS, PatchDescriber, make_descriptor
+    from hardnet_sfm.features.descriptors import SHIPPED, PatchDescriber, make_descriptor
     from hardnet_sfm.networks.device import resolve_device
     from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
     from hardnet_sfm.weights import find_weights, load_into, read_weights
@@ -114,7 +114,7 @@ def _describe(resources: Resources) -> str:
     describe = PatchDescriber(make_descriptor("hardnet", None), resolve_device(resources.device))
     ours = describe(patches).astype(np.float64)
     network = HardNet()
-    load_into(network, read_weights(find_weights(HARDNET_WEIGHTS)), "hardnet")
+    load_into(network, read_weights(find_weights(SHIPPED["hardnet"])), "hardnet")
     with torch.inference_mode():
         standard = torch.from_numpy(patches).double()[:, None] / 255
         deviation, mean = torch.std_mean(standard, dim=(1, 2, 3), keepdim=True)
