@@ -27,9 +27,9 @@ from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions
 from hardnet_sfm.retrieval.stage import index
-from hardnet_sfm.retrieval.vocabulary import CARD, vocabulary
+from hardnet_sfm.retrieval.vocabulary import vocabulary
 from hardnet_sfm.retrieve import Index
-from hardnet_sfm.workspace import digest, read_json
+from hardnet_sfm.workspace import CARD, digest, read_json
 
 DESCRIPTORS = ("rootsift", "hardnet")
 OnExtract = Callable[[str, ExtractReport], None]

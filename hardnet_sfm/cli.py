@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from hardnet_sfm import __version__
 from hardnet_sfm.commands.common import Verb, errors_said, output
+from hardnet_sfm.commands.doctor import Doctor
 from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.commands.info import Info
 from hardnet_sfm.commands.reconstruction import Demo, Export, Extract, Map, Match, Pair, Reconstruct
@@ -45,6 +46,7 @@ VERBS: dict[str, tuple[type[Verb], ...]] = {
     "look": (
         Demo,
         Info,
+        Doctor,
     ),
 }
 _KINDS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for group in VERBS.values() for kind in group}

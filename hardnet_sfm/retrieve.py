@@ -16,7 +16,7 @@ from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescr
 from hardnet_sfm.images import Photo, read_photo, sha256_of
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index import MANIFEST, InvertedIndex, Manifest
+from hardnet_sfm.retrieval.index import InvertedIndex, Manifest
 from hardnet_sfm.retrieval.neighbours import propose
 from hardnet_sfm.retrieval.options import (
     DEFAULT_METHOD,
@@ -32,7 +32,7 @@ from hardnet_sfm.retrieval.segments import geometry_of
 from hardnet_sfm.retrieval.stage import index
 from hardnet_sfm.retrieval.vocabulary import vocabulary
 from hardnet_sfm.stores import FeatureStore, feature_fingerprint
-from hardnet_sfm.workspace import DEFAULT, Workspace, locked
+from hardnet_sfm.workspace import DEFAULT, MANIFEST, Workspace, locked
 
 Box = tuple[float, float, float, float]
 Report = ExtractReport | VocabularyReport | IndexReport | ProposeReport
@@ -45,9 +45,14 @@ class Index:
     Attributes:
         images: folder that the photos were in when they were indexed.
         options: that their features were made with, and a query's are.
+
+    Raises:
+        HardnetSfmError: it has no photos.
     """
 
     def __init__(self, lists: InvertedIndex, weights: Path | None, resources: Resources) -> None:
+        if not len(lists):
+            raise HardnetSfmError(f"{lists.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
         self._lists, self._weights, self._resources = lists, weights, resources
         self._describer: PhotoDescriber | None = None
         self.images = Path(lists.manifest.images)
@@ -80,8 +85,6 @@ class Index:
         """
         resources = resources or Resources()
         lists = InvertedIndex(Path(folder), resources, thorough=thorough)
-        if not len(lists):
-            raise HardnetSfmError(f"{lists.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
         return cls(lists, None if weights is None else Path(weights), resources)
 
     @property
@@ -278,15 +281,42 @@ def update_index(
         told("index", index(place.features, words, place.index, index_options, resources))
 
 
-def is_indexed(place: Workspace) -> bool:
-    """Whether the workspace has an index that is up to date with its features, or has an index alone."""
-    if not (place.index / MANIFEST).is_file():
-        return False
-    if not place.features.is_file():
+def open_current(
+    place: Workspace,
+    *,
+    weights: Path | None = None,
+    resources: Resources | None = None,
+    on_update: Callable[[], None] | None = None,
+) -> Index:
+    """Opens a workspace's index, once it is up to date with the features, where the workspace has any.
+
+    Args:
+        place: the workspace.
+        weights: see `Index.open`.
+        resources: how much of the machine.
+        on_update: called before an index that is missing or older than the features is made.
+
+    Raises:
+        HardnetSfmError: there is neither an index nor features; or see `Index.open`.
+    """
+    resources = resources or Resources()
+    lists = InvertedIndex(place.index, resources) if (place.index / MANIFEST).is_file() else None
+    if lists is None and not place.features.is_file():
+        raise HardnetSfmError(f"no index and no features in {place.root}", "Run `hardnet-sfm index IMAGES` first.")
+    if lists is None or not _is_current(lists, place.features):
+        if on_update:
+            on_update()
+        update_index(place, resources=resources)
+        lists = InvertedIndex(place.index, resources)
+    return Index(lists, weights, resources)
+
+
+def _is_current(lists: InvertedIndex, features: Path) -> bool:
+    """Whether an index has what a store of features has; one without a store cannot be brought up to date."""
+    if not features.is_file():
         return True
-    there = InvertedIndex(place.index)
-    with FeatureStore(place.features) as store:
-        return store.fingerprints() == there.fingerprints and store.header["options"] == there.manifest.options
+    with FeatureStore(features) as store:
+        return store.fingerprints() == lists.fingerprints and store.header["options"] == lists.manifest.options
 
 
 def _fitting_vocabulary(place: Workspace) -> Path | None:

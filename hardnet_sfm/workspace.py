@@ -16,6 +16,10 @@ from filelock import FileLock, Timeout
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 DEFAULT = Path("hardnet-sfm-out")
+# What folders below it say of themselves: a vocabulary, an index, and each segment of one.
+CARD = "card.json"
+MANIFEST = "manifest.json"
+PHOTOS = "photos.json"
 
 
 @dataclass(frozen=True)

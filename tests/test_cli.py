@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import runpy
 import shlex
 import subprocess
@@ -245,6 +246,27 @@ def test_pipelines_say_what_is_wrong_without_a_traceback(
     assert exit.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "nowhere" in said and len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize("made_with", [None, {"photos": 5, "features": 10, "words": 64, "queries": 1}])
+def test_the_benchmark_of_retrieval_refuses_an_index_of_other_photos(
+    made_with: dict[str, int] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = Path(__file__).parents[1] / "pipelines" / "bench" / "retrieval.py"
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text("{}")
+    if made_with is not None:
+        (tmp_path / "made-with.json").write_text(json.dumps(made_with))
+    options = "--photos 7 --features 10 --words 64 --queries 1"
+    monkeypatch.setattr(sys, "argv", [str(script), "--folder", str(tmp_path), *options.split()])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(script), run_name="__main__")
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert "--photos 5" in said and "--words" not in said if made_with else "--photos unknown" in said
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,14 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import stage
-from hardnet_sfm.retrieval.index import MANIFEST, UNFINISHED, InvertedIndex
+from hardnet_sfm.retrieval.index import UNFINISHED, InvertedIndex
 from hardnet_sfm.retrieval.options import METHODS, IndexOptions, VocabularyOptions
 from hardnet_sfm.retrieval.scoring import Query, distance_weights, score_asmk, score_bow, score_he
 from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
 from hardnet_sfm.retrieval.stage import index
 from hardnet_sfm.retrieval.vocabulary import Vocabulary, vocabulary
+from hardnet_sfm.workspace import MANIFEST
 
 PHOTOS = some_photos(12)
 

@@ -13,7 +13,7 @@ ROWS = (
     ("cli",),
     ("commands",),
     ("demonstration",),
-    ("benchmark",),
+    ("benchmark", "doctor"),
     ("pipeline",),
     ("retrieve",),
     ("training",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,11 +18,14 @@ from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber, extract
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.matching.pairs import read_pairs
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.index import InvertedIndex, Manifest
 from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions
-from hardnet_sfm.retrieve import Index, index_photos
+from hardnet_sfm.retrieval.stage import IndexBuilder
+from hardnet_sfm.retrieval.vocabulary import Vocabulary
+from hardnet_sfm.retrieve import Index, index_photos, open_current
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.workspace import MANIFEST, Workspace
 
 CPU = Resources(device="cpu", workers=2)
 FEW = ExtractOptions(max_keypoints=300)
@@ -133,8 +137,6 @@ def test_unknown_methods_and_no_results_are_refused(place: Path) -> None:
 def test_an_index_of_other_weights_is_refused(place: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from hardnet_sfm.retrieval.index import MANIFEST, Manifest
-
     shutil.copytree(place / "index", tmp_path / "index")
     path = tmp_path / "index" / MANIFEST
     manifest = Manifest.read(path)
@@ -183,6 +185,51 @@ def test_retrieve_makes_the_index_first_and_needs_features(
     status, out, err = said_by(args, capsys)
     assert status == 0 and "making it first" in err and photo_names(place)[4] in out
     assert "making it first" not in said_by(args, capsys)[2]
+
+
+def test_retrieve_opens_an_index_that_is_up_to_date_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = []
+
+    class Counted(InvertedIndex):
+        def __init__(self, folder: Path, *args: Any, **options: Any) -> None:
+            opened.append(folder)
+            super().__init__(folder, *args, **options)
+
+    monkeypatch.setattr("hardnet_sfm.retrieve.InvertedIndex", Counted)
+    query = str(place / "photos" / photo_names(place)[4])
+    status, out, _ = said_by(
+        ["retrieve", "--workspace", str(place), "--device", "cpu", "--query", query, "--top", "1"], capsys
+    )
+    assert status == 0 and photo_names(place)[4] in out
+    assert opened == [place / "index"]
+
+
+def test_an_index_that_lost_all_its_photos_is_made_anew(place: Path, tmp_path: Path) -> None:
+    """An empty index is refused only where there are no features to fill it with."""
+    shutil.copytree(place / "index", tmp_path / "index")
+    options = Manifest.read(place / "index" / MANIFEST).options
+    builder = IndexBuilder(tmp_path / "index", Vocabulary.open(place), "", options)
+    builder.keep_only({})
+    builder.finish(0, 8)
+    with pytest.raises(HardnetSfmError, match="no photos in the index"):
+        open_current(Workspace(tmp_path), resources=CPU)
+    shutil.copy(place / "features.h5", tmp_path)
+    told: list[str] = []
+    current = open_current(Workspace(tmp_path), resources=CPU, on_update=lambda: told.append("made"))
+    assert sorted(current.names) == sorted(photo_names(place)) and told == ["made"]
+
+
+@pytest.mark.parametrize("verb", ["vocabulary", "index", "pair", "extract", "reconstruct"])
+def test_the_workspace_lies_apart_from_the_photos(
+    verb: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = photo_names(place)[0]
+    shutil.copy(place / "photos" / photo, tmp_path)
+    status, _, err = said_by([verb, str(tmp_path), "--workspace", str(tmp_path / "." / "")], capsys)
+    assert status == 2 and "cannot be the folder of the photos" in err and "--workspace" in err
+    assert [path.name for path in tmp_path.iterdir()] == [photo]
 
 
 def test_photos_deleted_or_changed_since_are_named_and_go_with_the_next_index(

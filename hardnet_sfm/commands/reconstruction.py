@@ -73,7 +73,9 @@ class Extract:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        print_report("extract", extract(self.images, self.common.place.features, self.extract, self.resources))
+        place = self.common.place
+        place.check_apart(self.images)
+        print_report("extract", extract(self.images, place.features, self.extract, self.resources))
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Pair:
 
         place = self.common.place
         self.pair.check()
+        if self.images is not None:
+            place.check_apart(self.images)
         if self.images is not None and not place.features.is_file():
             print_report("extract", extract(self.images, place.features, resources=self.resources))
         proposed = propose_where_needed(place, self.pair, self.resources, print_report)

@@ -19,7 +19,6 @@ from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import DEFAULT_METHOD, IndexOptions, Method, VocabularyOptions
-from hardnet_sfm.workspace import Workspace
 
 if TYPE_CHECKING:
     from hardnet_sfm import retrieve
@@ -48,6 +47,7 @@ class Vocabulary:
         from hardnet_sfm.retrieval.vocabulary import vocabulary
 
         place = self.common.place
+        place.check_apart(self.images)
         self.vocabulary.check()
         print_report("extract", extract(self.images, place.features, self.extract, self.resources))
         report = vocabulary(place.features, place.vocabulary, self.vocabulary, self.resources)
@@ -124,7 +124,7 @@ class Retrieve:
 
     def run(self) -> None:
         from hardnet_sfm.report.montage import check_target, montage
-        from hardnet_sfm.retrieve import Index
+        from hardnet_sfm.retrieve import open_current
 
         queries = _queries(self.query)
         for name in ("bbox", "montage"):
@@ -133,8 +133,7 @@ class Retrieve:
         if self.montage is not None:
             check_target(self.montage)
         place = self.common.place
-        _index_what_is_missing(place, self.resources)
-        index = Index.open(place.index, weights=self.weights, resources=self.resources)
+        index = open_current(place, weights=self.weights, resources=self.resources, on_update=_say_it_is_made)
         failed = 0
         with progress("retrieve", len(queries)) as advance:
             for query in queries:
@@ -186,12 +185,5 @@ def _queries(given: tuple[Path, ...]) -> list[Path]:
     return queries
 
 
-def _index_what_is_missing(place: Workspace, resources: Resources) -> None:
-    from hardnet_sfm.retrieve import is_indexed, update_index
-
-    if is_indexed(place):
-        return
-    if not place.features.is_file():
-        raise HardnetSfmError(f"no index and no features in {place.root}", "Run `hardnet-sfm index IMAGES` first.")
+def _say_it_is_made() -> None:
     errors.print("The index is missing or older than the features: making it first.")
-    update_index(place, resources=resources)

@@ -10,7 +10,7 @@ from typing import Any
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import list_photos, sha256_of
 from hardnet_sfm.stores import FeatureStore, MatchStore, feature_fingerprint, inputs_fingerprint, stale_pairs
-from hardnet_sfm.workspace import Workspace, read_json
+from hardnet_sfm.workspace import CARD, MANIFEST, PHOTOS, Workspace, read_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 def _retrieval(place: Workspace, features: FeatureStore | None) -> list[Part]:
     """The vocabulary and the index, where there are any; without features nothing says that they are stale."""
     parts = []
-    card, manifest = place.vocabulary / "card.json", place.index / "manifest.json"
+    card, manifest = place.vocabulary / CARD, place.index / MANIFEST
     for path, describe in ((card, _vocabulary), (manifest, _index)):
         if path.is_file():
             try:
@@ -95,7 +95,7 @@ def _vocabulary(folder: Path, card: dict[str, Any], features: FeatureStore | Non
 def _index(folder: Path, manifest: dict[str, Any], features: FeatureStore | None) -> Part:
     marks: dict[str, str] = {}
     for segment, removed in manifest["segments"].items():
-        content, gone = read_json(folder / segment / "photos.json"), set(removed)
+        content, gone = read_json(folder / segment / PHOTOS), set(removed)
         photos = zip(content["names"], content["fingerprints"], strict=True)
         marks |= {name: mark for number, (name, mark) in enumerate(photos) if number not in gone}
     holds = f"{len(marks)} photos of {manifest['images']}, {manifest['words']} words, {_size(folder)}"

@@ -29,11 +29,10 @@ from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.options import MOST_PHOTOS
 from hardnet_sfm.retrieval.segments import Segment, unpack_geometry
 from hardnet_sfm.retrieval.vocabulary import Signatures, Vocabulary, Words
-from hardnet_sfm.workspace import digest, read_json, write_json
+from hardnet_sfm.workspace import MANIFEST, digest, read_json, write_json
 
 FORMAT = "hardnet-sfm index"
 VERSION = 1
-MANIFEST = "manifest.json"
 # What a killed run had finished; it becomes the manifest at the end.
 UNFINISHED = "unfinished.json"
 
@@ -120,7 +119,7 @@ class InvertedIndex:
         if self.vocabulary.fingerprint != self.manifest.vocabulary:
             raise HardnetSfmError(
                 f"{self.folder}: its vocabulary is another than it was made with",
-                "Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
+                f"Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
             )
         words = self.manifest.words
         self.segments = [

@@ -25,7 +25,7 @@ from hardnet_sfm.keypoints import Float32, Keypoints
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.options import MOST_PHOTOS
 from hardnet_sfm.retrieval.vocabulary import Signatures, Words
-from hardnet_sfm.workspace import digest
+from hardnet_sfm.workspace import PHOTOS, digest
 
 FEATURE_BYTES = 14
 _COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
@@ -34,7 +34,6 @@ _COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
     "signatures": (np.uint64,),
     "geometry": (np.uint32, np.uint64),
 }
-_PHOTOS = "photos.json"
 _POSITIONS, _TURNS, _SCALES = 1024, 64, 64
 _OCTAVES_A_STEP, _SMALLEST_OCTAVE = 1 / 8, -1.0
 _STRETCHES, _DIRECTIONS = 4096, 65536  # an octave, half a turn
@@ -82,10 +81,10 @@ class Segment:
     def __init__(self, folder: Path, words: int, removed: Sequence[int] = (), *, thorough: bool = False) -> None:
         self.folder = folder
         try:
-            content = json.loads((folder / _PHOTOS).read_text(encoding="utf-8"))
+            content = json.loads((folder / PHOTOS).read_text(encoding="utf-8"))
             checks = content.pop("checks")
             if digest(content, checks) != folder.name.removeprefix("segment-"):
-                raise ValueError(f"{_PHOTOS} has changed")
+                raise ValueError(f"{PHOTOS} has changed")
             columns = {}
             for name, kinds in _COLUMNS.items():
                 column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -292,7 +291,7 @@ class _Draft:
             column = np.load(self.folder / f"{name}.npy", mmap_mode="r")
             checks[name] = [len(column), _checksum(column)]
         text = json.dumps({**content, "checks": checks}, ensure_ascii=True)
-        (self.folder / _PHOTOS).write_text(text, encoding="utf-8")
+        (self.folder / PHOTOS).write_text(text, encoding="utf-8")
         target = self._index / f"segment-{digest(content, checks)}"
         shutil.rmtree(target, ignore_errors=True)
         self.folder.replace(target)

@@ -11,7 +11,7 @@ import faiss
 
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index import MANIFEST, UNFINISHED, Manifest, sweep
+from hardnet_sfm.retrieval.index import UNFINISHED, Manifest, sweep
 from hardnet_sfm.retrieval.options import MOST_PHOTOS, IndexOptions, IndexReport
 from hardnet_sfm.retrieval.segments import (
     IndexedPhoto,
@@ -20,9 +20,9 @@ from hardnet_sfm.retrieval.segments import (
     pack_geometry,
     write_segment,
 )
-from hardnet_sfm.retrieval.vocabulary import CARD, Vocabulary
+from hardnet_sfm.retrieval.vocabulary import Vocabulary
 from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.workspace import locked, prepare_folder
+from hardnet_sfm.workspace import CARD, MANIFEST, locked, prepare_folder
 
 # A segment is merged with the one before it when it has a quarter of its features or more, and written anew when more
 # than a quarter of its photos are gone: a feature is copied a few times, whatever the number of photos.

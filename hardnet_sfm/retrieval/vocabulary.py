@@ -24,12 +24,11 @@ from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import VocabularyOptions, VocabularyReport
 from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.workspace import locked, prepare_folder, read_json, replacing, write_json
+from hardnet_sfm.workspace import CARD, locked, prepare_folder, read_json, replacing, write_json
 
 FORMAT = "hardnet-sfm vocabulary"
 VERSION = 1
 BITS = 64
-CARD = "card.json"
 # Up to so many words the nearest is found by comparing all; beyond, words are looked for in the nearest of
 # 2 sqrt(words) cells: 0.1 s instead of 0.5 s for 4000 descriptors and 20k words, and 99.9 % of the answers the same.
 _EXACT_WORDS = 4096

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.index import InvertedIndex
@@ -39,9 +40,11 @@ from hardnet_sfm.retrieval.search import multiple_of, score
 from hardnet_sfm.retrieval.segments import IndexedPhoto
 from hardnet_sfm.retrieval.stage import IndexBuilder
 from hardnet_sfm.retrieval.vocabulary import Vocabulary
+from hardnet_sfm.workspace import MANIFEST, PHOTOS, read_json, write_json
 
 RELEVANT, SHARED, FLIPPED = 10, 0.15, 8
 SIZE = (1024, 768)
+_MADE_WITH = "made-with.json"  # beside the index: the options that decide what is in it
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,14 @@ def build(options: Options, folder: Path, synthetic: Synthetic) -> float:
     return spent + time.perf_counter() - start
 
 
+def check_same(folder: Path, made_with: Mapping[str, int]) -> None:
+    """Refuses an index of other synthetic photos, whose queries would find other things, or nothing."""
+    then = read_json(folder / _MADE_WITH) if (folder / _MADE_WITH).is_file() else {}
+    other = [f"--{name} {then.get(name, 'unknown')}" for name, now in made_with.items() if then.get(name) != now]
+    if other:
+        raise UsageError(f"{folder} has an index made with {', '.join(other)}", "Delete it, or give another --folder.")
+
+
 def bandwidth(workers: int) -> float:
     """Bytes a second that the threads read from memory together: the best of five passes over 512 MB each."""
     block = np.ones(2**26, np.uint64)
@@ -205,8 +216,12 @@ def main() -> None:
 def measure(options: Options, folder: Path) -> None:
     console = Console(width=110)
     synthetic = Synthetic(options)
-    if not (folder / "index" / "manifest.json").is_file():
+    made_with = {name: getattr(options, name) for name in ("photos", "features", "words", "queries")}
+    if (folder / "index" / MANIFEST).is_file():
+        check_same(folder, made_with)
+    else:
         spent = build(options, folder, synthetic)
+        write_json(folder / _MADE_WITH, made_with)
         console.print(f"built in {spent:.0f} s, {1e6 * spent / options.photos / options.features:.2f} us a feature")
     index = InvertedIndex(folder / "index", Resources(workers=options.workers))
     files = sum(path.stat().st_size for path in (folder / "index").glob("segment-*/*"))
@@ -214,7 +229,7 @@ def measure(options: Options, folder: Path) -> None:
     imbalance = options.words * (lists**2).sum() / lists.sum() ** 2
     offsets, facts = (
         sum(path.stat().st_size for path in (folder / "index").glob(f"segment-*/{name}")) / index.features
-        for name in ("offsets.npy", "photos.json")
+        for name in ("offsets.npy", PHOTOS)
     )
     console.print(
         f"{index.features} features in {len(index.segments)} segments, {files / index.features:.3f} bytes a feature "

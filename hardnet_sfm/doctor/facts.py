@@ -1,0 +1,182 @@
+"""What a store of features holds, photo by photo, as far as the checks of `doctor` need it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.progress import progress
+from hardnet_sfm.stores import FEATURES, FeatureStore
+
+_INSIDE = 1.0  # pixels beyond the outermost pixel centres: half belongs to the photo, half is another convention
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What is kept of one photo's arrays while a store is read; the arrays of a thousand would not fit into memory.
+
+    Attributes:
+        name: of the photo.
+        count: N, number of keypoints.
+        kind: type of the keypoints in the file.
+        size: width and height; None where the file has none.
+        shapes: of all arrays by name.
+        not_finite: names of the arrays with NaN or infinity.
+        lengths: smallest and largest length of a descriptor.
+        largest: coordinate.
+        outside: number of keypoints outside the photo by more than conventions differ.
+        outside_turned: the same if the size were (height, width).
+        first_half: whether any keypoint is before the first pixel's centre.
+        last_half: number of keypoints beyond the last pixel's centre by more than half a pixel.
+        grid: of the coordinates.
+        least_scale: None where there are no scales.
+        oris: smallest and largest; None where there are none.
+    """
+
+    name: str
+    count: int
+    kind: str
+    size: tuple[int, int] | None
+    shapes: dict[str, tuple[int, ...]]
+    not_finite: tuple[str, ...]
+    lengths: tuple[float, float]
+    largest: float
+    outside: int
+    outside_turned: int
+    first_half: bool
+    last_half: int
+    grid: Grid | None
+    least_scale: float | None
+    oris: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Coordinates that are all multiples of half a pixel.
+
+    Attributes:
+        count: how many.
+        step: greatest common divisor of their differences, in half pixels; 0 where there are none.
+        one: of them, in half pixels.
+    """
+
+    count: int
+    step: int
+    one: int
+
+    @classmethod
+    def of(cls, xy: NDArray[np.float64]) -> Grid | None:
+        """That of (N, 2) keypoints; None where a coordinate lies between."""
+        # Beyond, float16 has no halves, and every coordinate would look whole.
+        doubled = 2 * xy[np.isfinite(xy) & (np.abs(xy) < 512)]
+        if (doubled != np.round(doubled)).any():
+            return None
+        steps = np.unique(doubled).astype(np.int64)
+        if not len(steps):
+            return cls(0, 0, 0)
+        return cls(len(doubled), int(np.gcd.reduce(np.diff(steps))), int(steps[0]))
+
+    def joined(self, other: Grid) -> Grid:
+        """That of the coordinates of both."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        return Grid(self.count + other.count, gcd(self.step, other.step, self.one - other.one), self.one)
+
+
+def read_facts(path: Path) -> tuple[list[PhotoFacts], dict[str, Any] | None]:
+    """Facts about each photo, and the header of the store where it is one of ours.
+
+    Raises:
+        HardnetSfmError: it is no HDF5 file, damaged, or has no keypoints in it.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            names: list[str] = []
+            file.visititems(lambda name, item: names.append(name) if _is_photo(item) else None)
+            ours = file.attrs.get("format") == FEATURES.format
+            with progress("read", len(names)) as advance:
+                photos = []
+                for name in names:
+                    photos.append(_photo(name, file[name]))
+                    advance(note=name)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise HardnetSfmError(f"{path}: damaged, or not an HDF5 file: {error}", "Make it again.") from error
+    if not photos:
+        raise HardnetSfmError(
+            f"{path}: no keypoints in it",
+            "A store of features has a group for each photo, with keypoints and descriptors in it.",
+        )
+    if not ours:
+        return photos, None
+    with FeatureStore(path) as store:
+        missing = set(store.names()) ^ {photo.name for photo in photos}
+        if missing:
+            raise HardnetSfmError(
+                f"{path}: damaged: {min(missing)} is in its index or among its photos, not in both",
+                "Delete it and run `hardnet-sfm extract` again.",
+            )
+        return photos, store.header
+
+
+def _is_photo(item: object) -> bool:
+    return isinstance(item, h5py.Group) and isinstance(item.get("keypoints"), h5py.Dataset)
+
+
+def _photo(name: str, group: h5py.Group) -> PhotoFacts:
+    arrays = arrays_of(group)
+    keypoints = arrays["keypoints"]
+    if keypoints.ndim != 2 or keypoints.shape[1] < 2:
+        raise ValueError(f"keypoints of {name} have shape {keypoints.shape}")
+    xy = keypoints[:, :2].astype(np.float64)
+    descriptors = arrays.get("descriptors", np.zeros((0, 0)))
+    lengths = np.zeros(0)
+    if descriptors.ndim == 2:
+        along = 1 if is_transposed(descriptors.shape, len(xy)) else 0
+        lengths = np.linalg.norm(descriptors.astype(np.float32), axis=along)
+    given = arrays.get("image_size")
+    size = None if given is None or given.shape != (2,) else (int(given[0]), int(given[1]))
+    scales, oris = arrays.get("scales"), arrays.get("oris")
+    return PhotoFacts(
+        name,
+        len(xy),
+        str(keypoints.dtype),
+        size,
+        {key: array.shape for key, array in arrays.items()},
+        tuple(key for key, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()),
+        _range(lengths, 1.0),
+        float(np.abs(xy).max(initial=0)),
+        0 if size is None else _outside(xy, size),
+        0 if size is None else _outside(xy, size[::-1]),
+        bool((xy < -1e-3).any()),
+        0 if size is None else int((xy > np.array(size) - 0.5).any(axis=1).sum()),
+        Grid.of(xy),
+        None if scales is None else _range(scales, 1.0)[0],
+        None if oris is None else _range(oris, 0.0),
+    )
+
+
+def arrays_of(group: h5py.Group) -> dict[str, NDArray[Any]]:
+    """All data sets of a photo by name."""
+    return {key: np.asarray(item[()]) for key, item in group.items() if isinstance(item, h5py.Dataset)}
+
+
+def _range(values: NDArray[np.floating], where_empty: float) -> tuple[float, float]:
+    return (float(values.min()), float(values.max())) if values.size else (where_empty, where_empty)
+
+
+def is_transposed(shape: tuple[int, ...], count: int) -> bool:
+    """Whether descriptors lie in rows, (N, D), where hloc has them in columns, (D, N)."""
+    return shape[0] == count != shape[1]
+
+
+def _outside(xy: NDArray[np.float64], size: Sequence[int]) -> int:
+    """How many keypoints lie outside a photo, by more than conventions differ."""
+    return int(((xy < -_INSIDE) | (xy > np.array(size) - 1 + _INSIDE)).any(axis=1).sum())
