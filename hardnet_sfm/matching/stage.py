@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import sha256_of
@@ -61,12 +62,49 @@ class MatchReport:
         matches: of all of them together.
         computed: number of pairs done in this run; the others were up to date.
         reason: why any had to be computed, for people; empty where none.
+        by_views: number of pairs whose matches are of synthetic views, too.
     """
 
     pairs: int
     matches: int
     computed: int
     reason: str = ""
+    by_views: int = 0
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What a second try made of a pair.
+
+    Attributes:
+        matches: of the pair.
+        keypoints: how many the first photo has for them.
+        view_steps: how many steps of synthetic views they are from; 0: none.
+    """
+
+    matches: Matches
+    keypoints: int
+    view_steps: int
+
+
+class SecondTry(Protocol):
+    """Looks again at pairs that were matched, see `hardnet_sfm.view_synthesis`.
+
+    Attributes:
+        recipe: everything that decides what comes of it, fit for JSON, beside the options of the matches.
+    """
+
+    @property
+    def recipe(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, pair: Pair, found: Matches) -> Retried:
+        """Called by several threads at once."""
+
+    def keep(self, pair: Pair, retried: Retried) -> None:
+        """Stores what matches of the pair refer to; they are stored after that."""
+
+    def finish(self) -> None:
+        """Completes what `keep` has stored; the matches are completed after that."""
 
 
 def match(
@@ -75,6 +113,7 @@ def match(
     matches: Path | str,
     options: MatchOptions | None = None,
     resources: Resources | None = None,
+    second_try: SecondTry | None = None,
 ) -> MatchReport:
     """Finds mutual nearest neighbours between the descriptors of each pair of photos.
 
@@ -86,6 +125,7 @@ def match(
         matches: the store to make or continue.
         options: which neighbours are believed.
         resources: how much of the machine.
+        second_try: given the matches of each pair, has the last word on them.
 
     Raises:
         HardnetSfmError: a store or the list is missing or damaged, or was made for other photos.
@@ -103,7 +143,7 @@ def match(
     options, resources = options or MatchOptions(), resources or Resources()
     options.check()
     features, pairs, matches = Path(features), Path(pairs), Path(matches)
-    recipe = options.recipe()
+    recipe = {**options.recipe(), **(second_try.recipe if second_try else {})}
     with locked(matches.parent), FeatureStore(features) as store, StoreWriter(matches, MATCHES) as writer:
         check_names_apart(store.names())
         wanted = read_pairs(pairs, store.names())
@@ -127,9 +167,10 @@ def match(
                     )
                 return prepare(rows, rounding)
 
-            def find(pair: Pair) -> tuple[int, Matches]:
+            def find(pair: Pair) -> Retried:
                 first, second = map(descriptors, pair)
-                return len(first), mutual_nearest_neighbours(first, second, accept)
+                found = mutual_nearest_neighbours(first, second, accept)
+                return second_try(pair, found) if second_try else Retried(found, len(first), 0)
 
             accept = Acceptance(options.max_ratio, options.max_distance)
             threads = resources.threads if device == "cpu" else 1
@@ -140,14 +181,19 @@ def match(
                 closing(in_order(pool, find, ordered, threads + 2)) as stream,
             ):
                 for pair, future in stream:
-                    count, found = future.result()
-                    facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found)}
-                    writer.put(pair_key(*pair), prints[pair], match_arrays(found, count), facts)
+                    found = future.result()
+                    facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
+                    if second_try:
+                        second_try.keep(pair, found)
+                        facts["view_steps"] = found.view_steps
+                    writer.put(pair_key(*pair), prints[pair], match_arrays(found.matches, found.keypoints), facts)
                     advance(note=f"{pair[0]} {pair[1]}")
+        if second_try:
+            second_try.finish()
         writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe, "pairs": sha256_of(pairs)})
     with MatchStore(matches) as result:
-        total = result.total()
-    return MatchReport(len(wanted), total, len(due), reason if due else "")
+        total, by_views = result.total(), result.by_views()
+    return MatchReport(len(wanted), total, len(due), reason if due else "", by_views)
 
 
 def _by_blocks(pairs: list[Pair], names: list[str]) -> list[Pair]:
