@@ -101,7 +101,7 @@ def merged(first: PhotoInViews, second: PhotoInViews, candidates: Candidates, ac
     for one, other, side in ((first, second, 0), (second, first, 1)):
         holds = _beats_rivals(one, pairs[:, side], other, rows[:, 1 - side], scores, accept)
         pairs, scores, rows = pairs[holds], scores[holds], rows[holds]
-    kept = _one_to_one(first.xy[rows[:, 0]], second.xy[rows[:, 1]])
+    kept = one_to_one(first.xy[rows[:, 0]], second.xy[rows[:, 1]])
     kept = kept[np.argsort(rows[kept, 0])]
     return Matches(rows[kept], scores[kept])
 
@@ -140,7 +140,7 @@ def _beats_rivals(
     return torch.cat(holds).numpy()
 
 
-def _one_to_one(first: Float32, second: Float32) -> NDArray[np.intp]:
+def one_to_one(first: Float32, second: Float32) -> NDArray[np.intp]:
     """Of (K, 2) places and their counterparts, best first, those that end where no better one that is kept does."""
     kept = np.ones(len(first), bool)
     close: dict[int, list[int]] = {}
