@@ -359,11 +359,11 @@ def view_fingerprints(views: Mapping[str, Any], features: str) -> list[str]:
     """What decides which keypoints a photo has with those of its first 0, 1, 2 ... steps of synthetic views.
 
     Args:
-        views: `tilts`, one a step, and `rotation_step`.
+        views: options with `view_tilts`, one a step, and `view_rotation`.
         features: fingerprint of the photo's features.
     """
-    tilts, rotation_step = list(views["tilts"]), views["rotation_step"]
-    return [digest("views", VERSION, tilts[:steps], rotation_step, features) for steps in range(len(tilts) + 1)]
+    tilts, rotation = list(views["view_tilts"]), views["view_rotation"]
+    return [digest("views", VERSION, tilts[:steps], rotation, features) for steps in range(len(tilts) + 1)]
 
 
 @contextmanager
@@ -373,14 +373,14 @@ def matched_keypoints(path: Path, features: FeatureStore, matches: MatchStore) -
     Raises:
         HardnetSfmError: they are missing or damaged, or of other features or views than the matches.
     """
-    views = matches.header["options"].get("view_synthesis")
-    if views is None:
+    options = matches.header["options"]
+    if "view_tilts" not in options:
         yield features
         return
     with KeypointStore(path) as store:
         prints = store.fingerprints()
         for name, made_from in features.fingerprints().items():
-            if prints.get(name) not in view_fingerprints(views, made_from):
+            if prints.get(name) not in view_fingerprints(options, made_from):
                 raise HardnetSfmError(
                     f"{path}: not the keypoints of {name} that {matches.path.name} refers to",
                     "Run `hardnet-sfm match --view-synthesis` again.",
@@ -409,8 +409,8 @@ def inputs_fingerprint(features: FeatureStore, matches: MatchStore) -> str:
 def what_changed(header: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """Which options differ from those that a store was made with, for people; empty where none does."""
     old = header.get("options", recipe)
-    changed = sorted(name for name in recipe if old.get(name) != recipe[name])
-    return ", ".join(f"{name} {_short(old.get(name))} -> {_short(recipe[name])}" for name in changed)
+    changed = sorted(name for name in {*old, *recipe} if old.get(name) != recipe.get(name))
+    return ", ".join(f"{name} {_short(old.get(name))} -> {_short(recipe.get(name))}" for name in changed)
 
 
 def _short(value: object) -> str:

@@ -12,7 +12,6 @@ were matched with views and without. The rows of a step never change by later st
 from __future__ import annotations
 
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -101,7 +100,8 @@ class ViewOptions:
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides what the matches are, fit for JSON."""
-        return {"tilts": list(self.tilts), "rotation_step": self.rotation_step, "enough": self.enough}
+        tilts = [float(tilt) for tilt in self.tilts]
+        return {"view_tilts": tilts, "view_rotation": float(self.rotation_step), "view_enough": self.enough}
 
 
 def match_photos(
@@ -167,7 +167,7 @@ class _SecondTry:
         from hardnet_sfm.colmap.two_view import Verification
         from hardnet_sfm.matching.nearest import Acceptance
 
-        self.recipe = {"view_synthesis": view_options.recipe()}
+        self.recipe = view_options.recipe()
         self._views, self._store, self._writer, self._options = views, store, writer, view_options
         self._accept = Acceptance(match_options.max_ratio, match_options.max_distance)
         self._verification = Verification(_MAX_ERROR, _MIN_INLIERS, _SEED)
@@ -265,8 +265,8 @@ class _Views:
         counts = store.counts()
         richest = max(counts, key=counts.__getitem__)
         self._rounding = rounding_for(store.descriptors(richest), resolve_device(resources.device))
-        self._locks: defaultdict[str, RLock] = defaultdict(RLock)
         self._made_from = store.fingerprints()
+        self._locks = {name: RLock() for name in self._made_from}
         steps = len(options.tilts) + 1
         self._step: Callable[[str, int], _Step] = lru_cache(_PHOTOS_AT_HAND * steps)(self._load)
 

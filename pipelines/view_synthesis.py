@@ -12,6 +12,7 @@ Pairs are matched one after another. Views of a photo are described for the firs
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -154,6 +155,14 @@ def pairs_apart(scene: Scene, degrees: float, most: int) -> list[tuple[Pair, flo
     return sorted(found)
 
 
+def rendered(folder: Path) -> Scene:
+    """The scene of the demo, its photos in `scene`; rendered if it is not there."""
+    truth = folder / "scene.json"
+    if not truth.is_file():
+        render(folder / "scene").save(truth)
+    return Scene.load(truth)
+
+
 def compare(images: Path, place: Workspace, pairs: dict[str, tuple[Pair, Right]], options: Options) -> None:
     extract(images, place.features, options.extract, options.resources)
     table = Table()
@@ -187,14 +196,19 @@ def main() -> None:
         },
         options,
     )
-    images = options.workspace / "scene"
-    scene = render(images)
+    scene = rendered(options.workspace)
+    apart = pairs_apart(scene, DEGREES, options.pairs)
+    images = options.workspace / f"scene {DEGREES:.0f} degrees apart"
+    shutil.rmtree(images, ignore_errors=True)
+    images.mkdir()
+    for name in {name for names, _ in apart for name in names}:
+        shutil.copy(options.workspace / "scene" / name, images)
     compare(
         images,
         Workspace(options.workspace / "scene-out"),
         {
             f"{names[0]} {names[1]}, {angle:.0f} degrees": (names, by_epipolar_lines(scene, names))
-            for names, angle in pairs_apart(scene, DEGREES, options.pairs)
+            for names, angle in apart
         },
         options,
     )

@@ -21,7 +21,7 @@ from hardnet_sfm.images import Affine2, Photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
 from hardnet_sfm.resources import Resources
 
-# Of the blur before a tilt, in pixels for sqrt(t^2 - 1): what makes a blur of 0.8 pixels one of 0.8 t (ASIFT, 3.2).
+# Of the blur before a tilt, in pixels for sqrt(t^2 - 1): what makes a blur of 0.8 pixels one of 0.8 t (ASIFT).
 _ANTI_ALIASING = 0.8
 # A keypoint is dropped if the circle of so many of its sigmas, which its patch lies in, leaves the photo.
 _SIGMAS_INSIDE = 6.0
@@ -112,7 +112,7 @@ class View:
 def views_of(tilt: float, rotation_step: float) -> tuple[View, ...]:
     """The views of one tilt: a half turn in equal steps of at most `rotation_step` / tilt degrees.
 
-    The more a view is tilted, the faster it changes with the direction (ASIFT, section 3.3: 72 degrees / tilt). The
+    The more a view is tilted, the faster it changes with the direction (ASIFT: 72 degrees / tilt). The
     other half turn shows the same, upside down.
     """
     count = ceil(180 * tilt / rotation_step - 1e-9)

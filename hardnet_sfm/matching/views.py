@@ -13,12 +13,12 @@ from torch import Tensor
 from hardnet_sfm.keypoints import Float32, Matches, within_reach
 from hardnet_sfm.matching.nearest import Acceptance, PreparedDescriptors, mutual_nearest_neighbours
 
-# A rival of a neighbour is farther from it than so many pixels (MODS, section 3.4).
+# A rival of a neighbour is farther from it than so many pixels (MODS).
 _RIVAL_DISTANCE = 10.0
 # Two correspondences that end within so many pixels in one of the photos are of the same point, or one is wrong.
 _SAME_PLACE = 1.5
-# Similarities that are looked at together, 4 bytes each.
-_VALUES = 2**24
+# Similarities that are looked at together: 4 bytes each, four times over.
+_VALUES = 2**22
 
 Candidates = tuple[NDArray[np.int32], Float32]
 
