@@ -75,7 +75,7 @@ class ViewOptions:
         given = {"tilts": self.view_tilts, "rotation": self.view_rotation, "enough": self.view_enough}
         for name, value in given.items():
             if value is not None and not self.view_synthesis:
-                raise UsageError(f"--view-{name} has no effect without --view-synthesis")
+                raise UsageError(f"--view-{name} has no effect without --view-synthesis", "Add it, or leave this out.")
         tilts = self.tilts
         if not tilts or not all(1 < tilt <= 16 for tilt in tilts):
             raise UsageError("--view-tilts must be above 1 and at most 16")
@@ -141,7 +141,10 @@ def match_photos(
     view_options.check()
     if not view_options.view_synthesis:
         if weights is not None:
-            raise UsageError("--weights has no effect without --view-synthesis")
+            raise UsageError(
+                "--weights has no effect without --view-synthesis",
+                "Features are described by `hardnet-sfm extract`, which takes it.",
+            )
         return match(place.features, place.pairs, place.matches, match_options, resources)
     with (
         locked(place.root),

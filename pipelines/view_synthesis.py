@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.two_view import Verification, verified_matches
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.features.views import relative_area
@@ -179,8 +180,7 @@ def compare(images: Path, place: Workspace, pairs: dict[str, tuple[Pair, Right]]
     Console().print(table)
 
 
-def main() -> None:
-    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+def compare_all(options: Options) -> None:
     tilts, step = options.views.tilts, options.views.rotation_step
     for steps in range(len(tilts) + 1):
         area = relative_area(tilts[:steps], step)
@@ -212,6 +212,12 @@ def main() -> None:
         },
         options,
     )
+
+
+def main() -> None:
+    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    with errors_said():
+        compare_all(options)
 
 
 if __name__ == "__main__":
