@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from hardnet_sfm.retrieve import index_photos as index_photos
     from hardnet_sfm.stores import FeatureStore as FeatureStore
     from hardnet_sfm.stores import MatchStore as MatchStore
+    from hardnet_sfm.view_synthesis import ViewOptions as ViewOptions
+    from hardnet_sfm.view_synthesis import match_photos as match_photos
     from hardnet_sfm.workspace import Workspace as Workspace
 
 # Imported when first asked for: torch and pycolmap take seconds, and `hardnet-sfm --help` needs neither.
@@ -79,6 +81,8 @@ _HOMES = {
     "index_photos": "retrieve",
     "FeatureStore": "stores",
     "MatchStore": "stores",
+    "ViewOptions": "view_synthesis",
+    "match_photos": "view_synthesis",
     "Workspace": "workspace",
 }
 __all__ = ["__version__", *_HOMES]

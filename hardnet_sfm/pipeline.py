@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
 from hardnet_sfm.images import list_photos
 from hardnet_sfm.matching.pairs import NEIGHBOURS, PairOptions, PairReport, pair
-from hardnet_sfm.matching.stage import MatchOptions, MatchReport, match
+from hardnet_sfm.matching.stage import MatchOptions, MatchReport
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import IndexReport, ProposeReport, VocabularyReport
 from hardnet_sfm.stores import FeatureStore
+from hardnet_sfm.view_synthesis import ViewOptions, match_photos
 from hardnet_sfm.workspace import DEFAULT, Workspace, locked, read_json, write_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def reconstruct(
     extract_options: ExtractOptions | None = None,
     pair_options: PairOptions | None = None,
     match_options: MatchOptions | None = None,
+    view_options: ViewOptions | None = None,
     map_options: MapOptions | None = None,
     resources: Resources | None = None,
     on_stage: OnStage | None = None,
@@ -44,6 +46,7 @@ def reconstruct(
         images: folder of photos, searched recursively; never written to.
         workspace: folder for all that is made, see `hardnet_sfm.workspace.Workspace`.
         extract_options, pair_options, match_options, map_options: of the four stages.
+        view_options: whether pairs that fail plain matching are matched with synthetic views, and how.
         resources: how much of the machine.
         on_stage: told the name and the report of each stage as it ends.
 
@@ -61,8 +64,9 @@ def reconstruct(
     """
     resources, place = resources or Resources(), Workspace(Path(workspace))
     pair_options, map_options = pair_options or PairOptions(), map_options or MapOptions()
+    view_options = view_options or ViewOptions()
     # What can be refused is refused before the first photo is read.
-    for options in (pair_options, map_options, match_options or MatchOptions()):
+    for options in (pair_options, map_options, match_options or MatchOptions(), view_options):
         options.check()
     images = Path(images)
     place.check_apart(images)
@@ -83,7 +87,11 @@ def reconstruct(
         proposing = time.perf_counter() - start
         run("pair", lambda: pair(place.features, place.pairs, pair_options, proposed))
         seconds["pair"] += proposing
-        run("match", lambda: match(place.features, place.pairs, place.matches, match_options, resources, images=images))
+        weights = extract_options.weights if extract_options and view_options.view_synthesis else None
+        run(
+            "match",
+            lambda: match_photos(place, match_options, view_options, resources, images=images, weights=weights),
+        )
         start = time.perf_counter()
         before = place.summary.stat().st_mtime_ns if place.summary.is_file() else 0
         model = map_photos(place, map_options, resources)

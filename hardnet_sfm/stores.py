@@ -51,6 +51,7 @@ class Kind:
 
 FEATURES = Kind("features", "extract", packed=False)
 MATCHES = Kind("matches", "match", packed=True)
+KEYPOINTS = Kind("keypoints", "match --view-synthesis", packed=False)
 
 
 class Store:
@@ -129,14 +130,10 @@ class Store:
             ) from error
 
 
-class FeatureStore(Store):
-    """Keypoints and descriptors of many photos. Keys are photo names."""
+class KeypointStore(Store):
+    """Keypoints of many photos, those of synthetic views after the photo's own. Keys are photo names."""
 
-    kind = FEATURES
-
-    def names(self) -> list[str]:
-        """Photo names in the order in which they were listed."""
-        return [str(name) for name in self.header["names"]]
+    kind = KEYPOINTS
 
     def keypoints(self, name: str) -> Keypoints:
         xy, scales, oris, scores = (self._read(name, of) for of in ("keypoints", "scales", "oris", "scores"))
@@ -144,6 +141,16 @@ class FeatureStore(Store):
             similar = "affines" not in self._file[name]
         affines = None if similar else self._read(name, "affines")
         return Keypoints(xy, scales, oris, scores, affines)
+
+
+class FeatureStore(KeypointStore):
+    """Keypoints and descriptors of many photos. Keys are photo names."""
+
+    kind = FEATURES
+
+    def names(self) -> list[str]:
+        """Photo names in the order in which they were listed."""
+        return [str(name) for name in self.header["names"]]
 
     def descriptors(self, name: str) -> NDArray[np.float16]:
         """(N, D) float16 of unit length; a view of the (D, N) array that the file holds."""
@@ -176,6 +183,10 @@ class MatchStore(Store):
         """Number of matches of all pairs together."""
         return sum(int(facts["matches"]) for facts in self.index.values())
 
+    def by_views(self) -> int:
+        """Number of pairs whose matches are of synthetic views, too."""
+        return sum(int(facts.get("view_steps", 0)) > 0 for facts in self.index.values())
+
     def matches(self, name0: str, name1: str) -> Matches:
         """Matches of one pair, in the order of the first photo's keypoints."""
         key = pair_key(name0, name1)
@@ -183,6 +194,21 @@ class MatchStore(Store):
         rows = np.flatnonzero(of_first >= 0).astype(np.int32)
         scores = self._read(key, "matching_scores0").astype(np.float32)
         return Matches(np.stack([rows, of_first[rows]], 1), scores[rows])
+
+
+def keypoint_arrays(keypoints: Keypoints, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """The data sets of one photo's N keypoints; `size` is the width and height of the upright photo."""
+    arrays: dict[str, NDArray[Any]] = {
+        # float16, as hloc keeps them, would move keypoints by whole pixels beyond 2048.
+        "keypoints": keypoints.xy.astype(np.float32),
+        "scores": keypoints.scores.astype(np.float32),
+        "scales": keypoints.scales.astype(np.float32),
+        "oris": keypoints.oris.astype(np.float32),
+        "image_size": np.array(size, np.int64),
+    }
+    if keypoints.affines is not None:
+        arrays["affines"] = keypoints.affines.astype(np.float32)
+    return arrays
 
 
 def feature_arrays(
@@ -195,18 +221,7 @@ def feature_arrays(
         descriptors: (N, D) float16, unit length.
         size: width and height of the upright photo.
     """
-    arrays: dict[str, NDArray[Any]] = {
-        # float16, as hloc keeps them, would move keypoints by whole pixels beyond 2048.
-        "keypoints": keypoints.xy.astype(np.float32),
-        "descriptors": np.ascontiguousarray(descriptors.T),
-        "scores": keypoints.scores.astype(np.float32),
-        "scales": keypoints.scales.astype(np.float32),
-        "oris": keypoints.oris.astype(np.float32),
-        "image_size": np.array(size, np.int64),
-    }
-    if keypoints.affines is not None:
-        arrays["affines"] = keypoints.affines.astype(np.float32)
-    return arrays
+    return {**keypoint_arrays(keypoints, size), "descriptors": np.ascontiguousarray(descriptors.T)}
 
 
 def match_arrays(matches: Matches, count0: int) -> dict[str, NDArray[Any]]:
@@ -327,7 +342,7 @@ class StoreWriter:
             group.create_dataset(name, data=array, **(packing if array.size else {}))
 
 
-_READERS: dict[Kind, type[Store]] = {FEATURES: FeatureStore, MATCHES: MatchStore}
+_READERS: dict[Kind, type[Store]] = {FEATURES: FeatureStore, MATCHES: MatchStore, KEYPOINTS: KeypointStore}
 
 
 def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str) -> str:
@@ -338,6 +353,39 @@ def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str) -> str:
 def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:
     """What decides whether a pair's matches are up to date: how they are made, and both photos' features."""
     return digest("matches", VERSION, recipe, features0, features1)
+
+
+def view_fingerprints(views: Mapping[str, Any], features: str) -> list[str]:
+    """What decides which keypoints a photo has with those of its first 0, 1, 2 ... steps of synthetic views.
+
+    Args:
+        views: options with `view_tilts`, one a step, and `view_rotation`.
+        features: fingerprint of the photo's features.
+    """
+    tilts, rotation = list(views["view_tilts"]), views["view_rotation"]
+    return [digest("views", VERSION, tilts[:steps], rotation, features) for steps in range(len(tilts) + 1)]
+
+
+@contextmanager
+def matched_keypoints(path: Path, features: FeatureStore, matches: MatchStore) -> Iterator[KeypointStore]:
+    """Opens the keypoints whose rows a match store refers to: the features', or with synthetic views those at `path`.
+
+    Raises:
+        HardnetSfmError: they are missing or damaged, or of other features or views than the matches.
+    """
+    options = matches.header["options"]
+    if "view_tilts" not in options:
+        yield features
+        return
+    with KeypointStore(path) as store:
+        prints = store.fingerprints()
+        for name, made_from in features.fingerprints().items():
+            if prints.get(name) not in view_fingerprints(options, made_from):
+                raise HardnetSfmError(
+                    f"{path}: not the keypoints of {name} that {matches.path.name} refers to",
+                    "Run `hardnet-sfm match --view-synthesis` again.",
+                )
+        yield store
 
 
 def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, str]]:
@@ -361,8 +409,8 @@ def inputs_fingerprint(features: FeatureStore, matches: MatchStore) -> str:
 def what_changed(header: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """Which options differ from those that a store was made with, for people; empty where none does."""
     old = header.get("options", recipe)
-    changed = sorted(name for name in recipe if old.get(name) != recipe[name])
-    return ", ".join(f"{name} {_short(old.get(name))} -> {_short(recipe[name])}" for name in changed)
+    changed = sorted(name for name in {*old, *recipe} if old.get(name) != recipe.get(name))
+    return ", ".join(f"{name} {_short(old.get(name))} -> {_short(recipe.get(name))}" for name in changed)
 
 
 def _short(value: object) -> str:

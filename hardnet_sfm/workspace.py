@@ -46,6 +46,16 @@ class Workspace:
         return self.root / "matches.h5"
 
     @property
+    def view_keypoints(self) -> Path:
+        """What matches refer to that were found with view synthesis: keypoints of photos and of their views."""
+        return self.root / "keypoints-views.h5"
+
+    @property
+    def views(self) -> Path:
+        """Descriptions of synthetic views, a file for each photo and step; what is deleted is described again."""
+        return self.root / ".views"
+
+    @property
     def vocabulary(self) -> Path:
         return self.root / "vocabulary"
 

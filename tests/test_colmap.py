@@ -23,7 +23,6 @@ from hardnet_sfm.colmap import database as database_module
 from hardnet_sfm.colmap.cameras import CameraMode, CameraSetup, import_photos, readable_folder
 from hardnet_sfm.colmap.database import (
     Database,
-    Verification,
     colmap_keypoints,
     drop_facts,
     read_fact,
@@ -32,6 +31,7 @@ from hardnet_sfm.colmap.database import (
 )
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import EXTENSIONS, read_photo
 from hardnet_sfm.keypoints import Keypoints

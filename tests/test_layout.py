@@ -15,7 +15,7 @@ ROWS = (
     ("demonstration",),
     ("benchmark", "doctor"),
     ("pipeline",),
-    ("retrieve",),
+    ("retrieve", "view_synthesis"),
     ("training",),
     ("reconstruction", "features", "matching", "retrieval", "evaluation", "report"),
     ("stores", "weights"),

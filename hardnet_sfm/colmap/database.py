@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +14,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import sensor_from_upright
 from hardnet_sfm.keypoints import Float32, Keypoints
@@ -23,21 +23,6 @@ Pair = tuple[str, str]
 # Pairs verified between two commits: what a killed run loses, a second's work.
 _PAIRS_A_COMMIT = 64
 _FACTS = "hardnet_sfm"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Estimation of two-view geometry, by COLMAP's LO-RANSAC for E, F and H.
-
-    Attributes:
-        max_error: largest (Sampson or transfer) error of an inlier, pixels.
-        min_inliers: with fewer, a pair counts as unverified.
-        seed: of RANSAC.
-    """
-
-    max_error: float
-    min_inliers: int
-    seed: int
 
 
 class Database:
@@ -85,9 +70,7 @@ class Database:
 
     def verify(self, pairs: list[Pair], how: Verification, threads: int) -> Iterator[Pair]:
         """Estimates the two-view geometry of each pair; yields each that is done and safe on disk."""
-        options = pycolmap.TwoViewGeometryOptions()
-        options.ransac.max_error, options.ransac.random_seed = how.max_error, how.seed
-        options.min_num_inliers = how.min_inliers
+        options = how.options()
         cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
         camera_of = {image.name: cameras[image.camera_id] for image in self._database.read_all_images()}
         keypoints = {name: self._database.read_keypoints(number) for name, number in self.ids.items()}

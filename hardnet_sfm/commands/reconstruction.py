@@ -13,11 +13,12 @@ from hardnet_sfm.commands.common import Common, Images, output, print_report
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.matching.pairs import PairOptions, pair
-from hardnet_sfm.matching.stage import MatchOptions, match
+from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.reconstruction.export import Form, export
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.view_synthesis import ViewOptions, match_photos
 from hardnet_sfm.workspace import Workspace, read_json
 
 _NAMED = 20  # photos that are not in the model; the summary has them all
@@ -38,6 +39,7 @@ class Reconstruct:
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     match: MatchOptions = field(default_factory=MatchOptions)
+    views: ViewOptions = field(default_factory=ViewOptions)
     map: MapOptions = field(default_factory=MapOptions)
     resources: Resources = field(default_factory=Resources)
 
@@ -50,6 +52,7 @@ class Reconstruct:
             extract_options=self.extract,
             pair_options=self.pair,
             match_options=self.match,
+            view_options=self.views,
             map_options=self.map,
             resources=self.resources,
             on_stage=print_report,
@@ -114,21 +117,25 @@ class Match:
         "hardnet-sfm match",
         "hardnet-sfm match --max-ratio 0.9",
         "hardnet-sfm match --rescore matchnet.safetensors --short-list 3",
+        "hardnet-sfm match --view-synthesis --view-tilts 2 4 8",
     )
 
     common: Common = field(default_factory=Common)
     images: Path | None = None
-    """With --rescore: where the photos are now, if no longer where features were extracted from."""
+    """With --rescore or --view-synthesis: where the photos are now, if no longer where features were extracted from."""
     match: MatchOptions = field(default_factory=MatchOptions)
+    views: ViewOptions = field(default_factory=ViewOptions)
+    weights: Path | None = None
+    """--view-synthesis: weights of the descriptor, where photos were described with other ones than the package's."""
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        if self.images is not None and self.match.rescore is None:
-            raise UsageError("--images has no effect without --rescore")
-        place, images = self.common.place, self.images
-        print_report(
-            "match", match(place.features, place.pairs, place.matches, self.match, self.resources, images=images)
+        if self.images is not None and self.match.rescore is None and not self.views.view_synthesis:
+            raise UsageError("--images has no effect without --rescore or --view-synthesis", "Leave it out.")
+        report = match_photos(
+            self.common.place, self.match, self.views, self.resources, images=self.images, weights=self.weights
         )
+        print_report("match", report)
 
 
 @dataclass(frozen=True)

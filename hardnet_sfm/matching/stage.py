@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import sha256_of
@@ -84,12 +84,49 @@ class MatchReport:
         matches: of all of them together.
         computed: number of pairs done in this run; the others were up to date.
         reason: why any had to be computed, for people; empty where none.
+        by_views: number of pairs whose matches are of synthetic views, too.
     """
 
     pairs: int
     matches: int
     computed: int
     reason: str = ""
+    by_views: int = 0
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What a second try made of a pair.
+
+    Attributes:
+        matches: of the pair.
+        keypoints: how many the first photo has for them.
+        view_steps: how many steps of synthetic views they are from; 0: none.
+    """
+
+    matches: Matches
+    keypoints: int
+    view_steps: int
+
+
+class SecondTry(Protocol):
+    """Looks again at pairs that were matched, see `hardnet_sfm.view_synthesis`.
+
+    Attributes:
+        recipe: everything that decides what comes of it, fit for JSON, beside the options of the matches.
+    """
+
+    @property
+    def recipe(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, pair: Pair, found: Matches) -> Retried:
+        """Called by several threads at once."""
+
+    def keep(self, pair: Pair, retried: Retried) -> None:
+        """Stores what matches of the pair refer to; they are stored after that."""
+
+    def finish(self) -> None:
+        """Completes what `keep` has stored; the matches are completed after that."""
 
 
 def match(
@@ -100,6 +137,7 @@ def match(
     resources: Resources | None = None,
     *,
     images: Path | str | None = None,
+    second_try: SecondTry | None = None,
 ) -> MatchReport:
     """Finds mutual nearest neighbours between the descriptors of each pair of photos.
 
@@ -116,6 +154,7 @@ def match(
         options: which neighbours are believed.
         resources: how much of the machine.
         images: where the photos are, which a network for re-scoring needs; by default, where features were extracted.
+        second_try: given the matches of each pair, has the last word on them.
 
     Raises:
         HardnetSfmError: a store or the list is missing or damaged, or was made for other photos; weights do not fit.
@@ -133,7 +172,7 @@ def match(
 
         network = load_network(options.rescore)
         pair_network(network)
-    recipe = options.recipe(network.sha256 if network else "")
+    recipe = {**options.recipe(network.sha256 if network else ""), **(second_try.recipe if second_try else {})}
     with locked(matches.parent), FeatureStore(features) as store, StoreWriter(matches, MATCHES) as writer:
         check_names_apart(store.names())
         wanted = read_pairs(pairs, store.names())
@@ -144,9 +183,14 @@ def match(
         if due:
             device, counts = resolve_device(resources.device), store.counts()
             if network is None:
-                find, at_hand = _by_descriptors(store, options, device), _PHOTOS_AT_HAND
+                first_try, at_hand = _by_descriptors(store, options, device), _PHOTOS_AT_HAND
             else:
-                find, at_hand = _by_network(store, network, options, device, images)
+                first_try, at_hand = _by_network(store, network, options, device, images)
+
+            def find(pair: Pair) -> Retried:
+                found = first_try(pair)
+                return second_try(pair, found) if second_try else Retried(found, counts[pair[0]], 0)
+
             threads = resources.threads if device == "cpu" else 1
             ordered = _by_blocks(due, store.names(), at_hand)
             with (
@@ -156,13 +200,18 @@ def match(
             ):
                 for pair, future in stream:
                     found = future.result()
-                    facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found)}
-                    writer.put(pair_key(*pair), prints[pair], match_arrays(found, counts[pair[0]]), facts)
+                    facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
+                    if second_try:
+                        second_try.keep(pair, found)
+                        facts["view_steps"] = found.view_steps
+                    writer.put(pair_key(*pair), prints[pair], match_arrays(found.matches, found.keypoints), facts)
                     advance(note=f"{pair[0]} {pair[1]}")
+        if second_try:
+            second_try.finish()
         writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe, "pairs": sha256_of(pairs)})
     with MatchStore(matches) as result:
-        total = result.total()
-    return MatchReport(len(wanted), total, len(due), reason if due else "")
+        total, by_views = result.total(), result.by_views()
+    return MatchReport(len(wanted), total, len(due), reason if due else "", by_views)
 
 
 def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> Callable[[Pair], Matches]:

@@ -13,7 +13,7 @@ from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint, stale_pairs
+from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint, matched_keypoints, stale_pairs
 from hardnet_sfm.workspace import Workspace, digest, locked, read_json, write_json
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
@@ -163,8 +163,9 @@ def _make_database(
 ) -> None:
     """Makes database.db beside its place, or goes on with one that a killed run left there."""
     from hardnet_sfm.colmap.cameras import import_photos
-    from hardnet_sfm.colmap.database import Database, Verification, read_fact, replace_database, write_fact
+    from hardnet_sfm.colmap.database import Database, read_fact, replace_database, write_fact
     from hardnet_sfm.colmap.log import native_log
+    from hardnet_sfm.colmap.two_view import Verification
 
     if read_fact(workspace.database, "fingerprint") == fingerprint:
         return
@@ -176,9 +177,9 @@ def _make_database(
         if read_fact(beside, "fingerprint") != fingerprint:
             beside.unlink(missing_ok=True)
             import_photos(beside, images, names, options.camera_setup(), workspace.readable)
-            with Database(beside) as database:
-                read = features
-                database.write_keypoints((n, read.keypoints(n), read.orientation(n), read.size(n)) for n in names)
+            with Database(beside) as database, matched_keypoints(workspace.view_keypoints, features, matches) as found:
+                photo = features
+                database.write_keypoints((n, found.keypoints(n), photo.orientation(n), photo.size(n)) for n in names)
                 database.write_matches((a, b, matches.matches(a, b).pairs) for a, b in pairs)
             write_fact(beside, "fingerprint", fingerprint)
         with Database(beside) as database:

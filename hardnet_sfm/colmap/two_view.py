@@ -1,0 +1,64 @@
+"""Two-view geometry by COLMAP's LO-RANSAC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from hardnet_sfm.keypoints import Float32
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Estimation of two-view geometry, by COLMAP's LO-RANSAC for E, F and H.
+
+    Attributes:
+        max_error: largest (Sampson or transfer) error of an inlier, pixels.
+        min_inliers: with fewer, a pair counts as unverified.
+        seed: of RANSAC.
+    """
+
+    max_error: float
+    min_inliers: int
+    seed: int
+
+    def options(self) -> pycolmap.TwoViewGeometryOptions:
+        """The same for COLMAP."""
+        options = pycolmap.TwoViewGeometryOptions()
+        options.ransac.max_error, options.ransac.random_seed = self.max_error, self.seed
+        options.min_num_inliers = self.min_inliers
+        return options
+
+
+def verified_matches(
+    first: Float32,
+    second: Float32,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    rows: NDArray[np.int32],
+    how: Verification,
+) -> int:
+    """Number of matches that agree with one fundamental matrix or homography, of photos by unknown cameras.
+
+    Args:
+        first: (N, 2) keypoints of a photo, pixels, centre of the top-left pixel at (0, 0).
+        second: (M, 2) keypoints of the other photo.
+        sizes: (width, height) of both.
+        rows: (K, 2) row numbers of matched keypoints.
+        how: of the estimation.
+
+    Returns:
+        0 where there are fewer than `how.min_inliers`.
+    """
+    if len(rows) < how.min_inliers:
+        return 0
+    # A focal length that is a guess, so no essential matrix is tried.
+    cameras = [pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", max(size), *size) for size in sizes]
+    points = [xy.astype(np.float64) + 0.5 for xy in (first, second)]
+    geometry = pycolmap.estimate_two_view_geometry(
+        cameras[0], points[0], cameras[1], points[1], rows.astype(np.uint32), how.options()
+    )
+    count = len(geometry.inlier_matches)
+    return count if count >= how.min_inliers else 0

@@ -1,0 +1,371 @@
+"""The chain behind `match --view-synthesis`: photos are rendered as if they were tilted, and described and matched so.
+
+After MODS (Mishkin, Matas and Perdoch, CVIU 2015): a pair that is matched well is left as it is. For others, views of
+both photos are added step by step, from small tilts to large ones, until enough matches are verified. Views of a photo
+are described once, when the first pair asks for them, and kept on disk.
+
+Keypoints of views are rows after those of the photo in `keypoints-views.h5`, which `matches.h5` then refers to and the
+stage `map` reads. A keypoint that the photo or an earlier view has too is no new row, so tracks go through pairs that
+were matched with views and without. The rows of a step never change by later steps, nor by which pairs were matched.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.images import read_photo
+from hardnet_sfm.keypoints import Keypoints, Matches
+from hardnet_sfm.matching.pairs import Pair
+from hardnet_sfm.matching.stage import MatchOptions, MatchReport, Retried, match
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.stores import (
+    KEYPOINTS,
+    FeatureStore,
+    StoreWriter,
+    feature_fingerprint,
+    keypoint_arrays,
+    view_fingerprints,
+)
+from hardnet_sfm.workspace import Workspace, digest, locked, prepare_folder, replacing
+
+if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does without
+    from hardnet_sfm.features.views import DescribedViews
+    from hardnet_sfm.matching.nearest import PreparedDescriptors
+    from hardnet_sfm.matching.views import PhotoInViews
+
+_TILTS = (2.0, 4.0)
+_ROTATION_STEP = 72.0
+_ENOUGH = 50
+# As COLMAP's own matcher and `map` verify pairs where nothing else is asked for.
+_MAX_ERROR, _MIN_INLIERS, _SEED = 4.0, 15, 0
+# Photos whose views are kept ready, 0.8 KB a description in int8, 1.5 KB in float32: with the default tilts and 8192
+# keypoints 40 MB or 74 MB each.
+_PHOTOS_AT_HAND = 8
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Matching with synthetic views (MODS, ASIFT)."""
+
+    view_synthesis: bool = False
+    """Try pairs with too few verified matches again with tilted and rotated views of both photos. A tilt's views have
+    180 / 72 = 2.5 times the photo's area together. With tilts 2 and 4 a photo takes 1 + 2.5 + 2.5 = 6 times the time
+    to describe, and a pair 6 x 6 = 36 times the time to match. Pairs of photos that have nothing in common take all
+    of it. Descriptions of the views take 6 MB of disk a tilt and photo of 8192 keypoints."""
+    view_tilts: tuple[float, ...] | None = None
+    """Tilts of the views, 1 / cos of the angle, one a step. The steps are taken in this order until a pair has enough.
+    Default 2 4 (60 and 76 degrees)."""
+    view_rotation: float | None = None
+    """Degrees between directions of tilt 1; at tilt t it is this / t. Smaller: more views. Default 72."""
+    view_enough: int | None = None
+    """A pair with so many verified matches is left as it is. Default 50."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense or has no effect."""
+        given = {"tilts": self.view_tilts, "rotation": self.view_rotation, "enough": self.view_enough}
+        for name, value in given.items():
+            if value is not None and not self.view_synthesis:
+                raise UsageError(f"--view-{name} has no effect without --view-synthesis", "Add it, or leave this out.")
+        tilts = self.tilts
+        if not tilts or not all(1 < tilt <= 16 for tilt in tilts):
+            raise UsageError("--view-tilts must be above 1 and at most 16")
+        if len(set(tilts)) < len(tilts):
+            raise UsageError("--view-tilts: the same tilt twice")
+        if not 1 <= self.rotation_step <= 180:
+            raise UsageError("--view-rotation must be from 1 to 180 degrees")
+        if self.enough < _MIN_INLIERS:
+            raise UsageError(f"--view-enough must be at least {_MIN_INLIERS}, the fewest that verify a pair")
+
+    @property
+    def tilts(self) -> tuple[float, ...]:
+        return _TILTS if self.view_tilts is None else self.view_tilts
+
+    @property
+    def rotation_step(self) -> float:
+        return _ROTATION_STEP if self.view_rotation is None else self.view_rotation
+
+    @property
+    def enough(self) -> int:
+        return _ENOUGH if self.view_enough is None else self.view_enough
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides what the matches are, fit for JSON."""
+        tilts = [float(tilt) for tilt in self.tilts]
+        return {"view_tilts": tilts, "view_rotation": float(self.rotation_step), "view_enough": self.enough}
+
+
+def match_photos(
+    workspace: Workspace | Path | str,
+    match_options: MatchOptions | None = None,
+    view_options: ViewOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    images: Path | str | None = None,
+    weights: Path | None = None,
+) -> MatchReport:
+    """Matches all pairs of a workspace as `match` does, and where `view_synthesis` is set, those with too few verified
+    matches with views of both photos.
+
+    Makes `matches.h5`, and with views `keypoints-views.h5`. A pair that has enough without views gets the very matches
+    that it gets from `match`. Others get those of the first step that is enough, or of the step with most verified
+    matches. A second run does what is left; neither it nor the number of threads changes the result.
+
+    Memory beside `match`'s: descriptions of 8 photos in all their views, and of two more on each thread, 1.5 KB each at
+    most; and on each thread a view while it is rendered.
+
+    Args:
+        workspace: with features.h5 and pairs.txt.
+        match_options: which neighbours are believed, in photos and views alike.
+        view_options: whether there are views, which, and how many matches are enough.
+        resources: how much of the machine.
+        images: where the photos are, which views and a network for re-scoring need; by default, where features were
+            extracted.
+        weights: of the descriptor, where photos were not described with those that come with the package.
+
+    Raises:
+        HardnetSfmError: a store or the list is missing or damaged, or was made for other photos; a photo is gone or
+            was changed since its features were extracted; other weights.
+        UsageError: an option makes no sense.
+    """
+    place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+    match_options, resources = match_options or MatchOptions(), resources or Resources()
+    view_options = view_options or ViewOptions()
+    match_options.check()
+    view_options.check()
+    if not view_options.view_synthesis:
+        if weights is not None:
+            raise UsageError(
+                "--weights has no effect without --view-synthesis",
+                "Features are described by `hardnet-sfm extract`, which takes it.",
+            )
+        return match(place.features, place.pairs, place.matches, match_options, resources, images=images)
+    if match_options.rescore is not None:
+        raise UsageError(
+            "--rescore and --view-synthesis cannot be combined: views are matched by the distances of descriptors",
+            "Choose one of them.",
+        )
+    with (
+        locked(place.root),
+        FeatureStore(place.features) as store,
+        StoreWriter(place.view_keypoints, KEYPOINTS) as writer,
+    ):
+        photos = Path(store.header["images"] if images is None else images)
+        views = _Views(store, photos, place.views, view_options, resources, weights)
+        again = _SecondTry(views, store, writer, match_options, view_options)
+        return match(place.features, place.pairs, place.matches, match_options, resources, second_try=again)
+
+
+class _SecondTry:
+    """Matches a pair with views of both photos, where it has too few verified matches."""
+
+    def __init__(
+        self,
+        views: _Views,
+        store: FeatureStore,
+        writer: StoreWriter,
+        match_options: MatchOptions,
+        view_options: ViewOptions,
+    ) -> None:
+        from hardnet_sfm.colmap.two_view import Verification
+        from hardnet_sfm.matching.nearest import Acceptance
+
+        self.recipe = view_options.recipe()
+        self._views, self._store, self._writer, self._options = views, store, writer, view_options
+        self._accept = Acceptance(match_options.max_ratio, match_options.max_distance)
+        self._verification = Verification(_MAX_ERROR, _MIN_INLIERS, _SEED)
+
+    def __call__(self, pair: Pair, found: Matches) -> Retried:
+        from hardnet_sfm.matching.views import candidates_of_views, merged
+
+        one, other = (self._views.photo(name, 0) for name in pair)
+        best, most = Retried(found, len(one.xy), 0), self._verified(pair, one, other, found)
+        candidates = found.pairs, found.scores
+        for step in range(1, len(self._options.tilts) + 1):
+            if most >= self._options.enough:
+                break
+            done = len(one.views), len(other.views)
+            one, other = (self._views.photo(name, step) for name in pair)
+            more = candidates_of_views(one, other, self._accept, done)
+            candidates = np.concatenate([candidates[0], more[0]]), np.concatenate([candidates[1], more[1]])
+            matches = merged(one, other, candidates, self._accept)
+            verified = self._verified(pair, one, other, matches)
+            if verified > most:
+                best, most = Retried(matches, len(one.xy), step), verified
+        return best
+
+    def _verified(self, pair: Pair, one: PhotoInViews, other: PhotoInViews, matches: Matches) -> int:
+        from hardnet_sfm.colmap.two_view import verified_matches
+
+        sizes = self._store.size(pair[0]), self._store.size(pair[1])
+        return verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification)
+
+    def keep(self, pair: Pair, retried: Retried) -> None:
+        for name in pair:
+            if retried.view_steps > max(0, self._kept_steps(name)):
+                self._keep(name, retried.view_steps)
+
+    def finish(self) -> None:
+        names = self._store.names()
+        for name in names:
+            if self._kept_steps(name) < 0:
+                self._keep(name, 0)
+        header = {"images": self._store.header["images"], "names": names, "options": self.recipe}
+        self._writer.commit(names, header)
+
+    def _kept_steps(self, name: str) -> int:
+        """Up to which step keypoints of a photo are stored; -1: none of these features."""
+        prints = self._views.fingerprints(name)
+        kept = self._writer.fingerprints.get(name)
+        return prints.index(kept) if kept in prints else -1
+
+    def _keep(self, name: str, steps: int) -> None:
+        keypoints = self._views.keypoints(name, steps)
+        arrays = keypoint_arrays(keypoints, self._store.size(name))
+        self._writer.put(name, self._views.fingerprints(name)[steps], arrays, {"keypoints": len(keypoints)})
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Part of what is known of a photo: the photo itself, or the views that one step adds, ready to be matched."""
+
+    keypoints: Keypoints
+    views: tuple[PreparedDescriptors, ...]
+    rows: Any
+
+
+class _Views:
+    """Photos in their views: described when first asked for, kept on disk and a few of them in memory.
+
+    Args:
+        store: features of the photos.
+        images: folder of the photos.
+        folder: for descriptions of views, made when needed.
+        options: which views.
+        resources: how much of the machine.
+        weights: of the descriptor.
+
+    Raises:
+        HardnetSfmError: the weights are not those that the photos were described with.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        images: Path,
+        folder: Path,
+        options: ViewOptions,
+        resources: Resources,
+        weights: Path | None,
+    ) -> None:
+        from hardnet_sfm.features.views import ViewDescriber
+        from hardnet_sfm.matching.nearest import rounding_for
+        from hardnet_sfm.networks.device import resolve_device
+
+        recipe, known = store.header["options"], {field.name for field in fields(ExtractOptions)}
+        chosen = {name: value for name, value in recipe.items() if name in known}
+        self._describe = ViewDescriber(ExtractOptions(**chosen, weights=weights), resources)
+        if self._describe.recipe != recipe:
+            raise HardnetSfmError(
+                f"{store.path}: photos were described with other weights "
+                f"({str(recipe.get('weights_sha256'))[:16]}...) than their views would be",
+                "Give their file with --weights, or extract features again.",
+            )
+        self._store, self._images, self._folder, self._options = store, images, folder, options
+        counts = store.counts()
+        richest = max(counts, key=counts.__getitem__)
+        self._rounding = rounding_for(store.descriptors(richest), resolve_device(resources.device))
+        self._made_from = store.fingerprints()
+        self._locks = {name: RLock() for name in self._made_from}
+        steps = len(options.tilts) + 1
+        self._step: Callable[[str, int], _Step] = lru_cache(_PHOTOS_AT_HAND * steps)(self._load)
+
+    def fingerprints(self, name: str) -> list[str]:
+        """Of the photo's keypoints with those of its first 0, 1, 2 ... steps."""
+        return view_fingerprints(self._options.recipe(), self._made_from[name])
+
+    def keypoints(self, name: str, steps: int) -> Keypoints:
+        """The photo's keypoints, then those of its first `steps` steps; as they are in features.h5 where it is 0."""
+        from hardnet_sfm.features.views import joined
+
+        parts = [step.keypoints for step in self._steps(name, steps)]
+        return joined(*parts) if steps else parts[0]
+
+    def photo(self, name: str, steps: int) -> PhotoInViews:
+        """The photo and the views of its first `steps` steps, ready to be matched."""
+        from hardnet_sfm.matching.views import PhotoInViews
+
+        parts = self._steps(name, steps)
+        views = tuple(view for step in parts for view in step.views)
+        rows, xy = (np.concatenate(of) for of in zip(*((step.rows, step.keypoints.xy) for step in parts), strict=True))
+        return PhotoInViews(views, rows, xy)
+
+    def _steps(self, name: str, steps: int) -> list[_Step]:
+        with self._locks[name]:  # two threads that want a photo do not both describe it
+            return [self._step(name, step) for step in range(steps + 1)]
+
+    def _load(self, name: str, step: int) -> _Step:
+        from hardnet_sfm.matching.nearest import prepare
+
+        if step == 0:
+            keypoints, descriptors = self._store.keypoints(name), self._store.descriptors(name)
+            return _Step(keypoints, (prepare(descriptors, self._rounding),), np.arange(len(keypoints), dtype=np.int32))
+        described = self._described(name, step)
+        views = np.split(described.descriptors, described.ends[:-1])
+        return _Step(described.keypoints, tuple(prepare(view, self._rounding) for view in views), described.rows)
+
+    def _described(self, name: str, step: int) -> DescribedViews:
+        """The views that a step adds, from disk or described now."""
+        from hardnet_sfm.features.views import views_of
+
+        path = self._folder / f"{digest(name)[:16]}-{step}.npz"
+        fingerprint = digest(self.fingerprints(name)[step])
+        found = _read(path, fingerprint)
+        if found is None:
+            photo = read_photo(self._images / name)
+            if feature_fingerprint(self._store.header["options"], photo.sha256) != self._made_from[name]:
+                raise HardnetSfmError(
+                    f"{self._images / name}: changed since its features were extracted",
+                    "Run `hardnet-sfm extract` again.",
+                )
+            views = views_of(self._options.tilts[step - 1], self._options.rotation_step)
+            found = self._describe(photo, self.keypoints(name, step - 1), views)
+            _write(path, fingerprint, found)
+        return found
+
+
+def _write(path: Path, fingerprint: str, described: DescribedViews) -> None:
+    arrays = {name: getattr(described, name) for name in ("ends", "rows", "descriptors")}
+    arrays |= {field.name: getattr(described.keypoints, field.name) for field in fields(Keypoints)}
+    prepare_folder(path.parent)
+    try:
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.savez(file, fingerprint=np.array(fingerprint), **arrays)
+    except OSError as error:
+        raise HardnetSfmError(
+            f"cannot write {path}: {error.strerror or error}",
+            "Make room on the disk and run again: finished work is kept.",
+        ) from error
+
+
+def _read(path: Path, fingerprint: str) -> DescribedViews | None:
+    """What was described before; None where nothing was, or it is of other features or views, or damaged."""
+    from hardnet_sfm.features.views import DescribedViews
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if str(archive["fingerprint"]) != fingerprint:
+                return None
+            keypoints = Keypoints(*(archive[field.name] for field in fields(Keypoints)))
+            return DescribedViews(keypoints, *(archive[name] for name in ("ends", "rows", "descriptors")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # described again
