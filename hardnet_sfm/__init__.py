@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hardnet_sfm.benchmark import competitors as competitors
-    from hardnet_sfm.benchmark import evaluate_landmarks as evaluate_landmarks
+    from hardnet_sfm.benchmark.landmarks import evaluate_landmarks as evaluate_landmarks
+    from hardnet_sfm.benchmark.rows import competitors as competitors
     from hardnet_sfm.colmap.model import Model as Model
     from hardnet_sfm.demonstration import demo as demo
     from hardnet_sfm.errors import HardnetSfmError as HardnetSfmError
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 # Imported when first asked for: torch and pycolmap take seconds, and `hardnet-sfm --help` needs neither.
 _HOMES = {
-    "competitors": "benchmark",
-    "evaluate_landmarks": "benchmark",
+    "competitors": "benchmark.rows",
+    "evaluate_landmarks": "benchmark.landmarks",
     "Model": "colmap.model",
     "demo": "demonstration",
     "HardnetSfmError": "errors",
