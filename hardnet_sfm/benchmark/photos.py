@@ -1,7 +1,7 @@
 """The chains behind `evaluate homography` and `evaluate pairs`: photos to keypoints, descriptors, matches and scores.
 
-All descriptors are computed at the same keypoints, those of COLMAP's difference of Gaussians on photos of full size, and
-matched alike, by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a row of its own.
+All descriptors are computed at the same keypoints, those of the difference of Gaussians of COLMAP on photos of full
+size, and matched alike, by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a row of its own.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def threshold_area(ratios: Floats, right: Bools, thresholds: int = 100) -> float
 def squared_distances(first: Floats, second: Floats) -> NDArray[np.float32]:
     """(N, M) squared L2 distances between (N, D) and (M, D) rows, by a product of matrices; at least 0."""
     lengths = np.einsum("nd,nd->n", first, first)[:, None] + np.einsum("md,md->m", second, second)
-    return np.maximum(lengths - 2 * (first @ second.T), 0, dtype=np.float32)
+    return np.asarray(np.maximum(lengths - 2 * (first @ second.T), 0), np.float32)
 
 
 def precision_at(right: Bools, k: int) -> float:
