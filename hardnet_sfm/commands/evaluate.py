@@ -211,7 +211,7 @@ class Homography(_ScoreBenchmark):
 @dataclass(frozen=True)
 class Pairs(_ScoreBenchmark):
     """Pairs of photos with a wide baseline. Layout of EVD (1/, 2/, h/): right matches and mAP by the homography.
-    Of WxBS (GROUP/NAME/01.png, 02.png, corrs.txt): recall of the correspondences under the estimated fundamental matrix."""
+    Of WxBS (GROUP/NAME/01.png, 02.png, corrs.txt): recall of true correspondences by the epipolar geometry."""
 
     max_features: int = 4000
     """COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations."""

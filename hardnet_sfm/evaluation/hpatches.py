@@ -9,6 +9,7 @@ tough errors of the frame. The authors' benchmark adds, for each of its splits o
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,24 +189,28 @@ class _Reader:
     def _lines(self, task: str, header: str, names: tuple[int, ...]) -> tuple[Path, Ints]:
         """All lines of a file as numbers, sequences by their numbers in the split; 8 bytes each."""
         path, number = self.folder / f"{task}_split-{self.split}.csv", {n: k for k, n in enumerate(self.starts)}
+        unknown: list[str] = []
 
         def sequence(name: str) -> int:
             if name not in number:
-                raise HardnetSfmError(f"{path}: {name} is no sequence of split {self.split}", "Get the file again.")
-            return number[name]
+                unknown.append(name)
+            return number.get(name, -1)
 
         try:
-            with path.open(encoding="ascii") as file:
+            with path.open(encoding="ascii") as file, warnings.catch_warnings():
+                warnings.simplefilter("error")  # NumPy only warns of an empty file
                 first = file.readline().strip()
                 if first != header:
                     raise ValueError(f"its first line is {first!r}, not {header!r}")
                 lines = np.loadtxt(file, np.int64, delimiter=",", ndmin=2, converters=dict.fromkeys(names, sequence))
-            if lines.shape[1] != header.count(",") + 1 or not len(lines):
-                raise ValueError(f"no lines of {header}")
+            if lines.shape[1] != header.count(",") + 1:
+                raise ValueError(f"{lines.shape[1]} columns")
         except FileNotFoundError as error:
             raise HardnetSfmError(f"no such file: {path}", _TASKS) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UserWarning) as error:
             raise HardnetSfmError(f"{path}: truncated, or not a task: {error}", "Get the file again.") from error
+        if unknown:
+            raise HardnetSfmError(f"{path}: {unknown[0]} is no sequence of split {self.split}", "Get the file again.")
         return path, lines
 
     def _points(self, path: Path, sequence: Ints, index: Ints) -> Ints:

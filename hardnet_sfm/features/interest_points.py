@@ -64,8 +64,10 @@ def dominant_orientations(grey: NDArray[np.uint8], keypoints: Keypoints) -> Floa
     """
     size, across = 32, 9.0
     upright = np.eye(2, dtype=np.float32) * keypoints.scales[:, None, None]
-    patches = extract_patches(grey, keypoints.xy, upright, size, across).astype(np.float32)
-    dy, dx = np.gradient(patches, axis=(1, 2))
+    patches = extract_patches(grey, keypoints.xy, upright, size, across)
+    # Gradients are those of the photo at the keypoint's scale.
+    smooth = np.array([_blurred(patch.astype(np.float32), size / across) for patch in patches]).reshape(-1, size, size)
+    dy, dx = np.gradient(smooth, axis=(1, 2))
     steps = (np.arange(size) + 0.5) / size * across - across / 2
     weight = np.exp(-(steps[:, None] ** 2 + steps**2) / (2 * 1.5**2))
     position = np.arctan2(dy, dx) % (2 * np.pi) / (2 * np.pi) * _BINS
