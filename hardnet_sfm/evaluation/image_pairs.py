@@ -27,8 +27,8 @@ _LAYOUT = (
     "EVD has 1/NAME.png, 2/NAME.png and h/NAME.txt; WxBS has GROUP/NAME/01.png, GROUP/NAME/02.png and "
     "GROUP/NAME/corrs.txt."
 )
-# MAGSAC as the authors of WxBS call it: pixels, confidence and most iterations.
-_MAGSAC = (0.25, 0.999, 100_000)
+# MAGSAC as the authors of WxBS call it; the threshold in pixels.
+_THRESHOLD, _CONFIDENCE, _ITERATIONS = 0.25, 0.999, 100_000
 _FEWEST = 8
 
 
@@ -113,11 +113,8 @@ def fundamental_matrix(first: Float32, second: Float32) -> Float64 | None:
     """
     if len(first) < _FEWEST:
         return None
-    pixels = (np.ascontiguousarray(xy, np.float64) for xy in (first, second))
-    try:
-        found, _ = cv2.findFundamentalMat(*pixels, cv2.USAC_MAGSAC, *_MAGSAC)
-    except cv2.error:  # OpenCV's word for points that are all on a line
-        return None
+    one, other = (np.ascontiguousarray(xy, np.float64) for xy in (first, second))
+    found, _ = cv2.findFundamentalMat(one, other, cv2.USAC_MAGSAC, _THRESHOLD, _CONFIDENCE, _ITERATIONS)
     return None if found is None or found.shape != (3, 3) else np.asarray(found, np.float64)
 
 
