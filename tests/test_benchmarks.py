@@ -59,7 +59,7 @@ def described(patches: Grey) -> NDArray[np.float64]:
 def write_brown(folder: Path, seed: int, points: int = 40) -> tuple[Grey, NDArray[np.int64]]:
     """A set of two sheets, eight patches a point, and 300 labelled pairs; the patches and the pairs with labels."""
     folder.mkdir(parents=True)
-    patches = looks(points, 8, 64, seed, noise=110).reshape(-1, 64, 64)
+    patches = looks(points, 8, 64, seed, noise=300).reshape(-1, 64, 64)
     for number in range(-(-len(patches) // 256)):
         sheet = np.zeros((256, 64, 64), np.uint8)
         block = patches[256 * number :][:256]
@@ -79,7 +79,7 @@ def write_brown(folder: Path, seed: int, points: int = 40) -> tuple[Grey, NDArra
 def write_w1bs(folder: Path) -> dict[str, tuple[Grey, Grey]]:
     columns = {}
     for seed, name in enumerate(("A/one", "A/two", "S/three")):
-        views = looks(30, 2, 40, seed, noise=90)
+        views = looks(30, 2, 40, seed, noise=150)
         of, file = name.split("/")
         for at in (0, 1):
             (folder / of / str(at + 1)).mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def write_hpatches(folder: Path) -> dict[str, Grey]:
     """Two sequences, (N, 16, 65, 65) patches of each, and tasks of one split, `full`."""
     sequences = {}
     for seed, (name, count) in enumerate((("i_ski", 12), ("v_wall", 15))):
-        patches = looks(count, 16, 65, seed, noise=100)
+        patches = looks(count, 16, 65, seed, noise=200)
         (folder / name).mkdir(parents=True)
         for number, column in enumerate(COLUMNS):
             Image.fromarray(patches[:, number].reshape(-1, 65)).save(folder / name / f"{column}.png")
