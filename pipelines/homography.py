@@ -9,26 +9,17 @@ always takes part.
 
 from __future__ import annotations
 
-import sys
-
 import tyro
-from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
+from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.evaluate import Homography
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.progress import console as errors
 
 
 def main() -> None:
     options = tyro.cli(Homography, config=(OmitArgPrefixes, FlagCreatePairsOff))
-    try:
+    with errors_said(options.table.debug):
         options.run()
-    except HardnetSfmError as error:
-        if options.table.debug:
-            raise
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,11 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from hardnet_sfm.commands.common import errors_said, output
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.homographies import HomographySequence, read_sequences
 from hardnet_sfm.evaluation.hpatches import (
+    COLUMNS,
     LEVELS,
     MEASUREMENT_SIZE,
     PHOTOS,
@@ -45,7 +46,6 @@ from hardnet_sfm.features.interest_points import dominant_orientations, harris_l
 from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
-from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 
 Grey = NDArray[np.uint8]
@@ -157,7 +157,7 @@ class Options:
         """Raises UsageError where a value makes no sense."""
         for name in ("max_points", "max_detections", "pairs", "queries", "distractors"):
             if getattr(self, name) < 5:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 5")
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 5", "Give more, or leave it out.")
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise UsageError(f"{self.output}: exists, and is not an empty folder", "Choose another --output.")
 
@@ -209,7 +209,10 @@ def cut_sequence(
             frames[column], photos[column] = frames["ref"].moved(noise).taken(homography), grey
     visible = np.flatnonzero(np.all([of.inside(photos[column]) for column, of in frames.items()], 0))
     if len(visible) < 2:
-        raise HardnetSfmError(f"{sequence.name}: fewer than two points whose patches are in all photos")
+        raise HardnetSfmError(
+            f"{sequence.name}: fewer than two points whose patches are in all photos",
+            "Leave the sequence out: its photos are flat, or have too little in common.",
+        )
     kept = np.sort(rng.permutation(visible)[: options.max_points])
     columns = {column: of.select(kept).cut(photos[column]) for column, of in frames.items()}
     return hpatches_name(sequence, first), columns
@@ -326,14 +329,11 @@ def _write_lines(path: Path, header: str, lines: Sequence[tuple[object, ...]]) -
 
 def main() -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
-    try:
+    with errors_said(interrupted="Interrupted. Nothing was made."):
         points = make(options)
-    except HardnetSfmError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(error.exit_status)
-    for name, count in points.items():
-        print(f"{name}: {count} points, {16 * count} patches")
-    print(options.output)
+        for name, count in points.items():
+            output.print(f"{escape(name)}: {count} points, {len(COLUMNS) * count} patches")
+        output.print(escape(str(options.output)))
 
 
 if __name__ == "__main__":
