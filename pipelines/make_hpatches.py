@@ -86,6 +86,7 @@ class FrameNoise:
         return np.concatenate([turn * axes[:, None], moved[:, :, None]], 2)
 
 
+# Those of the paper, of which the overlap with the unmoved circle is 0.83, 0.69 and 0.57 in the median.
 NOISE = {
     "easy": FrameNoise(10, 0.15, 0.15, 0.2),
     "hard": FrameNoise(20, 0.3, 0.3, 0.4),

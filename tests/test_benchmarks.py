@@ -132,7 +132,7 @@ class TestBrown:
         truth = {name: write_brown(tmp_path / name, seed) for seed, name in enumerate(("liberty", "yosemite"))}
         table = evaluate_brown(tmp_path, [ROOTSIFT], ONE)
         (measure,) = table.measures
-        assert measure.columns == ["liberty", "yosemite"]
+        assert measure.columns == ["liberty", "yosemite", "mean"]
         for name, (patches, pairs) in truth.items():
             rows = described(patches)
             distances = np.array([np.linalg.norm(rows[a] - rows[b]) for a, b, _ in pairs])
@@ -140,10 +140,12 @@ class TestBrown:
             assert 0 < expected < 0.9
             assert measure.values["rootsift"][name] == pytest.approx(expected, abs=0.02)
         assert not measure.marked
+        row = measure.values["rootsift"]
+        assert row["mean"] == pytest.approx((row["liberty"] + row["yosemite"]) / 2)
 
     def test_a_set_by_itself_goes_by_the_name_of_its_folder(self, tmp_path: Path) -> None:
         write_brown(tmp_path / "mine", 0)
-        assert evaluate_brown(tmp_path / "mine", [ROOTSIFT], ONE).measures[0].columns == ["mine"]
+        assert evaluate_brown(tmp_path / "mine", [ROOTSIFT], ONE).measures[0].columns == ["mine", "mean"]
 
     def test_a_star_says_what_was_trained_on(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """By metadata as `train` writes it, or by the name of the file."""
@@ -156,7 +158,7 @@ class TestBrown:
             ("ours", stated),
             ("hardnet-liberty", {}),
             ("NotreDame", {}),
-            ("others", {"source": "sfm"}),
+            ("others", {"data": '["sfm statue-of-liberty.h5"]'}),
         ):
             save_file(weights, tmp_path / f"{name}.safetensors", metadata)
         rows = competitors(["rootsift"], [str(path) for path in sorted(tmp_path.glob("*.safetensors"))])
@@ -173,8 +175,11 @@ class TestBrown:
         assert "* trained on this very set" in said.out
         assert "resized whole" in said.err
         with (tmp_path / "t.csv").open() as file:
-            marks = {(row["descriptor"], row["column"]): row["mark"] for row in csv.DictReader(file)}
-        assert [cell for cell, mark in marks.items() if mark] == [("hardnet-liberty", "liberty")]
+            lines = list(csv.DictReader(file))
+        assert [(row["descriptor"], row["column"]) for row in lines if row["mark"]] == [("hardnet-liberty", "liberty")]
+        found = {row["column"]: row["value"] for row in lines if row["descriptor"] == "hardnet-liberty"}
+        assert found["mean"] == found["notredame"]
+        assert "trained on" in said.out.splitlines()[2]
         content = json.loads((tmp_path / "t.json").read_text())
         assert content["descriptors"]["hardnet-liberty"]["trained_on"] == ["liberty"]
         assert content["pairs"] == {"liberty": 300, "notredame": 300}

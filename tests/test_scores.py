@@ -54,6 +54,15 @@ def test_rows_are_descriptors_and_a_star_says_what_is_not_to_be_compared() -> No
     assert lines[8].strip() == "* trained on this very set"
 
 
+def test_what_rows_were_trained_on_is_shown() -> None:
+    lines = text(ScoreTable("brown", (FPR,), {"mine [v2]": {"trained_on": ["liberty", "yosemite"]}, "new": {}}))
+    assert [cells(lines[at])[:2] for at in (2, 4, 5)] == [
+        ["", "trained on"],
+        ["rootsift", ""],
+        ["mine [v2]", "liberty, yosemite"],
+    ]
+
+
 def test_descriptors_may_be_the_columns() -> None:
     lines = text(ScoreTable("homography", (RIGHT,), {}, across=True))
     assert [cells(lines[at]) for at in (2, 4, 6)] == [

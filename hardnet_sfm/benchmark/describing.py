@@ -19,8 +19,8 @@ Grey = NDArray[np.uint8]
 class PatchStream:
     """Describes streams of patches, which are resized whole to the descriptor's size.
 
-    Memory: the descriptors, 2 bytes a dimension, the block at hand and two batches more than there are threads. Lower
-    bound: that of `PatchDescriber`; reading and resizing go on beside it.
+    Memory: the descriptors twice, 2 bytes a dimension, the block at hand and two batches more than there are threads.
+    Lower bound: that of `PatchDescriber`; reading and resizing go on beside it.
 
     Args:
         descriptor: what to compute.
@@ -29,16 +29,18 @@ class PatchStream:
     Attributes:
         device: "cpu" or "cuda".
         threads: that describe side by side.
+        dimension: D.
     """
 
     def __init__(self, descriptor: Descriptor, resources: Resources) -> None:
         self.device = resolve_device(resources.device)
         self.threads = resources.threads if self.device == "cpu" else 1
         self._describe = PatchDescriber(descriptor, self.device)
+        self.dimension = self._describe.dimension
 
     def __call__(self, blocks: Iterable[Grey]) -> NDArray[np.float16]:
         """Blocks of (n, S, S) uint8 patches to their (N, D) descriptors, in order. S may be another in each block."""
-        described = [np.zeros((0, self._describe.dimension), np.float16)]
+        described = [np.zeros((0, self.dimension), np.float16)]
         with torch_threads(self.threads) as pool:
             for _, future in in_order(pool, self._describe, self._batches(blocks), self.threads + 2):
                 described.append(future.result())

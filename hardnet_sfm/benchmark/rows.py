@@ -59,7 +59,7 @@ class Competitor:
         if self.weights is None:
             return ""
         metadata = read_weights(self.weights).metadata
-        return " ".join([self.weights.stem, *(metadata.get(key, "") for key in ("data", "source", "training_data"))])
+        return " ".join([self.weights.stem, metadata.get("data", ""), metadata.get("source", "")])
 
 
 def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:

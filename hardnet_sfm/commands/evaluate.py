@@ -186,7 +186,7 @@ class Hpatches(_ScoreBenchmark):
     tasks: Path | None = None
     """Folder of the task files and splits.json, from the authors' repository. Default: tasks/ in the data set."""
     split: str = "full"
-    """Sequences that are tested: a, b, c, full, illum or view."""
+    """Sequences that are tested: a, b, c, full; illum or view for those of illumination or of viewpoint alone."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
         from hardnet_sfm.benchmark.patches import evaluate_hpatches

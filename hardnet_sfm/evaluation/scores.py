@@ -77,7 +77,7 @@ class ScoreTable:
     Attributes:
         data_set: its name.
         measures: each is a table.
-        facts: about each descriptor: its weights' sha256, size of its patches.
+        facts: about each descriptor: its weights' sha256, size of its patches; what it was `trained_on` is shown.
         details: what the JSON has besides.
         notes: what a reader has to know, for people.
         across: descriptors are the columns of the tables, not the rows.
@@ -102,12 +102,16 @@ class ScoreTable:
             cells = {(column, row): text for (row, column), text in cells.items()}
             rows, columns = columns, rows
         table.add_column("", no_wrap=True)
+        trained = {} if self.across else {row: self.facts.get(row, {}).get("trained_on", ()) for row in rows}
+        if any(trained.values()):
+            table.add_column("trained on")
         for column in columns:
             table.add_column(escape(column), justify="right")
         for row in rows:
             if row == MEAN:
                 table.add_section()
-            table.add_row(escape(row), *(cells[row, column] for column in columns))
+            stated = [escape(", ".join(trained[row]))] if any(trained.values()) else []
+            table.add_row(escape(row), *stated, *(cells[row, column] for column in columns))
         return table
 
     def as_csv(self) -> str:

@@ -87,12 +87,16 @@ def dominant_orientations(grey: NDArray[np.uint8], keypoints: Keypoints) -> Floa
 
 def _scale_space(grey: NDArray[np.uint8]) -> Iterator[tuple[float, Float32]]:
     """Levels of sigma and the photo smoothed to it, grey values from 0 to 1."""
-    smooth, before = grey.astype(np.float32) / 255, _PHOTO_SIGMA
+    smooth, before = _from_0_to_1(grey), _PHOTO_SIGMA
     sigma = _FIRST_SIGMA
     while sigma <= max(_FIRST_SIGMA * 2, _LARGEST * min(grey.shape)):
         smooth = _blurred(smooth, (sigma**2 - before**2) ** 0.5)
         yield sigma, smooth
         before, sigma = sigma, sigma * 2 ** (1 / _LEVELS_AN_OCTAVE)
+
+
+def _from_0_to_1(grey: NDArray[np.uint8]) -> Float32:
+    return np.asarray(grey / np.float32(255), np.float32)
 
 
 def _blurred(image: Float32, sigma: float) -> Float32:
@@ -105,13 +109,13 @@ def _hessian(smooth: Float32, sigma: float) -> Float32:
 
 
 def _derivative(image: Float32, dx: int, dy: int) -> Float32:
-    kernels = [np.array(((1,), (-0.5, 0, 0.5), (1, -2, 1))[order], np.float32) for order in (dx, dy)]
-    return np.asarray(cv2.sepFilter2D(image, -1, *kernels, borderType=cv2.BORDER_REFLECT_101), np.float32)
+    across, down = (np.array(((1,), (-0.5, 0, 0.5), (1, -2, 1))[order], np.float32) for order in (dx, dy))
+    return np.asarray(cv2.sepFilter2D(image, -1, across, down, borderType=cv2.BORDER_REFLECT_101), np.float32)
 
 
 def _harris(grey: NDArray[np.uint8], sigma: float) -> Float32:
     differentiation = _DIFFERENTIATION * sigma
-    smooth = _blurred(grey.astype(np.float32) / 255, max(0.1, differentiation**2 - _PHOTO_SIGMA**2) ** 0.5)
+    smooth = _blurred(_from_0_to_1(grey), max(0.1, differentiation**2 - _PHOTO_SIGMA**2) ** 0.5)
     dx, dy = _derivative(smooth, 1, 0), _derivative(smooth, 0, 1)
     xx, yy, xy = (_blurred(product, sigma) * np.float32(differentiation**2) for product in (dx * dx, dy * dy, dx * dy))
     return np.asarray(xx * yy - xy * xy - np.float32(_HARRIS_K) * (xx + yy) ** 2)
