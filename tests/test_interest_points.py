@@ -44,8 +44,8 @@ def test_harris_points_are_maxima_of_scipys_measure_where_the_laplacian_is_large
     """By the definition, with Gaussian derivatives of SciPy, well inside the photo."""
     photo = texture()
     grey = photo / 255
-    found = harris_laplace_points(photo, 60)
-    assert len(found) == 60
+    found = harris_laplace_points(photo, 25)
+    assert len(found) == 25
     checked = 0
     for (x, y), sigma, score in zip(
         found.xy.astype(int).tolist(), found.scales.tolist(), found.scores.tolist(), strict=True
@@ -63,7 +63,7 @@ def test_harris_points_are_maxima_of_scipys_measure_where_the_laplacian_is_large
         steps = [sigma * 2 ** (step / 3) for step in (-1, 0, 1)]
         laplacians = [abs(laplace(gaussian_filter(grey, (s**2 - 0.25) ** 0.5))[y, x]) * s**2 for s in steps]
         assert laplacians[1] >= 0.99 * max(laplacians)
-    assert checked > 20
+    assert checked > 8
 
 
 @pytest.mark.parametrize("detect", [hessian_points, harris_laplace_points])
