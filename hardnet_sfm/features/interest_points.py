@@ -54,7 +54,7 @@ def harris_laplace_points(grey: NDArray[np.uint8], most: int) -> Keypoints:
     for sigma, smooth in _scale_space(grey):
         levels.append((sigma, _harris(grey, sigma)))
         laplacians.append(np.abs(cv2.Laplacian(smooth, cv2.CV_32F)) * np.float32(sigma**2))
-    return _strongest(levels, laplacians, most, over_scale=False)
+    return _strongest(levels, laplacians, most, with_beside=False)
 
 
 def dominant_orientations(grey: NDArray[np.uint8], keypoints: Keypoints) -> Float32:
@@ -121,21 +121,21 @@ def _harris(grey: NDArray[np.uint8], sigma: float) -> Float32:
     return np.asarray(xx * yy - xy * xy - np.float32(_HARRIS_K) * (xx + yy) ** 2)
 
 
-def _strongest(levels: Levels, over: list[Float32], most: int, over_scale: bool = True) -> Keypoints:
+def _strongest(levels: Levels, over: list[Float32], most: int, with_beside: bool = True) -> Keypoints:
     """The strongest maxima of the responses, which are also maxima over scale of another function.
 
     Args:
         levels: sigma and (H, W) response of each.
         over: (H, W) of each level: what has its maximum there, of the levels around it, at the place itself.
         most: number of them.
-        over_scale: of the levels around, the eight places beside it count, too.
+        with_beside: of the levels around, the eight places beside it count, too.
     """
     rows = []
     for number in range(1, len(levels) - 1):
         sigma, response = levels[number]
         best = (response > 0) & (response == _largest_around(response))
         for beside in (over[number - 1], over[number + 1]):
-            best &= over[number] > (_largest_around(beside) if over_scale else beside)
+            best &= over[number] > (_largest_around(beside) if with_beside else beside)
         y, x = np.nonzero(best)
         rows.append(np.stack([x, y, np.full(len(x), sigma), response[y, x]], 1))
     found = np.concatenate(rows) if rows else np.zeros((0, 4))
