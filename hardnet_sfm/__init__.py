@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hardnet_sfm.benchmark import competitors as competitors
-    from hardnet_sfm.benchmark import evaluate_landmarks as evaluate_landmarks
+    from hardnet_sfm.benchmark.landmarks import evaluate_landmarks as evaluate_landmarks
+    from hardnet_sfm.benchmark.patches import evaluate_brown as evaluate_brown
+    from hardnet_sfm.benchmark.patches import evaluate_hpatches as evaluate_hpatches
+    from hardnet_sfm.benchmark.patches import evaluate_w1bs as evaluate_w1bs
+    from hardnet_sfm.benchmark.photos import evaluate_homographies as evaluate_homographies
+    from hardnet_sfm.benchmark.photos import evaluate_pairs as evaluate_pairs
+    from hardnet_sfm.benchmark.rows import competitors as competitors
     from hardnet_sfm.colmap.model import Model as Model
     from hardnet_sfm.demonstration import demo as demo
     from hardnet_sfm.errors import HardnetSfmError as HardnetSfmError
@@ -50,8 +55,13 @@ if TYPE_CHECKING:
 
 # Imported when first asked for: torch and pycolmap take seconds, and `hardnet-sfm --help` needs neither.
 _HOMES = {
-    "competitors": "benchmark",
-    "evaluate_landmarks": "benchmark",
+    "competitors": "benchmark.rows",
+    "evaluate_brown": "benchmark.patches",
+    "evaluate_homographies": "benchmark.photos",
+    "evaluate_hpatches": "benchmark.patches",
+    "evaluate_landmarks": "benchmark.landmarks",
+    "evaluate_pairs": "benchmark.photos",
+    "evaluate_w1bs": "benchmark.patches",
     "Model": "colmap.model",
     "demo": "demonstration",
     "HardnetSfmError": "errors",

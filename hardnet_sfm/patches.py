@@ -71,3 +71,27 @@ def extract_patches(
             sampled = cv2.remap(image, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             patches[block] = np.asarray(sampled, np.uint8).reshape(-1, size, size)
     return patches
+
+
+def resize_patches(patches: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resamples whole patches to another size: by pixel area where they shrink, bilinearly where they grow.
+
+    Either keeps the centre and the extent. Patches shrink as one tall image, whose rows of patches stay apart because
+    each patch fills the same number of rows before and after.
+
+    Args:
+        patches: (N, S, S) uint8.
+        size: pixels.
+
+    Returns:
+        (N, size, size) uint8; the patches themselves where they have that size.
+    """
+    count, side = patches.shape[:2]
+    if side == size or not count:
+        return patches if side == size else np.zeros((0, size, size), np.uint8)
+    if size < side:
+        tall = np.ascontiguousarray(patches).reshape(count * side, side)
+        shrunk = cv2.resize(tall, (size, count * size), interpolation=cv2.INTER_AREA)
+        return np.asarray(shrunk, np.uint8).reshape(count, size, size)
+    grown = [cv2.resize(patch, (size, size), interpolation=cv2.INTER_LINEAR) for patch in patches]
+    return np.asarray(grown, np.uint8)

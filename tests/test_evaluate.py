@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from test_landmarks import average_precision_as_described, write_query
 
-from hardnet_sfm.benchmark import Competitor, competitors, evaluate_landmarks
+from hardnet_sfm.benchmark.landmarks import evaluate_landmarks
+from hardnet_sfm.benchmark.rows import Competitor, competitors
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL

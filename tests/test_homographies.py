@@ -1,25 +1,24 @@
-"""Sequences of homographies: their files, the truth and scores against loops, and the pipeline on a known sequence."""
+"""Sequences of homographies: their files, the truth and scores against loops, and the whole chain on a known one."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
+import runpy
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pycolmap
 import pytest
-import torch
-from kornia.feature import TFeat
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.benchmark.photos import COLMAP, evaluate_homographies
+from hardnet_sfm.benchmark.rows import Competitor
+from hardnet_sfm.cli import main
+from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.homographies import (
     MatchingScores,
     RankedMatches,
@@ -28,12 +27,13 @@ from hardnet_sfm.evaluation.homographies import (
     pair_truth,
     read_sequences,
 )
+from hardnet_sfm.evaluation.scores import ScoreTable
 from hardnet_sfm.images import read_photo
-from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.scene import Scene
 
 Float64 = NDArray[np.float64]
 
+ROOTSIFT = Competitor("rootsift", "rootsift", None, "")
 TILT = np.array([[0.9, 0.3, -20.0], [-0.2, 1.1, 30.0], [2e-4, -1e-4, 1.0]])
 
 
@@ -216,17 +216,6 @@ class TestMatchingScores:
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> ModuleType:
-    path = Path(__file__).parents[1] / "pipelines/homography.py"
-    spec = importlib.util.spec_from_file_location("pipelines_homography", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def warped(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered photo and five warped ones, each seen from farther aside."""
     folder, scene = small_scene
@@ -262,12 +251,19 @@ def matched_by_hand(
     ]
 
 
+def scores_of(table: ScoreTable, descriptor: str, column: str) -> tuple[float, float, float]:
+    """Accuracy, right matches and average precision as a table has them."""
+    accuracy, right, precision = (measure.values[descriptor][column] for measure in table.measures)
+    return accuracy, right, precision
+
+
 @pytest.mark.usefixtures("one_thread")
-class TestPipeline:
-    def test_scores_are_those_of_opencvs_matcher_and_a_loop(self, pipeline: ModuleType, warped: Path) -> None:
-        scores = pipeline.compare(pipeline.Options(warped, max_features=250))
-        assert list(scores) == ["v_square", "mean"]
-        assert scores["mean"] == scores["v_square"]
+class TestEvaluate:
+    def test_scores_are_those_of_opencvs_matcher_and_a_loop(self, warped: Path) -> None:
+        table = evaluate_homographies(warped, [ROOTSIFT], max_features=250)
+        assert [measure.name for measure in table.measures] == ["mma", "right", "map"]
+        assert table.measures[0].columns == ["v_square", "mean"]
+        assert scores_of(table, COLMAP, "mean") == scores_of(table, COLMAP, "v_square")
         features = [colmap_rootsift(warped / f"{number}.png", 250) for number in range(1, 7)]
         (sequence,) = read_sequences(warped)
         expected = []
@@ -275,104 +271,63 @@ class TestPipeline:
             pairs, ratios = matched_by_hand(features[0][1], described)
             expected.append(scores_by_hand(homography, features[0][0], xy, pairs, ratios))
         accuracy, right, precision = np.mean(expected, axis=0)
-        found = scores["mean"]["colmap rootsift"]
+        found = scores_of(table, COLMAP, "mean")
         assert 0.3 < accuracy < 0.95
-        assert found.right == pytest.approx(right, abs=0.5)
-        assert found.accuracy == pytest.approx(accuracy, abs=0.005)
-        assert found.average_precision == pytest.approx(precision, abs=0.005)
+        assert found[1] == pytest.approx(right, abs=0.5)
+        assert found[0] == pytest.approx(accuracy, abs=0.005)
+        assert found[2] == pytest.approx(precision, abs=0.005)
         # Ours at the same keypoints is about as good.
-        assert scores["mean"]["rootsift"].average_precision == pytest.approx(precision, abs=0.06)
+        assert scores_of(table, "rootsift", "mean")[2] == pytest.approx(precision, abs=0.06)
 
-    def test_flat_photos_score_nothing(self, pipeline: ModuleType, tmp_path: Path) -> None:
+    def test_flat_photos_score_nothing(self, tmp_path: Path) -> None:
         write_sequence(tmp_path / "flat")
-        scores = pipeline.compare(pipeline.Options(tmp_path))
-        assert set(scores["mean"].values()) == {MatchingScores(0, 0, 0)}
+        table = evaluate_homographies(tmp_path, [ROOTSIFT])
+        assert {scores_of(table, name, "mean") for name in (COLMAP, "rootsift")} == {(0, 0, 0)}
 
-    def test_tables_and_csv(
-        self, pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    def test_the_pipeline_prints_what_the_verb_prints(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for name in ("v_flat", "i_[flat]"):
             write_sequence(tmp_path / "sequences" / name)
-        target = tmp_path / "scores.csv"
-        monkeypatch.setattr(sys, "argv", ["homography.py", str(tmp_path / "sequences"), "--csv", str(target)])
-        pipeline.main()
+        path = Path(__file__).parents[1] / "pipelines/homography.py"
+        line = [str(tmp_path / "sequences"), "--descriptor", "rootsift"]
+        monkeypatch.setattr(sys, "argv", ["homography.py", *line, "--csv", str(tmp_path / "a.csv")])
+        runpy.run_path(str(path), run_name="__main__")
         printed = capsys.readouterr().out
         assert all(word in printed for word in ("MMA @ 3 px", "right matches a pair", "mAP", "i_[flat]", "mean"))
-        with target.open(encoding="utf-8") as file:
+        main(["evaluate", "homography", *line, "--csv", str(tmp_path / "b.csv")])
+        assert capsys.readouterr().out.replace("b.csv", "a.csv") == printed
+        assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+        with (tmp_path / "a.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        descriptors = ["colmap rootsift", *pipeline.competitors(())]
-        expected = [(name, of) for name in ("i_[flat]", "v_flat", "mean") for of in descriptors]
-        assert [(row["sequence"], row["descriptor"]) for row in rows] == expected
+        assert len(rows) == 3 * 2 * 3
         assert rows[0] == {
-            "sequence": "i_[flat]",
-            "descriptor": "colmap rootsift",
-            "mma": "0.0",
-            "right": "0.0",
-            "map": "0.0",
+            "data_set": "homography",
+            "measure": "mma",
+            "descriptor": COLMAP,
+            "column": "i_[flat]",
+            "value": "0.0",
+            "mark": "",
         }
 
     def test_errors_are_said_without_a_traceback(
-        self, pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         write_sequence(tmp_path / "wall")
+        path = Path(__file__).parents[1] / "pipelines/homography.py"
         for extra, status, words in (
-            (["--weights", "old.pth"], 2, "hardnet-sfm weights convert old.pth"),
+            (["--weights", "old.pth"], 1, "no weights of the name old.pth"),
             (["--csv", str(tmp_path / "none/scores.csv")], 2, "no such folder"),
-            (["--weights", str(tmp_path / "none.safetensors")], 1, "no weights file"),
+            (["--descriptor", "hardnot"], 2, "Did you mean hardnet?"),
         ):
             monkeypatch.setattr(sys, "argv", ["homography.py", str(tmp_path), *extra])
             with pytest.raises(SystemExit) as exit:
-                pipeline.main()
+                runpy.run_path(str(path), run_name="__main__")
             assert exit.value.code == status
             assert words in capsys.readouterr().err
 
     @pytest.mark.slow
-    def test_the_table_measured_beforehand(self, pipeline: ModuleType, shared_data: Path) -> None:
+    def test_the_table_measured_beforehand(self, shared_data: Path) -> None:
         """RootSIFT of COLMAP on leuven by a program of its own: 0.77."""
-        scores = pipeline.compare(pipeline.Options(shared_data / "homography/leuven"))
-        assert scores["leuven"]["colmap rootsift"].average_precision == pytest.approx(0.77, abs=0.005)
-
-
-class TestCompetitors:
-    @pytest.fixture(autouse=True)
-    def _no_shipped_weights(self, pipeline: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "shipped").mkdir()
-        monkeypatch.setattr(pipeline, "SHIPPED", tmp_path / "shipped")
-
-    @pytest.mark.parametrize("metadata", [{}, {"architecture": "tfeat", "measurement_size": "9.5"}])
-    def test_tfeat_is_kornias_with_unit_length(
-        self, pipeline: ModuleType, tmp_path: Path, metadata: dict[str, str]
-    ) -> None:
-        torch.manual_seed(0)
-        network = TFeat(pretrained=False).eval()
-        path = tmp_path / "tfeat.safetensors"
-        save_file(network.state_dict(), path, metadata)
-        descriptor = pipeline.learned(path)
-        assert descriptor.patch_size == 32
-        assert descriptor.measurement_size == (9.5 if metadata else 12)
-        patches = torch.rand(5, 1, 32, 32)
-        with torch.no_grad():
-            raw, found = network(patches), descriptor.network.eval()(patches)
-        torch.testing.assert_close(found, raw / raw.norm(dim=1, keepdim=True))
-
-    def test_shipped_and_given_weights_take_part_by_name(self, pipeline: ModuleType, tmp_path: Path) -> None:
-        torch.manual_seed(0)
-        for place in ("shipped/ours.safetensors", "ours.safetensors", "mine.safetensors"):
-            save_file(HardNet().state_dict(), tmp_path / place)
-        given = (tmp_path / "mine.safetensors", tmp_path / "ours.safetensors")
-        found = pipeline.competitors(given)
-        assert list(found) == ["rootsift", "ours", "mine", str(tmp_path / "ours.safetensors")]
-        assert len({descriptor.weights_sha256 for descriptor in found.values()}) == 4
-
-    def test_other_networks_are_refused(self, pipeline: ModuleType, tmp_path: Path) -> None:
-        path = tmp_path / "other.safetensors"
-        save_file({"weight": torch.zeros(3)}, path)
-        with pytest.raises(HardnetSfmError, match=r"other\.safetensors: weights of no network"):
-            pipeline.learned(path)
-        save_file(HardNet().state_dict(), path, {"architecture": "tfeat"})
-        with pytest.raises(HardnetSfmError, match="not of tfeat"):
-            pipeline.learned(path)
-
-    def test_pickles_are_refused(self, pipeline: ModuleType, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"not a \.safetensors file"):
-            pipeline.competitors((tmp_path / "hardnet.pth",))
+        table = evaluate_homographies(shared_data / "homography/leuven", [ROOTSIFT])
+        assert scores_of(table, COLMAP, "leuven")[2] == pytest.approx(0.77, abs=0.005)

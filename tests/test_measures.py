@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hardnet_sfm.evaluation.measures import average_precision, fpr95
+from hardnet_sfm.evaluation.measures import average_precision, fpr95, squared_distances, threshold_area
 
 # Few distinct distances, so that many are equal.
 decisions = st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=60)
@@ -83,3 +83,30 @@ class TestAveragePrecision:
     def test_needs_something_to_find(self) -> None:
         with pytest.raises(ValueError, match="something that is to be found"):
             average_precision(np.arange(3.0), np.zeros(3, bool))
+
+
+class TestThresholdArea:
+    def test_needs_matches(self) -> None:
+        with pytest.raises(ValueError, match="needs matches"):
+            threshold_area(np.zeros(0), np.zeros(0, bool))
+
+    def test_of_matches_that_are_all_right_is_nothing(self) -> None:
+        """The curve is over 1 - precision, which stays 0: the published measure, odd as it is."""
+        assert threshold_area(np.linspace(0.1, 0.9, 9), np.ones(9, bool)) == 0
+
+    def test_area_is_taken_back_where_precision_rises_again(self) -> None:
+        """Wrong, right, right, and one never accepted: precision falls to 0 and rises to 2/3, recall from 0 to 2/4.
+
+        From (1, 0) over (1/2, 1/4) to (1/3, 1/2): minus 1/2 * 1/8, minus 1/6 * 3/8.
+        """
+        ratios, right = np.array([0.2, 0.4, 0.6, 0.8]), np.array([False, True, True, True])
+        assert threshold_area(ratios, right) == pytest.approx(-1 / 16 - 1 / 16)
+
+
+def test_squared_distances_are_those_of_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(count, 5)).astype(np.float32) for count in (7, 9))
+    second[3] = first[2]
+    expected = [[float(((a - b) ** 2).sum()) for b in second.astype(np.float64)] for a in first.astype(np.float64)]
+    np.testing.assert_allclose(squared_distances(first, second), expected, atol=1e-5)
+    assert squared_distances(first, second)[2, 3] >= 0

@@ -23,7 +23,8 @@ from PIL import Image
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.training.brown import read_brown, read_brown_pairs, write_brown
+from hardnet_sfm.evaluation.brown import open_brown, read_pairs
+from hardnet_sfm.training.brown import read_brown, write_brown
 from hardnet_sfm.training.hpatches import read_hpatches
 from hardnet_sfm.training.patches import PatchSet, PatchWriter, read_patches, write_patches
 
@@ -485,18 +486,20 @@ def test_a_set_read_from_brown_can_be_kept_as_patches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", ["", " 0"])
-def test_labelled_pairs_name_the_rows_of_the_set(extra: str, tmp_path: Path) -> None:
+def test_labelled_pairs_name_the_patches_of_the_folder(extra: str, tmp_path: Path) -> None:
     """The authors' files have a seventh number in each line."""
     info = some_info(photos=False)
     info = info[np.random.default_rng(2).permutation(len(info))]
     patches = brown(tmp_path / "mixed", info)
+    opened = open_brown(tmp_path / "mixed")
+    np.testing.assert_array_equal(np.concatenate([*opened.blocks()]), patches)
     pairs = np.random.default_rng(3).integers(0, len(info), (40, 2)).tolist()
     pairs += [(row, next(other for other in range(len(info)) if info[other, 0] == info[row, 0])) for row in range(40)]
     lines = [f"{one} {info[one, 0]} 0 {other} {info[other, 0]} 0{extra}\n" for one, other in pairs]
     path = tmp_path / "mixed" / "m50_80_80_0.txt"
     path.write_text("".join(lines))
-    found, labelled = read_brown(tmp_path / "mixed"), read_brown_pairs(path)
-    np.testing.assert_array_equal(found.patches[labelled.rows], patches[np.array(pairs)])
+    labelled = read_pairs(path, opened)
+    np.testing.assert_array_equal(labelled.patches, pairs)
     assert labelled.matching.tolist() == [info[one, 0] == info[other, 0] for one, other in pairs]
 
 
@@ -506,7 +509,7 @@ def test_labelled_pairs_that_contradict_info_are_a_clear_error(line: str, messag
     path = tmp_path / "liberty" / "m50_2_2_0.txt"
     path.write_text(f"0 5 0 1 5 0\n{line}\n")
     with pytest.raises(HardnetSfmError, match=message) as raised:
-        read_brown_pairs(path)
+        read_pairs(path, open_brown(path.parent))
     assert str(path) in raised.value.message
 
 
@@ -566,8 +569,8 @@ def test_a_set_written_as_brown_is_what_the_description_says(tmp_path: Path) -> 
     for number, point, image, *_ in (half for pair in pairs for half in (pair[:3], pair[3:])):
         assert lines[int(number)] == f"{point} {image}"
     assert all(pair[0] != pair[3] for pair in pairs)
-    labelled = read_brown_pairs(folder / "m50_500_500_0.txt")
-    assert labelled.rows.tolist() == [[int(pair[0]), int(pair[3])] for pair in pairs]
+    labelled = read_pairs(folder / "m50_500_500_0.txt", open_brown(folder))
+    assert labelled.patches.tolist() == [[int(pair[0]), int(pair[3])] for pair in pairs]
     found = read_brown(folder)
     assert_same(
         found,
@@ -586,8 +589,8 @@ def test_labelled_pairs_follow_the_seed_and_reach_every_pair(tmp_path: Path) -> 
         write_brown(small, tmp_path / name, 20_000, seed)
     one, again, other = ((tmp_path / name / "m50_20000_20000_0.txt").read_text() for name in ("one", "again", "other"))
     assert one == again != other
-    labelled = read_brown_pairs(tmp_path / "one" / "m50_20000_20000_0.txt")
-    counted = Counter(map(tuple, labelled.rows.tolist()))
+    labelled = read_pairs(tmp_path / "one" / "m50_20000_20000_0.txt", open_brown(tmp_path / "one"))
+    counted = Counter(map(tuple, labelled.patches.tolist()))
     for first, second in np.ndindex(7, 7):
         same = point[first] == point[second]
         partners = [row for row in range(7) if (point[row] == point[first]) == same and row != first]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import kornia.feature as kornia
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.patches import extract_patches, pyramid
+from hardnet_sfm.patches import extract_patches, pyramid, resize_patches
 from hardnet_sfm.scene import Scene
 
 Grey = NDArray[np.uint8]
@@ -200,3 +201,22 @@ def test_the_pyramid_halves_until_the_shorter_side_would_be_below_32() -> None:
     assert shapes == [(360, 481), (180, 240), (90, 120), (45, 60)]
     assert [level.shape for level in pyramid(np.zeros((64, 64), np.uint8))] == [(64, 64), (32, 32)]
     assert [level.shape for level in pyramid(np.zeros((20, 500), np.uint8))] == [(20, 500)]
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_patches_shrink_by_pixel_area_each_by_itself(size: int) -> None:
+    """Against shares of 65 pixels in each new one, and never with a neighbour in the stack."""
+    patches = np.random.default_rng(0).integers(0, 256, (300, 65, 65), np.uint8)
+    edges, pixels = np.arange(size + 1) * 65 / size, np.arange(65)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = shared.clip(0) * size / 65
+    found = resize_patches(patches, size)
+    assert np.abs(weights @ patches @ weights.T - found).max() < 0.6
+
+
+def test_patches_grow_each_by_itself_and_stay_as_they_are() -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (9, 32, 32), np.uint8)
+    for patch, grown in zip(patches, resize_patches(patches, 64), strict=True):
+        np.testing.assert_array_equal(grown, cv2.resize(patch, (64, 64), interpolation=cv2.INTER_LINEAR))
+    assert resize_patches(patches, 32) is patches
+    assert resize_patches(patches[:0], 16).shape == (0, 16, 16)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from rich.markup import escape
 from tyro.conf import Positional, arg, subcommand
@@ -14,6 +15,7 @@ from tyro.conf import Positional, arg, subcommand
 from hardnet_sfm.commands.common import output, said_of
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
+from hardnet_sfm.evaluation.scores import Results, ScoreTable
 from hardnet_sfm.evaluation.tables import LandmarkTable
 from hardnet_sfm.features.stage import ExtractReport, KeypointOptions
 from hardnet_sfm.progress import console as errors
@@ -21,51 +23,39 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import METHODS, Method, VocabularyOptions
 from hardnet_sfm.workspace import DEFAULT, replacing
 
+if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
+    from hardnet_sfm.benchmark.rows import Competitor
+
 _NAMED = 10  # photos that cannot be read; --json has them all
 
 
 @dataclass(frozen=True)
-class LandmarkOptions:
+class TableOptions:
     """What is compared, and where it goes."""
 
     descriptor: tuple[str, ...] = ("rootsift", "hardnet")
     """Rows of the table. hardnet: with the weights that come with the package."""
     weights: tuple[str, ...] = ()
     """More rows: .safetensors files."""
-    method: tuple[Method, ...] = METHODS
-    """Columns of the table."""
     json: Path | None = None
-    """Write everything here, each query's average precision included."""
+    """Write everything here, the score of each query, pair or sequence included."""
     csv: Path | None = None
     """Write the table here."""
-    workspace: Path = DEFAULT
-    """Folder for everything that is made. Features, vocabularies and indexes of each descriptor are kept there."""
     debug: bool = False
     """Show where in the program an error came from."""
-    keypoints: KeypointOptions = field(default_factory=KeypointOptions)
-    words: VocabularyOptions = field(default_factory=VocabularyOptions)
     resources: Resources = field(default_factory=Resources)
 
-    def compare(self, name: LandmarkSetName, folder: Path, vocabularies: Sequence[Path]) -> None:
-        """Runs the comparison on a data set, prints the table and writes what was asked for."""
-        from hardnet_sfm.benchmark import competitors, evaluate_landmarks
+    def rows(self) -> list[Competitor]:
+        """The descriptors that are asked for; what cannot be made or written is told before the work."""
+        from hardnet_sfm.benchmark.rows import competitors
 
         for path in (self.json, self.csv):
             if path is not None and not path.parent.is_dir():
                 raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
-        table = evaluate_landmarks(
-            name,
-            folder,
-            self.workspace,
-            vocabularies,
-            competitors(self.descriptor, self.weights),
-            methods=self.method,
-            keypoint_options=self.keypoints,
-            vocabulary_options=self.words,
-            resources=self.resources,
-            on_extract=_print_extracted,
-        )
-        _print_missing(table)
+        return competitors(self.descriptor, self.weights)
+
+    def show(self, table: Results) -> None:
+        """Prints a table and writes what was asked for."""
         for title, printed in table.printed():
             output.print(escape(title))
             output.print(printed)
@@ -73,6 +63,37 @@ class LandmarkOptions:
             _write(self.csv, table.as_csv())
         if self.json:
             _write(self.json, json.dumps(table.as_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class LandmarkOptions(TableOptions):
+    """What is compared, and where it goes."""
+
+    method: tuple[Method, ...] = METHODS
+    """Columns of the table."""
+    workspace: Path = DEFAULT
+    """Folder for everything that is made. Features, vocabularies and indexes of each descriptor are kept there."""
+    keypoints: KeypointOptions = field(default_factory=KeypointOptions)
+    words: VocabularyOptions = field(default_factory=VocabularyOptions)
+
+    def compare(self, name: LandmarkSetName, folder: Path, vocabularies: Sequence[Path]) -> None:
+        """Runs the comparison on a data set, prints the table and writes what was asked for."""
+        from hardnet_sfm.benchmark.landmarks import evaluate_landmarks
+
+        table = evaluate_landmarks(
+            name,
+            folder,
+            self.workspace,
+            vocabularies,
+            self.rows(),
+            methods=self.method,
+            keypoint_options=self.keypoints,
+            vocabulary_options=self.words,
+            resources=self.resources,
+            on_extract=_print_extracted,
+        )
+        _print_missing(table)
+        self.show(table)
 
 
 @dataclass(frozen=True)
@@ -120,12 +141,97 @@ class Rparis6k(_LandmarkBenchmark):
 
 
 @dataclass(frozen=True)
+class _ScoreBenchmark(ABC):
+    """A data set of patches, or of photos whose geometry is known."""
+
+    folder: Annotated[Path, Positional, arg(metavar="DATASET")]
+    """The data set in its authors' layout."""
+    table: TableOptions = field(default_factory=TableOptions)
+
+    @abstractmethod
+    def measure(self, rows: list[Competitor]) -> ScoreTable: ...
+
+    def run(self) -> None:
+        table = self.measure(self.table.rows())
+        self.table.show(table)
+        for note in table.notes:
+            errors.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Brown(_ScoreBenchmark):
+    """Brown et al., PAMI 2011: patches of liberty, notredame and yosemite, whichever are there; FPR at 95 % recall of
+    the official pairs. Rows that say they were trained on a set, by name or metadata, have a star there."""
+
+    def measure(self, rows: list[Competitor]) -> ScoreTable:
+        from hardnet_sfm.benchmark.patches import evaluate_brown
+
+        return evaluate_brown(self.folder, rows, self.table.resources)
+
+
+@dataclass(frozen=True)
+class W1bs(_ScoreBenchmark):
+    """Mishkin et al., BMVC 2015: patches with one nuisance at a time (A, G, L, S, map2photo); mAUC by nuisance."""
+
+    def measure(self, rows: list[Competitor]) -> ScoreTable:
+        from hardnet_sfm.benchmark.patches import evaluate_w1bs
+
+        return evaluate_w1bs(self.folder, rows, self.table.resources)
+
+
+@dataclass(frozen=True)
+class Hpatches(_ScoreBenchmark):
+    """Balntas et al., CVPR 2017: verification, matching and retrieval of patches with easy, hard and tough errors."""
+
+    tasks: Path | None = None
+    """Folder of the task files and splits.json, from the authors' repository. Default: tasks/ in the data set."""
+    split: str = "full"
+    """Sequences that are tested: a, b, c, full; illum or view for those of illumination or of viewpoint alone."""
+
+    def measure(self, rows: list[Competitor]) -> ScoreTable:
+        from hardnet_sfm.benchmark.patches import evaluate_hpatches
+
+        return evaluate_hpatches(self.folder, rows, self.table.resources, tasks=self.tasks, split=self.split)
+
+
+@dataclass(frozen=True)
+class Homography(_ScoreBenchmark):
+    """Sequences of six photos that are related by homographies, of Oxford affine or HPatches: MMA, right matches, mAP,
+    all on COLMAP's keypoints. COLMAP's own RootSIFT always takes part."""
+
+    max_features: int = 4000
+    """COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations."""
+
+    def measure(self, rows: list[Competitor]) -> ScoreTable:
+        from hardnet_sfm.benchmark.photos import evaluate_homographies
+
+        return evaluate_homographies(self.folder, rows, self.table.resources, max_features=self.max_features)
+
+
+@dataclass(frozen=True)
+class Pairs(_ScoreBenchmark):
+    """Pairs of photos with a wide baseline. Layout of EVD (1/, 2/, h/): right matches and mAP by the homography.
+    Of WxBS (GROUP/NAME/01.png, 02.png, corrs.txt): recall of true correspondences by the epipolar geometry."""
+
+    max_features: int = 4000
+    """COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations."""
+
+    def measure(self, rows: list[Competitor]) -> ScoreTable:
+        from hardnet_sfm.benchmark.photos import evaluate_pairs
+
+        return evaluate_pairs(self.folder, rows, self.table.resources, max_features=self.max_features)
+
+
+@dataclass(frozen=True)
 class Evaluate:
-    """Measure descriptors and methods on Oxford5k and the like."""
+    """Measure descriptors on the data sets of the literature."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536",
         "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --weights my.safetensors --csv table.csv",
+        "hardnet-sfm evaluate brown PHOTOTOUR --descriptor rootsift hardnet --weights my.safetensors",
+        "hardnet-sfm evaluate hpatches hpatches-release --tasks hpatches-benchmark/tasks --split a",
+        "hardnet-sfm evaluate pairs WXBS --json scores.json",
     )
 
     data_set: (
@@ -133,6 +239,11 @@ class Evaluate:
         | Annotated[Paris6k, subcommand("paris6k", prefix_name=False)]
         | Annotated[Roxford5k, subcommand("roxford5k", prefix_name=False)]
         | Annotated[Rparis6k, subcommand("rparis6k", prefix_name=False)]
+        | Annotated[Brown, subcommand("brown", prefix_name=False)]
+        | Annotated[W1bs, subcommand("w1bs", prefix_name=False)]
+        | Annotated[Hpatches, subcommand("hpatches", prefix_name=False)]
+        | Annotated[Homography, subcommand("homography", prefix_name=False)]
+        | Annotated[Pairs, subcommand("pairs", prefix_name=False)]
     )
 
     @property

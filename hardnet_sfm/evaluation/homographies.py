@@ -77,6 +77,15 @@ def _homography(folder: Path, number: int) -> Float64:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise HardnetSfmError(f"{folder}: no homography {paths[0].name} or {paths[1].name}", _LAYOUT)
+    return read_homography(path)
+
+
+def read_homography(path: Path) -> Float64:
+    """The (3, 3) matrix that a text file has, nine numbers row by row.
+
+    Raises:
+        HardnetSfmError: the file is damaged, or the matrix cannot be inverted.
+    """
     try:
         matrix = np.array(path.read_text(encoding="ascii").split(), np.float64)
     except (OSError, ValueError) as error:

@@ -80,6 +80,37 @@ def trapezoid_average_precision(right: Bools, positives: int) -> float:
     return float(np.sum(ahead + (found + 1) / (before + 1)) / (2 * positives))
 
 
+def threshold_area(ratios: Floats, right: Bools, thresholds: int = 100) -> float:
+    """Area under recall over 1 - precision at evenly spaced thresholds, 0 to 1.
+
+    The measure of Mishkin, Matas, Perdoch and Lenc, WxBS: Wide baseline stereo generalizations, BMVC 2015, as the
+    authors' benchmark of descriptors computes it: the thresholds go from 0 to the largest ratio, matches below one are
+    accepted, so the last match never is; precision is 1 where nothing is accepted; recall counts of all matches;
+    neighbours on the curve are joined by straight lines, and where precision rises again the area is taken back.
+
+    Args:
+        ratios: (N,) of each match; smaller is more believed.
+        right: (N,) whether each match is.
+        thresholds: number of them.
+
+    Raises:
+        ValueError: there are no matches.
+    """
+    if not len(ratios):
+        raise ValueError("an area needs matches")
+    steps = np.linspace(0, ratios.max(), thresholds)
+    accepted = np.searchsorted(np.sort(ratios), steps)
+    found = np.searchsorted(np.sort(ratios[right]), steps)
+    precision = np.where(accepted > 0, found / np.maximum(accepted, 1), 1.0)
+    return float(np.trapezoid(found / len(ratios), 1 - precision))
+
+
+def squared_distances(first: Floats, second: Floats) -> NDArray[np.float32]:
+    """(N, M) squared L2 distances between (N, D) and (M, D) rows, by a product of matrices; at least 0."""
+    lengths = np.einsum("nd,nd->n", first, first)[:, None] + np.einsum("md,md->m", second, second)
+    return np.asarray(np.maximum(lengths - 2 * (first @ second.T), 0), np.float32)
+
+
 def precision_at(right: Bools, k: int) -> float:
     """Share of positives among the first k answers, or up to the last positive where that comes before, 0 to 1.
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.features.detectors import Detect, DetectorOptions, make_detector
-from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.images import Affine2, Photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 
 # Of the blur before a tilt, in pixels for sqrt(t^2 - 1): what makes a blur of 0.8 pixels one of 0.8 t (ASIFT).

@@ -1,16 +1,14 @@
-"""The chain behind `evaluate oxford5k` and its relatives: extract, vocabulary, index, search, score.
-
-It stands above the wings as `pipeline` does: evaluation knows nothing but rankings, retrieval nothing of ground truth.
-"""
+"""The chain behind `evaluate oxford5k` and its relatives: extract, vocabulary, index, search, score."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, competitors
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmark_sets import (
     LandmarkSet,
@@ -21,8 +19,7 @@ from hardnet_sfm.evaluation.landmark_sets import (
 )
 from hardnet_sfm.evaluation.landmarks import score_rankings
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
-from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, KeypointOptions, extract
-from hardnet_sfm.images import sha256_of
+from hardnet_sfm.features.stage import ExtractReport, KeypointOptions, extract
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions
@@ -31,63 +28,7 @@ from hardnet_sfm.retrieval.vocabulary import vocabulary
 from hardnet_sfm.retrieve import Index
 from hardnet_sfm.workspace import CARD, digest, read_json
 
-DESCRIPTORS = ("rootsift", "hardnet")
 OnExtract = Callable[[str, ExtractReport], None]
-
-
-@dataclass(frozen=True)
-class Competitor:
-    """A row of the table.
-
-    Attributes:
-        name: in the table.
-        descriptor: as `ExtractOptions` has it.
-        weights: of the descriptor; None where it needs none.
-        weights_sha256: empty where it needs none.
-    """
-
-    name: str
-    descriptor: str
-    weights: Path | None
-    weights_sha256: str
-
-    @property
-    def folder(self) -> str:
-        """Where its features, vocabularies and indexes are kept; other weights of the same name have another."""
-        return f"{self.name}-{self.weights_sha256[:8]}" if self.weights else self.name
-
-    def extract_options(self, keypoints: KeypointOptions) -> ExtractOptions:
-        return ExtractOptions(**asdict(keypoints), descriptor=self.descriptor, weights=self.weights)
-
-
-def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:
-    """Descriptors by their names, with the weights that come with the package, then others with the weights given.
-
-    Args:
-        descriptors: names that `ExtractOptions.descriptor` takes.
-        weights: names of shipped weights, or files. What they are of is in their metadata, or recognised.
-
-    Raises:
-        HardnetSfmError: there are no such weights.
-        UsageError: two have the same name, or there is none at all.
-    """
-    from hardnet_sfm.features.descriptors import SHIPPED
-    from hardnet_sfm.weights import architecture_of, find_weights, read_weights
-
-    found: list[Competitor] = []
-    for descriptor in descriptors:
-        path = find_weights(SHIPPED[descriptor]) if descriptor in SHIPPED else None
-        name = path.stem if path else descriptor
-        found.append(Competitor(name, descriptor, path, sha256_of(path) if path else ""))
-    for given in weights:
-        loaded = read_weights(find_weights(given))
-        found.append(Competitor(loaded.path.stem, architecture_of(loaded), loaded.path, loaded.sha256))
-    names = [one.name for one in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"two rows of the table would be called {twice[0]}", "Rename one of the files.")
-    if not found:
-        raise UsageError("nothing to evaluate", "Give a --descriptor or --weights.")
-    return found
 
 
 def evaluate_landmarks(

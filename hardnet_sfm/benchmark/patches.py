@@ -1,0 +1,284 @@
+"""The chains behind `evaluate brown`, `w1bs` and `hpatches`: patches to descriptors to measures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.benchmark.describing import PatchStream
+from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, competitors, facts, made
+from hardnet_sfm.evaluation import brown, hpatches
+from hardnet_sfm.evaluation.hpatches_tasks import POOLS, match_sequence, pairs_to_verify, retrieve, verify
+from hardnet_sfm.evaluation.measures import fpr95
+from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
+from hardnet_sfm.evaluation.w1bs import NUISANCES, column_score, find_columns
+from hardnet_sfm.features.descriptors import Descriptor
+from hardnet_sfm.progress import Advance, progress
+from hardnet_sfm.resources import Resources
+
+Float16 = NDArray[np.float16]
+_PAIRS = 2**16
+# How the literature and files write the names of Brown's sets. Other photos of the statue are another set.
+_SPELLED = {"liberty": r"(?<!of[\s_-])liberty", "notredame": r"notre[\s_-]?dame", "yosemite": "yosemite"}
+
+
+def evaluate_brown(
+    folder: Path | str, rows: Sequence[Competitor] | None = None, resources: Resources | None = None
+) -> ScoreTable:
+    """Brown's PhotoTour: false positive rate at 95 % recall of the official pairs.
+
+    A row that says by its name or metadata what it was trained on is marked on these sets, and its mean is that of the
+    others: with weights learned on each of the three, the six combinations of the literature.
+
+    Lower bound: every patch is described once, 450 000 to 630 000 of them a set, so a CPU that describes 9000 a second
+    takes a minute a set and descriptor. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet.
+
+    Args:
+        folder: with some of the sets liberty, notredame and yosemite in it, or one set.
+        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    descriptors = made(rows)
+    sets = brown.find_brown(Path(folder))
+    pairs = {name: brown.read_pairs(brown.find_pairs(one), one) for name, one in sets.items()}
+    values: dict[str, dict[str, float]] = {name: {} for name in descriptors}
+    total = len(rows) * sum(map(len, sets.values()))
+    with progress("describe", total) as advance:
+        for row, descriptor in descriptors.items():
+            describe = PatchStream(descriptor, resources)
+            for name, one in sets.items():
+                described = describe(_told(one.blocks(), advance, f"{row} {name}"))
+                distances = _pair_distances(described, pairs[name].patches)
+                values[row][name] = fpr95(distances, pairs[name].matching)
+    trained = {row.name: trained_on(row) for row in rows}
+    marked = frozenset((row, name) for row in values for name in values[row] if name in trained[row])
+    for row, figures in values.items():
+        if foreign := [figure for name, figure in figures.items() if (row, name) not in marked]:
+            figures[MEAN] = float(np.mean(foreign))
+    known = {row: {"trained_on": list(names)} for row, names in trained.items()}
+    return ScoreTable(
+        "brown",
+        (
+            Measure(
+                "fpr95",
+                "false positive rate at 95 % recall, %, by test set",
+                values,
+                ".2%",
+                lower_is_better=True,
+                marked=marked,
+                mark="trained on this very set",
+            ),
+        ),
+        {name: {**about, **known[name]} for name, about in facts(rows, descriptors).items()},
+        {"pairs": {name: len(found.matching) for name, found in pairs.items()}},
+        (_resized("Brown's", brown.MEASUREMENT_SIZE, descriptors),),
+    )
+
+
+def trained_on(row: Competitor) -> tuple[str, ...]:
+    """Which of Brown's sets the name and the metadata of its weights mention."""
+    stated = row.stated().lower()
+    return tuple(name for name, spelled in _SPELLED.items() if re.search(spelled, stated))
+
+
+def _pair_distances(described: Float16, pairs: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(M,) L2 distances of (M, 2) pairs of rows."""
+    distances = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), _PAIRS):
+        first, second = (described[pairs[start : start + _PAIRS, k]].astype(np.float32) for k in (0, 1))
+        distances[start : start + _PAIRS] = np.linalg.norm(first - second, axis=1)
+    return distances
+
+
+def evaluate_w1bs(
+    folder: Path | str, rows: Sequence[Competitor] | None = None, resources: Resources | None = None
+) -> ScoreTable:
+    """W1BS: mean area under recall over 1 - precision of nearest neighbours, by nuisance.
+
+    The last column is the mean of the nuisances, each of which counts once.
+
+    Args:
+        folder: with the sets in it, see `hardnet_sfm.evaluation.w1bs`.
+        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    descriptors, columns = made(rows), find_columns(Path(folder))
+    values: dict[str, dict[str, float]] = {}
+    details: dict[str, dict[str, float]] = {}
+    with progress("w1bs", len(rows) * len(columns)) as advance:
+        for row, descriptor in descriptors.items():
+            describe, areas = PatchStream(descriptor, resources), {}
+            for pair in columns:
+                first, second = pair.read()
+                described = describe([first, second])
+                areas[pair] = column_score(described[: len(first)], described[len(first) :])
+                advance(note=f"{row} {pair.nuisance} {pair.name}")
+            by_nuisance = {
+                name: float(np.mean([area for pair, area in areas.items() if pair.nuisance == code]))
+                for code, name in NUISANCES.items()
+                if any(pair.nuisance == code for pair in columns)
+            }
+            values[row] = with_mean(by_nuisance)
+            details[row] = {f"{pair.nuisance}/{pair.name}": area for pair, area in areas.items()}
+    return ScoreTable(
+        "w1bs",
+        (Measure("mauc", "mAUC by nuisance", values),),
+        facts(rows, descriptors),
+        {"pairs": details},
+        (_resized("the", None, descriptors),),
+    )
+
+
+def evaluate_hpatches(
+    folder: Path | str,
+    rows: Sequence[Competitor] | None = None,
+    resources: Resources | None = None,
+    *,
+    tasks: Path | str | None = None,
+    split: str = "full",
+) -> ScoreTable:
+    """HPatches: verification, matching and retrieval by the official task files, mean average precision.
+
+    Lower bound: every patch of the split is described once, 16 for each of about 150 000 points of the 116 sequences,
+    so a CPU that describes 9000 a second takes five minutes a descriptor. Memory: 256 bytes a patch of 128 dimensions,
+    640 MB, and 80 bytes for each line of the task files, 250 MB; patches of one column at a time.
+
+    Args:
+        folder: `hpatches-release`, a folder i_NAME or v_NAME for each sequence.
+        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+        tasks: folder of the task files and splits.json; `tasks` within `folder` where None.
+        split: by its name.
+
+    Raises:
+        HardnetSfmError: files are missing, damaged or contradict each other, or a descriptor cannot be made.
+        UsageError: there is no such split.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    folder, descriptors = Path(folder), made(rows)
+    found = {sequence.name: sequence for sequence in hpatches.find_sequences(folder)}
+    asked = hpatches.read_tasks(Path(tasks) if tasks else folder / "tasks", split, found.values())
+    sequences = [found[name] for name in asked.sequences]
+    scores = {}
+    for row, descriptor in descriptors.items():
+        described = _describe_sequences(sequences, PatchStream(descriptor, resources), row)
+        scores[row] = _HPatchesScores(described, asked, row)
+    return ScoreTable(
+        f"hpatches, split {split}",
+        (
+            Measure(
+                "verification_ap",
+                "verification, mAP, %; negatives of the same or another sequence, five to a positive",
+                {row: score.verification(0) for row, score in scores.items()},
+                ".1%",
+            ),
+            Measure(
+                "matching_map",
+                "matching, mAP, %; illumination and viewpoint",
+                {row: score.matching() for row, score in scores.items()},
+                ".1%",
+            ),
+            Measure(
+                "retrieval_map",
+                "retrieval, mAP, %; mean over pools of 100 to 20000",
+                {row: score.retrieval() for row, score in scores.items()},
+                ".1%",
+            ),
+        ),
+        facts(rows, descriptors),
+        {
+            "sequences": list(asked.sequences),
+            "points": sum(asked.counts),
+            "verification_auc": {row: score.verification(1) for row, score in scores.items()},
+            "matching_by_sequence": {row: score.matched for row, score in scores.items()},
+            "retrieval_by_pool": {
+                row: {f"{level} {pool}": value for (level, pool), value in score.retrieved.items()}
+                for row, score in scores.items()
+            },
+        },
+        (_resized("HPatches'", hpatches.MEASUREMENT_SIZE, descriptors),),
+    )
+
+
+class _HPatchesScores:
+    """What one descriptor gets in the three tasks.
+
+    Attributes:
+        verified: by level and kind of negatives.
+        matched: by sequence and level.
+        retrieved: by level and pool.
+    """
+
+    def __init__(self, described: Float16, asked: hpatches.Tasks, row: str) -> None:
+        with progress("verify", pairs_to_verify(asked)) as advance:
+            self.verified = verify(described, asked, lambda steps: advance(steps, row))
+        self.matched = {}
+        with progress("match", len(asked.sequences)) as advance:
+            for name, start, count in zip(asked.sequences, asked.starts, asked.counts, strict=True):
+                self.matched[name] = match_sequence(described[start : start + count])
+                advance(note=f"{row} {name}")
+        with progress("retrieve", len(asked.queries)) as advance:
+            self.retrieved = retrieve(described, asked, lambda steps: advance(steps, row))
+
+    def verification(self, measure: int) -> dict[str, float]:
+        """By level and kind of negatives; 0: average precision, 1: area under the ROC."""
+        return with_mean({f"{level} {kind}": score[measure] for (level, kind), score in self.verified.items()})
+
+    def matching(self) -> dict[str, float]:
+        """By kind of sequences and level; each kind counts alike in the mean, as in the authors' table."""
+        kinds = {"illum": "i_", "view": "v_"}
+        of = {kind: [name for name in self.matched if name.startswith(start)] for kind, start in kinds.items()}
+        return with_mean(
+            {
+                f"{kind} {level}": float(np.mean([self.matched[name][level] for name in names]))
+                for kind, names in of.items()
+                for level in hpatches.LEVELS
+                if names
+            }
+        )
+
+    def retrieval(self) -> dict[str, float]:
+        """By level, the mean over pools."""
+        return with_mean(
+            {level: float(np.mean([self.retrieved[level, pool] for pool in POOLS])) for level in hpatches.LEVELS}
+        )
+
+
+def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: PatchStream, row: str) -> Float16:
+    """(P, 16, D) descriptors by point and column."""
+    points, across, start = sum(sequence.count for sequence in sequences), len(hpatches.COLUMNS), 0
+    described = np.empty((points, across, describe.dimension), np.float16)
+    with progress("describe", across * points) as advance:
+        for sequence in sequences:
+            columns = (sequence.column(name) for name in hpatches.COLUMNS)
+            of_columns = describe(_told(columns, advance, f"{row} {sequence.name}"))
+            described[start : start + sequence.count] = of_columns.reshape(across, sequence.count, -1).swapaxes(0, 1)
+            start += sequence.count
+    return described
+
+
+def _told(blocks: Iterable[NDArray[Any]], advance: Advance, note: str) -> Iterator[NDArray[Any]]:
+    """The same blocks; the number of patches in each is told when the next is asked for."""
+    for block in blocks:
+        yield block
+        advance(len(block), note)
+
+
+def _resized(whose: str, size: float | None, descriptors: dict[str, Descriptor]) -> str:
+    """What is assumed of patches that were cut at another size than a descriptor is used at."""
+    on_photos = ", ".join(f"{name} {one.measurement_size:g}" for name, one in descriptors.items())
+    span = "" if size is None else f", of {size:g} sigmas across,"
+    return f"{whose} patches{span} are resized whole, whatever span a descriptor has on photos ({on_photos} sigmas)"

@@ -1,0 +1,246 @@
+"""The chains behind `evaluate homography` and `evaluate pairs`: photos to keypoints, descriptors, matches and scores.
+
+All descriptors are computed at the same keypoints, those of the difference of Gaussians of COLMAP on photos of full
+size, and matched alike, by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardnet_sfm.benchmark.describing import PatchStream
+from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, competitors, facts, made
+from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
+from hardnet_sfm.evaluation.homographies import (
+    PHOTOS,
+    TOLERANCE,
+    MatchingScores,
+    PairTruth,
+    RankedMatches,
+    homography_scores,
+    matching_scores,
+    pair_truth,
+    read_sequences,
+)
+from hardnet_sfm.evaluation.image_pairs import (
+    THRESHOLDS,
+    VALIDATION,
+    ImagePair,
+    fundamental_matrix,
+    read_image_pairs,
+    recall_of_truth,
+)
+from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
+from hardnet_sfm.features.descriptors import Descriptor
+from hardnet_sfm.images import read_photo
+from hardnet_sfm.matching.nearest import (
+    Acceptance,
+    PreparedDescriptors,
+    mutual_nearest_neighbours,
+    prepare,
+    rounding_for,
+)
+from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.workers import torch_threads
+
+COLMAP = "colmap rootsift"
+MAX_FEATURES = 4000
+# Matches whose ratio is below it are given to the estimation of a fundamental matrix, as by the authors of WxBS.
+MAX_RATIO = 0.9
+
+Described = Sequence[NDArray[np.float16]]
+Scores = Mapping[str, Mapping[str, MatchingScores]]
+
+
+class DetectedPhoto(NamedTuple):
+    """A photo and what COLMAP's SIFT finds in it."""
+
+    grey: NDArray[np.uint8]
+    features: SiftFeatures
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A way to describe keypoints."""
+
+    stream: PatchStream
+    descriptor: Descriptor | None
+
+    def describe(self, photos: Sequence[DetectedPhoto]) -> Described:
+        """(N, D) descriptors of each photo; COLMAP's own where there is no descriptor."""
+        if self.descriptor is None:
+            return [photo.features.rootsift for photo in photos]
+        size, measurement_size = self.descriptor.patch_size, self.descriptor.measurement_size
+        return [
+            self.stream([extract_patches(photo.grey, photo.features.xy, photo.features.frames, size, measurement_size)])
+            for photo in photos
+        ]
+
+
+def evaluate_homographies(
+    folder: Path | str,
+    rows: Sequence[Competitor] | None = None,
+    resources: Resources | None = None,
+    *,
+    max_features: int = MAX_FEATURES,
+) -> ScoreTable:
+    """Sequences of photos that are related by homographies: the first photo with each other one.
+
+    Args:
+        folder: a sequence, or sequences, see `hardnet_sfm.evaluation.homographies`.
+        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+        max_features: COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations.
+
+    Returns:
+        Mean matching accuracy, right matches a pair and mean average precision, by sequence.
+
+    Raises:
+        HardnetSfmError: a sequence is incomplete or damaged, or a descriptor cannot be made.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    sequences, descriptors = read_sequences(Path(folder)), made(rows)
+    ways, detect = _ways(descriptors, resources), ColmapSift(max_features)
+    scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
+    with progress("compare", len(sequences) * (PHOTOS + len(ways))) as advance:
+        for sequence in sequences:
+            photos = []
+            for path in sequence.photos:
+                photos.append(_detected(path, detect))
+                advance(note=f"{sequence.name} {path.name}")
+            first, *others = (photo.features.xy for photo in photos)
+            truths = [pair_truth(h, first, xy) for h, xy in zip(sequence.homographies, others, strict=True)]
+            for name, row in ways.items():
+                matches = match_first_with_others(row.describe(photos), row.stream)
+                scores[name][sequence.name] = homography_scores(truths, matches)
+                advance(note=f"{sequence.name} {name}")
+    return ScoreTable(
+        "homography",
+        _matching_measures(scores),
+        facts(rows, descriptors),
+        {"max_features": max_features, "tolerance": TOLERANCE},
+        across=True,
+    )
+
+
+def evaluate_pairs(
+    folder: Path | str,
+    rows: Sequence[Competitor] | None = None,
+    resources: Resources | None = None,
+    *,
+    max_features: int = MAX_FEATURES,
+) -> ScoreTable:
+    """Pairs of photos with a wide baseline, in the layout of EVD or WxBS.
+
+    With homographies: right matches, their share and average precision. With correspondences: the share of these that
+    agree with the fundamental matrix that MAGSAC++ estimates from matches of a ratio below 0.9, mean over thresholds of
+    0 to 19 pixels, the measure of WxBS. Mutual nearest neighbours take the place of the authors' nearest ones.
+
+    Args:
+        folder: see `hardnet_sfm.evaluation.image_pairs`.
+        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+        max_features: COLMAP's limit on keypoints a photo.
+
+    Raises:
+        HardnetSfmError: a pair is incomplete or damaged, or a descriptor cannot be made.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    pairs, descriptors = read_image_pairs(Path(folder)), made(rows)
+    ways, detect = _ways(descriptors, resources), ColmapSift(max_features)
+    scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
+    recalls: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    with progress("compare", len(pairs) * (1 + len(ways))) as advance:
+        for pair in pairs:
+            photos = [_detected(path, detect) for path in pair.photos]
+            truth = _truth(pair, photos)
+            advance(note=pair.name)
+            for name, row in ways.items():
+                (matches,) = match_first_with_others(row.describe(photos), row.stream)
+                if truth is not None:
+                    scores[name][pair.name] = matching_scores(truth, matches)
+                if pair.correspondences is not None:
+                    matrix = _fundamental_matrix(photos, matches)
+                    recalls[name][pair.name] = recall_of_truth(matrix, pair.correspondences).tolist()
+                advance(note=f"{pair.name} {name}")
+    measures: tuple[Measure, ...] = _matching_measures(scores) if any(scores.values()) else ()
+    details: dict[str, object] = {"max_features": max_features}
+    notes: tuple[str, ...] = ()
+    if any(recalls.values()):
+        means = {name: {pair: float(np.mean(curve)) for pair, curve in of.items()} for name, of in recalls.items()}
+        title = f"recall of true correspondences, mean over 0 to {THRESHOLDS[-1]} px"
+        measures += (Measure("recall", title, {name: with_mean(row) for name, row in means.items()}),)
+        details["recall_by_threshold"] = recalls
+        notes = (f"the authors' pairs for validation, {' and '.join(VALIDATION)}, take no part",)
+    return ScoreTable("pairs", measures, facts(rows, descriptors), details, notes, across=True)
+
+
+def match_first_with_others(described: Described, stream: PatchStream) -> list[RankedMatches]:
+    """Matches of the first of several photos with each other one."""
+    with torch_threads(stream.threads) as pool:
+        first, *others = pool.map(prepare, described, repeat(rounding_for(described[0], stream.device)))
+        return list(pool.map(ranked_matches, repeat(first), others))
+
+
+def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> RankedMatches:
+    """All mutual nearest neighbours, with the ratio of the distances of a query to its nearest two."""
+    pairs = mutual_nearest_neighbours(first, second, Acceptance(max_ratio=1)).pairs
+    if not len(pairs):
+        return RankedMatches(pairs, np.zeros(0, np.float32))
+    query, nearest = torch.from_numpy(pairs).long().to(first.exact.device).T
+    similarity = first.exact[query] @ second.exact.T
+    best = similarity.gather(1, nearest[:, None]).squeeze(1)
+    rival = similarity.scatter(1, nearest[:, None], -1).amax(1)
+    # The squared distance of unit vectors is twice this. Three that are all alike are as ambiguous as can be: 1.
+    nearer, farther = ((1 - cosine).clamp(min=1e-9) for cosine in (best, rival))
+    return RankedMatches(pairs, (nearer / farther).sqrt().cpu().numpy())
+
+
+def _ways(descriptors: Mapping[str, Descriptor], resources: Resources) -> dict[str, _Row]:
+    """COLMAP's own descriptors, then all others."""
+    others = {name: _Row(PatchStream(descriptor, resources), descriptor) for name, descriptor in descriptors.items()}
+    return {COLMAP: _Row(next(iter(others.values())).stream, None), **others}
+
+
+def _detected(path: Path, detect: ColmapSift) -> DetectedPhoto:
+    grey = read_photo(path).grey
+    return DetectedPhoto(grey, detect(grey))
+
+
+def _truth(pair: ImagePair, photos: Sequence[DetectedPhoto]) -> PairTruth | None:
+    if pair.homography is None:
+        return None
+    first, second = (photo.features.xy for photo in photos)
+    return pair_truth(pair.homography, first, second)
+
+
+def _fundamental_matrix(photos: Sequence[DetectedPhoto], matches: RankedMatches) -> NDArray[np.float64] | None:
+    """That of the matches that are believed."""
+    believed = matches.pairs[matches.ratios < MAX_RATIO]
+    return fundamental_matrix(photos[0].features.xy[believed[:, 0]], photos[1].features.xy[believed[:, 1]])
+
+
+def _matching_measures(scores: Scores) -> tuple[Measure, ...]:
+    """Accuracy, right matches and average precision by column, each with the mean."""
+    for_files = (
+        ("mma", f"MMA @ {TOLERANCE:g} px", "accuracy", ".3f"),
+        ("right", "right matches a pair", "right", ".0f"),
+        ("map", "mAP", "average_precision", ".3f"),
+    )
+    full = {name: {**row, MEAN: MatchingScores.mean([*row.values()])} for name, row in scores.items()}
+    return tuple(
+        Measure(
+            name, title, {row: {c: getattr(score, field) for c, score in of.items()} for row, of in full.items()}, form
+        )
+        for name, title, field, form in for_files
+    )

@@ -1,0 +1,110 @@
+"""What is compared: descriptors by their names, and weights by their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
+from hardnet_sfm.images import sha256_of
+
+if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
+    from hardnet_sfm.features.descriptors import Descriptor
+
+DESCRIPTORS = ("rootsift", "hardnet")
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A row of the table.
+
+    Attributes:
+        name: in the table.
+        descriptor: as `ExtractOptions` has it.
+        weights: of the descriptor; None where it needs none.
+        weights_sha256: empty where it needs none.
+    """
+
+    name: str
+    descriptor: str
+    weights: Path | None
+    weights_sha256: str
+
+    @property
+    def folder(self) -> str:
+        """Where its features, vocabularies and indexes are kept; other weights of the same name have another."""
+        return f"{self.name}-{self.weights_sha256[:8]}" if self.weights else self.name
+
+    def extract_options(self, keypoints: KeypointOptions) -> ExtractOptions:
+        return ExtractOptions(**asdict(keypoints), descriptor=self.descriptor, weights=self.weights)
+
+    def make(self) -> Descriptor:
+        """The descriptor itself.
+
+        Raises:
+            HardnetSfmError: the weights cannot be used.
+            UsageError: there is no descriptor of that name.
+        """
+        from hardnet_sfm.features.descriptors import make_descriptor
+
+        return make_descriptor(self.descriptor, self.weights)
+
+    def stated(self) -> str:
+        """All that its weights' name and metadata say of where they come from; empty where nothing was learned."""
+        from hardnet_sfm.weights import read_weights
+
+        if self.weights is None:
+            return ""
+        metadata = read_weights(self.weights).metadata
+        return " ".join([self.weights.stem, metadata.get("data", ""), metadata.get("source", "")])
+
+
+def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:
+    """Descriptors by their names, with the weights that come with the package, then others with the weights given.
+
+    Args:
+        descriptors: names that `ExtractOptions.descriptor` takes.
+        weights: names of shipped weights, or files. What they are of is in their metadata, or recognised.
+
+    Raises:
+        HardnetSfmError: there are no such weights.
+        UsageError: two have the same name, or there is none at all.
+    """
+    from hardnet_sfm.features.descriptors import SHIPPED
+    from hardnet_sfm.weights import architecture_of, find_weights, read_weights
+
+    found: list[Competitor] = []
+    for descriptor in descriptors:
+        path = find_weights(SHIPPED[descriptor]) if descriptor in SHIPPED else None
+        name = path.stem if path else descriptor
+        found.append(Competitor(name, descriptor, path, sha256_of(path) if path else ""))
+    for given in weights:
+        loaded = read_weights(find_weights(given))
+        found.append(Competitor(loaded.path.stem, architecture_of(loaded), loaded.path, loaded.sha256))
+    names = [one.name for one in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two rows of the table would be called {twice[0]}", "Rename one of the files.")
+    if not found:
+        raise UsageError("nothing to evaluate", "Give a --descriptor or --weights.")
+    return found
+
+
+def made(rows: Iterable[Competitor]) -> dict[str, Descriptor]:
+    """The descriptors of all rows by name, so that what is wrong with any is told before the work begins."""
+    return {row.name: row.make() for row in rows}
+
+
+def facts(rows: Iterable[Competitor], descriptors: dict[str, Descriptor]) -> dict[str, dict[str, Any]]:
+    """What a table keeps about each of its rows."""
+    return {
+        row.name: {
+            "descriptor": row.descriptor,
+            "weights_sha256": row.weights_sha256,
+            "patch_size": descriptors[row.name].patch_size,
+            "measurement_size": descriptors[row.name].measurement_size,
+        }
+        for row in rows
+    }

@@ -1,0 +1,224 @@
+"""The layout of HPatches (Balntas, Lenc, Vedaldi, Mikolajczyk, CVPR 2017): patches, tasks and splits.
+
+A folder `i_NAME` (illumination changes) or `v_NAME` (viewpoint changes) for each sequence has sixteen columns of 65x65
+patches: `ref.png` and, for each of five other photos, `e1.png` to `t5.png`, the same patches cut with easy, hard and
+tough errors of the frame. The authors' benchmark adds, for each of its splits of the sequences, which are listed in
+`splits.json`, text files of what is to be verified and retrieved.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.columns import Grey, read_column
+
+Level = Literal["easy", "hard", "tough"]
+LEVELS: tuple[Level, ...] = ("easy", "hard", "tough")
+PHOTOS = 5
+COLUMNS = ("ref", *(f"{level[0]}{photo}" for level in LEVELS for photo in range(1, PHOTOS + 1)))
+SIDE = 65
+MEASUREMENT_SIZE = 10.0  # the authors cut a region of five times the detected scale to each side
+VERIFICATION_HEADER = "s1,t1,idx1,s2,t2,idx2"
+RETRIEVAL_HEADER = "s,idx"
+_RELEASE = "Give the folder `hpatches-release`."
+_TASKS = "The task files are in the folder `tasks` of the authors' repository hpatches-benchmark: give it with --tasks."
+
+Ints = NDArray[np.int64]
+
+
+def column_of(level: Level, photo: int | Ints) -> Any:
+    """The number in `COLUMNS` of a photo, 0 to 5, at a level; photo 0 is the reference, the same at all levels."""
+    return np.where(np.asarray(photo) == 0, 0, PHOTOS * LEVELS.index(level) + photo)
+
+
+@dataclass(frozen=True)
+class PatchSequence:
+    """Patches of N points in six photos.
+
+    Attributes:
+        path: of the folder.
+        count: N.
+    """
+
+    path: Path
+    count: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def column(self, name: str) -> Grey:
+        """(N, 65, 65) patches of one of `COLUMNS`.
+
+        Raises:
+            HardnetSfmError: it is missing, damaged, or of another size.
+        """
+        return read_column(self.path / f"{name}.png", SIDE, self.count)
+
+
+def find_sequences(folder: Path) -> list[PatchSequence]:
+    """The sequences of a folder, by name.
+
+    Raises:
+        HardnetSfmError: there are none, or the `ref.png` of one is missing or damaged.
+    """
+    paths = sorted(path for path in folder.glob("[iv]_*") if path.is_dir())
+    if not paths:
+        raise HardnetSfmError(f"{folder}: no sequences i_* or v_* in it", _RELEASE)
+    return [PatchSequence(path, len(read_column(path / "ref.png", SIDE))) for path in paths]
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """What is asked about a split. Points are numbered through its sequences, in their order.
+
+    Attributes:
+        split: its name.
+        sequences: of its test part.
+        counts: number of points of each sequence.
+        positives: (M, 2, 2) pairs of (point, photo) that show the same point. A photo is 0 (reference) to 5.
+        negatives: by kind, `intra` (of one sequence) and `inter`: (M, 2, 2) pairs of different points.
+        queries: (Q,) points, to be found by their reference patches.
+        distractors: (K,) points, whose reference patches are to be told from them.
+    """
+
+    split: str
+    sequences: tuple[str, ...]
+    counts: tuple[int, ...]
+    positives: Ints
+    negatives: Mapping[str, Ints]
+    queries: Ints
+    distractors: Ints
+
+    @property
+    def starts(self) -> Ints:
+        """(S,) the first point of each sequence."""
+        return np.cumsum([0, *self.counts[:-1]])
+
+    @property
+    def sequence_of(self) -> Ints:
+        """(P,) the number of each point's sequence."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+
+def read_split(folder: Path, split: str) -> tuple[str, ...]:
+    """The names of the sequences in the test part of a split.
+
+    Raises:
+        HardnetSfmError: splits.json is missing or damaged.
+        UsageError: it has no such split.
+    """
+    paths = (folder / "splits.json", folder / "splits" / "splits.json")
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise HardnetSfmError(f"{folder}: no splits.json", _TASKS)
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        if split not in splits:
+            raise UsageError(f"{path}: no split {split}", f"There are: {', '.join(splits)}.")
+        names = tuple(splits[split]["test"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise HardnetSfmError(f"{path}: not splits of HPatches: {error!r}", "Get the file again.") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise HardnetSfmError(f"{path}: split {split} has no sequences to test", "Get the file again.")
+    return names
+
+
+def read_tasks(folder: Path, split: str, sequences: Iterable[PatchSequence]) -> Tasks:
+    """Reads the six files of a split.
+
+    Args:
+        folder: with splits.json (or splits/splits.json), verif_*_split-NAME.csv and retr_*_split-NAME.csv.
+        split: its name; the authors' are a, b, c, full, illum and view.
+        sequences: that there are.
+
+    Raises:
+        HardnetSfmError: a file is missing or damaged, or names sequences or patches that are not there.
+        UsageError: there is no such split.
+    """
+    names, there = read_split(folder, split), {sequence.name: sequence.count for sequence in sequences}
+    if missing := sorted(set(names) - there.keys()):
+        raise HardnetSfmError(
+            f"split {split} has sequences that are not there: {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            "Figures of a part of it would compare with nobody's. Unpack all of them, or choose another --split.",
+        )
+    counts = tuple(there[name] for name in names)
+    reader = _Reader(folder, split, dict(zip(names, np.cumsum([0, *counts[:-1]]).tolist(), strict=True)), there)
+    return Tasks(
+        split,
+        names,
+        counts,
+        reader.pairs("verif_pos"),
+        {kind: reader.pairs(f"verif_neg_{kind}") for kind in ("intra", "inter")},
+        reader.points("retr_queries"),
+        reader.points("retr_distractors"),
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the task files of a split, and numbers the points through its sequences."""
+
+    folder: Path
+    split: str
+    starts: Mapping[str, int]
+    counts: Mapping[str, int]
+
+    def pairs(self, task: str) -> Ints:
+        path, lines = self._lines(task, VERIFICATION_HEADER, (0, 3))
+        photos = lines[:, [1, 4]]
+        if (photos < 0).any() or (photos > PHOTOS).any():
+            raise HardnetSfmError(f"{path}: numbers of photos that are not from 0 to {PHOTOS}", "Get the file again.")
+        points = [self._points(path, lines[:, at], lines[:, at + 2]) for at in (0, 3)]
+        return np.stack([np.stack(points, 1), photos], 2)
+
+    def points(self, task: str) -> Ints:
+        path, lines = self._lines(task, RETRIEVAL_HEADER, (0,))
+        return self._points(path, lines[:, 0], lines[:, 1])
+
+    def _lines(self, task: str, header: str, names: tuple[int, ...]) -> tuple[Path, Ints]:
+        """All lines of a file as numbers, sequences by their numbers in the split; 8 bytes each."""
+        path, number = self.folder / f"{task}_split-{self.split}.csv", {n: k for k, n in enumerate(self.starts)}
+        unknown: list[str] = []
+
+        def sequence(name: str) -> int:
+            if name not in number:
+                unknown.append(name)
+            return number.get(name, -1)
+
+        try:
+            with path.open(encoding="ascii") as file, warnings.catch_warnings():
+                warnings.simplefilter("error")  # NumPy only warns of an empty file
+                first = file.readline().strip()
+                if first != header:
+                    raise ValueError(f"its first line is {first!r}, not {header!r}")
+                lines = np.loadtxt(file, np.int64, delimiter=",", ndmin=2, converters=dict.fromkeys(names, sequence))
+            if lines.shape[1] != header.count(",") + 1:
+                raise ValueError(f"{lines.shape[1]} columns")
+        except FileNotFoundError as error:
+            raise HardnetSfmError(f"no such file: {path}", _TASKS) from error
+        except (OSError, ValueError, UserWarning) as error:
+            raise HardnetSfmError(f"{path}: truncated, or not a task: {error}", "Get the file again.") from error
+        if unknown:
+            raise HardnetSfmError(f"{path}: {unknown[0]} is no sequence of split {self.split}", "Get the file again.")
+        return path, lines
+
+    def _points(self, path: Path, sequence: Ints, index: Ints) -> Ints:
+        counts = np.array([self.counts[name] for name in self.starts])
+        if (bad := np.flatnonzero((index < 0) | (index >= counts[sequence]))).size:
+            name = list(self.starts)[sequence[bad[0]]]
+            raise HardnetSfmError(
+                f"{path}: patch {index[bad[0]]} of {name}, which has {self.counts[name]}",
+                "The tasks are of another release of the patches.",
+            )
+        return np.array(list(self.starts.values()))[sequence] + index

@@ -1,0 +1,174 @@
+"""The three tasks of HPatches (Balntas et al., CVPR 2017, section 5), as the authors' benchmark measures them.
+
+Precision and recall are joined by straight lines, see `trapezoid_average_precision`. Of equal distances negatives come
+first in verification and positives first in retrieval, as in the authors' lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.evaluation.hpatches import LEVELS, PHOTOS, Level, Tasks, column_of
+from hardnet_sfm.evaluation.measures import squared_distances, trapezoid_average_precision
+
+# Distractors that are looked at, of which those of the query's own sequence are left out; the five that are to be found
+# count among them. The authors' table has the mean over all.
+POOLS = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
+# Share of the positives in the imbalanced protocol of verification, which has five negatives to a positive.
+_FEW = 0.2
+_PAIRS = 2**16
+_QUERIES = 64
+
+Float16 = NDArray[np.float16]
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+# (level, negatives) or (level, sequence) or level.
+ByPhotos = Mapping[tuple[Level, str], "VerificationScore"]
+
+
+class VerificationScore(NamedTuple):
+    """How well pairs of patches are told apart.
+
+    Attributes:
+        average_precision: with one positive to five negatives, the measure that is cited.
+        area: under the receiver operating characteristic, with all positives.
+    """
+
+    average_precision: float
+    area: float
+
+
+def verify(
+    descriptors: Float16, tasks: Tasks, advance: Callable[[int], None] = lambda _: None
+) -> dict[tuple[Level, str], VerificationScore]:
+    """Patch verification: scores by level and kind of negatives (intra, inter).
+
+    Lower bound: two descriptors are read a pair, 512 bytes of 128 dimensions, so the nine million distances of an
+    official split move 4.6 GB. Memory: 8 bytes a pair and level, and one block of pairs.
+
+    Args:
+        descriptors: (P, 16, D) by point and column.
+        tasks: what is asked.
+        advance: told the number of pairs that are done.
+    """
+    scores = {}
+    for level in LEVELS:
+        positives = _pair_distances(descriptors, tasks.positives, level, advance)
+        few = positives[: max(1, int(_FEW * len(positives)))]
+        for kind, pairs in tasks.negatives.items():
+            negatives = _pair_distances(descriptors, pairs, level, advance)
+            ranked = np.argsort(np.concatenate([negatives, few]), kind="stable")
+            precision = trapezoid_average_precision(ranked >= len(negatives), len(few))
+            nearer = np.searchsorted(np.sort(positives), negatives)  # positives before each negative
+            scores[level, kind] = VerificationScore(precision, float(nearer.mean() / len(positives)))
+    return scores
+
+
+def pairs_to_verify(tasks: Tasks) -> int:
+    """Number of pairs whose distances `verify` computes."""
+    return len(LEVELS) * (len(tasks.positives) + sum(map(len, tasks.negatives.values())))
+
+
+def _pair_distances(descriptors: Float16, pairs: Ints, level: Level, advance: Callable[[int], None]) -> Floats:
+    """(M,) squared distances."""
+    columns = column_of(level, pairs[:, :, 1])
+    distances = np.empty(len(pairs))
+    for start in range(0, len(pairs), _PAIRS):
+        block = slice(start, start + _PAIRS)
+        first, second = (descriptors[pairs[block, k, 0], columns[block, k]].astype(np.float32) for k in (0, 1))
+        difference = first - second
+        distances[block] = np.einsum("nd,nd->n", difference, difference)
+        advance(len(first))
+    return distances
+
+
+def match_sequence(descriptors: Float16) -> dict[Level, float]:
+    """Image matching in one sequence: mean over the five photos of the average precision, by level.
+
+    Each reference patch is matched with the nearest patch of the photo; matches are ranked by their distances, and
+    every reference patch is one that could be found.
+
+    Lower bound: 30 N^2 D operations for N points; of 1300 points and 128 dimensions they take 0.1 s at 65 GFLOP/s.
+
+    Args:
+        descriptors: (N, 16, D) of the sequence's points.
+    """
+    reference, true = descriptors[:, 0].astype(np.float32), np.arange(len(descriptors))
+    scores: dict[Level, float] = {}
+    for level in LEVELS:
+        precisions = []
+        for photo in range(1, PHOTOS + 1):
+            others = descriptors[:, int(column_of(level, photo))].astype(np.float32)
+            distances = squared_distances(reference, others)
+            nearest = distances.argmin(1)
+            order = np.argsort(distances[true, nearest], kind="stable")
+            precisions.append(trapezoid_average_precision((nearest == true)[order], len(true)))
+        scores[level] = float(np.mean(precisions))
+    return scores
+
+
+def retrieve(
+    descriptors: Float16, tasks: Tasks, advance: Callable[[int], None] = lambda _: None
+) -> dict[tuple[Level, int], float]:
+    """Patch retrieval: mean average precision over the queries, by level and size of the pool.
+
+    A query is to find its own patch in the five other photos among distractors of other sequences. A pool that is
+    larger than the list of distractors has all of them.
+
+    Lower bound: 15 comparisons for each query and distractor, 1.5 billion for the official 5000 and 20,000. Memory: 64
+    queries at once, 1.3 KB a distractor.
+
+    Args:
+        descriptors: (P, 16, D) by point and column.
+        tasks: what is asked.
+        advance: told the number of queries that are done.
+    """
+    others = descriptors[tasks.distractors, 0].astype(np.float32)
+    of_distractor, total = tasks.sequence_of[tasks.distractors], np.zeros((len(LEVELS), len(POOLS)))
+    for sequence, queries in _by_sequence(tasks):
+        allowed = others[of_distractor != sequence]
+        for start in range(0, len(queries), _QUERIES):
+            points = queries[start : start + _QUERIES]
+            described = descriptors[points].astype(np.float32)
+            difference = described[:, 1:] - described[:, :1]
+            found = np.einsum("qcd,qcd->qc", difference, difference)
+            distances = squared_distances(described[:, 0], allowed)
+            nearer = _counts_in_pools(distances, found)
+            ahead = np.sort(nearer.reshape(len(POOLS), len(points), len(LEVELS), PHOTOS), 3)
+            total += _precision_of_few(ahead).sum(1).T
+            advance(len(points))
+    mean = total / len(tasks.queries)
+    return {(level, pool): float(mean[i, j]) for i, level in enumerate(LEVELS) for j, pool in enumerate(POOLS)}
+
+
+def _by_sequence(tasks: Tasks) -> Iterator[tuple[int, Ints]]:
+    of_query = tasks.sequence_of[tasks.queries]
+    for sequence in np.unique(of_query):
+        yield int(sequence), tasks.queries[of_query == sequence]
+
+
+def _counts_in_pools(distances: Floats, found: Floats) -> Ints:
+    """(pools, Q, C) number of the first distractors of each pool that are nearer than each of (Q, C) positives."""
+    counts, before, start = [], np.zeros(found.shape, np.int64), 0
+    for pool in POOLS:
+        # The five positives are part of the pool.
+        part = distances[:, start : max(start, pool - PHOTOS)]
+        before = before + np.stack([(part < found[:, [c]]).sum(1) for c in range(found.shape[1])], 1)
+        counts.append(before)
+        start = max(start, pool - PHOTOS)
+    return np.array(counts)
+
+
+def _precision_of_few(ahead: Ints) -> Floats:
+    """Average precision of positives with so many wrong answers ahead of each, rising in the last axis.
+
+    With equal numbers a positive is followed by the next, so it is of no account which is which.
+    """
+    found = np.arange(ahead.shape[-1])
+    rank = ahead + found
+    before = np.where(rank > 0, found / np.maximum(rank, 1), 1.0)
+    return np.asarray((before + (found + 1) / (rank + 1)).mean(-1) / 2)

@@ -1,0 +1,147 @@
+"""Tables of descriptors and what was measured of them: to look at, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rich.markup import escape
+from rich.table import Table
+
+MEAN = "mean"
+
+
+class Results(Protocol):
+    """What `evaluate` prints and writes."""
+
+    def printed(self) -> list[tuple[str, Table]]: ...
+
+    def as_csv(self) -> str: ...
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of all descriptors.
+
+    Attributes:
+        name: in files, for instance `fpr95`.
+        title: above its table.
+        values: by descriptor and column.
+        form: of a value in the table, as `format` takes it; `.1%` is written as a number of per cent.
+        lower_is_better: of two values.
+        marked: cells, (descriptor, column), that are not to be compared with the others.
+        mark: why, for people; the cells have a star.
+    """
+
+    name: str
+    title: str
+    values: Mapping[str, Mapping[str, float]]
+    form: str = ".3f"
+    lower_is_better: bool = False
+    marked: frozenset[tuple[str, str]] = frozenset()
+    mark: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """All that were measured, in their order."""
+        return list(dict.fromkeys(column for row in self.values.values() for column in row))
+
+    def best(self, column: str) -> float:
+        """The best value in a column, of the cells without a mark; NaN where there is none."""
+        found = [
+            row[column] for name, row in self.values.items() if column in row and (name, column) not in self.marked
+        ]
+        return (min if self.lower_is_better else max)(found, default=math.nan)
+
+    def cell(self, descriptor: str, column: str) -> str:
+        """A value as the table has it."""
+        value = self.values[descriptor].get(column)
+        if value is None:
+            return "-"
+        text = format(value, self.form).removesuffix("%")
+        if (descriptor, column) in self.marked:
+            return f"{text}*"
+        return f"[bold]{text}[/]" if value == self.best(column) and len(self.values) > 1 else text
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Descriptors on one data set.
+
+    Attributes:
+        data_set: its name.
+        measures: each is a table.
+        facts: about each descriptor: its weights' sha256, size of its patches; what it was `trained_on` is shown.
+        details: what the JSON has besides.
+        notes: what a reader has to know, for people.
+        across: descriptors are the columns of the tables, not the rows.
+    """
+
+    data_set: str
+    measures: tuple[Measure, ...]
+    facts: Mapping[str, Mapping[str, Any]]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    across: bool = False
+
+    def printed(self) -> list[tuple[str, Table]]:
+        """A title and a table for each measure."""
+        return [(f"{self.data_set}: {measure.title}", self._printed(measure)) for measure in self.measures]
+
+    def _printed(self, measure: Measure) -> Table:
+        table = Table(caption=f"* {escape(measure.mark)}" if measure.marked else None, caption_justify="left")
+        rows, columns = list(measure.values), measure.columns
+        cells = {(row, column): measure.cell(row, column) for row in rows for column in columns}
+        if self.across:
+            cells = {(column, row): text for (row, column), text in cells.items()}
+            rows, columns = columns, rows
+        table.add_column("", no_wrap=True)
+        trained = {} if self.across else {row: self.facts.get(row, {}).get("trained_on", ()) for row in rows}
+        if any(trained.values()):
+            table.add_column("trained on")
+        for column in columns:
+            table.add_column(escape(column), justify="right")
+        for row in rows:
+            if row == MEAN:
+                table.add_section()
+            stated = [escape(", ".join(trained[row]))] if any(trained.values()) else []
+            table.add_row(escape(row), *stated, *(cells[row, column] for column in columns))
+        return table
+
+    def as_csv(self) -> str:
+        """A line for each value, shares from 0 to 1."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("data_set", "measure", "descriptor", "column", "value", "mark"))
+        for measure in self.measures:
+            for descriptor, row in measure.values.items():
+                for column, value in row.items():
+                    mark = measure.mark if (descriptor, column) in measure.marked else ""
+                    writer.writerow((self.data_set, measure.name, descriptor, column, value, mark))
+        return text.getvalue()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, shares from 0 to 1."""
+        return {
+            "data_set": self.data_set,
+            "descriptors": {name: dict(facts) for name, facts in self.facts.items()},
+            "measures": {
+                measure.name: {name: dict(row) for name, row in measure.values.items()} for measure in self.measures
+            },
+            "marked": {
+                measure.name: [*map(list, sorted(measure.marked))] for measure in self.measures if measure.marked
+            },
+            "notes": list(self.notes),
+            **self.details,
+        }
+
+
+def with_mean(row: Mapping[str, float]) -> dict[str, float]:
+    """A row of values with their mean as the last."""
+    return {**row, MEAN: sum(row.values()) / len(row)}

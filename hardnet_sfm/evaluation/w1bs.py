@@ -1,0 +1,91 @@
+"""W1BS: patches of one point with one nuisance at a time (Mishkin, Matas, Perdoch, Lenc, BMVC 2015).
+
+A folder for each set, `A` (appearance), `G` (geometry), `L` (lighting), `S` (sensor) and `map2photo`, has `1/NAME.bmp`
+and `2/NAME.bmp`: columns of square patches, the same points in both, of a photo and of its counterpart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.columns import Grey, read_column
+from hardnet_sfm.evaluation.measures import squared_distances, threshold_area
+
+NUISANCES = {"A": "appearance", "G": "geometry", "L": "lighting", "S": "sensor", "map2photo": "map2photo"}
+_LAYOUT = "A set has columns of patches 1/NAME.bmp and 2/NAME.bmp, in folders named A, G, L, S or map2photo."
+# Added to the second distance, as the authors do; two patches that are both the same as the first are ratio 0.
+_EPSILON = 1e-12
+# Queries that are looked at together.
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class ColumnPair:
+    """Two columns of patches of the same points.
+
+    Attributes:
+        nuisance: name of the set, see `NUISANCES`.
+        name: of the files, without suffix.
+        paths: of the first and the second.
+    """
+
+    nuisance: str
+    name: str
+    paths: tuple[Path, Path]
+
+    def read(self) -> tuple[Grey, Grey]:
+        """(N, S, S) patches of each.
+
+        Raises:
+            HardnetSfmError: a file is damaged, or they have not the same number of patches, at least two.
+        """
+        first, second = map(read_column, self.paths)
+        if not len(first) == len(second) >= 2:
+            raise HardnetSfmError(
+                f"{self.paths[1]}: {len(second)} patches, {self.paths[0]} has {len(first)}",
+                "Both have the same points, two at least. Copy or unpack the data set again.",
+            )
+        return first, second
+
+
+def find_columns(folder: Path) -> list[ColumnPair]:
+    """All pairs of columns in the sets of a folder, by set and name.
+
+    Raises:
+        HardnetSfmError: there are no sets, one is empty, or a file has no counterpart.
+    """
+    sets = [name for name in NUISANCES if (folder / name).is_dir()]
+    if not sets:
+        raise HardnetSfmError(f"{folder}: none of the sets {', '.join(NUISANCES)} in it", _LAYOUT)
+    found = []
+    for name in sets:
+        first, second = ({path.name: path for path in (folder / name / side).glob("*.bmp")} for side in "12")
+        if alone := sorted(first.keys() ^ second.keys()):
+            raise HardnetSfmError(f"{folder / name}: {alone[0]} is in 1/ or in 2/ only", _LAYOUT)
+        if not first:
+            raise HardnetSfmError(f"{folder / name}: no columns *.bmp in 1/ and 2/", _LAYOUT)
+        found += [ColumnPair(name, Path(file).stem, (first[file], second[file])) for file in sorted(first)]
+    return found
+
+
+def column_score(first: NDArray[np.float16], second: NDArray[np.float16]) -> float:
+    """Area under recall over 1 - precision of the nearest neighbours, ranked by the ratio to the second nearest.
+
+    Args:
+        first: (N, D) descriptors of the points in one photo.
+        second: (N, D) descriptors of the same points in the other.
+    """
+    rows, columns = first.astype(np.float32), second.astype(np.float32)
+    right, ratios = np.empty(len(rows), bool), np.empty(len(rows))
+    for start in range(0, len(rows), _ROWS):
+        block = slice(start, start + _ROWS)
+        distances = np.sqrt(squared_distances(rows[block], columns), dtype=np.float64)
+        right[block] = distances.argmin(1) == np.arange(len(rows))[block]
+        nearest = np.partition(distances, 1, 1)
+        ratios[block] = nearest[:, 0] / (nearest[:, 1] + _EPSILON)
+    return threshold_area(ratios, right)
