@@ -115,7 +115,7 @@ def visit(
 
     page.on("request", lambda request: note(request.url))
     try:
-        page.goto(address)
+        page.goto(address, timeout=120_000)
         yield seen
     finally:
         context.close()
