@@ -22,7 +22,14 @@ SCREENSHOTS = Path(__file__).parents[1] / "screenshots"  # kept to be looked at;
 DESKTOP, PHONE = (1280, 900), (375, 812)
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # 3D without a GPU, and no sandbox of its own: the tests may run as root in a container, on pages that they made.
-_FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+_FLAGS = (
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--disable-accelerated-2d-canvas",  # which without a GPU draws a thousand times slower
+)
+_PATIENCE = 120_000  # milliseconds: of a busy machine
 
 
 def chromium() -> str | None:
@@ -104,6 +111,7 @@ def visit(
         has_touch=size[0] < 600,
         reduced_motion="reduce",
     )
+    context.set_default_timeout(_PATIENCE)
     page = context.new_page()
     seen = Visit(page)
     page.on("console", lambda said: seen.errors.append(said.text) if said.type in ("error", "warning") else None)
@@ -115,7 +123,7 @@ def visit(
 
     page.on("request", lambda request: note(request.url))
     try:
-        page.goto(address, timeout=120_000)
+        page.goto(address)
         yield seen
     finally:
         context.close()

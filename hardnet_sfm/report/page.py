@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: a template, styles, scripts, a library for charts and the data, in one file."""
+"""A page that needs nothing but itself: a template, styles, scripts and data, in one file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hardnet_sfm.workspace import replacing
 
 Kind = Literal["reconstruction", "training", "retrieval"]
 _SCRIPTS: dict[Kind, tuple[str, ...]] = {
-    "reconstruction": ("page.js", "model.js", "reconstruction.js"),
-    "training": ("page.js", "training.js"),
-    "retrieval": ("page.js", "retrieval.js"),
+    "reconstruction": ("page.js", "charts.js", "model.js", "reconstruction.js"),
+    "training": ("page.js", "charts.js", "training.js"),
+    "retrieval": ("page.js", "charts.js", "retrieval.js"),
 }
 MOST_BYTES = 15_000_000
 """No page is larger. The parts of a page have shares of it, in bytes of their own before base64 adds a third."""
@@ -71,8 +71,6 @@ def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any]) ->
 
 def page(title: str, kind: Kind, data: Mapping[str, Any]) -> str:
     """The text of a page, see `write_page`."""
-    from plotly.offline import get_plotlyjs
-
     static = files("hardnet_sfm.report") / "static"
 
     def read(name: str) -> str:
@@ -81,7 +79,6 @@ def page(title: str, kind: Kind, data: Mapping[str, Any]) -> str:
     parts = {
         "title": html.escape(title),
         "styles": read("page.css"),
-        "plotly": get_plotlyjs(),
         "data": _within_script(data),
         "scripts": "".join(map(read, _SCRIPTS[kind])),
     }

@@ -23,11 +23,11 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.tracks import Tracks
 
-# Bytes of the page, before base64 makes four of three; with the points, the charts' library and the tables they stay
-# below `MOST_BYTES` up to some 5000 photos.
-PREVIEW_BYTES = 3_000_000
-PAIR_PREVIEW_BYTES = 600_000
-MOST_KEYPOINTS = 240_000  # 5 bytes each
+# Bytes of the page, before base64 makes four of three; with the points and the tables they stay below
+# `MOST_BYTES` up to some 5000 photos.
+PREVIEW_BYTES = 5_000_000
+PAIR_PREVIEW_BYTES = 800_000
+MOST_KEYPOINTS = 400_000  # 5 bytes each
 _PANELS = 4  # pairs of either kind
 _LINES = 150  # of a pair
 _PAIR_SIDE = 640

@@ -1,5 +1,5 @@
 "use strict";
-// What all pages share: their data, making elements, charts in the page's colours, tables that sort.
+// What all pages share: their data, making elements, the page's colours, tables that sort.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
@@ -48,70 +48,21 @@ function figures(entries) {
     make("dt", {}, name), make("dd", {}, value), detail ? make("dd", {class: "detail"}, detail) : null)));
 }
 
-// Charts are drawn again when the person's system turns dark or light.
+// What is drawn on canvases is drawn again when the person's system turns dark or light.
 const redraws = [];
-const dark = matchMedia("(prefers-color-scheme: dark)");
-dark.addEventListener("change", () => redraws.forEach(redraw => redraw()));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach(redraw => redraw()));
 
 /** The page's colours, as they are now. */
 function palette() {
   const probe = make("i");
   document.body.append(probe);
-  const colours = Object.fromEntries(["ink", "faint", "line", "card", "well", "accent", "good", "bad", "other"].map(name => {
+  const colours = Object.fromEntries(["well", "accent"].map(name => {
     probe.style.color = `var(--${name})`;
     return [name, getComputedStyle(probe).color];
   }));
   probe.remove();
   return colours;
 }
-
-/** Keeps a chart drawn in a node: `drawn(colours)` gives its traces and layout. */
-function chart(node, label, drawn) {
-  node.setAttribute("role", "img");
-  node.setAttribute("aria-label", label);
-  const redraw = () => {
-    const colours = palette(), {traces, layout} = drawn(colours);
-    const axis = {gridcolor: colours.line, linecolor: colours.line, zerolinecolor: colours.line, automargin: true,
-      fixedrange: true, title: {font: {size: 13, color: colours.faint}, standoff: 10}};
-    return Plotly.react(node, traces, {
-      margin: {l: 12, r: 12, t: 12, b: 12}, paper_bgcolor: "transparent", plot_bgcolor: "transparent", bargap: 0.04,
-      font: {family: "system-ui, sans-serif", size: 12, color: colours.faint}, showlegend: false, uirevision: "kept",
-      hoverlabel: {bgcolor: colours.card, bordercolor: colours.line, font: {color: colours.ink}, namelength: -1},
-      ...layout, xaxis: merged(axis, layout.xaxis), yaxis: merged(axis, layout.yaxis),
-    }, {responsive: true, displayModeBar: false, doubleClick: "reset", ...layout.config});
-  };
-  redraws.push(redraw);
-  redraw();
-}
-
-function merged(axis, own = {}) {
-  return {...axis, ...own, title: {...axis.title, ...own.title}};
-}
-
-/** A card with a histogram as `histogram` of page.py counted it. */
-function histogramCard(title, unit, {edges, counts, median, mean}, digits) {
-  const node = make("div", {class: "chart"});
-  const last = counts.length - 1;
-  const centres = counts.map((_, i) => (edges[i] + edges[i + 1]) / 2);
-  const integers = edges[0] % 1 === 0.5;
-  const said = centres.map((centre, i) => {
-    const range = integers ? `${centre}` : `${fixed(edges[i], digits)} to ${fixed(edges[i + 1], digits)}`;
-    return `${range}${i === last ? " and more" : ""} ${unit}`;
-  });
-  const card = make("div", {class: "card"}, make("h3", {}, title), node,
-    make("p", {class: "caption"}, `Median ${fixed(median, digits)}, mean ${fixed(mean, digits)} ${unit}. The last bar has all beyond.`));
-  later(() => chart(node, `${title}: histogram, median ${fixed(median, digits)} ${unit}`, colours => ({
-    traces: [{type: "bar", x: centres, y: counts, customdata: said, marker: {color: colours.accent},
-      width: counts.map((_, i) => (edges[i + 1] - edges[i]) * 0.92), hovertemplate: "%{customdata}: %{y:,}<extra></extra>"}],
-    layout: {xaxis: {title: {text: unit}, dtick: integers && counts.length < 20 ? 1 : undefined}},
-  })));
-  return card;
-}
-
-// Charts need their nodes in the page, where they have a size.
-const waiting = [];
-const later = work => waiting.push(work);
-const drawAll = () => { while (waiting.length) waiting.shift()(); };
 
 /**
  * A table that sorts by any column.

@@ -25,23 +25,13 @@ for (const note of data.notes) main.append(make("p", {class: "note", role: "note
 
 /** Time and memory of each stage. */
 function stages() {
-  const names = Object.keys(summary.seconds), seconds = Object.values(summary.seconds);
-  const memory = summary.peak_memory_mb_by_stage;
-  const total = seconds.reduce((sum, value) => sum + value, 0);
-  const bars = (title, values, unit, digits, caption) => {
-    const node = make("div", {class: "chart", style: "height: 190px"});
-    later(() => chart(node, `${title}: ${names.map((name, i) => `${name} ${fixed(values[i], digits)} ${unit}`).join(", ")}`, colours => ({
-      traces: [{type: "bar", orientation: "h", y: names, x: values, marker: {color: colours.accent}, textposition: "auto",
-        text: values.map(value => `${fixed(value, digits)} ${unit}`), textfont: {size: 12},
-        outsidetextfont: {color: colours.ink}, insidetextfont: {color: colours.card}, hoverinfo: "skip"}],
-      layout: {bargap: 0.3, yaxis: {autorange: "reversed", tickfont: {color: colours.ink}}, xaxis: {title: {text: unit}, rangemode: "tozero"}},
-    })));
-    return make("div", {class: "card"}, make("h3", {}, title), node, make("p", {class: "caption"}, caption));
-  };
+  const seconds = Object.entries(summary.seconds), memory = summary.peak_memory_mb_by_stage;
+  const total = seconds.reduce((sum, [, value]) => sum + value, 0);
   return make("div", {class: "grid"},
-    bars("Time by stage", seconds, "s", 1, `${fixed(total, 1)} s in all, in the run that made the model. Work that was up to date took no time.`),
-    memory ? bars("Memory by stage", names.map(name => memory[name]), "MB", 0,
-      "The most memory that the process had had by the end of each stage: the stage where it rises needs it.")
+    make("div", {class: "card"}, make("h3", {}, "Time by stage"), bars(seconds.map(([name, value]) => [name, value, `${value.toFixed(1)} s`])),
+      make("p", {class: "caption"}, `${total.toFixed(1)} s in all, in the run that made the model. Work that was up to date took no time.`)),
+    memory ? make("div", {class: "card"}, make("h3", {}, "Memory by stage"), bars(Object.entries(memory).map(([name, value]) => [name, value, `${whole(value)} MB`])),
+      make("p", {class: "caption"}, "The most that the process had had by the end of each stage: the stage where it rises needs it."))
       : make("div", {class: "card"}, make("h3", {}, "Memory"), make("p", {}, `${whole(summary.peak_memory_mb)} MB at most`)));
 }
 
@@ -62,12 +52,9 @@ if (data.cloud) {
     node, make("div", {class: "controls"}, make("label", {}, "Size of points", size), make("label", {}, cameras, "Cameras"), reset));
   const view = modelView(canvas, {...cloud, xyz: unpack(cloud.xyz), rgb: unpack(cloud.rgb)}, {
     onCamera(camera) {
-      tip.hidden = !camera;
       canvas.style.cursor = camera ? "pointer" : "grab";
-      if (!camera) return;
-      tip.textContent = photos.name[cloud.photo[camera.number]];
-      tip.style.left = `${Math.min(camera.x, canvas.clientWidth - tip.offsetWidth - 8)}px`;
-      tip.style.top = `${camera.y}px`;
+      if (camera) showTip(tip, node, camera.x, camera.y, [photos.name[cloud.photo[camera.number]]]);
+      else tip.hidden = true;
     },
     onChoose: number => openPhoto(cloud.photo[number]),
   });
@@ -79,11 +66,6 @@ if (data.cloud) {
     redraws.push(look);
     look();
   } else node.replaceChildren(make("p", {class: "note"}, "This browser cannot draw in 3D: it has no WebGL 2."));
-}
-
-/** Plotly reads some markup in texts; names of photos are none. */
-function escaped(text) {
-  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
 /* Photos */
@@ -143,7 +125,7 @@ const longest = (() => {
 const edgesOf = (() => {
   const {graph} = data;
   const [first, second, matches] = [graph.first, graph.second, graph.matches].map(unpack);
-  return {first, second, matches, group: graph.group};
+  return {first, second, matches, group: graph.group, joining: first.filter((row, i) => row !== second[i]).length};
 })();
 
 const viewer = (() => {
@@ -170,15 +152,23 @@ const viewer = (() => {
     if (!canvas || !keypoints || now >= data.keypoints.count.length) return;
     const ratio = devicePixelRatio || 1, width = canvas.width = stage.clientWidth * ratio, height = canvas.height = stage.clientHeight * ratio;
     const context = canvas.getContext("2d"), radius = Math.max(1.6, stage.clientWidth / 360) * ratio;
-    // Those kept are the ones with the longest tracks first: drawn backwards, they come to lie on top.
+    // A path for each track length, the long ones on top: thousands of paths would keep a phone busy for seconds.
+    const paths = new Map();
     for (let i = keypoints.first[now + 1] - 1; i >= keypoints.first[now]; i--) {
       const length = keypoints.length[i];
       if (length < Number(least.value)) continue;
+      if (!paths.has(length)) paths.set(length, new Path2D());
+      const [x, y] = [keypoints.xy[2 * i] / 65535 * width, keypoints.xy[2 * i + 1] / 65535 * height];
+      const path = paths.get(length), size = length ? radius : radius * 0.7;
+      path.moveTo(x + size, y);
+      path.arc(x, y, size, 0, 2 * Math.PI);
+    }
+    context.strokeStyle = "rgb(0 0 0 / .5)";
+    context.lineWidth = 0.6 * ratio;
+    for (const [length, path] of [...paths].sort(([a], [b]) => a - b)) {
       context.fillStyle = length ? ramp((length - 2) / (longest - 2)) : "rgb(255 255 255 / .45)";
-      context.beginPath();
-      context.arc(keypoints.xy[2 * i] / 65535 * width, keypoints.xy[2 * i + 1] / 65535 * height, length ? radius : radius * 0.7, 0, 7);
-      context.fill();
-      if (length) { context.strokeStyle = "rgb(0 0 0 / .45)"; context.lineWidth = 0.6 * ratio; context.stroke(); }
+      context.fill(path);
+      if (length) context.stroke(path);
     }
   }
 
@@ -232,63 +222,25 @@ function openPhoto(number) {
 
 /* Matches between photos */
 
-{
+if (data.graph.places.length) {
   const {graph} = data, {first, second, matches, group} = edgesOf;
   const rows = graph.places.length;
-  const rowName = row => group === 1 ? escaped(photos.name[row])
-    : `${escaped(photos.name[row * group])} … ${escaped(photos.name[Math.min(row * group + group, photoCount) - 1])}`;
-  const matrix = make("div", {class: "chart square", id: "matrix"}), network = make("div", {class: "chart square", id: "graph"});
-  const grouped = group > 1 ? ` Each row stands for ${group} photos that follow each other.` : "";
-  section("matches", "Matches", `Which photos were geometrically verified with which.${grouped}`,
+  const rowName = row => group === 1 ? photos.name[row] : `${photos.name[row * group]} … ${photos.name[Math.min(row * group + group, photoCount) - 1]}`;
+  const of = group === 1 ? "photo" : "group";
+  const edges = graph.edges.map((edge, place) => [first[edge], second[edge], 1 - place / graph.edges.length]);
+  const look = row => {
+    const state = photos.state[row * group];
+    return {said: `${rowName(row)}\n${state}`, className: stateClass[state] ?? "missing"};
+  };
+  const said = (row, column, value) => [rowName(row), ...(row === column ? [] : [rowName(column)]), value ? plural(value, "verified match").replace("matchs", "matches") : row === column && group === 1 ? "itself" : "not verified"];
+  section("matches", "Matches", `Which photos were geometrically verified with which.${group > 1 ? ` Each vertex and row stands for a group of ${group} photos that follow each other.` : ""}`,
     make("div", {class: "grid", style: "--least: 24rem"},
-      make("div", {class: "card"}, make("h3", {}, "Match graph"), network,
-        make("p", {class: "caption"}, `Photos with many verified matches stand close together. ${whole(graph.edges.length)} of ${plural(first.length, "connection")} drawn: the strongest of each photo, and the strongest of all.`)),
-      make("div", {class: "card"}, make("h3", {}, "Matrix of verified matches"), matrix,
-        make("p", {class: "caption"}, "Photos in their order; the brighter in the dark, or the darker in the light, the more matches."))));
-  later(() => chart(network, `Match graph of ${plural(rows, "photo")}`, colours => {
-    const strength = [0.3, 0.6, 1], thirds = strength.map(() => ({x: [], y: []}));
-    graph.edges.forEach((edge, place) => {
-      const third = thirds[2 - Math.floor(3 * place / graph.edges.length)];
-      for (const row of [first[edge], second[edge]]) { third.x.push(graph.places[row][0]); third.y.push(graph.places[row][1]); }
-      third.x.push(null); third.y.push(null);
-    });
-    const colourOf = {registered: colours.good, "in another model": colours.other};
-    const hiddenAxis = {visible: false, range: [-1.15, 1.15], fixedrange: false};
-    return {
-      traces: [
-        ...thirds.map((third, i) => ({type: "scatter", mode: "lines", ...third, hoverinfo: "skip", opacity: strength[i] * 0.7, line: {color: colours.faint, width: 0.6 + i * 0.7}})),
-        {type: "scatter", mode: "markers", x: graph.places.map(place => place[0]), y: graph.places.map(place => place[1]), customdata: [...graph.places.keys()],
-          text: graph.places.map((_, row) => `${rowName(row)}<br>${photos.state[row * group]}`), hovertemplate: "%{text}<extra></extra>",
-          marker: {size: rows > 100 ? 7 : 11, color: graph.places.map((_, row) => colourOf[photos.state[row * group]] ?? colours.bad), line: {color: colours.card, width: 1.5}}},
-      ],
-      layout: {xaxis: hiddenAxis, yaxis: {...hiddenAxis, range: [-1.35, 1.1], scaleanchor: "x"}, dragmode: "pan", hovermode: "closest"},
-    };
-  }));
-  later(() => {
-    network.on("plotly_click", ({points: [point]}) => { if (point.customdata !== undefined) openPhoto(point.customdata * group); });
-    chart(matrix, `Matrix of verified matches of ${plural(rows, "photo")}`, colours => {
-      const z = Array.from({length: rows}, () => new Array(rows).fill(null)), text = z.map(row => row.slice());
-      for (let i = 0; i < first.length; i++) {
-        for (const [a, b] of [[first[i], second[i]], [second[i], first[i]]]) {
-          z[a][b] = Math.log10(matches[i]);
-          text[a][b] = `${rowName(a)}<br>${rowName(b)}<br>${whole(matches[i])} verified matches`;
-        }
-      }
-      const axis = {visible: false, constrain: "domain", fixedrange: false};
-      return {
-        traces: [{type: "heatmap", z, text, hoverongaps: false, hovertemplate: "%{text}<extra></extra>", colorscale: [[0, mixed(colours.well, colours.accent, 0.18)], [1, colours.accent]],
-          colorbar: {thickness: 10, len: 0.7, outlinewidth: 0, tickvals: [1, 2, 3, 4], ticktext: ["10", "100", "1000", "10 000"], title: {text: "matches", font: {size: 12}}}}],
-        layout: {xaxis: axis, yaxis: {...axis, autorange: "reversed", scaleanchor: "x"}, plot_bgcolor: colours.well},
-      };
-    });
-    matrix.on("plotly_click", ({points: [point]}) => openPhoto(point.y * group));
-  });
-}
-
-/** A colour between two, as palette() gives them. */
-function mixed(from, to, share) {
-  const [a, b] = [from, to].map(colour => colour.match(/[\d.]+/g).map(Number));
-  return `rgb(${[0, 1, 2].map(i => Math.round(a[i] + share * (b[i] - a[i]))).join(",")})`;
+      make("div", {class: "card"}, make("h3", {}, "Match graph"), graphChart(`Match graph of ${plural(rows, of)}`, graph.places, edges, look, row => openPhoto(row * group)),
+        make("p", {class: "caption"}, make("span", {class: "key registered"}), " registered ", make("span", {class: "key elsewhere"}), " in another model ", make("span", {class: "key missing"}), " not registered"),
+        make("p", {class: "caption"}, `Photos with many verified matches stand close together. ${whole(graph.edges.length)} of ${plural(edgesOf.joining, "connection")} drawn: the strongest of each photo, and the strongest of all.`)),
+      make("div", {class: "card"}, make("h3", {}, "Matrix of verified matches"),
+        matrixChart(`Matrix of verified matches of ${plural(rows, of)}`, rows, Array.from(first, (row, i) => [row, second[i], matches[i]]), said, row => openPhoto(row * group)),
+        make("p", {class: "caption"}, "Rows and columns are the photos in their order; the stronger the colour, the more matches."))));
 }
 
 /* Pairs of photos */
@@ -364,5 +316,3 @@ if (data.histograms) {
     make("div", {class: "card"}, make("h3", {}, "Weights"), facts(Object.entries(data.weights))),
     make("div", {class: "card"}, make("h3", {}, when), facts(Object.entries(made)))));
 }
-
-drawAll();
