@@ -16,6 +16,7 @@ from hardnet_sfm.commands.common import Verb, errors_said, output
 from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.commands.info import Info
 from hardnet_sfm.commands.reconstruction import Demo, Export, Extract, Map, Match, Pair, Reconstruct
+from hardnet_sfm.commands.report import Report
 from hardnet_sfm.commands.retrieval import Index, Retrieve, Vocabulary
 from hardnet_sfm.commands.training import Mine, Train, Warp, Weights
 from hardnet_sfm.errors import UsageError
@@ -45,6 +46,7 @@ VERBS: dict[str, tuple[type[Verb], ...]] = {
     "look": (
         Demo,
         Info,
+        Report,
     ),
 }
 _KINDS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for group in VERBS.values() for kind in group}

@@ -119,7 +119,7 @@ def read_small(path: Path, longest_side: int) -> NDArray[np.uint8]:
 
 
 def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:
-    """The pixels of a JPEG as stored, at the smallest size that its decoder offers and that is large enough, or None."""
+    """The pixels of a JPEG as stored, at the smallest size of its decoder that is large enough; None of other files."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format != "JPEG" or image.mode not in ("L", "RGB"):

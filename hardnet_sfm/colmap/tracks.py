@@ -71,7 +71,7 @@ class Tracks:
     def centres(self) -> Float64:
         """(V, 3) where each photo was taken from, in the model's units."""
         rotation, translation = self.cam_from_world[:, :, :3], self.cam_from_world[:, :, 3]
-        return -np.einsum("vji,vj->vi", rotation, translation)
+        return np.asarray(-np.einsum("vji,vj->vi", rotation, translation), np.float64)
 
     def triangulation_angles(self) -> Float64:
         """(P,) degrees: the largest angle under which two photos that observe a point see it from it.
@@ -88,7 +88,7 @@ class Tracks:
             for some in np.array_split(points, -(-len(points) * length**2 // _ANGLES_AT_ONCE)):
                 rays = away[order[first[some, None] + np.arange(length)]]
                 smallest[some] = (rays @ rays.swapaxes(1, 2)).min(axis=(1, 2))
-        return np.rad2deg(np.arccos(smallest.clip(-1, 1)))
+        return np.asarray(np.rad2deg(np.arccos(smallest.clip(-1, 1))), np.float64)
 
 
 def read_tracks(folder: Path) -> Tracks:

@@ -28,6 +28,7 @@ def cloud(tracks: Tracks, most: int = MOST_POINTS) -> dict[str, Any]:
     inside = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(axis=1))
     kept, cell = thin(xyz[inside], lengths[inside], most)
     rows = inside[kept]
+    target, reach = _subject(xyz[tracks.point], tips)
     steps = (xyz[rows] - low) / (high - low) * _STEPS
     return {
         "xyz": packed(steps.round().astype(np.uint16)),
@@ -38,6 +39,8 @@ def cloud(tracks: Tracks, most: int = MOST_POINTS) -> dict[str, Any]:
         "outside": len(xyz) - len(inside),
         "shown": len(rows),
         "cell": cell,
+        "target": target.tolist(),
+        "reach": reach,
         "tips": tips.round(5).tolist(),
         "corners": corners.round(5).tolist(),
     }
@@ -96,6 +99,18 @@ def _box(xyz: Float64, tips: Float64) -> tuple[Float64, Float64]:
     low, high = np.minimum(points[0], tips.min(axis=0)), np.maximum(points[1], tips.max(axis=0))
     air = 0.08 * max(float((high - low).max()), 1e-6)
     return low - air, high + air
+
+
+def _subject(observed: Float64, tips: Float64) -> tuple[Float64, float]:
+    """What to look at first: the middle of what most photos observe, and how far around it cameras and points are.
+
+    Args:
+        observed: (N, 3) the point of each observation, so that those seen often count often.
+        tips: (V, 3) of the cameras.
+    """
+    target = np.median(observed, axis=0)
+    of_points, of_tips = (np.linalg.norm(some - target, axis=1) for some in (observed, tips))
+    return target, float(max(np.quantile(of_points, 0.6), np.quantile(of_tips, 0.95), 1e-9))
 
 
 def _pyramids(tracks: Tracks, turn: Float64) -> tuple[Float64, Float64]:

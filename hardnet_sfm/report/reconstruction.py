@@ -100,9 +100,9 @@ def _collect(
 
 
 _FIGURES = (
-    "photos registered models cameras keypoints pairs matches verified_pairs verified_matches seconds peak_memory_mb "
-    "peak_memory_mb_by_stage skipped"
-).split()
+    *("photos", "registered", "skipped", "models", "cameras", "keypoints", "pairs", "matches"),
+    *("verified_pairs", "verified_matches", "seconds", "peak_memory_mb", "peak_memory_mb_by_stage"),
+)
 
 
 def _notes(

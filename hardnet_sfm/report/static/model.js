@@ -47,7 +47,8 @@ void main() {
 
 /**
  * Draws points and cameras on a canvas, and lets a person move about.
- * world: {low, high: corners of the box; xyz: Uint16Array along its sides; rgb: Uint8Array; tips, corners of pyramids}.
+ * world: {low, high: corners of the box; xyz: Uint16Array along its sides; rgb: Uint8Array; tips, corners of pyramids;
+ * target, reach: what is seen at first, and how far around it}.
  * onCamera: told which camera is pointed at, or null, and where; onChoose: which was clicked.
  * Returns what changes it, or null where the browser has no WebGL 2.
  */
@@ -55,9 +56,9 @@ function modelView(canvas, world, {onCamera, onChoose}) {
   const gl = canvas.getContext("webgl2", {antialias: true, alpha: true});
   if (!gl) return null;
   const shown = {size: 2, cameras: true, accent: [0, 0, 0]};
-  const middle = world.low.map((low, i) => (low + world.high[i]) / 2);
   const extent = world.high.map((high, i) => high - world.low[i]), radius = Math.hypot(...extent) / 2;
-  const START = {target: middle, distance: 0.78 * radius / Math.sin(FIELD_OF_VIEW / 2), turn: -0.35, tilt: 0.35};
+  const narrow = Math.max(1, canvas.clientHeight / Math.max(1, canvas.clientWidth));
+  const START = {target: world.target, distance: narrow * world.reach / Math.sin(FIELD_OF_VIEW / 2), turn: -0.35, tilt: 0.35};
   let at = {...START}, matrix = null, axes = null, asked = false;
 
   const program = compiled(gl);
