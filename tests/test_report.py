@@ -35,12 +35,12 @@ from hardnet_sfm.workspace import Workspace, read_json, write_json
 
 @pytest.fixture(scope="module")
 def made(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A finished workspace with its page; one photo has a name that is no good in HTML. Tests must not write into it."""
+    """A finished workspace with its page; one photo is named as no HTML likes it. Tests must not write into it."""
     photos = tmp_path_factory.mktemp("photos")
     for number, name in enumerate(sorted(small_scene[1].names)):
         shutil.copy(small_scene[0] / name, photos / ("<script>alert(1)<&'script>.jpg" if number == 3 else name))
     shutil.copy(Path(__file__), photos / "broken.jpg")
-    (photos / "plain.png").write_bytes(encoded(np.full((60, 90, 3), 128, np.uint8), "PNG"))
+    (photos / "plain.png").write_bytes(encoded(np.full((360, 480, 3), 128, np.uint8), "PNG"))
     place = Workspace(tmp_path_factory.mktemp("made"))
     hardnet_sfm.reconstruct(
         photos,

@@ -37,6 +37,7 @@ function stages() {
 
 /* The model in 3D */
 
+let view = null;
 if (data.cloud) {
   const {cloud} = data;
   const rule = cloud.cell
@@ -50,7 +51,7 @@ if (data.cloud) {
   const reset = make("button", {type: "button"}, "Reset view");
   section("model", "Model", `Drag to turn, with Shift or the right button to shift; click it, then scroll to come closer. A camera says its photo's name; click it to see the photo. ${rule}${outside}`,
     node, make("div", {class: "controls"}, make("label", {}, "Size of points", size), make("label", {}, cameras, "Cameras"), reset));
-  const view = modelView(canvas, {...cloud, xyz: unpack(cloud.xyz), rgb: unpack(cloud.rgb)}, {
+  view = modelView(canvas, {...cloud, xyz: unpack(cloud.xyz), rgb: unpack(cloud.rgb)}, {
     onCamera(camera) {
       canvas.style.cursor = camera ? "pointer" : "grab";
       if (camera) showTip(tip, node, camera.x, camera.y, [photos.name[cloud.photo[camera.number]]]);
