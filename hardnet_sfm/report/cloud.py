@@ -79,7 +79,7 @@ def thin(xyz: Float64, lengths: NDArray[np.int64], most: int) -> tuple[NDArray[n
         return np.arange(len(xyz)), 0.0
     longest_first = np.argsort(-lengths, kind="stable")
     from_corner = xyz[longest_first] - xyz.min(axis=0)
-    extent = float(from_corner.max())
+    extent = max(float(from_corner.max()), 1e-12)
     coarse, fine = 1, 2**20  # cells along the longest side; the points of one cell are always few enough
     kept = longest_first[:1]
     while fine - coarse > max(1, coarse // 200):

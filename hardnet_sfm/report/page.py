@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.workspace import replacing
 
-Kind = Literal["reconstruction", "training", "retrieval"]
+Kind = Literal["reconstruction", "training", "evaluation"]
 _SCRIPTS: dict[Kind, tuple[str, ...]] = {
     "reconstruction": ("page.js", "charts.js", "model.js", "reconstruction.js"),
     "training": ("page.js", "charts.js", "training.js"),
-    "retrieval": ("page.js", "charts.js", "retrieval.js"),
+    "evaluation": ("page.js", "charts.js", "evaluation.js"),
 }
 MOST_BYTES = 15_000_000
 """No page is larger. The parts of a page have shares of it, in bytes of their own before base64 adds a third."""

@@ -26,7 +26,7 @@ function ticks(low, high, count) {
   return Array.from({length: last - first + 1}, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-const short = new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 2}).format;
+const short = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 4}).format;
 
 /**
  * The frame that charts are drawn in: axes with ticks and titles around a plot.
