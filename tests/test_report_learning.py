@@ -35,7 +35,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def patches(tmp_path: Path) -> Path:
-    """Points in a row a unit apart, of which each pair of neighbours is too near for a negative; a third photo in all."""
+    """Points in a row a unit apart in three photos; two neighbours are too near to each other for a negative."""
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 255, (POINTS, 1, 16, 16)) + rng.integers(-60, 60, (POINTS, 3, 16, 16))
     with h5py.File(tmp_path / "patches.h5", "w") as file:
