@@ -58,7 +58,7 @@ function modelView(canvas, world, {onCamera, onChoose}) {
   const shown = {size: 2, cameras: true, accent: [0, 0, 0]};
   const extent = world.high.map((high, i) => high - world.low[i]), radius = Math.hypot(...extent) / 2;
   const narrow = Math.max(1, canvas.clientHeight / Math.max(1, canvas.clientWidth));
-  const START = {target: world.target, distance: narrow * world.reach / Math.sin(FIELD_OF_VIEW / 2), turn: -0.35, tilt: 0.35};
+  const START = {target: world.target, distance: 0.72 * narrow * world.reach / Math.sin(FIELD_OF_VIEW / 2), turn: -0.35, tilt: 0.35};
   let at = {...START}, matrix = null, axes = null, asked = false;
 
   const program = compiled(gl);
