@@ -3,7 +3,8 @@
     >>> import hardnet_sfm
     >>> model = hardnet_sfm.reconstruct("images/")  # doctest: +SKIP
 
-Each stage is a function of files to files: `extract`, `pair`, `match`, `map_photos`; `reconstruct` chains them.
+Each stage is a function of files to files: `extract`, `pair`, `match`, `map_photos`; `reconstruct` chains them, and
+`write_report` draws a page of what they made.
 `vocabulary` and `index` make photos searchable; `index_photos` chains them, and `Index` searches.
 """
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from hardnet_sfm.reconstruction.stage import map_photos as map_photos
     from hardnet_sfm.report.info import info as info
     from hardnet_sfm.report.montage import montage as montage
+    from hardnet_sfm.report.write import write_report as write_report
     from hardnet_sfm.resources import Resources as Resources
     from hardnet_sfm.retrieval.options import METHODS as METHODS
     from hardnet_sfm.retrieval.options import IndexOptions as IndexOptions
@@ -81,6 +83,7 @@ _HOMES = {
     "map_photos": "reconstruction.stage",
     "info": "report.info",
     "montage": "report.montage",
+    "write_report": "report.write",
     "Resources": "resources",
     "METHODS": "retrieval.options",
     "IndexOptions": "retrieval.options",

@@ -17,6 +17,7 @@ from hardnet_sfm.commands.doctor import Doctor
 from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.commands.info import Info
 from hardnet_sfm.commands.reconstruction import Demo, Export, Extract, Map, Match, Pair, Reconstruct
+from hardnet_sfm.commands.report import Report
 from hardnet_sfm.commands.retrieval import Index, Retrieve, Vocabulary
 from hardnet_sfm.commands.training import Mine, Train, Warp, Weights
 from hardnet_sfm.errors import UsageError
@@ -46,6 +47,7 @@ VERBS: dict[str, tuple[type[Verb], ...]] = {
     "look": (
         Demo,
         Info,
+        Report,
         Doctor,
     ),
 }

@@ -103,6 +103,33 @@ def read_colours(path: Path) -> NDArray[np.uint8]:
     return _decode(path, data, exif_orientation(data), "RGB")
 
 
+def read_small(path: Path, longest_side: int) -> NDArray[np.uint8]:
+    """Decodes a photo as `read_colours` does, shrunk so that no side is longer than `longest_side` pixels.
+
+    A large JPEG is decoded at half, a quarter or an eighth of its size, which takes as small a part of the time.
+
+    Raises:
+        HardnetSfmError: the file is missing, empty, truncated at its head or no photo.
+    """
+    data = _read(path)
+    orientation = exif_orientation(data)
+    sensor = _decode_reduced(data, longest_side)
+    photo = _decode(path, data, orientation, "RGB") if sensor is None else upright(sensor, orientation)
+    return resize_to_fit(photo, longest_side)
+
+
+def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:
+    """The pixels of a JPEG as stored, at the smallest size of its decoder that is large enough; None of other files."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+                return None
+            image.draft("RGB", (longest_side, longest_side))  # no smaller than that, in proportion
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
 def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()

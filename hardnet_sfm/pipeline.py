@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
 from hardnet_sfm.images import list_photos
 from hardnet_sfm.matching.pairs import NEIGHBOURS, PairOptions, PairReport, pair
 from hardnet_sfm.matching.stage import MatchOptions, MatchReport
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
+from hardnet_sfm.report.write import write_report
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import IndexReport, ProposeReport, VocabularyReport
 from hardnet_sfm.stores import FeatureStore
@@ -37,6 +39,7 @@ def reconstruct(
     map_options: MapOptions | None = None,
     resources: Resources | None = None,
     on_stage: OnStage | None = None,
+    report: bool = True,
 ) -> Model:
     """Turns a folder of photos into a COLMAP model.
 
@@ -49,6 +52,8 @@ def reconstruct(
         view_options: whether pairs that fail plain matching are matched with synthetic views, and how.
         resources: how much of the machine.
         on_stage: told the name and the report of each stage as it ends.
+        report: write report.html, the page to look at, where there is none of this model yet; also where no model
+            could be made, to see why.
 
     Returns:
         The largest model; the others are beside it in `workspace/sparse`.
@@ -71,13 +76,14 @@ def reconstruct(
     images = Path(images)
     place.check_apart(images)
     seconds: dict[str, float] = {}
+    memory: dict[str, int] = {}
 
     def run(name: str, stage: Callable[[], Report]) -> None:
         start = time.perf_counter()
-        report = stage()
-        seconds[name] = time.perf_counter() - start
+        done = stage()
+        seconds[name], memory[name] = time.perf_counter() - start, peak_memory_mb()
         if on_stage:
-            on_stage(name, report)
+            on_stage(name, done)
 
     list_photos(images)
     with locked(place.root):
@@ -93,15 +99,34 @@ def reconstruct(
             lambda: match_photos(place, match_options, view_options, resources, images=images, weights=weights),
         )
         start = time.perf_counter()
-        before = place.summary.stat().st_mtime_ns if place.summary.is_file() else 0
-        model = map_photos(place, map_options, resources)
-        seconds["map"] = time.perf_counter() - start
-        if place.summary.stat().st_mtime_ns != before:
-            rounded = {name: round(value, 2) for name, value in seconds.items()}
-            write_json(
-                place.summary, {**read_json(place.summary), "seconds": rounded, "peak_memory_mb": peak_memory_mb()}
-            )
+        before = _time_of(place.summary)
+        try:
+            model = map_photos(place, map_options, resources)
+        except HardnetSfmError:
+            if report and _changed(place, before):
+                write_report(place, resources=resources)
+            raise
+        seconds["map"], memory["map"] = time.perf_counter() - start, peak_memory_mb()
+        if _changed(place, before):
+            spent = {
+                "seconds": {name: round(value, 2) for name, value in seconds.items()},
+                "peak_memory_mb": memory["map"],
+                "peak_memory_mb_by_stage": memory,
+            }
+            write_json(place.summary, {**read_json(place.summary), **spent})
+        if report and not (place.report.is_file() and _time_of(place.report) >= _time_of(place.summary)):
+            write_report(place, resources=resources)
     return model
+
+
+def _time_of(path: Path) -> int:
+    """When a file was written, ns; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def _changed(place: Workspace, before: int) -> bool:
+    """Whether there is another summary than that written at a time."""
+    return _time_of(place.summary) not in (0, before)
 
 
 def propose_where_needed(

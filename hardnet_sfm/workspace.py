@@ -81,6 +81,11 @@ class Workspace:
         return self.root / "summary.json"
 
     @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.root / "report.html"
+
+    @property
     def logs(self) -> Path:
         """What native libraries say."""
         return self.root / "logs"

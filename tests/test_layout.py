@@ -23,7 +23,7 @@ ROWS = (
     ("colmap",),
     ("scene", "patches"),
     ("keypoints", "images", "progress", "resources", "workers"),
-    ("workspace", "journal"),
+    ("workspace", "journal", "versions"),
     ("errors",),
 )
 LEVEL = {name: -number for number, row in enumerate(ROWS) for name in row}

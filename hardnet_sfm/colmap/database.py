@@ -101,6 +101,11 @@ class Database:
         pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
         return {(names[a], names[b]): count for (a, b), count in zip(pairs, inliers, strict=True) if count}
 
+    def inliers(self, pair: Pair) -> NDArray[np.int32]:
+        """(M, 2) row numbers of the keypoints of a verified pair that agree with its two-view geometry."""
+        geometry = self._database.read_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]])
+        return np.asarray(geometry.inlier_matches, np.int32).reshape(-1, 2)
+
     def cameras(self) -> int:
         """Number of cameras."""
         return int(self._database.num_cameras())

@@ -16,6 +16,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Float32
 
 Float64 = NDArray[np.float64]
+_ANGLES_AT_ONCE = 1_000_000  # of pairs of rays, 8 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +28,11 @@ class Tracks:
     Attributes:
         names: of the registered photos, in the order of COLMAP's numbers.
         sizes: (V, 2) int64, width and height of each photo's camera.
+        corners: (V, 4, 2), x / z and y / z of the rays of each photo's corners, clockwise from the top left.
         cam_from_world: (V, 3, 4), x right, y down, z forward.
         point_ids: (P,) int64, COLMAP's number of each point, increasing.
         xyz: (P, 3), position of each point in the model's units.
+        colours: (P, 3) uint8, RGB.
         photo: (N,) int32, row in `names`; does not decrease.
         point: (N,) int64, row in `xyz`.
         row: (N,) int32, which of its photo's keypoints the observation is.
@@ -42,9 +45,11 @@ class Tracks:
 
     names: list[str]
     sizes: NDArray[np.int64]
+    corners: Float64
     cam_from_world: Float64
     point_ids: NDArray[np.int64]
     xyz: Float64
+    colours: NDArray[np.uint8]
     photo: NDArray[np.int32]
     point: NDArray[np.int64]
     row: NDArray[np.int32]
@@ -59,6 +64,32 @@ class Tracks:
         first, end = np.searchsorted(self.photo, [photo, photo + 1])
         return slice(int(first), int(end))
 
+    def lengths(self) -> NDArray[np.int64]:
+        """(P,) track length of each point: how many observations it has."""
+        return np.bincount(self.point, minlength=len(self.xyz)).astype(np.int64)
+
+    def centres(self) -> Float64:
+        """(V, 3) where each photo was taken from, in the model's units."""
+        rotation, translation = self.cam_from_world[:, :, :3], self.cam_from_world[:, :, 3]
+        return np.asarray(-np.einsum("vji,vj->vi", rotation, translation), np.float64)
+
+    def triangulation_angles(self) -> Float64:
+        """(P,) degrees: the largest angle under which two photos that observe a point see it from it.
+
+        Time grows with the sum of squared track lengths, which comparing all pairs of a track's rays takes.
+        """
+        away = self.centres()[self.photo] - self.xyz[self.point]
+        away /= np.linalg.norm(away, axis=1, keepdims=True)
+        lengths, order = self.lengths(), np.argsort(self.point, kind="stable")
+        first = np.cumsum(lengths) - lengths
+        smallest = np.ones(len(lengths))
+        for length in np.unique(lengths[lengths > 1]):
+            points = np.flatnonzero(lengths == length)
+            for some in np.array_split(points, -(-len(points) * length**2 // _ANGLES_AT_ONCE)):
+                rays = away[order[first[some, None] + np.arange(length)]]
+                smallest[some] = (rays @ rays.swapaxes(1, 2)).min(axis=(1, 2))
+        return np.asarray(np.rad2deg(np.arccos(smallest.clip(-1, 1))), np.float64)
+
 
 def read_tracks(folder: Path) -> Tracks:
     """Reads a binary or text model.
@@ -67,12 +98,12 @@ def read_tracks(folder: Path) -> Tracks:
         HardnetSfmError: there is no model in the folder, it is damaged, or it has no tracks.
     """
     model = Model.read(folder).colmap
-    points = {number: point.xyz for number, point in sorted(model.points3D.items())}
+    points = dict(sorted(model.points3D.items()))
     if not points:
         raise HardnetSfmError(
             f"{folder}: the model has cameras but no points", "Mining needs points with tracks: triangulate them first."
         )
-    point_ids, xyz = np.fromiter(points, np.int64), np.array(list(points.values()))
+    point_ids, xyz = np.fromiter(points, np.int64), np.array([point.xyz for point in points.values()])
     images = [model.image(number) for number in sorted(model.reg_image_ids())]
     seen = [_observations(image, model.camera(image.camera_id), point_ids, xyz) for image in images]
     point, row, xy, ray, jacobian, depth, error = (np.concatenate(column) for column in zip(*seen, strict=True))
@@ -82,9 +113,11 @@ def read_tracks(folder: Path) -> Tracks:
     return Tracks(
         names=[image.name for image in images],
         sizes=np.array([(camera.width, camera.height) for camera in cameras], np.int64),
+        corners=np.array([_corners(camera) for camera in cameras]),
         cam_from_world=np.array([image.cam_from_world().matrix() for image in images]),
         point_ids=point_ids,
         xyz=xyz,
+        colours=np.array([point.color for point in points.values()], np.uint8),
         photo=np.repeat(np.arange(len(images), dtype=np.int32), [len(columns[0]) for columns in seen]),
         point=point,
         row=row,
@@ -94,6 +127,14 @@ def read_tracks(folder: Path) -> Tracks:
         depth=depth,
         error=error,
     )
+
+
+def _corners(camera: pycolmap.Camera) -> Float64:
+    """(4, 2) rays of the corners; without lens distortion where it cannot be undone so far from the middle."""
+    corners = np.array([(0, 0), (camera.width, 0), (camera.width, camera.height), (0, camera.height)], np.float64)
+    rays = np.asarray(camera.cam_from_img(corners), np.float64)
+    centre, focal = (camera.principal_point_x, camera.principal_point_y), camera.mean_focal_length()
+    return np.where(np.isfinite(rays).all(axis=1, keepdims=True), rays, (corners - centre) / focal)
 
 
 def _observations(

@@ -35,6 +35,8 @@ class Reconstruct:
 
     images: Images
     """Folder of photos, searched recursively, never written to."""
+    report: bool = True
+    """Write report.html, the page to look at."""
     common: Common = field(default_factory=Common)
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     pair: PairOptions = field(default_factory=PairOptions)
@@ -56,6 +58,7 @@ class Reconstruct:
             map_options=self.map,
             resources=self.resources,
             on_stage=print_report,
+            report=self.report,
         )
         _print_summary(self.common.place)
 
@@ -232,6 +235,8 @@ def _print_summary(place: Workspace) -> None:
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
         row("last run", f"{sum(seconds.values()):.1f} s ({times}); peak memory {summary['peak_memory_mb']} MB")
     row("files", escape(str(place.root)))
+    if place.report.is_file():
+        row("look at", escape(str(place.report)))
     unregistered = list(summary["unregistered"].items())
     for name, why in unregistered[:_NAMED]:
         errors.print(f"[yellow]not in sparse/0:[/] {escape(name)}: {escape(why)}", soft_wrap=True)

@@ -8,7 +8,7 @@ CVPR 2008. For each query there are four text files: `NAME_query.txt` (a photo a
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +143,14 @@ class QueryScore:
     Attributes:
         average_precision: 0 to 1, see `hardnet_sfm.evaluation.measures.trapezoid_average_precision`.
         precision_at: for each of `CUTS`, 0 to 1, see `hardnet_sfm.evaluation.measures.precision_at`.
+        ranks: from 1, of the positives that were found, without junk; none of a mean of several queries.
+        positives: number of those there are; 0 of a mean of several queries.
     """
 
     average_precision: float
     precision_at: tuple[float, ...]
+    ranks: tuple[int, ...] = field(default=(), compare=False)  # two answers are as good as each other by their scores
+    positives: int = field(default=0, compare=False)
 
     @classmethod
     def mean(cls, scores: Collection[QueryScore]) -> QueryScore:
@@ -169,7 +173,8 @@ def score_ranking(ranking: Sequence[str], relevance: Relevance) -> QueryScore:
         raise ValueError("a photo is ranked twice")
     right = np.array([name in relevance.positives for name in ranking if name not in relevance.junk], np.bool_)
     average = trapezoid_average_precision(right, len(relevance.positives))
-    return QueryScore(average, tuple(precision_at(right, k) for k in CUTS))
+    ranks = tuple((np.flatnonzero(right) + 1).tolist())
+    return QueryScore(average, tuple(precision_at(right, k) for k in CUTS), ranks, len(relevance.positives))
 
 
 def score_rankings(

@@ -143,7 +143,10 @@ def _as_json(mean: QueryScore | None, scores: Mapping[str, QueryScore]) -> dict[
     def one(score: QueryScore) -> dict[str, Any]:
         return {"ap": score.average_precision, "p_at": dict(zip(map(str, CUTS), score.precision_at, strict=True))}
 
-    each = {query: one(score) for query, score in scores.items()}
+    def ranked(score: QueryScore) -> dict[str, Any]:
+        return {"ranks": list(score.ranks), "positives": score.positives} if score.positives else {}
+
+    each = {query: {**one(score), **ranked(score)} for query, score in scores.items()}
     if mean is None:
         return {"map": None, "mp_at": None, "queries": each}
     return {"map": mean.average_precision, "mp_at": one(mean)["p_at"], "queries": each}

@@ -14,6 +14,7 @@ from hardnet_sfm.progress import progress
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint, matched_keypoints, stale_pairs
+from hardnet_sfm.versions import versions
 from hardnet_sfm.workspace import Workspace, digest, locked, read_json, write_json
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
@@ -282,6 +283,7 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "verified_matches": sum(verified.values()),
         "inputs": found["inputs"],
         "options": {**found["options"], "map": asdict(options)},
+        "versions": versions(),
     }
 
 

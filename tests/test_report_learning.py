@@ -1,0 +1,145 @@
+"""Pages about trainings and evaluations: their curves, hardest patches and precision, against brute force."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_report import data_of
+
+import hardnet_sfm
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.landmarks import ORIGINAL, Relevance, score_ranking
+from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
+from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.report.evaluation import RECALLS, interpolated_precision
+from hardnet_sfm.report.training import hardest, read_curves
+from hardnet_sfm.weights import read_weights, write_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+POINTS = 30
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    options = {"steps": 70, "sampling": {"near": 0.1}}
+    metadata = {"architecture": "hardnet", "steps": "70", "options": json.dumps(options), "data": '["<b>sfm</b> a.h5"]'}
+    write_weights(tmp_path / "my.safetensors", HardNet().state_dict(), metadata)
+    return tmp_path / "my.safetensors"
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> Path:
+    """Points in a row a unit apart in three photos; two neighbours are too near to each other for a negative."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 255, (POINTS, 1, 16, 16)) + rng.integers(-60, 60, (POINTS, 3, 16, 16))
+    with h5py.File(tmp_path / "patches.h5", "w") as file:
+        file.attrs["extent"] = 1.5 / 0.002
+        file["patches"] = np.kron(grey.clip(0, 255).reshape(-1, 16, 16), np.ones((4, 4))).astype(np.uint8)
+        file["point"] = np.repeat(np.arange(POINTS), 3)
+        file["image"] = np.tile(np.arange(3), POINTS).astype(np.int32)
+        file["xyz"] = np.column_stack([np.arange(POINTS), np.zeros((POINTS, 2))]).astype(np.float32)
+        frames = np.zeros((3 * POINTS, 2, 3), np.float32)
+        frames[:, 0, 2] = 50 * np.arange(3 * POINTS)
+        file["frame"] = frames
+    return tmp_path / "patches.h5"
+
+
+def test_curves_are_what_was_logged(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(2000):
+            writer.add_scalar("loss", 1 / (step + 1), step)
+        writer.add_scalar("fpr95", 0.25, 1999)
+        writer.add_scalar("epoch", 3, 1999)
+    curves = read_curves(tmp_path)
+    assert set(curves) == {"loss", "fpr95"}
+    assert curves["fpr95"] == {"step": [2000], "value": [0.25]}
+    steps = curves["loss"]["step"]
+    assert len(steps) == 600 and steps[0] == 1 and steps[-1] == 2000
+    np.testing.assert_allclose(curves["loss"]["value"], 1 / np.array(steps), rtol=1e-5)
+
+
+def test_hardest_patches_are_those_of_a_loop_over_all(weights: Path, patches: Path) -> None:
+    found = hardest(weights, patches)
+    network = HardNet()
+    network.load_state_dict(read_weights(weights).tensors)
+    with h5py.File(patches) as file, torch.inference_mode():
+        small = torch.from_numpy(file["patches"][()].reshape(-1, 1, 32, 2, 32, 2).mean((3, 5)) / 255).float()
+        described = network.eval()(small).numpy().reshape(POINTS, 3, -1)
+        everything = file["patches"][()].reshape(POINTS, 3, 64, 64)
+    first, last = described[:, 0], described[:, 2]
+    apart = [float(np.linalg.norm(first[i] - last[i])) for i in range(POINTS)]
+    worst = sorted(range(POINTS), key=lambda i: -apart[i])[:12]
+    np.testing.assert_allclose(found.positive_distances, [apart[i] for i in worst], atol=1e-5)
+    np.testing.assert_array_equal(found.positives, everything[worst][:, [0, 2]])
+    candidates = sorted(
+        (float(np.linalg.norm(first[i] - last[k])), i, k)
+        for i in range(POINTS)
+        for k in range(POINTS)
+        if abs(i - k) > 1  # neighbours are too near
+    )
+    taken: list[tuple[float, int, int]] = []
+    for distance, i, k in candidates:
+        if all(i != a and k != b for _, a, b in taken):
+            taken.append((distance, i, k))
+    np.testing.assert_allclose(found.negative_distances, [distance for distance, _, _ in taken[:12]], atol=1e-5)
+    np.testing.assert_array_equal(found.negatives[0], [everything[taken[0][1], 0], everything[taken[0][2], 2]])
+    assert found.points == POINTS
+
+
+def test_page_about_a_training(weights: Path, patches: Path) -> None:
+    written = hardnet_sfm.write_report(weights, patches=patches)
+    assert written == weights.with_suffix(".html")
+    data = data_of(written)
+    assert data["metadata"]["options"]["sampling"] == {"near": 0.1} and data["metadata"]["data"] == ["<b>sfm</b> a.h5"]
+    assert "<b>" not in written.read_text("utf-8")
+    assert len(data["hardest"]["positives"]) == 12 and data["hardest"]["points"] == POINTS
+    assert data["curves"] == {} and data["notes"][0].startswith("No learning curves")
+
+
+def test_bad_input_is_told(weights: Path, patches: Path, tmp_path: Path) -> None:
+    with pytest.raises(HardnetSfmError, match="neither"):
+        hardnet_sfm.write_report(tmp_path / "none.safetensors")
+    with pytest.raises(UsageError, match="--images has no effect"):
+        hardnet_sfm.write_report(weights, images=tmp_path)
+    with pytest.raises(UsageError, match="--patches has no effect"):
+        hardnet_sfm.write_report(tmp_path, patches=patches)
+    with pytest.raises(HardnetSfmError, match="no patches at"):
+        hardnet_sfm.write_report(weights, patches=tmp_path / "gone.h5")
+    patches.write_bytes(b"no HDF5")
+    with pytest.raises(HardnetSfmError, match="damaged"):
+        hardnet_sfm.write_report(weights, patches=patches)
+    (tmp_path / "other.json").write_text('{"results": 3}')
+    with pytest.raises(HardnetSfmError, match="not what `evaluate --json` writes"):
+        hardnet_sfm.write_report(tmp_path / "other.json")
+
+
+def test_interpolated_precision_is_the_highest_at_that_recall_or_later() -> None:
+    ranks, positives = [1, 2, 5, 6, 20], 8
+    for recall, precision in zip(RECALLS, interpolated_precision(ranks, positives), strict=True):
+        at = [(n + 1) / rank for n, rank in enumerate(ranks) if (n + 1) / positives >= recall - 1e-9]
+        assert precision == pytest.approx(max(at, default=0.0))
+    assert interpolated_precision([], 3).max() == 0
+
+
+def test_page_about_an_evaluation_has_the_tables_figures(tmp_path: Path) -> None:
+    relevance = Relevance(frozenset("abc"), frozenset("j"))
+    scores = {ORIGINAL: {"one": score_ranking("jaxbyc", relevance), "two": score_ranking("xa", relevance)}}
+    table = LandmarkTable(
+        "oxford5k", (ORIGINAL,), {"hardnet": {"bow": Cell(scores, 0.5)}}, {"hardnet": {}}, 6, ("one", "two")
+    )
+    (tmp_path / "table.json").write_text(json.dumps(table.as_json()))
+    data = data_of(hardnet_sfm.write_report(tmp_path / "table.json"))
+    row = data["rows"][0]["setups"][ORIGINAL]
+    assert row["map"] == pytest.approx(table.rows["hardnet"]["bow"].mean(ORIGINAL).average_precision)  # type: ignore[union-attr]
+    # Positives at ranks 1, 3, 5 of the first, at 2 of the second, without the junk.
+    expected = (interpolated_precision([1, 3, 5], 3) + interpolated_precision([2], 3)) / 2
+    np.testing.assert_allclose(row["precision"], expected, atol=1e-5)
+    assert data["photos"] == 6 and data["queries"] == ["one", "two"]
