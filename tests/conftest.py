@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from browser import launched
 
 from hardnet_sfm.scene import Scene, render
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -35,3 +40,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; `browser.visit` opens pages in it. Tests skip where there is none.
+
+    Of a module, not of the session: while it runs, its event loop keeps `asyncio.run` from working in this thread.
+    """
+    with launched() as started:
+        yield started
