@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.patches import extract_patches
 from hardnet_sfm.frames import REACH, Frames, associated, upright_from_stored
-from hardnet_sfm.images import Photo, read_colours, read_photo
+from hardnet_sfm.images import Photo, exif_orientation, read_colours, read_photo, upright
 from hardnet_sfm.viewer.world import World, ramp, span
 
 Picture = NDArray[np.uint8]
@@ -25,6 +25,7 @@ KEYPOINT_COLOURS: tuple[KeypointColour, ...] = get_args(KeypointColour)
 SIZE = 96  # of a patch, pixels
 MEASUREMENT_SIZE = 12.0  # sigmas across a patch, as `mine` cuts them
 LONGEST_SIDE = 1400  # of a photo in the page, pixels
+_SMALL_SIDE = 512  # of a photo in its frustum
 _GUESSED = 4.0  # sigma of a keypoint of which only the position is known, pixels
 _KEPT = 16  # decoded photos, 12 MB each where they have 12 megapixels
 _LOOSE, _SEEN = (205, 205, 205), (60, 220, 90)
@@ -36,6 +37,7 @@ class Drawn:
 
     Attributes:
         picture: (H, W, 3) RGB, upright.
+        stored: (H, W, 3) RGB, the photo alone and small, as its camera has it: not turned upright.
         keypoints: number of all of them.
         triangulated: number of those that see a point.
         low: track length at the low end of the ramp.
@@ -44,6 +46,7 @@ class Drawn:
     """
 
     picture: Picture
+    stored: Picture
     keypoints: int
     triangulated: int
     low: float
@@ -94,6 +97,13 @@ class Photos:
     def _read(self, photo: int) -> Photo:
         return read_photo(self.path(photo))
 
+    def orientation(self, photo: int) -> int:
+        """EXIF orientation of a photo, 1 to 8; 1, as stored, where it cannot be read."""
+        try:
+            return exif_orientation(self.path(photo).read_bytes())
+        except (HardnetSfmError, OSError):
+            return 1
+
     def drawn(self, photo: int, by: KeypointColour) -> Drawn:
         """A photo with its keypoints: large dots see a point, small ones do not.
 
@@ -103,8 +113,9 @@ class Photos:
         grey, colours = self._grey(photo), read_colours(self.path(photo))
         height, width = colours.shape[:2]
         factor = min(1.0, LONGEST_SIDE / max(height, width))
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        picture = np.array(cv2.resize(colours, size, interpolation=cv2.INTER_AREA), np.uint8)
+        picture = _shrunk(colours, factor)
+        back = {6: 8, 8: 6}.get(grey.orientation, grey.orientation)  # the other orientations undo themselves
+        small = upright(_shrunk(colours, min(1.0, _SMALL_SIDE / max(height, width))), back)
         tracks, world = self._world.tracks, self._world
         notice = self._of_another_size(photo, grey)
         stored = world.model.keypoints(tracks.names[photo])
@@ -113,7 +124,7 @@ class Photos:
         low, high = span(lengths)
         counts = len(stored), rows.stop - rows.start
         if notice:
-            return Drawn(picture, *counts, low, high, notice)
+            return Drawn(picture, small, *counts, low, high, notice)
         affine = upright_from_stored(grey.orientation, grey.size)
         # In the resized picture's pixels: the corner of the photo stays where it is, not the centre of its first pixel.
         at = (stored @ affine[:, :2].T + affine[:, 2] + 0.5) * factor - 0.5
@@ -123,7 +134,7 @@ class Photos:
         order = np.argsort(lengths, kind="stable")  # the long tracks above the short ones
         _draw_dots(picture, at[loose], np.full((int(loose.sum()), 3), _LOOSE, np.uint8), 1)
         _draw_dots(picture, at[tracks.row[rows]][order], inks[order], 3)
-        return Drawn(picture, *counts, low, high)
+        return Drawn(picture, small, *counts, low, high)
 
     def cuts(self, point: int, size: int = SIZE) -> list[Cut]:
         """The patches of a point in all of its photos, in the order of COLMAP's numbers."""
@@ -155,8 +166,8 @@ class Photos:
             if which < 0:
                 return None, "no keypoint there in the features"
             frame = found.select(np.array([which]))
-        upright = frame.through(upright_from_stored(grey.orientation, grey.size))
-        return extract_patches(grey.grey, upright.xy, upright.axes, size, MEASUREMENT_SIZE)[0], notice
+        frame = frame.through(upright_from_stored(grey.orientation, grey.size))
+        return extract_patches(grey.grey, frame.xy, frame.axes, size, MEASUREMENT_SIZE)[0], notice
 
     def _of_another_size(self, photo: int, grey: Photo) -> str:
         stored = grey.size[::-1] if grey.orientation >= 5 else grey.size
@@ -164,6 +175,12 @@ class Photos:
         if stored == (width, height):
             return ""
         return f"the photo has {stored[0]}x{stored[1]} pixels, its camera {width}x{height}: not the one of the model"
+
+
+def _shrunk(colours: Picture, factor: float) -> Picture:
+    height, width = colours.shape[:2]
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.array(cv2.resize(colours, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _draw_dots(picture: Picture, at: NDArray[np.float64], inks: NDArray[np.uint8], radius: int) -> None:

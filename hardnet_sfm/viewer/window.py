@@ -10,6 +10,7 @@ from threading import RLock
 
 import numpy as np
 import viser
+from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.model import models_in
 from hardnet_sfm.errors import HardnetSfmError
@@ -23,6 +24,7 @@ from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, span
 from hardnet_sfm.workspace import Workspace
 
 _MOST_CAMERAS = 1000  # each is a node of its own in the browser
+_ASKED = 12  # photos that tell where up is
 _CAMERA, _CHOSEN = (120, 160, 255), (255, 120, 0)
 _NOTHING = "(choose)"
 _CLOSE = 1e-3  # of the screen: one click, as its two messages say where it was
@@ -118,18 +120,19 @@ class Window:
         """Draws all of a model anew."""
         world, server = self.world, self.server
         self._files = Photos(world, self._images, self._known)
-        self._unit = world.tracks.extent / 100 or 1.0
+        self._unit = world.distance / 100
+        up = self._up()
         with server.atomic():
             server.scene.reset()
             server.scene.world_axes.visible = False
-            server.scene.set_up_direction(world.up)
-            position, target = world.first_look()
+            server.scene.set_up_direction(up)
+            position, target = world.first_look(up)
             camera = server.initial_camera
-            camera.position, camera.look_at, camera.up = position, target, world.up
-            camera.near, camera.far = self._unit / 10, self._unit * 1e4
-            self._frusta = {number: self._frustum(number) for number in world.shown_cameras(_MOST_CAMERAS).tolist()}
+            camera.position, camera.look_at, camera.up = position, target, up
+            camera.near, camera.far = self._unit, self._unit * 1e5
+            self.frusta = {number: self._frustum(number) for number in world.shown_cameras(_MOST_CAMERAS).tolist()}
             for client in server.get_clients().values():
-                client.camera.up_direction = world.up
+                client.camera.up_direction = up
                 client.camera.position, client.camera.look_at = position, target
         self._labels: list[viser.LabelHandle] = []
         self.least_track.max = max(3, int(np.quantile(world.lengths, 0.99)))
@@ -139,6 +142,13 @@ class Window:
         self.page.content = pages.notice("no photos", self.notice) if self.notice else pages.WELCOME
         self._show_points()
         self._show_names()
+
+    def _up(self) -> NDArray[np.float64]:
+        """(3,) unit vector that points up in most photos, as people hold cameras; a few tell."""
+        some = self.world.shown_cameras(_ASKED).tolist()
+        mean = np.mean([self.world.up_of(number, self._files.orientation(number)) for number in some], axis=0)
+        length = np.linalg.norm(mean)
+        return mean / length if length > 0.1 else self.world.up_of(some[0], 1)
 
     @property
     def notice(self) -> str:
@@ -154,7 +164,7 @@ class Window:
             f"/cameras/{number}",
             float(world.fields_of_view[number]),
             width / height,
-            scale=self._unit * self.frustum_size.value,
+            scale=2 * self._unit * self.frustum_size.value,
             thickness=1.5,
             thickness_units="screen",
             color=_CAMERA,
@@ -182,7 +192,7 @@ class Window:
                 "/points",
                 world.tracks.xyz[self._rows].astype(np.float32),
                 world.colours(by)[self._rows],
-                point_size=self._unit * self.point_size.value / 10,
+                point_size=self._unit * self.point_size.value / 5,
                 point_shape="circle",
                 point_shading="flat",
                 precision="float32",
@@ -196,7 +206,7 @@ class Window:
     def _say_facts(self) -> None:
         world, shown = self.world, len(self._rows)
         admitted = int((world.lengths >= self.least_track.value).sum())
-        cameras, photos = len(self._frusta), len(world.tracks.names)
+        cameras, photos = len(self.frusta), len(world.tracks.names)
         said = [
             f"**{_title(world.folder)}**: {photos} cameras, {len(world.tracks.xyz)} points, "
             f"{len(world.tracks.point)} observations",
@@ -208,18 +218,18 @@ class Window:
 
     def _resize_points(self) -> None:
         if len(self._rows):
-            self._cloud.point_size = self._unit * self.point_size.value / 10
+            self._cloud.point_size = self._unit * self.point_size.value / 5
 
     def _resize_frusta(self) -> None:
         with self.server.atomic():
-            for frustum in self._frusta.values():
-                frustum.scale = self._unit * self.frustum_size.value
+            for frustum in self.frusta.values():
+                frustum.scale = 2 * self._unit * self.frustum_size.value
 
     def _show_names(self) -> None:
         """Labels at all cameras that are drawn, or at the chosen one alone."""
         for label in self._labels:
             label.remove()
-        numbers = set(self._frusta) if self.name_labels.value else set()
+        numbers = set(self.frusta) if self.name_labels.value else set()
         numbers |= {self._photo} if self._photo is not None else set()
         with self.server.atomic():
             self._labels = [
@@ -244,13 +254,13 @@ class Window:
 
     def _choose(self, number: int | None) -> None:
         """Makes one camera, or none, the one that stands out."""
-        if self._photo in self._frusta:
-            self._frusta[self._photo].color = _CAMERA
+        if self._photo in self.frusta:
+            self.frusta[self._photo].color, self.frusta[self._photo].image = _CAMERA, None
         self._photo = number
         if number is not None:
-            if number not in self._frusta:
-                self._frusta[number] = self._frustum(number)
-            self._frusta[number].color = _CHOSEN
+            if number not in self.frusta:
+                self.frusta[number] = self._frustum(number)
+            self.frusta[number].color = _CHOSEN
         self.look.disabled = number is None
         self.photos.value = _NOTHING if number is None else self.world.tracks.names[number]
         self._show_names()
@@ -264,6 +274,7 @@ class Window:
         except HardnetSfmError as error:
             self.page.content = pages.notice(self.world.tracks.names[self._photo], str(error))
         else:
+            self.frusta[self._photo].image = drawn.stored
             self.page.content = pages.photo(self.world, self._photo, drawn, by)
 
     async def _on_click(self, event: viser.SceneClickEvent) -> None:
@@ -278,7 +289,7 @@ class Window:
         with self._lock:
             camera = event.client.camera
             pixel = camera.fov / max(camera.image_height, 1)
-            radius = self._unit * self.point_size.value / 20
+            radius = self._unit * self.point_size.value / 10
             origin, direction = np.array(event.ray_origin), np.array(event.ray_direction)
             point = self.world.pick(self._rows, origin, direction, pixel, radius)
             if point is not None:
@@ -299,7 +310,7 @@ class Window:
                     here[None].astype(np.float32),
                     np.uint8([_CHOSEN]),
                     precision="float32",
-                    point_size=self._unit * max(self.point_size.value / 5, 0.5),
+                    point_size=self._unit * max(self.point_size.value / 2, 0.5),
                     point_shape="circle",
                 )
             self.page.content = pages.point(world, point, cuts)
@@ -311,9 +322,11 @@ class Window:
                 return
             world, camera = self.world, event.client.camera
             with event.client.atomic():
-                camera.up_direction = -world.tracks.cam_from_world[self._photo, 1, :3]
-                camera.position, camera.wxyz = world.centres[self._photo], world.wxyz[self._photo]
-                camera.fov = float(world.fields_of_view[self._photo])
+                camera.up_direction = world.up_of(self._photo, self._files.orientation(self._photo))
+                camera.position = world.centres[self._photo]
+                camera.look_at = (
+                    world.centres[self._photo] + world.distance * world.tracks.cam_from_world[self._photo, 2, :3]
+                )
 
 
 def _title(folder: Path) -> str:

@@ -14,6 +14,7 @@ from viser.transforms import SO3
 
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.tracks import Tracks, tracks_of
+from hardnet_sfm.images import sensor_from_upright
 
 Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -80,18 +81,21 @@ class World:
         """(V, 4) which way the cameras look: unit quaternions, real part first, of the rotations camera to world."""
         return SO3.from_matrix(self.tracks.cam_from_world[:, :, :3].swapaxes(1, 2)).wxyz
 
-    @property
-    def up(self) -> Float64:
-        """(3,) unit vector against the mean of the cameras' y axes: most photos are taken upright."""
-        mean = -self.tracks.cam_from_world[:, 1, :3].mean(0)
-        length = np.linalg.norm(mean)
-        return mean / length if length > 1e-3 else np.array([0.0, -1.0, 0.0])
+    @cached_property
+    def distance(self) -> float:
+        """From a camera to what it sees, the median: what sizes on the screen go by. Far backgrounds do not count."""
+        return float(np.median(np.abs(self.tracks.depth))) or 1.0
 
-    def first_look(self) -> tuple[Float64, Float64]:
+    def up_of(self, photo: int, orientation: int) -> Float64:
+        """(3,) unit vector that points up in a photo, which was taken with an EXIF orientation, 1 to 8."""
+        x, y = sensor_from_upright(orientation, (1, 1))[:, :2] @ (0.0, -1.0)
+        return np.array([x, y, 0.0]) @ self.tracks.cam_from_world[photo, :, :3]
+
+    def first_look(self, up: Float64) -> tuple[Float64, Float64]:
         """(3,) where to look from at first, and (3,) at what: from behind and above the middle one of the cameras."""
-        target = np.median(self.tracks.xyz, axis=0)
-        behind = 1.5 * (self.centres[len(self.centres) // 2] - target)
-        return target + behind + 0.3 * np.linalg.norm(behind) * self.up, target
+        target = np.median(self.tracks.xyz[self.tracks.point], axis=0)
+        behind = 1.6 * (self.centres[len(self.centres) // 2] - target)
+        return target + behind + 0.3 * np.linalg.norm(behind) * up, target
 
     def shown(self, least_track: int, most: int) -> Rows:
         """Points with tracks at least so long; where they are more than `most`, evenly many of them are left out."""
