@@ -11,15 +11,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 import pycolmap
 import pytest
+from browser import Visit, visit
+from numpy.typing import NDArray
 from PIL import Image
 
 import hardnet_sfm
@@ -45,10 +47,15 @@ from hardnet_sfm.viewer import guard, pages  # noqa: E402
 from hardnet_sfm.viewer.guard import Served, serving  # noqa: E402
 from hardnet_sfm.viewer.options import ViewOptions  # noqa: E402
 from hardnet_sfm.viewer.photos import Cut, Photos  # noqa: E402
-from hardnet_sfm.viewer.window import viewing  # noqa: E402
+from hardnet_sfm.viewer.window import Window, viewing  # noqa: E402
 from hardnet_sfm.viewer.world import World, ramp, span  # noqa: E402
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 FREE = ViewOptions(port=0)
+CANVAS = "canvas[data-engine]"
+WAIT = 60_000  # ms
 
 
 @pytest.fixture(scope="module")
@@ -514,6 +521,110 @@ class TestWindow:
             pass
         with pytest.raises(UsageError, match="max-points"), viewing(made.root, options=ViewOptions(max_points=0)):
             pass
+
+
+class Looking:
+    """A page of the viewer in a browser, and where things are on its screen."""
+
+    def __init__(self, window: Window, seen: Visit) -> None:
+        self.window, self.seen, self.page = window, seen, seen.page
+        self.page.set_default_timeout(WAIT)
+        self.page.wait_for_selector(CANVAS)
+
+    def wait_until(self, true: Callable[[], bool]) -> None:
+        for _ in range(WAIT // 200):
+            if true():
+                return
+            self.page.wait_for_timeout(200)
+        raise AssertionError("waited in vain")
+
+    def colours(self) -> int:
+        """How many the canvas has, beside the panels."""
+        return len(np.unique(self.seen.pixels(CANVAS)[300:, 440:900].reshape(-1, 3), axis=0))
+
+    def click(self, xyz: NDArray[np.float64]) -> None:
+        """Clicks where a place of the model is on the screen."""
+        (client,) = self.window.server.get_clients().values()
+        camera = client.camera
+        turn = viser.transforms.SO3(camera.wxyz).as_matrix()
+        x, y, z = (xyz - camera.position) @ turn
+        assert z > 0
+        focal = camera.image_height / 2 / np.tan(camera.fov / 2)
+        box = self.page.locator(CANVAS).bounding_box()
+        assert box is not None
+        left, top = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.click(left + focal * x / z, top + focal * y / z)
+
+    def complaints(self) -> list[str]:
+        """Of the console, but those that three.js and viser have of themselves and of the missing GPU."""
+        known = ("THREE.Clock", "GPU stall due to ReadPixels", "Automatic fallback to software WebGL")
+        return [said for said in self.seen.errors if not any(words in said for words in known)]
+
+
+@pytest.mark.slow
+class TestInABrowser:
+    @pytest.fixture(scope="class")
+    def looking(self, made: Workspace, browser: Browser) -> Iterator[Looking]:
+        with (
+            viewing(made.root, options=ViewOptions(host="0.0.0.0", port=0)) as (window, address, _),
+            visit(browser, address) as seen,
+        ):
+            yield Looking(window, seen)
+
+    def test_the_model_is_drawn_and_the_token_is_gone_from_the_address(self, looking: Looking) -> None:
+        looking.wait_until(lambda: looking.colours() > 50)
+        assert "token" not in looking.page.url
+        for words in ("Selection", "Least track", "Look through this camera"):
+            looking.page.get_by_text(words).wait_for()
+        looking.seen.keep("viewer-model")
+
+    def test_a_click_on_a_camera_shows_its_photo(self, looking: Looking) -> None:
+        world = looking.window.world
+        photo = 4
+        depth = np.array([0, 0, 0.03 * world.distance])
+        looking.click(world.centres[photo] + depth @ world.tracks.cam_from_world[photo, :, :3])
+        shown = looking.page.get_by_alt_text("with its keypoints")
+        shown.wait_for()
+        name = shown.get_attribute("alt")
+        assert name == f"{world.tracks.names[photo]} with its keypoints"
+        assert shown.evaluate("image => image.naturalWidth") == 480
+        looking.seen.keep("viewer-camera")
+
+    def test_a_click_on_a_point_shows_its_patches(self, looking: Looking) -> None:
+        world = looking.window.world
+        # The point that is least covered by others: the nearest to the eye of those with the longest tracks.
+        (client,) = looking.window.server.get_clients().values()
+        rows = np.flatnonzero(world.lengths >= np.quantile(world.lengths, 0.8))
+        near = rows[np.linalg.norm(world.tracks.xyz[rows] - client.camera.position, axis=1).argmin()]
+        looking.click(world.tracks.xyz[near])
+        title = looking.page.get_by_text(re.compile(r"^point \d+$"))
+        title.wait_for()
+        number = int(title.inner_text().split()[1])
+        point = int(np.searchsorted(world.tracks.point_ids, number))
+        assert looking.page.locator("figure").count() == world.lengths[point]
+        seen_by = {world.tracks.names[n] for n in world.tracks.photo[world.tracks.point == point]}
+        captions = looking.page.locator("figcaption").all_inner_texts()
+        assert {caption.split("\n")[0] for caption in captions} == seen_by
+        looking.seen.keep("viewer-point")
+
+    def test_controls_of_the_page_reach_the_model(self, looking: Looking) -> None:
+        looking.page.locator("input[type=checkbox]").check(force=True)
+        looking.wait_until(lambda: looking.window.server.scene.get_handle_by_name("/names/0") is not None)
+        looking.page.locator("input[value=photos]").click()
+        looking.page.get_by_role("option", name="reprojection error").click()
+        looking.wait_until(lambda: looking.window.legend.visible)
+        looking.page.get_by_text("px or more").wait_for()
+        looking.seen.keep("viewer-colours")
+
+    def test_nothing_complains_and_nothing_is_asked_of_other_machines(self, looking: Looking) -> None:
+        assert looking.complaints() == []
+        at = urlsplit(looking.page.url).netloc
+        assert {urlsplit(request).netloc for request in looking.seen.requests} <= {at}
+
+    def test_another_visitor_without_the_token_gets_nothing(self, looking: Looking, browser: Browser) -> None:
+        with visit(browser, looking.page.url) as stranger:
+            assert "A token is needed" in stranger.page.content()
+            assert stranger.page.locator("canvas").count() == 0
 
 
 @pytest.mark.slow

@@ -74,11 +74,10 @@ def legend(what: str, low: float, high: float, unit: str = "") -> str:
     stops = ramp(np.linspace(low, high, _STOPS), low, high).tolist()
     colours = ",".join(f"rgb({r},{g},{b})" for r, g, b in stops)
     bar = f"flex:1;height:0.7em;border-radius:3px;background:linear-gradient(90deg,{colours})"
-    row = "font-size:0.85rem;display:flex;align-items:center;gap:0.6em;margin:0.4em 0"
-    return (
-        f'<div style="{row}"><span>{escape(what)}</span><span>{low:.3g}</span><span style="{bar}"></span>'
-        f"<span>{high:.3g}{escape(unit)} or more</span></div>"
-    )
+    row = "font-size:0.85rem;display:flex;align-items:center;gap:0.6em;padding:0.4em 0"
+    ends = (f"{what} {low:.3g}".strip(), f"{high:.3g}{unit} or more")
+    first, last = (f"<span>{escape(end)}</span>" for end in ends)
+    return f'<div style="{row}">{first}<span style="{bar}"></span>{last}</div>'
 
 
 def _image(pixels: NDArray[np.uint8], suffix: str, alt: str, style: str) -> str:

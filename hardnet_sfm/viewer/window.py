@@ -172,6 +172,7 @@ class Window:
             position=world.centres[number],
             cast_shadow=False,
             receive_shadow=False,
+            variant="filled",  # lines alone are hard to hit
         )
 
         @frustum.on_click
@@ -200,7 +201,7 @@ class Window:
         values = world.values(by)
         self.legend.visible = values is not None
         if values is not None:
-            self.legend.content = pages.legend(by, *span(values), " px" if by == "reprojection error" else "")
+            self.legend.content = pages.legend("", *span(values), " px" if by == "reprojection error" else "")
         self._say_facts()
 
     def _say_facts(self) -> None:
