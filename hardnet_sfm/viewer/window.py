@@ -37,35 +37,32 @@ class Window:
 
     Args:
         server: to show it on.
-        folders: of the models that there are; the first is shown first.
+        world: the model to show first.
+        folders: of all models that there are.
         images: folder of the photos; None where it is not known.
         known: from a photo's name to the frames of its keypoints, in COLMAP's pixels.
         options: how much is shown.
-
-    Raises:
-        HardnetSfmError: the first model is damaged, or has no tracks.
     """
 
     def __init__(
         self,
         server: viser.ViserServer,
+        world: World,
         folders: list[Path],
         images: Path | None,
         known: Callable[[str], Frames | None],
         options: ViewOptions,
     ) -> None:
-        self.server = server
-        self.world = World.read(folders[0])
+        self.server, self.world = server, world
         self._folders = {_title(folder): folder for folder in folders}
         self._images, self._known, self._options = images, known, options
         self._lock = RLock()
         self._camera_hit: tuple[int, tuple[float, float]] = (-1, (0.0, 0.0))
-        self._photo: int | None = None
         server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, control_width="medium")
         self._add_left_panel()
         self._add_controls()
         self._show_model()
-        server.scene.on_click()(self._on_click)
+        server.scene.on_click()(self._on_click)  # type: ignore[arg-type]  # viser awaits it, but its type does not say
 
     def _add_left_panel(self) -> None:
         gui = self.server.gui
@@ -134,6 +131,7 @@ class Window:
             for client in server.get_clients().values():
                 client.camera.up_direction = up
                 client.camera.position, client.camera.look_at = position, target
+        self._photo: int | None = None
         self._labels: list[viser.LabelHandle] = []
         self.least_track.max = max(3, int(np.quantile(world.lengths, 0.99)))
         self.least_track.value = min(self.least_track.value, self.least_track.max)
@@ -367,8 +365,8 @@ def viewing(
     if images is not None and not images.is_dir():
         raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
     with ExitStack() as stack:
-        keypoints = beside(folders[0])
+        world, keypoints = World.read(folders[0]), beside(folders[0])
         known = stack.enter_context(known_frames(keypoints))
         served = stack.enter_context(serving(options.host, options.port, token=options.token, label="hardnet-sfm"))
-        window = Window(served.viser, folders, images or _images_of(keypoints), known, options)
+        window = Window(served.viser, world, folders, images or _images_of(keypoints), known, options)
         yield window, served.address, served.elsewhere
