@@ -100,9 +100,8 @@ class Model:
 
     def colours(self) -> NDArray[np.uint8]:
         """(P, 3) RGB of the points, in the order of their numbers."""
-        return np.array([self.colmap.point3D(n).color for n in sorted(self.colmap.point3D_ids())], np.uint8).reshape(
-            -1, 3
-        )
+        points = (self.colmap.point3D(number) for number in sorted(self.colmap.point3D_ids()))
+        return np.array([point.color for point in points], np.uint8).reshape(-1, 3)
 
     def keypoints(self, name: str) -> NDArray[np.float64]:
         """(N, 2) all keypoints of a registered photo, COLMAP's pixels, whether or not they see a point."""

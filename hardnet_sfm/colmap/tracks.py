@@ -59,15 +59,6 @@ class Tracks:
         first, end = np.searchsorted(self.photo, [photo, photo + 1])
         return slice(int(first), int(end))
 
-    @property
-    def extent(self) -> float:
-        """Size of the model in its units: the diagonal of the box that holds the middle nine tenths along each axis.
-
-        A box of all points would be as large as the farthest wrong point is away.
-        """
-        low, high = np.quantile(self.xyz, [0.05, 0.95], axis=0)
-        return float(np.linalg.norm(high - low))
-
 
 def read_tracks(folder: Path) -> Tracks:
     """Reads the observations of a binary or text model.

@@ -265,5 +265,14 @@ def _cut_all(
             for number, future in stream:
                 writer.put(names[number], prints[number], {**columns[number], "patches": future.result()})
                 advance(note=names[number])
-        writer.commit(list(names.values()), "sfm", options.measurement_size, tracks.extent, made_of)
+        writer.commit(list(names.values()), "sfm", options.measurement_size, extent(tracks), made_of)
     return len(due)
+
+
+def extent(tracks: Tracks) -> float:
+    """Size of a model in its units: the diagonal of the box that holds the middle nine tenths along each axis.
+
+    A box of all points would be as large as the farthest wrong point is away.
+    """
+    low, high = np.quantile(tracks.xyz, [0.05, 0.95], axis=0)
+    return float(np.linalg.norm(high - low))
