@@ -74,12 +74,13 @@ class World:
     @cached_property
     def centres(self) -> Float64:
         """(V, 3) where the cameras are."""
-        return -np.einsum("vji,vj->vi", self.tracks.cam_from_world[:, :, :3], self.tracks.cam_from_world[:, :, 3])
+        rotations, translations = self.tracks.cam_from_world[:, :, :3], self.tracks.cam_from_world[:, :, 3]
+        return np.asarray(-np.einsum("vji,vj->vi", rotations, translations))
 
     @cached_property
     def wxyz(self) -> Float64:
         """(V, 4) which way the cameras look: unit quaternions, real part first, of the rotations camera to world."""
-        return SO3.from_matrix(self.tracks.cam_from_world[:, :, :3].swapaxes(1, 2)).wxyz
+        return np.asarray(SO3.from_matrix(self.tracks.cam_from_world[:, :, :3].swapaxes(1, 2)).wxyz, np.float64)
 
     @cached_property
     def distance(self) -> float:
