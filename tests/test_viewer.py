@@ -610,9 +610,9 @@ class TestInABrowser:
         looking.seen.keep("viewer-point")
 
     def test_controls_of_the_page_reach_the_model(self, looking: Looking) -> None:
-        looking.page.locator("input[type=checkbox]").check(force=True)
+        looking.page.get_by_role("checkbox", name="Names").check()
         looking.wait_until(lambda: looking.window.server.scene.get_handle_by_name("/names/0") is not None)
-        looking.page.locator("input[value=photos]").click()
+        looking.page.get_by_label("Colour", exact=True).click()
         looking.page.get_by_role("option", name="reprojection error").click()
         looking.wait_until(lambda: looking.window.legend.visible)
         looking.page.get_by_text("px or more").wait_for()

@@ -186,7 +186,7 @@ def _check_free(host: str, port: int) -> bool:
         )
     for family, _, _, _, at in found:
         try:
-            socket.create_server(at[:2], family=family).close()  # type: ignore[arg-type]  # addresses are strings here
+            socket.create_server(at[:2], family=family).close()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise _taken(host, port) from error

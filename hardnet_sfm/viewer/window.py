@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock
+from typing import TypeVar
 
 import numpy as np
 import viser
@@ -22,6 +23,8 @@ from hardnet_sfm.viewer.options import ViewOptions
 from hardnet_sfm.viewer.photos import KEYPOINT_COLOURS, Photos
 from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, span
 from hardnet_sfm.workspace import Workspace
+
+T = TypeVar("T")
 
 _MOST_CAMERAS = 1000  # each is a node of its own in the browser
 _ASKED = 12  # photos that tell where up is
@@ -78,7 +81,7 @@ class Window:
         titles = list(self._folders)
         self.models = gui.add_dropdown("Model", titles, visible=len(titles) > 1)
         with gui.add_folder("Points"):
-            self.point_size = gui.add_slider("Size", 0.2, 10, 0.2, 2)
+            self.point_size = gui.add_slider("Size", 0.2, 10, 0.2, 3)
             self.least_track = gui.add_slider("Least track", 2, 3, 1, 2, hint="Fewest photos that see a point")
             self.point_colour = gui.add_dropdown("Colour", POINT_COLOURS)
             self.legend = gui.add_html("", visible=False)
@@ -134,7 +137,7 @@ class Window:
         self._photo: int | None = None
         self._labels: list[viser.LabelHandle] = []
         self.least_track.max = max(3, int(np.quantile(world.lengths, 0.99)))
-        self.least_track.value = min(self.least_track.value, self.least_track.max)
+        _set(self.least_track, min(self.least_track.value, self.least_track.max))
         self.photos.options = (_NOTHING, *world.tracks.names)
         self._choose(None)
         self.page.content = pages.notice("no photos", self.notice) if self.notice else pages.WELCOME
@@ -261,7 +264,7 @@ class Window:
                 self.frusta[number] = self._frustum(number)
             self.frusta[number].color = _CHOSEN
         self.look.disabled = number is None
-        self.photos.value = _NOTHING if number is None else self.world.tracks.names[number]
+        _set(self.photos, _NOTHING if number is None else self.world.tracks.names[number])
         self._show_names()
 
     def _show_photo(self) -> None:
@@ -303,11 +306,11 @@ class Window:
             here = world.tracks.xyz[point]
             ends = np.stack([np.broadcast_to(here, (len(cuts), 3)), world.centres[[cut.photo for cut in cuts]]], 1)
             with self.server.atomic():
-                scene.add_line_segments("/chosen/rays", ends, np.uint8(_CHOSEN), thickness=1, thickness_units="screen")
+                scene.add_line_segments("/chosen/rays", ends, _CHOSEN, thickness=1, thickness_units="screen")
                 scene.add_point_cloud(
                     "/chosen/point",
                     here[None].astype(np.float32),
-                    np.uint8([_CHOSEN]),
+                    _CHOSEN,
                     precision="float32",
                     point_size=self._unit * max(self.point_size.value / 2, 0.5),
                     point_shape="circle",
@@ -326,6 +329,11 @@ class Window:
                 camera.look_at = (
                     world.centres[self._photo] + world.distance * world.tracks.cam_from_world[self._photo, 2, :3]
                 )
+
+
+def _set(control: viser.GuiInputHandle[T], value: T) -> None:
+    """Sets what a control holds; its callbacks run before this returns."""
+    control.value = value  # type: ignore[misc]  # viser defines the setter too far from the getter for mypy
 
 
 def _title(folder: Path) -> str:
