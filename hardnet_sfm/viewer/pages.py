@@ -74,8 +74,9 @@ def legend(what: str, low: float, high: float, unit: str = "") -> str:
     stops = ramp(np.linspace(low, high, _STOPS), low, high).tolist()
     colours = ",".join(f"rgb({r},{g},{b})" for r, g, b in stops)
     bar = f"flex:1;height:0.7em;border-radius:3px;background:linear-gradient(90deg,{colours})"
-    row = "font-size:0.85rem;display:flex;align-items:center;gap:0.6em;padding:0.4em 0"
-    ends = (f"{what} {low:.3g}".strip(), f"{high:.3g}{unit} or more")
+    row = "font-size:0.85rem;display:flex;align-items:center;gap:0.6em;padding:0.4em 0.7em"
+    low_end, high_end = (f"{end:.3g}" if end >= 1 else f"{end:.2f}" for end in (low, high))
+    ends = (f"{what} {low_end}".strip(), f"{high_end}{unit} or more")
     first, last = (f"<span>{escape(end)}</span>" for end in ends)
     return f'<div style="{row}">{first}<span style="{bar}"></span>{last}</div>'
 
