@@ -20,6 +20,7 @@ from hardnet_sfm.commands.reconstruction import Demo, Export, Extract, Map, Matc
 from hardnet_sfm.commands.report import Report
 from hardnet_sfm.commands.retrieval import Index, Retrieve, Vocabulary
 from hardnet_sfm.commands.training import Mine, Train, Warp, Weights
+from hardnet_sfm.commands.view import View
 from hardnet_sfm.errors import UsageError
 
 # What people come for, and the verbs for it in the order in which they need them.
@@ -46,6 +47,7 @@ VERBS: dict[str, tuple[type[Verb], ...]] = {
     ),
     "look": (
         Demo,
+        View,
         Info,
         Report,
         Doctor,

@@ -29,6 +29,7 @@ from hardnet_sfm.colmap.tracks import Tracks, keypoint_tables, read_tracks
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored
 from hardnet_sfm.images import exif_orientation, read_photo
 from hardnet_sfm.keypoints import Float32, Keypoints
 from hardnet_sfm.reconstruction.stage import MapOptions
@@ -39,19 +40,14 @@ from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.training import mine as stage
 from hardnet_sfm.training.mine import mine
 from hardnet_sfm.training.observations import (
-    Frames,
     MineOptions,
-    associated,
     depth_ratios,
-    frames_of_keypoints,
-    frames_of_table,
     in_agreement,
     mean_directions,
     on_object,
     photos_of_point,
     rays_to_cameras,
     select,
-    upright_from_stored,
 )
 from hardnet_sfm.training.patches import PatchSet, read_patches
 from hardnet_sfm.workspace import Workspace

@@ -13,6 +13,30 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 
 
+def models_in(place: Path) -> list[Path]:
+    """Folders of the models in a workspace of ours, its largest first, or of COLMAP's; or a model's own folder.
+
+    Raises:
+        HardnetSfmError: there is none.
+    """
+    for folder in (place / "sparse", place):
+        numbered = [inner for inner in folder.glob("*") if inner.name.isdecimal() and _holds_model(inner)]
+        if numbered:
+            return sorted(numbered, key=lambda inner: int(inner.name))
+        if _holds_model(folder):
+            return [folder]
+    if not place.is_dir():
+        raise HardnetSfmError(f"no such folder: {place}", "Run `hardnet-sfm reconstruct IMAGES` first.")
+    raise HardnetSfmError(
+        f"no COLMAP model in {place}",
+        "Run `hardnet-sfm reconstruct IMAGES` first, or give a folder with a cameras.bin or cameras.txt.",
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
+
+
 @dataclass(frozen=True)
 class Model:
     """A sparse reconstruction.
@@ -30,7 +54,7 @@ class Model:
         Raises:
             HardnetSfmError: there is none in the folder, or it is damaged.
         """
-        if not any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
+        if not _holds_model(folder):
             raise HardnetSfmError(f"no COLMAP model in {folder}", "It would hold a cameras.bin or cameras.txt.")
         try:
             return cls(pycolmap.Reconstruction(folder))
@@ -73,6 +97,22 @@ class Model:
     def mean_reprojection_error(self) -> float:
         """Pixels, over all observations."""
         return float(self.colmap.compute_mean_reprojection_error())
+
+    def colours(self) -> NDArray[np.uint8]:
+        """(P, 3) RGB of the points, in the order of their numbers."""
+        points = (self.colmap.point3D(number) for number in sorted(self.colmap.point3D_ids()))
+        return np.array([point.color for point in points], np.uint8).reshape(-1, 3)
+
+    def keypoints(self, name: str) -> NDArray[np.float64]:
+        """(N, 2) all keypoints of a registered photo, COLMAP's pixels, whether or not they see a point."""
+        image = self.colmap.find_image_with_name(name)
+        return np.array([keypoint.xy for keypoint in image.points2D], np.float64).reshape(-1, 2)
+
+    def fields_of_view(self) -> NDArray[np.float64]:
+        """(V,) angle that each registered photo sees from top to bottom, radians, without lens distortion."""
+        images = (self.colmap.image(number) for number in sorted(self.colmap.reg_image_ids()))
+        cameras = (self.colmap.camera(image.camera_id) for image in images)
+        return np.array([2 * np.arctan(camera.height / (2 * camera.focal_length_y)) for camera in cameras])
 
     def cam_from_world(self) -> dict[str, NDArray[np.float64]]:
         """(3, 4) pose of each registered photo by its name: world to camera, x right, y down, z forward."""

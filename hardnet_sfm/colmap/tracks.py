@@ -92,16 +92,25 @@ class Tracks:
 
 
 def read_tracks(folder: Path) -> Tracks:
-    """Reads a binary or text model.
+    """Reads the observations of a binary or text model.
 
     Raises:
         HardnetSfmError: there is no model in the folder, it is damaged, or it has no tracks.
     """
-    model = Model.read(folder).colmap
+    return tracks_of(Model.read(folder), folder)
+
+
+def tracks_of(read: Model, folder: Path) -> Tracks:
+    """The observations of a model that was read from a folder.
+
+    Raises:
+        HardnetSfmError: it has no tracks.
+    """
+    model = read.colmap
     points = dict(sorted(model.points3D.items()))
     if not points:
         raise HardnetSfmError(
-            f"{folder}: the model has cameras but no points", "Mining needs points with tracks: triangulate them first."
+            f"{folder}: the model has cameras but no points", "Points with tracks are needed: triangulate them first."
         )
     point_ids, xyz = np.fromiter(points, np.int64), np.array([point.xyz for point in points.values()])
     images = [model.image(number) for number in sorted(model.reg_image_ids())]

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.frames import (
+    REACH,
+    Frames,
+    associated,
+    beside,
+    frames_of_keypoints,
+    known_frames,
+    upright_from_stored,
+)
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.training.observations import (
-    Frames,
-    MineOptions,
-    Selection,
-    associated,
-    frames_of_keypoints,
-    frames_of_table,
-    select,
-    upright_from_stored,
-)
+from hardnet_sfm.training.observations import MineOptions, Selection, select
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchWriter, is_made
 from hardnet_sfm.workers import in_order
 from hardnet_sfm.workspace import digest, locked
@@ -40,9 +38,7 @@ if TYPE_CHECKING:  # pycolmap takes a second to import
 Size = tuple[int, int]
 Detect = Callable[[NDArray[np.uint8]], Keypoints]
 
-# From an observation to its keypoint, pixels. A model holds the very positions of the keypoints it was made of, but for
-# rounding and who counts from where; another detector's positions differ.
-_REACH = 0.5
+# From an observation to a keypoint that another detector found, pixels: its positions differ from the model's.
 _REACH_OF_DETECTED = 1.0
 _NAMED = 5  # photos in an error
 
@@ -107,15 +103,16 @@ def mine(
             no scales and orientations, nothing left by the filters, a full disk.
         UsageError: an option makes no sense.
     """
+    from hardnet_sfm.colmap.model import models_in
     from hardnet_sfm.colmap.tracks import read_tracks
 
     options, resources = options or MineOptions(), resources or Resources()
     options.check()
-    folder = model / "sparse" / "0" if (model / "sparse").is_dir() else model
+    folder = models_in(model)[0]
     tracks = read_tracks(folder)
     if not images.is_dir():
         raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
-    with _known_frames(options.keypoints or _beside(folder)) as known:
+    with known_frames(options.keypoints or beside(folder)) as known:
         views, skipped = _look(tracks, images, known, detect, resources.threads)
     axes = np.full((len(tracks.point), 2, 2), np.nan, np.float32)
     for number, view in views.items():
@@ -141,34 +138,6 @@ def mine(
     )
 
 
-def _beside(folder: Path) -> Path | None:
-    """Our features or COLMAP's database, in the model's folder or up to two above, as in sparse/0."""
-    here = folder.resolve()
-    candidates = (place / name for place in (here, *here.parents[:2]) for name in ("features.h5", "database.db"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
-@contextmanager
-def _known_frames(path: Path | None) -> Iterator[Callable[[str], Frames | None]]:
-    """Gives a function from a photo's name to the frames, in COLMAP's pixels, that a file has of it."""
-    from hardnet_sfm.colmap.tracks import keypoint_tables
-
-    if path is None:
-        yield lambda _: None
-    elif h5py.is_hdf5(path):
-        with FeatureStore(path) as features:
-
-            def of_features(name: str) -> Frames | None:
-                if name not in features.index:
-                    return None
-                return frames_of_keypoints(features.keypoints(name), features.orientation(name), features.size(name))
-
-            yield of_features
-    else:
-        with keypoint_tables(path) as tables:
-            yield lambda name: frames_of_table(tables[name])
-
-
 def _look(
     tracks: Tracks, images: Path, known: Callable[[str], Frames | None], detect: Detect | None, threads: int
 ) -> tuple[dict[int, _View], dict[str, str]]:
@@ -184,7 +153,7 @@ def _look(
             photo = read_photo(images / tracks.names[number])
         except HardnetSfmError as error:
             return error.message
-        reach = _REACH
+        reach = REACH
         if found is None:
             if detect is None:
                 raise HardnetSfmError(

@@ -1,0 +1,380 @@
+"""The viewer's page: the model in 3D, controls on its right, and on its left what was clicked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import TypeVar
+
+import numpy as np
+import viser
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.model import models_in
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.frames import Frames, beside, known_frames
+from hardnet_sfm.stores import FeatureStore
+from hardnet_sfm.viewer import pages
+from hardnet_sfm.viewer.guard import serving
+from hardnet_sfm.viewer.options import ViewOptions
+from hardnet_sfm.viewer.photos import KEYPOINT_COLOURS, Photos
+from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, span
+from hardnet_sfm.workspace import Workspace
+
+T = TypeVar("T")
+
+_MOST_CAMERAS = 1000  # each is a node of its own in the browser
+_ASKED = 12  # photos that tell where up is
+_CAMERA, _CHOSEN = (120, 160, 255), (255, 120, 0)
+_NOTHING = "(choose)"
+_CLOSE = 1e-3  # of the screen: one click, as its two messages say where it was
+
+
+class Window:
+    """One model at a time, in the pages of all who are connected: they see the same.
+
+    What the callbacks do is done one after the other.
+
+    Args:
+        server: to show it on.
+        world: the model to show first.
+        folders: of all models that there are.
+        images: folder of the photos; None where it is not known.
+        known: from a photo's name to the frames of its keypoints, in COLMAP's pixels.
+        options: how much is shown.
+    """
+
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        world: World,
+        folders: list[Path],
+        images: Path | None,
+        known: Callable[[str], Frames | None],
+        options: ViewOptions,
+    ) -> None:
+        self.server, self.world = server, world
+        self._folders = {_title(folder): folder for folder in folders}
+        self._images, self._known, self._options = images, known, options
+        self._lock = RLock()
+        self._camera_hit: tuple[int, tuple[float, float]] = (-1, (0.0, 0.0))
+        server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, control_width="medium")
+        self._add_left_panel()
+        self._add_controls()
+        self._show_model()
+        server.scene.on_click()(self._on_click)  # type: ignore[arg-type]  # viser awaits it, but its type does not say
+
+    def _add_left_panel(self) -> None:
+        gui = self.server.gui
+        panel = gui.add_panel()
+        with panel.add_tab("Selection", viser.Icon.PHOTO):
+            self.page = gui.add_html(pages.WELCOME)
+        panel.dock_left()
+        panel.set_width(430)
+
+    def _add_controls(self) -> None:
+        gui = self.server.gui
+        self.facts = gui.add_markdown("")
+        titles = list(self._folders)
+        self.models = gui.add_dropdown("Model", titles, visible=len(titles) > 1)
+        with gui.add_folder("Points"):
+            self.point_size = gui.add_slider("Size", 0.2, 10, 0.2, 3)
+            self.least_track = gui.add_slider("Least track", 2, 3, 1, 2, hint="Fewest photos that see a point")
+            self.point_colour = gui.add_dropdown("Colour", POINT_COLOURS)
+            self.legend = gui.add_html("", visible=False)
+        with gui.add_folder("Cameras"):
+            self.frustum_size = gui.add_slider("Size", 0.2, 10, 0.2, 2)
+            self.name_labels = gui.add_checkbox("Names", False)
+            self.photos = gui.add_dropdown("Photo", (_NOTHING,))
+            self.keypoint_colour = gui.add_dropdown("Keypoints", KEYPOINT_COLOURS)
+            self.look = gui.add_button("Look through this camera", disabled=True)
+        self.models.on_update(lambda _: self._locked(self._change_model))
+        self.point_size.on_update(lambda _: self._locked(self._resize_points))
+        self.least_track.on_update(lambda _: self._locked(self._show_points))
+        self.point_colour.on_update(lambda _: self._locked(self._show_points))
+        self.frustum_size.on_update(lambda _: self._locked(self._resize_frusta))
+        self.name_labels.on_update(lambda _: self._locked(self._show_names))
+        self.photos.on_update(lambda _: self._locked(self._choose_photo))
+        self.keypoint_colour.on_update(lambda _: self._locked(self._show_photo))
+        self.look.on_click(self._look_through)
+
+    def _locked(self, act: Callable[[], None]) -> None:
+        with self._lock:
+            act()
+
+    def _change_model(self) -> None:
+        folder = self._folders[self.models.value]
+        if folder == self.world.folder:
+            return
+        try:
+            self.world = World.read(folder)
+        except HardnetSfmError as error:
+            self.page.content = pages.notice(self.models.value, str(error))
+            return
+        self._show_model()
+
+    def _show_model(self) -> None:
+        """Draws all of a model anew."""
+        world, server = self.world, self.server
+        self._files = Photos(world, self._images, self._known)
+        self._unit = world.distance / 100
+        up = self._up()
+        with server.atomic():
+            server.scene.reset()
+            server.scene.world_axes.visible = False
+            server.scene.set_up_direction(up)
+            position, target = world.first_look(up)
+            camera = server.initial_camera
+            camera.position, camera.look_at, camera.up = position, target, up
+            camera.near, camera.far = self._unit, self._unit * 1e5
+            self.frusta = {number: self._frustum(number) for number in world.shown_cameras(_MOST_CAMERAS).tolist()}
+            for client in server.get_clients().values():
+                client.camera.up_direction = up
+                client.camera.position, client.camera.look_at = position, target
+        self._photo: int | None = None
+        self._labels: list[viser.LabelHandle] = []
+        self.least_track.max = max(3, int(np.quantile(world.lengths, 0.99)))
+        _set(self.least_track, min(self.least_track.value, self.least_track.max))
+        self.photos.options = (_NOTHING, *world.tracks.names)
+        self._choose(None)
+        self.page.content = pages.notice("no photos", self.notice) if self.notice else pages.WELCOME
+        self._show_points()
+        self._show_names()
+
+    def _up(self) -> NDArray[np.float64]:
+        """(3,) unit vector that points up in most photos, as people hold cameras; a few tell."""
+        some = self.world.shown_cameras(_ASKED).tolist()
+        mean = np.mean([self.world.up_of(number, self._files.orientation(number)) for number in some], axis=0)
+        length = np.linalg.norm(mean)
+        return mean / length if length > 0.1 else self.world.up_of(some[0], 1)
+
+    @property
+    def notice(self) -> str:
+        """Why there are no photos to look at; empty where there are."""
+        if self._images is None:
+            return "where they are is not known; start the viewer with --images FOLDER"
+        return "" if self._images.is_dir() else f"{self._images} is gone; start the viewer with --images FOLDER"
+
+    def _frustum(self, number: int) -> viser.CameraFrustumHandle:
+        world = self.world
+        width, height = world.tracks.sizes[number].tolist()
+        frustum = self.server.scene.add_camera_frustum(
+            f"/cameras/{number}",
+            float(world.fields_of_view[number]),
+            width / height,
+            scale=2 * self._unit * self.frustum_size.value,
+            thickness=1.5,
+            thickness_units="screen",
+            color=_CAMERA,
+            wxyz=world.wxyz[number],
+            position=world.centres[number],
+            cast_shadow=False,
+            receive_shadow=False,
+            variant="filled",  # lines alone are hard to hit
+        )
+
+        @frustum.on_click
+        async def _(event: viser.SceneNodePointerEvent[viser.CameraFrustumHandle]) -> None:
+            self._camera_hit = event.client_id, event.screen_pos
+            await asyncio.to_thread(self.open_photo, number)
+
+        return frustum
+
+    def _show_points(self) -> None:
+        """Draws the points anew: which and how coloured."""
+        world, by = self.world, self.point_colour.value
+        self._rows: Rows = world.shown(int(self.least_track.value), self._options.max_points)
+        if not len(self._rows):
+            self.server.scene.remove_by_name("/points")
+        else:
+            self._cloud = self.server.scene.add_point_cloud(
+                "/points",
+                world.tracks.xyz[self._rows].astype(np.float32),
+                world.colours(by)[self._rows],
+                point_size=self._unit * self.point_size.value / 5,
+                point_shape="circle",
+                point_shading="flat",
+                precision="float32",
+            )
+        values = world.values(by)
+        self.legend.visible = values is not None
+        if values is not None:
+            self.legend.content = pages.legend("", *span(values), " px" if by == "reprojection error" else "")
+        self._say_facts()
+
+    def _say_facts(self) -> None:
+        world, shown = self.world, len(self._rows)
+        admitted = int((world.lengths >= self.least_track.value).sum())
+        cameras, photos = len(self.frusta), len(world.tracks.names)
+        said = [
+            f"**{_title(world.folder)}**: {photos} cameras, {len(world.tracks.xyz)} points, "
+            f"{len(world.tracks.point)} observations",
+            f"Shown: {shown} points" + (f", thinned evenly from {admitted}" if shown < admitted else ""),
+        ]
+        if cameras < photos:
+            said.append(f"and {cameras} cameras, thinned evenly; all are in the list of photos")
+        self.facts.content = "  \n".join(said)
+
+    def _resize_points(self) -> None:
+        if len(self._rows):
+            self._cloud.point_size = self._unit * self.point_size.value / 5
+
+    def _resize_frusta(self) -> None:
+        with self.server.atomic():
+            for frustum in self.frusta.values():
+                frustum.scale = 2 * self._unit * self.frustum_size.value
+
+    def _show_names(self) -> None:
+        """Labels at all cameras that are drawn, or at the chosen one alone."""
+        for label in self._labels:
+            label.remove()
+        numbers = set(self.frusta) if self.name_labels.value else set()
+        numbers |= {self._photo} if self._photo is not None else set()
+        with self.server.atomic():
+            self._labels = [
+                self.server.scene.add_label(
+                    f"/names/{number}", self.world.tracks.names[number], position=self.world.centres[number]
+                )
+                for number in sorted(numbers)
+            ]
+
+    def _choose_photo(self) -> None:
+        if self.photos.value != _NOTHING:
+            number = self.world.tracks.names.index(self.photos.value)
+            if number != self._photo:
+                self.open_photo(number)
+
+    def open_photo(self, number: int) -> None:
+        """Shows a photo, by its row, with its keypoints, as a click on its camera does."""
+        with self._lock:
+            self.server.scene.remove_by_name("/chosen")
+            self._choose(number)
+            self._show_photo()
+
+    def _choose(self, number: int | None) -> None:
+        """Makes one camera, or none, the one that stands out."""
+        if self._photo in self.frusta:
+            self.frusta[self._photo].color, self.frusta[self._photo].image = _CAMERA, None
+        self._photo = number
+        if number is not None:
+            if number not in self.frusta:
+                self.frusta[number] = self._frustum(number)
+            self.frusta[number].color = _CHOSEN
+        self.look.disabled = number is None
+        _set(self.photos, _NOTHING if number is None else self.world.tracks.names[number])
+        self._show_names()
+
+    def _show_photo(self) -> None:
+        if self._photo is None:
+            return
+        by = self.keypoint_colour.value
+        try:
+            drawn = self._files.drawn(self._photo, by)
+        except HardnetSfmError as error:
+            self.page.content = pages.notice(self.world.tracks.names[self._photo], str(error))
+        else:
+            self.frusta[self._photo].image = drawn.stored
+            self.page.content = pages.photo(self.world, self._photo, drawn, by)
+
+    async def _on_click(self, event: viser.SceneClickEvent) -> None:
+        """A click beside all cameras; one on a camera comes here too, after the camera's own callback."""
+        client, at = self._camera_hit
+        if event.client_id == client and np.allclose(event.screen_pos, at, atol=_CLOSE):
+            self._camera_hit = -1, (0.0, 0.0)
+            return
+        await asyncio.to_thread(self._pick, event)
+
+    def _pick(self, event: viser.SceneClickEvent) -> None:
+        with self._lock:
+            camera = event.client.camera
+            pixel = camera.fov / max(camera.image_height, 1)
+            radius = self._unit * self.point_size.value / 10
+            origin, direction = np.array(event.ray_origin), np.array(event.ray_direction)
+            point = self.world.pick(self._rows, origin, direction, pixel, radius)
+            if point is not None:
+                self.open_point(point)
+
+    def open_point(self, point: int) -> None:
+        """Shows a point's patches in all of its photos, by its row, as a click on it does."""
+        with self._lock:
+            self._choose(None)
+            world, scene = self.world, self.server.scene
+            cuts = self._files.cuts(point)
+            here = world.tracks.xyz[point]
+            ends = np.stack([np.broadcast_to(here, (len(cuts), 3)), world.centres[[cut.photo for cut in cuts]]], 1)
+            with self.server.atomic():
+                scene.add_line_segments("/chosen/rays", ends, _CHOSEN, thickness=1, thickness_units="screen")
+                scene.add_point_cloud(
+                    "/chosen/point",
+                    here[None].astype(np.float32),
+                    _CHOSEN,
+                    precision="float32",
+                    point_size=self._unit * max(self.point_size.value / 2, 0.5),
+                    point_shape="circle",
+                )
+            self.page.content = pages.point(world, point, cuts)
+
+    def _look_through(self, event: viser.GuiEvent[viser.GuiButtonHandle]) -> None:
+        """Puts one visitor's eye where the chosen camera is."""
+        with self._lock:
+            if event.client is None or self._photo is None:
+                return
+            world, camera = self.world, event.client.camera
+            with event.client.atomic():
+                camera.up_direction = world.up_of(self._photo, self._files.orientation(self._photo))
+                camera.position = world.centres[self._photo]
+                camera.look_at = (
+                    world.centres[self._photo] + world.distance * world.tracks.cam_from_world[self._photo, 2, :3]
+                )
+
+
+def _set(control: viser.GuiInputHandle[T], value: T) -> None:
+    """Sets what a control holds; its callbacks run before this returns."""
+    control.value = value  # type: ignore[misc]  # viser defines the setter too far from the getter for mypy
+
+
+def _title(folder: Path) -> str:
+    """sparse/0 and the like."""
+    return folder.name if not folder.name.isdecimal() else f"{folder.parent.name}/{folder.name}"
+
+
+def _images_of(keypoints: Path | None) -> Path | None:
+    """The folder of photos that features were extracted from; None where there are none, or COLMAP's."""
+    if keypoints is None or keypoints.name != Workspace().features.name:
+        return None
+    with FeatureStore(keypoints) as features:
+        return Path(features.header["images"])
+
+
+@contextmanager
+def viewing(
+    place: Path, images: Path | None = None, options: ViewOptions | None = None
+) -> Iterator[tuple[Window, str, str | None]]:
+    """Serves a viewer while the block runs.
+
+    Args:
+        place: workspace of ours or of COLMAP's, or folder of any COLMAP model.
+        images: folder of the photos. Default: where the workspace's features were extracted from.
+        options: how it is reached, and how much it shows.
+
+    Yields:
+        The window, the address to open on this machine, and the one to open on others, if they may.
+
+    Raises:
+        HardnetSfmError: no model, a damaged one, no such folder of photos, a port that is taken.
+        UsageError: an option makes no sense.
+    """
+    options = options or ViewOptions()
+    options.check()
+    folders = models_in(place)
+    if images is not None and not images.is_dir():
+        raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
+    with ExitStack() as stack:
+        world, keypoints = World.read(folders[0]), beside(folders[0])
+        known = stack.enter_context(known_frames(keypoints))
+        served = stack.enter_context(serving(options.host, options.port, token=options.token, label="hardnet-sfm"))
+        window = Window(served.viser, world, folders, images or _images_of(keypoints), known, options)
+        yield window, served.address, served.elsewhere
