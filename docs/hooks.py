@@ -40,8 +40,8 @@ def command_line() -> str:
     """The page of all verbs and their options."""
     parts = [
         "# Command line\n\n"
-        "Written from `hardnet-sfm VERB --help`. Values in the last column are defaults; what has none and is not a switch "
-        "is required. `hardnet-sfm --version` says which version it is.\n"
+        "Written from what `hardnet-sfm VERB --help` prints. Values in the last column are defaults. Shells complete verbs "
+        "and options: [how](../tutorial.md#the-stages-one-by-one). `hardnet-sfm --version` says which version it is.\n"
     ]
     for verb in _listed(_help()):
         parts += _verb(verb, level=2)
@@ -61,11 +61,11 @@ def _verb(*words: str, level: int) -> Iterator[str]:
     found: set[str] = set()
     for title, box in re.findall(r"^ ([a-z0-9 ]+?) *\n -+ *\n(.*?)(?=^ [a-z0-9 ]+ *\n -+|\Z)", boxes, re.M | re.S):
         rows = list(_rows(box))
-        found |= {word for row in rows for word in re.findall(r"--[a-z0-9-]+", row[0])}
+        found |= {word for row in rows for word in re.findall(r"--[a-z][a-z0-9-]*", row[0])}
         if title != "subcommands" and rows:
             yield f"| {title} | | default |\n|---|---|---|"
             yield "".join(f"| {_code(row[0])} | {_plain(row[1])} | {_code(row[2])} |\n" for row in rows)
-    missing = set(re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+)", boxes, re.M)) - found - {"--help"}
+    missing = set(re.findall(r"^  (?:-\w, )?(--[a-z][a-z0-9-]*)", boxes, re.M)) - found - {"--help"}
     if missing:
         raise PluginError(f"options of {' '.join(words)} that were not understood: {', '.join(sorted(missing))}")
     for sub in _listed(text, marked=True):
@@ -91,20 +91,22 @@ def _listed(text: str, *, marked: bool = False) -> list[str]:
 
 def _rows(box: str) -> Iterator[tuple[str, str, str]]:
     """Option or argument, text and default of each entry; the text stands beside it or below, further to the right."""
-    entries = re.split(r"^  (?=[-A-Z{\[]\S*)", box, flags=re.M)[1:]
-    for entry in entries:
-        head, _, text = entry.partition("\n") if "  " not in entry.split("\n")[0].strip() else _halves(entry)
+    # What the group as a whole is stands above a line of its own.
+    entries = re.split(r"^ +-+ *\n", box, flags=re.M)[-1]
+    for entry in re.split(r"^  (?=\S)", entries, flags=re.M)[1:]:
+        head, text = re.split(r" *\n| {2,}", entry, maxsplit=1)
         words = " ".join(text.split())
-        default = re.search(r" ?\(default: (.*)\)$", words)
+        default = re.search(r" ?\(default: ([^()]*)\)$", words)
         if "--help" not in head:
-            words = re.sub(r" ?\((?:default: .*|required)\)$", "", words)
-            value = default.group(1) if default and default.group(1) not in ("None", "False") else ""
-            yield head.strip(), words, value
+            words = re.sub(r" ?\((?:default: [^()]*|required)\)$", "", words)
+            yield head, words, _rounded(default.group(1)) if default else ""
 
 
-def _halves(entry: str) -> tuple[str, str, str]:
-    head, text = re.split(r" {2,}", entry, maxsplit=1)
-    return head, "", text
+def _rounded(value: str) -> str:
+    """A default, empty where there is none; 0.0066666666666666667 as people write it."""
+    if value in ("None", "False"):
+        return ""
+    return f"{float(value):.3g}" if re.fullmatch(r"\d+\.\d{6,}", value) else value
 
 
 def _code(text: str) -> str:
