@@ -21,6 +21,8 @@ from hardnet_sfm import cli
 ROOT = Path(__file__).parents[1]
 # Wide enough for no option to be broken within a word.
 _COLUMNS = "120"
+# Of a group of options, and the line below it.
+_TITLE = r"^ ([a-z0-9. ]+?) *\n -+ *\n"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -40,8 +42,9 @@ def command_line() -> str:
     """The page of all verbs and their options."""
     parts = [
         "# Command line\n\n"
-        "Written from what `hardnet-sfm VERB --help` prints. Values in the last column are defaults. Shells complete verbs "
-        "and options: [how](../tutorial.md#the-stages-one-by-one). `hardnet-sfm --version` says which version it is.\n"
+        "Written from what `hardnet-sfm VERB --help` prints. Values in the last column are defaults. Shells complete "
+        "verbs and options: [how](../tutorial.md#the-stages-one-by-one). `hardnet-sfm --version` says which version it "
+        "is.\n"
     ]
     for verb in _listed(_help()):
         parts += _verb(verb, level=2)
@@ -51,7 +54,7 @@ def command_line() -> str:
 def _verb(*words: str, level: int) -> Iterator[str]:
     text = _help(*words)
     usage, _, rest = text.partition("\n\n")
-    described, boxes = re.split(r"\n\n(?= [a-z0-9 ]+ *\n -+)", rest, maxsplit=1)
+    described, boxes = re.split(r"\n\n(?= [a-z0-9. ]+ *\n -+)", rest, maxsplit=1)
     said, _, examples = described.partition("Examples:")
     yield f"{'#' * level} {' '.join(words)}\n\n{' '.join(said.split())}\n"
     if examples:
@@ -59,11 +62,11 @@ def _verb(*words: str, level: int) -> Iterator[str]:
     else:
         yield f"```text\n{usage.removeprefix('usage: ')}\n```\n"
     found: set[str] = set()
-    for title, box in re.findall(r"^ ([a-z0-9 ]+?) *\n -+ *\n(.*?)(?=^ [a-z0-9 ]+ *\n -+|\Z)", boxes, re.M | re.S):
+    for title, box, _ in re.findall(rf"{_TITLE}(.*?)(?={_TITLE}|\Z)", boxes, re.M | re.S):
         rows = list(_rows(box))
         found |= {word for row in rows for word in re.findall(r"--[a-z][a-z0-9-]*", row[0])}
         if title != "subcommands" and rows:
-            yield f"| {title} | | default |\n|---|---|---|"
+            yield f"| {title.rpartition('.')[2]} | | default |\n|---|---|---|"
             yield "".join(f"| {_code(row[0])} | {_plain(row[1])} | {_code(row[2])} |\n" for row in rows)
     missing = set(re.findall(r"^  (?:-\w, )?(--[a-z][a-z0-9-]*)", boxes, re.M)) - found - {"--help"}
     if missing:
@@ -99,7 +102,7 @@ def _rows(box: str) -> Iterator[tuple[str, str, str]]:
         default = re.search(r" ?\(default: ([^()]*)\)$", words)
         if "--help" not in head:
             words = re.sub(r" ?\((?:default: [^()]*|required)\)$", "", words)
-            yield head, words, _rounded(default.group(1)) if default else ""
+            yield head.replace("{None}|", ""), words, _rounded(default.group(1)) if default else ""
 
 
 def _rounded(value: str) -> str:
@@ -114,7 +117,12 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"([|*_\[\]])", r"\\\1", html.escape(text, quote=False))
+    """Text in which nothing but `code` is marked up."""
+    return re.sub(r"`[^`]*`|[|*_\[\]]", lambda found: found[0] if len(found[0]) > 1 else f"\\{found[0]}", _safe(text))
+
+
+def _safe(text: str) -> str:
+    return html.escape(text, quote=False)
 
 
 def notebook(path: Path) -> str:
