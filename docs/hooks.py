@@ -102,7 +102,8 @@ def _rows(box: str) -> Iterator[tuple[str, str, str]]:
         default = re.search(r" ?\(default: ([^()]*)\)$", words)
         if "--help" not in head:
             words = re.sub(r" ?\((?:default: [^()]*|required)\)$", "", words)
-            yield re.sub(r",(?=\S)", ", ", head.replace("{None}|", "")), words, _rounded(default.group(1)) if default else ""
+            head = re.sub(r",(?=\S)", ", ", head.replace("{None}|", ""))
+            yield head, words, _rounded(default.group(1)) if default else ""
 
 
 def _rounded(value: str) -> str:
