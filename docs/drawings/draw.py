@@ -294,8 +294,7 @@ def track() -> str:
             f'stroke="{BLUE}" stroke-width="1.5"/>'
         )
     parts += [
-        f'<ellipse cx="{point[0]}" cy="{point[1]}" rx="78" ry="27" fill="none" stroke="{RED}" stroke-width="1.5" '
-        f'transform="rotate(-7 {point[0]} {point[1]})"/>',
+        f'<ellipse cx="{point[0]}" cy="{point[1]}" rx="78" ry="27" fill="none" stroke="{RED}" stroke-width="1.5"/>',
         line(point, (330, 120), arrow=True, dashed=True),
         text((338, 140), "mean ray", 12, anchor="start"),
         text((330, 275), "three keypoints cover the same piece of the object, the fourth one more than", 13),
