@@ -62,7 +62,7 @@ def reconstruct(
         HardnetSfmError: no photos, or no model could be made; the message says what was found.
         UsageError: contradictory options.
 
-    Example:
+    Examples:
         >>> model = hardnet_sfm.reconstruct("images/")  # doctest: +SKIP
         >>> len(model.names), model.mean_track_length  # doctest: +SKIP
         (11, 4.6)

@@ -78,7 +78,7 @@ class Index:
         Raises:
             HardnetSfmError: there is no index, it has no photos, or it is damaged or of another version.
 
-        Example:
+        Examples:
             >>> index = hardnet_sfm.Index.open("hardnet-sfm-out")  # doctest: +SKIP
             >>> [(found.image, found.inliers) for found in index.search("q.jpg", top=2)]  # doctest: +SKIP
             [('a/b.jpg', 41), ('c.jpg', 17)]

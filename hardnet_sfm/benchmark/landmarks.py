@@ -66,7 +66,7 @@ def evaluate_landmarks(
         HardnetSfmError: the data set is incomplete, nothing of it can be asked, or a vocabulary does not fit.
         UsageError: contradictory options.
 
-    Example:
+    Examples:
         >>> table = hardnet_sfm.evaluate_landmarks("oxford5k", oxford, "out", [paris])  # doctest: +SKIP
         >>> list(table.rows), table.photos  # doctest: +SKIP
         (['rootsift', 'hardnet-sfm'], 5063)

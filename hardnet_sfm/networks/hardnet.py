@@ -39,7 +39,7 @@ class HardNet(nn.Module):
 
     Shape: (N, 1, 32, 32) of any brightness and contrast to (N, 128).
 
-    Example:
+    Examples:
         >>> HardNet().eval()(torch.rand(4, 1, 32, 32)).shape
         torch.Size([4, 128])
     """
