@@ -197,7 +197,7 @@ def _keypoints(features: FeatureStore, tracks: Tracks | None) -> dict[str, Any]:
         if tracks is not None and lengths is not None and name in number_of:
             seen = tracks.of_photo(number_of[name])
             length[tracks.row[seen]] = lengths[tracks.point[seen]]
-        first = np.lexsort([-keypoints.scores, -length])[:most]
+        first = np.lexsort((-keypoints.scores, -length))[:most]
         places.append(_relative(keypoints.xy[first], features.size(name)))
         kept.append(length[first].clip(max=_LONGEST_TRACK).astype(np.uint8))
     return {

@@ -195,7 +195,7 @@ def _described(weights: Path, pairs: NDArray[np.uint8]) -> Float32:
     inputs = torch.from_numpy(pairs).reshape(-1, 1, *pairs.shape[2:]).float() / 255
     inputs = torch.nn.functional.avg_pool2d(inputs, pairs.shape[-1] // loaded.architecture.patch_size)
     with torch.inference_mode():
-        rows = torch.cat([loaded.network(block) for block in inputs.split(256)])
+        rows = torch.cat([loaded.network(block) for block in torch.split(inputs, 256)])
     described = torch.nn.functional.normalize(rows, dim=1).numpy()
     return np.asarray(described.reshape(len(pairs), 2, -1), np.float32)
 
