@@ -66,7 +66,7 @@ def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any]) ->
         with replacing(target) as beside:
             beside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise HardnetSfmError(f"cannot write {target}: {error.strerror}") from error
+        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error
 
 
 def page(title: str, kind: Kind, data: Mapping[str, Any]) -> str:
