@@ -168,7 +168,7 @@ class TestWorld:
     def test_points_are_the_models(self, world: World, theirs: pycolmap.Reconstruction) -> None:
         for number in range(0, len(world.tracks.xyz), 17):
             point = theirs.point3D(int(world.tracks.point_ids[number]))
-            np.testing.assert_array_equal(world.rgb[number], point.color)
+            np.testing.assert_array_equal(world.tracks.colours[number], point.color)
             assert world.lengths[number] == point.track.length()
             assert world.errors[number] == pytest.approx(point.error, abs=1e-3)
 

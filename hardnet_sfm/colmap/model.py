@@ -98,11 +98,6 @@ class Model:
         """Pixels, over all observations."""
         return float(self.colmap.compute_mean_reprojection_error())
 
-    def colours(self) -> NDArray[np.uint8]:
-        """(P, 3) RGB of the points, in the order of their numbers."""
-        points = (self.colmap.point3D(number) for number in sorted(self.colmap.point3D_ids()))
-        return np.array([point.color for point in points], np.uint8).reshape(-1, 3)
-
     def keypoints(self, name: str) -> NDArray[np.float64]:
         """(N, 2) all keypoints of a registered photo, COLMAP's pixels, whether or not they see a point."""
         image = self.colmap.find_image_with_name(name)

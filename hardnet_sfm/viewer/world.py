@@ -52,19 +52,14 @@ class World:
         return cls(folder, model, tracks_of(model, folder))
 
     @cached_property
-    def lengths(self) -> NDArray[np.intp]:
-        """(P,) track length of each point: its number of observations."""
-        return np.bincount(self.tracks.point, minlength=len(self.tracks.xyz))
+    def lengths(self) -> NDArray[np.int64]:
+        """(P,) track length of each point."""
+        return self.tracks.lengths()
 
     @cached_property
     def errors(self) -> Float64:
         """(P,) mean reprojection error of each point, pixels; infinite where one of its photos cannot see it."""
         return np.bincount(self.tracks.point, self.tracks.error, len(self.tracks.xyz)) / np.maximum(self.lengths, 1)
-
-    @cached_property
-    def rgb(self) -> Colours:
-        """(P, 3) colour of each point, the mean of its photos'."""
-        return self.model.colours()
 
     @cached_property
     def fields_of_view(self) -> Float64:
@@ -74,8 +69,7 @@ class World:
     @cached_property
     def centres(self) -> Float64:
         """(V, 3) where the cameras are."""
-        rotations, translations = self.tracks.cam_from_world[:, :, :3], self.tracks.cam_from_world[:, :, 3]
-        return np.asarray(-np.einsum("vji,vj->vi", rotations, translations))
+        return self.tracks.centres()
 
     @cached_property
     def wxyz(self) -> Float64:
@@ -121,7 +115,7 @@ class World:
     def colours(self, by: PointColour) -> Colours:
         """(P, 3) RGB of all points."""
         values = self.values(by)
-        return self.rgb if values is None else ramp(values, *span(values))
+        return self.tracks.colours if values is None else ramp(values, *span(values))
 
     def pick(self, rows: Rows, origin: Float64, direction: Float64, pixel: float, radius: float) -> int | None:
         """The point that a click on the screen means: the nearest of those whose disc is hit, else the least missed.
