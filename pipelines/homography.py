@@ -18,7 +18,7 @@ from hardnet_sfm.commands.evaluate import Homography
 
 def main() -> None:
     options = tyro.cli(Homography, config=(OmitArgPrefixes, FlagCreatePairsOff))
-    with errors_said(options.table.debug):
+    with errors_said(options.table.debug, interrupted="Interrupted. Nothing was written."):
         options.run()
 
 
