@@ -221,7 +221,9 @@ def feature_arrays(
         descriptors: (N, D) float16, unit length.
         size: width and height of the upright photo.
     """
-    return {**keypoint_arrays(keypoints, size), "descriptors": np.ascontiguousarray(descriptors.T)}
+    arrays = keypoint_arrays(keypoints, size)
+    # In this order files are the same bytes as ever.
+    return {"keypoints": arrays.pop("keypoints"), "descriptors": np.ascontiguousarray(descriptors.T), **arrays}
 
 
 def match_arrays(matches: Matches, count0: int) -> dict[str, NDArray[Any]]:

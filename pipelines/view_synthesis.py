@@ -4,8 +4,9 @@
 
 GRAF is a sequence laid out as Mikolajczyk et al. (IJCV 2005) or HPatches (CVPR 2017) did: its first photo is matched
 with each other one, and a match is right within 3 pixels of the true homography. Then the scene of `hardnet-sfm demo`
-is rendered, and photos whose viewing directions are 60 degrees apart are matched; right is what is within 3 pixels of
-the true epipolar lines in both photos. Points that are matched several times count once, without views, too.
+is rendered, and photos whose viewing directions are 60 degrees apart (`--degrees`) are matched; right is what is within
+3 pixels of the true epipolar lines in both photos. Points that are matched several times count once, without views too.
+A pair that has enough matches without views is left so; `--view-enough 1000000` takes all steps for every pair.
 
 Pairs are matched one after another. Views of a photo are described for the first of its pairs that needs them.
 """
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.two_view import Verification, verified_matches
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.features.views import relative_area
@@ -40,7 +42,7 @@ from hardnet_sfm.stores import FeatureStore, MatchStore, matched_keypoints, pair
 from hardnet_sfm.view_synthesis import ViewOptions, match_photos
 from hardnet_sfm.workspace import Workspace
 
-DEGREES = 60.0
+_WITHIN = 5.0  # degrees
 VERIFICATION = Verification(max_error=4, min_inliers=15, seed=0)
 
 Pair = tuple[str, str]
@@ -56,6 +58,8 @@ class Options:
     """Six photos and five homographies."""
     workspace: Path
     """Folder for all that is made. What an earlier run described is not described again, nor is it timed again."""
+    degrees: float = 60.0
+    """Between the viewing directions of pairs of the rendered scene; they are within 5 degrees of it."""
     pairs: int = 6
     """Of the rendered scene, at most."""
     extract: ExtractOptions = field(default_factory=ExtractOptions)
@@ -150,7 +154,8 @@ def pairs_apart(scene: Scene, degrees: float, most: int) -> list[tuple[Pair, flo
     taken: set[int] = set()
     found = []
     for one, other in sorted(zip(first.tolist(), second.tolist(), strict=True), key=lambda p: abs(angles[p] - degrees)):
-        if not taken & {one, other} and len(found) < most:
+        near = abs(angles[one, other] - degrees) <= _WITHIN
+        if near and not taken & {one, other} and len(found) < most:
             taken |= {one, other}
             found.append(((scene.names[one], scene.names[other]), float(angles[one, other])))
     return sorted(found)
@@ -166,17 +171,15 @@ def rendered(folder: Path) -> Scene:
 
 def compare(images: Path, place: Workspace, pairs: dict[str, tuple[Pair, Right]], options: Options) -> None:
     extract(images, place.features, options.extract, options.resources)
-    table = Table()
-    table.add_column(images.name)
+    table = Table(images.name, "views")
     for column in ("matches", "verified", "right", "CPU s"):
         table.add_column(column, justify="right")
-    for column in ("with views: steps", "matches", "verified", "right", "CPU s"):
-        table.add_column(column, justify="right")
     for title, (names, right) in pairs.items():
-        plain = match_pair(place, names, right, options, ViewOptions())
-        views = match_pair(place, names, right, options, options.views)
-        cells = [*plain[:3], f"{plain.seconds:.1f}", views.steps, *views[:3], f"{views.seconds:.1f}"]
-        table.add_row(title, *map(str, cells))
+        for views in (ViewOptions(), options.views):
+            found = match_pair(place, names, right, options, views)
+            how = f"{found.steps} steps" if views.view_synthesis else "none"
+            table.add_row(title, how, *map(str, found[:3]), f"{found.seconds:.1f}")
+            title = ""
     Console().print(table)
 
 
@@ -197,8 +200,12 @@ def compare_all(options: Options) -> None:
         options,
     )
     scene = rendered(options.workspace)
-    apart = pairs_apart(scene, DEGREES, options.pairs)
-    images = options.workspace / f"scene {DEGREES:.0f} degrees apart"
+    apart = pairs_apart(scene, options.degrees, options.pairs)
+    if not apart:
+        raise UsageError(
+            f"--degrees {options.degrees:g}: no photos are so far apart", "They are on an arc of 115 degrees."
+        )
+    images = options.workspace / "scene-pairs"
     shutil.rmtree(images, ignore_errors=True)
     images.mkdir()
     for name in {name for names, _ in apart for name in names}:
@@ -206,10 +213,7 @@ def compare_all(options: Options) -> None:
     compare(
         images,
         Workspace(options.workspace / "scene-out"),
-        {
-            f"{names[0]} {names[1]}, {angle:.0f} degrees": (names, by_epipolar_lines(scene, names))
-            for names, angle in apart
-        },
+        {f"{names[0]} {names[1]} {angle:.0f}°": (names, by_epipolar_lines(scene, names)) for names, angle in apart},
         options,
     )
 
