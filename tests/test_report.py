@@ -130,7 +130,7 @@ def test_points_of_the_page_are_the_models_but_for_a_turn(made: Workspace, shown
     tracks, cloud = read_tracks(made.sparse / "0"), shown["cloud"]
     low, high = np.array(cloud["low"]), np.array(cloud["high"])
     drawn = low + unpacked(cloud["xyz"]).reshape(-1, 3) / 65535 * (high - low)
-    turned = tracks.xyz @ upright_turn(tracks.cam_from_world).T
+    turned = tracks.xyz @ upright_turn(tracks.cam_from_world, [1] * len(tracks.names)).T
     inside = ((turned >= low) & (turned <= high)).all(axis=1)
     assert cloud["shown"] == inside.sum() and cloud["outside"] == (~inside).sum()
     np.testing.assert_allclose(drawn, turned[inside], atol=float((high - low).max()) / 65535)
@@ -139,7 +139,7 @@ def test_points_of_the_page_are_the_models_but_for_a_turn(made: Workspace, shown
 
 def test_pyramids_have_the_corners_of_their_photos(made: Workspace, shown: dict[str, Any]) -> None:
     model, tracks, cloud = pycolmap.Reconstruction(made.sparse / "0"), read_tracks(made.sparse / "0"), shown["cloud"]
-    turn = upright_turn(tracks.cam_from_world)
+    turn = upright_turn(tracks.cam_from_world, [1] * len(tracks.names))
     for photo, corners in zip(cloud["photo"], cloud["corners"], strict=True):
         image = next(
             model.image(n) for n in model.reg_image_ids() if model.image(n).name == shown["photos"]["name"][photo]
@@ -150,13 +150,16 @@ def test_pyramids_have_the_corners_of_their_photos(made: Workspace, shown: dict[
         np.testing.assert_allclose(pixels, expected, atol=0.5)
 
 
-def test_upright_turn_is_a_rotation_with_the_cameras_up() -> None:
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_upright_turn_is_a_rotation_with_the_photos_up(orientation: int) -> None:
     rng = np.random.default_rng(0)
     world, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     world *= np.sign(np.linalg.det(world))
     angles = np.linspace(0, 2 * np.pi, 9, endpoint=False)  # all around, level: x right, y down, z ahead
     level = np.array([[(np.cos(a), np.sin(a), 0), (0, 0, -1), (-np.sin(a), np.cos(a), 0)] for a in angles])
-    turn = upright_turn(np.concatenate([level @ world, np.zeros((9, 3, 1))], 2))
+    # Held on edge, the camera's x axis is what was down (6: the file's left is the photo's top).
+    on_edge = np.array([(0, 1, 0), (-1, 0, 0), (0, 0, 1)]) @ level if orientation == 6 else level
+    turn = upright_turn(np.concatenate([on_edge @ world, np.zeros((9, 3, 1))], 2), [orientation] * 9)
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(turn) == pytest.approx(1)
     np.testing.assert_allclose(turn @ world.T @ (0, 0, 1), (0, 0, 1), atol=1e-12)

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.tracks import Float64, Tracks
+from hardnet_sfm.images import sensor_from_upright
 from hardnet_sfm.report.page import packed
 
 MOST_POINTS = 200_000
-# The box that is drawn holds all but this share of the points on either side: a few far ones would make a dot of all.
+# All but this share of the points on either side decide the box that is drawn: few far ones would make a dot of all.
 _FAR = 0.01
 _STEPS = 65535
 
 
-def cloud(tracks: Tracks, most: int = MOST_POINTS) -> dict[str, Any]:
+def cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) -> dict[str, Any]:
     """The points of a model and its cameras as pyramids, z up, fit for a page.
 
     Coordinates of points are uint16 along each side of the box, fine enough for a window of any size.
+
+    Args:
+        tracks: of P points and V photos.
+        orientations: (V,) EXIF orientation of each photo.
+        most: points to keep.
     """
-    turn = upright_turn(tracks.cam_from_world)
+    turn = upright_turn(tracks.cam_from_world, orientations)
     xyz, lengths = tracks.xyz @ turn.T, tracks.lengths()
-    tips, corners = _pyramids(tracks, turn)
-    low, high = _box(xyz, tips)
+    target, reach = _subject(xyz[tracks.point], tracks.centres() @ turn.T)
+    tips, corners = _pyramids(tracks, turn, reach)
+    low, high = _box(xyz)
     inside = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(axis=1))
     kept, cell = thin(xyz[inside], lengths[inside], most)
     rows = inside[kept]
-    target, reach = _subject(xyz[tracks.point], tips)
     steps = (xyz[rows] - low) / (high - low) * _STEPS
     return {
         "xyz": packed(steps.round().astype(np.uint16)),
@@ -46,14 +53,20 @@ def cloud(tracks: Tracks, most: int = MOST_POINTS) -> dict[str, Any]:
     }
 
 
-def upright_turn(cam_from_world: Float64) -> Float64:
+def upright_turn(cam_from_world: Float64, orientations: Sequence[int]) -> Float64:
     """(3, 3) turn of the world after which z is up, and y away from the person, as most photos were taken.
 
-    A model has no up of its own: most people hold cameras level, so that the mean of their ups is near to it.
+    A model has no up of its own: the mean of the ups of its photos, as people see them, is near to it.
+
+    Args:
+        cam_from_world: (V, 3, 4), of the photos as they are stored in their files.
+        orientations: (V,) EXIF orientation of each, which says where up is in it.
     """
-    up = -cam_from_world[:, 1, :3].mean(axis=0)
+    ups_in_photo = [sensor_from_upright(orientation, (1, 1))[:, :2] @ (0, -1) for orientation in orientations]
+    ups = np.einsum("vi,vij->vj", np.array(ups_in_photo), cam_from_world[:, :2, :3])
+    up = ups.mean(axis=0)
     if np.linalg.norm(up) < 1e-3:
-        up = -cam_from_world[0, 1, :3]
+        up = ups[0]
     up /= np.linalg.norm(up)
     ahead = cam_from_world[:, 2, :3].mean(axis=0)
     ahead -= (ahead @ up) * up
@@ -93,11 +106,10 @@ def thin(xyz: Float64, lengths: NDArray[np.int64], most: int) -> tuple[NDArray[n
     return np.sort(kept), extent / coarse
 
 
-def _box(xyz: Float64, tips: Float64) -> tuple[Float64, Float64]:
-    """Corners of the box that is drawn: nearly all points and all cameras, and some air."""
-    points = np.quantile(xyz, [_FAR, 1 - _FAR], axis=0)
-    low, high = np.minimum(points[0], tips.min(axis=0)), np.maximum(points[1], tips.max(axis=0))
-    air = 0.08 * max(float((high - low).max()), 1e-6)
+def _box(xyz: Float64) -> tuple[Float64, Float64]:
+    """Corners of the box that is drawn: nearly all points, and a quarter more on each side."""
+    low, high = np.quantile(xyz, [_FAR, 1 - _FAR], axis=0)
+    air = 0.25 * max(float((high - low).max()), 1e-6)
     return low - air, high + air
 
 
@@ -110,23 +122,21 @@ def _subject(observed: Float64, tips: Float64) -> tuple[Float64, float]:
     """
     target = np.median(observed, axis=0)
     of_points, of_tips = (np.linalg.norm(some - target, axis=1) for some in (observed, tips))
-    return target, float(max(np.quantile(of_points, 0.6), np.quantile(of_tips, 0.95), 1e-9))
+    # A camera or two that went astray must not make a dot of the rest.
+    of_most_tips = min(np.quantile(of_tips, 0.95), 3 * np.median(of_tips))
+    return target, float(max(np.quantile(of_points, 0.6), of_most_tips, 1e-9))
 
 
-def _pyramids(tracks: Tracks, turn: Float64) -> tuple[Float64, Float64]:
-    """(V, 3) tips and (V, 4, 3) corners of pyramids that show where each photo looks."""
+def _pyramids(tracks: Tracks, turn: Float64, reach: float) -> tuple[Float64, Float64]:
+    """(V, 3) tips and (V, 4, 3) corners of pyramids that show where each photo looks.
+
+    Half as deep as neighbouring cameras are apart, on the median, within what the eye finds and what hides nothing.
+    """
     tips = tracks.centres() @ turn.T
-    depth = _pyramid_depth(tips, tracks.xyz @ turn.T)
-    in_camera = np.concatenate([tracks.corners, np.ones((len(tips), 4, 1))], 2) * depth
+    apart = np.linalg.norm(np.diff(tips, axis=0), axis=1)
+    depth = float(np.clip(0.5 * np.median(apart) if len(apart) else 0.0, 0.025 * reach, 0.12 * reach))
     # Wide lenses would spread theirs over everything.
-    in_camera[:, :, :2] = in_camera[:, :, :2].clip(-1.5 * depth, 1.5 * depth)
+    corners = tracks.corners.clip(-1.5, 1.5)
+    in_camera = np.concatenate([corners, np.ones((len(tips), 4, 1))], 2) * depth
     world = np.einsum("vji,vcj->vci", tracks.cam_from_world[:, :, :3], in_camera) @ turn.T
     return tips, tips[:, None] + world
-
-
-def _pyramid_depth(tips: Float64, xyz: Float64) -> float:
-    """Half of what lies between neighbouring cameras, on the median, within what the eye finds and the box holds."""
-    low, high = _box(xyz, tips)
-    extent = float((high - low).max())
-    apart = np.linalg.norm(np.diff(tips, axis=0), axis=1)
-    return float(np.clip(0.5 * np.median(apart) if len(apart) else 0.0, 0.012 * extent, 0.05 * extent))

@@ -68,7 +68,7 @@ def _places(rows: int, ends: NDArray[np.uint16], counts: NDArray[np.uint32]) -> 
         (a, b, float(np.log1p(count))) for (a, b), count in zip(ends.tolist(), counts.tolist(), strict=True) if a != b
     )
     if graph:
-        for row, place in networkx.spring_layout(graph, seed=0, method="force", iterations=80).items():
+        for row, place in networkx.spring_layout(graph, seed=0, iterations=80).items():
             places[row] = place
     alone = [row for row in range(rows) if row not in graph]
     places[alone] = np.column_stack([np.linspace(-0.9, 0.9, len(alone)), np.full(len(alone), -1.25)])

@@ -84,7 +84,12 @@ def _collect(
         "photos": _photos(summary, features, verified, tracks),
         "previews": [picture(previews.webp[name]) if name in previews.webp else None for name in names],
         "preview_bytes": previews.share,
-        "cloud": None if tracks is None else {**cloud(tracks), "photo": [row[name] for name in tracks.names]},
+        "cloud": None
+        if tracks is None
+        else {
+            **cloud(tracks, [features.orientation(name) for name in tracks.names]),
+            "photo": [row[name] for name in tracks.names],
+        },
         "histograms": None if tracks is None else _histograms(tracks),
         "graph": match_graph(names, verified),
         "keypoints": _keypoints(features, tracks) if fresh else None,

@@ -56,9 +56,9 @@ function modelView(canvas, world, {onCamera, onChoose}) {
   const gl = canvas.getContext("webgl2", {antialias: true, alpha: true});
   if (!gl) return null;
   const shown = {size: 2, cameras: true, accent: [0, 0, 0]};
-  const extent = world.high.map((high, i) => high - world.low[i]), radius = Math.hypot(...extent) / 2;
+  const extent = world.high.map((high, i) => high - world.low[i]), radius = Math.max(world.reach, Math.hypot(...extent) / 2);
   const narrow = Math.max(1, canvas.clientHeight / Math.max(1, canvas.clientWidth));
-  const START = {target: world.target, distance: 0.72 * narrow * world.reach / Math.sin(FIELD_OF_VIEW / 2), turn: -0.35, tilt: 0.35};
+  const START = {target: world.target, distance: 0.85 * narrow * world.reach / Math.sin(FIELD_OF_VIEW / 2), turn: -0.35, tilt: 0.35};
   let at = {...START}, matrix = null, axes = null, asked = false;
 
   const program = compiled(gl);

@@ -89,8 +89,9 @@ function thumbnail(number) {
     {title: "Verified matches", value: n => photos.matches[n], cell: n => whole(photos.matches[n])},
     {title: "Observations", value: n => photos.observations[n], cell: n => whole(photos.observations[n])},
     {title: "Error, px", value: n => photos.error[n], cell: n => fixed(photos.error[n], 2)},
-    {title: "State", text: true, value: n => photos.state[n], cell: n => make("span", {class: `state ${stateClass[photos.state[n]] ?? ""}`}, photos.state[n])},
-    {title: "Reason", text: true, className: "wide", value: n => photos.reason[n], cell: n => photos.reason[n]},
+    {title: "State", text: true, className: "wide", value: n => `${photos.state[n]} ${photos.reason[n]}`,
+      cell: n => make("div", {}, make("span", {class: `state ${stateClass[photos.state[n]] ?? ""}`}, photos.state[n]),
+        photos.reason[n] ? make("div", {class: "caption"}, photos.reason[n]) : null)},
   ], numbers);
   const states = [...new Set(photos.state)].sort();
   const search = make("input", {type: "search", placeholder: "Part of a name or reason", "aria-label": "Filter photos", oninput: filter});
