@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from hardnet_sfm.retrieve import index_photos as index_photos
     from hardnet_sfm.stores import FeatureStore as FeatureStore
     from hardnet_sfm.stores import MatchStore as MatchStore
-    from hardnet_sfm.view_synthesis import ViewOptions as ViewOptions
+    from hardnet_sfm.view_synthesis import ViewSynthesisOptions as ViewSynthesisOptions
     from hardnet_sfm.view_synthesis import match_photos as match_photos
     from hardnet_sfm.workspace import Workspace as Workspace
 
@@ -94,7 +94,7 @@ _HOMES = {
     "index_photos": "retrieve",
     "FeatureStore": "stores",
     "MatchStore": "stores",
-    "ViewOptions": "view_synthesis",
+    "ViewSynthesisOptions": "view_synthesis",
     "match_photos": "view_synthesis",
     "Workspace": "workspace",
 }

@@ -18,7 +18,7 @@ from hardnet_sfm.report.write import write_report
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import IndexReport, ProposeReport, VocabularyReport
 from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.view_synthesis import ViewOptions, match_photos
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions, check_together, match_photos
 from hardnet_sfm.workspace import DEFAULT, Workspace, locked, read_json, write_json
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def reconstruct(
     extract_options: ExtractOptions | None = None,
     pair_options: PairOptions | None = None,
     match_options: MatchOptions | None = None,
-    view_options: ViewOptions | None = None,
+    view_options: ViewSynthesisOptions | None = None,
     map_options: MapOptions | None = None,
     resources: Resources | None = None,
     on_stage: OnStage | None = None,
@@ -69,10 +69,11 @@ def reconstruct(
     """
     resources, place = resources or Resources(), Workspace(Path(workspace))
     pair_options, map_options = pair_options or PairOptions(), map_options or MapOptions()
-    view_options = view_options or ViewOptions()
+    view_options = view_options or ViewSynthesisOptions()
     # What can be refused is refused before the first photo is read.
-    for options in (pair_options, map_options, match_options or MatchOptions(), view_options):
+    for options in (pair_options, map_options):
         options.check()
+    check_together(match_options or MatchOptions(), view_options)
     images = Path(images)
     place.check_apart(images)
     seconds: dict[str, float] = {}

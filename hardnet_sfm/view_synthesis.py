@@ -54,7 +54,7 @@ _PHOTOS_AT_HAND = 8
 
 
 @dataclass(frozen=True)
-class ViewOptions:
+class ViewSynthesisOptions:
     """Matching with synthetic views (MODS, ASIFT)."""
 
     view_synthesis: bool = False
@@ -104,10 +104,21 @@ class ViewOptions:
         return {"view_tilts": tilts, "view_rotation": float(self.rotation_step), "view_enough": self.enough}
 
 
+def check_together(match_options: MatchOptions, view_options: ViewSynthesisOptions) -> None:
+    """Raises UsageError where options of matching make no sense, each by itself or together."""
+    match_options.check()
+    view_options.check()
+    if view_options.view_synthesis and match_options.rescore is not None:
+        raise UsageError(
+            "--rescore and --view-synthesis cannot be combined: views are matched by the distances of descriptors",
+            "Choose one of them.",
+        )
+
+
 def match_photos(
     workspace: Workspace | Path | str,
     match_options: MatchOptions | None = None,
-    view_options: ViewOptions | None = None,
+    view_options: ViewSynthesisOptions | None = None,
     resources: Resources | None = None,
     *,
     images: Path | str | None = None,
@@ -139,9 +150,8 @@ def match_photos(
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     match_options, resources = match_options or MatchOptions(), resources or Resources()
-    view_options = view_options or ViewOptions()
-    match_options.check()
-    view_options.check()
+    view_options = view_options or ViewSynthesisOptions()
+    check_together(match_options, view_options)
     if not view_options.view_synthesis:
         if weights is not None:
             raise UsageError(
@@ -149,11 +159,6 @@ def match_photos(
                 "Features are described by `hardnet-sfm extract`, which takes it.",
             )
         return match(place.features, place.pairs, place.matches, match_options, resources, images=images)
-    if match_options.rescore is not None:
-        raise UsageError(
-            "--rescore and --view-synthesis cannot be combined: views are matched by the distances of descriptors",
-            "Choose one of them.",
-        )
     with (
         locked(place.root),
         FeatureStore(place.features) as store,
@@ -174,7 +179,7 @@ class _SecondTry:
         store: FeatureStore,
         writer: StoreWriter,
         match_options: MatchOptions,
-        view_options: ViewOptions,
+        view_options: ViewSynthesisOptions,
     ) -> None:
         from hardnet_sfm.colmap.two_view import Verification
         from hardnet_sfm.matching.nearest import Acceptance
@@ -263,7 +268,7 @@ class _Views:
         store: FeatureStore,
         images: Path,
         folder: Path,
-        options: ViewOptions,
+        options: ViewSynthesisOptions,
         resources: Resources,
         weights: Path | None,
     ) -> None:

@@ -39,7 +39,7 @@ from hardnet_sfm.matching.views import one_to_one
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene, render
 from hardnet_sfm.stores import FeatureStore, MatchStore, matched_keypoints, pair_key
-from hardnet_sfm.view_synthesis import ViewOptions, match_photos
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace
 
 _WITHIN = 5.0  # degrees
@@ -64,7 +64,7 @@ class Options:
     """Of the rendered scene, at most."""
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     match: MatchOptions = field(default_factory=MatchOptions)
-    views: ViewOptions = field(default_factory=lambda: ViewOptions(view_synthesis=True))
+    views: ViewSynthesisOptions = field(default_factory=lambda: ViewSynthesisOptions(view_synthesis=True))
     resources: Resources = field(default_factory=Resources)
 
 
@@ -86,7 +86,7 @@ class Found(NamedTuple):
     steps: int
 
 
-def match_pair(place: Workspace, names: Pair, right: Right, options: Options, views: ViewOptions) -> Found:
+def match_pair(place: Workspace, names: Pair, right: Right, options: Options, views: ViewSynthesisOptions) -> Found:
     chosen = place.root / "pair.txt"
     chosen.write_text("\t".join(names), encoding="utf-8")
     pair(place.features, place.pairs, PairOptions(pairs_file=chosen))
@@ -175,7 +175,7 @@ def compare(images: Path, place: Workspace, pairs: dict[str, tuple[Pair, Right]]
     for column in ("matches", "verified", "right", "CPU s"):
         table.add_column(column, justify="right")
     for title, (names, right) in pairs.items():
-        for views in (ViewOptions(), options.views):
+        for views in (ViewSynthesisOptions(), options.views):
             found = match_pair(place, names, right, options, views)
             how = f"{found.steps} steps" if views.view_synthesis else "none"
             table.add_row(title, how, *map(str, found[:3]), f"{found.seconds:.1f}")

@@ -28,11 +28,11 @@ from hardnet_sfm.reconstruction.stage import map_photos
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.stores import FEATURES, FeatureStore, KeypointStore, MatchStore, StoreWriter, pair_key
-from hardnet_sfm.view_synthesis import ViewOptions, match_photos
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace
 
 CPU = Resources(device="cpu", workers=2)
-ONE_STEP = ViewOptions(view_synthesis=True, view_tilts=(2.0,))
+ONE_STEP = ViewSynthesisOptions(view_synthesis=True, view_tilts=(2.0,))
 # One photo of a wall, the wall leaned in one direction, and leaned in another one: between the last two a tilt of 4.8.
 FRONT, LEFT, DOWN = "front.png", "left.png", "down.png"
 HARD, EASY = (LEFT, DOWN), (LEFT, "left again.png")
@@ -243,13 +243,13 @@ def test_a_second_run_computes_nothing_and_leaves_the_files_alone(
 def test_one_more_step_describes_what_that_step_adds(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     only_the_hard_pair(finished)
     described = counting(monkeypatch)
-    two_steps = ViewOptions(view_synthesis=True, view_tilts=(2.0, 3.0), view_rotation=180, view_enough=10**6)
+    two_steps = ViewSynthesisOptions(view_synthesis=True, view_tilts=(2.0, 3.0), view_rotation=180, view_enough=10**6)
     report = match_photos(finished, view_options=two_steps, resources=CPU)
     assert report.reason == "view_enough 50 -> 1000000, view_rotation 72.0 -> 180.0, view_tilts [2.0] -> [2.0, 3.0]"
     # Two photos; two views of tilt 2, of other directions than before, and three of tilt 3.
     assert sorted(described) == [2, 2, 3, 3]
     described.clear()
-    other = ViewOptions(view_synthesis=True, view_tilts=(2.0, 4.0), view_rotation=180, view_enough=10**6)
+    other = ViewSynthesisOptions(view_synthesis=True, view_tilts=(2.0, 4.0), view_rotation=180, view_enough=10**6)
     match_photos(finished, view_options=other, resources=CPU)
     assert described == [4, 4]
 
@@ -284,7 +284,7 @@ def test_map_verifies_what_was_matched_without_further_options(finished: Workspa
 
 
 def test_map_refuses_keypoints_that_are_not_those_of_the_matches(finished: Workspace, place: Workspace) -> None:
-    other = ViewOptions(view_synthesis=True, view_tilts=(3.0,), view_rotation=180)
+    other = ViewSynthesisOptions(view_synthesis=True, view_tilts=(3.0,), view_rotation=180)
     match_photos(place, view_options=other, resources=CPU)
     shutil.copy(place.view_keypoints, finished.view_keypoints)
     with pytest.raises(HardnetSfmError, match="not the keypoints of"):
@@ -331,23 +331,32 @@ def test_the_command_says_how_many_pairs_were_matched_with_views(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (ViewOptions(view_tilts=(2.0,)), "no effect without --view-synthesis"),
-        (ViewOptions(view_rotation=72), "no effect without --view-synthesis"),
-        (ViewOptions(view_enough=20), "no effect without --view-synthesis"),
-        (ViewOptions(view_synthesis=True, view_tilts=()), "--view-tilts must be"),
-        (ViewOptions(view_synthesis=True, view_tilts=(1.0,)), "--view-tilts must be"),
-        (ViewOptions(view_synthesis=True, view_tilts=(2.0, float("nan"))), "--view-tilts must be"),
-        (ViewOptions(view_synthesis=True, view_tilts=(2.0, 2.0)), "the same tilt twice"),
-        (ViewOptions(view_synthesis=True, view_rotation=0), "--view-rotation must be"),
-        (ViewOptions(view_synthesis=True, view_rotation=float("nan")), "--view-rotation must be"),
-        (ViewOptions(view_synthesis=True, view_enough=3), "--view-enough must be at least 15"),
+        (ViewSynthesisOptions(view_tilts=(2.0,)), "no effect without --view-synthesis"),
+        (ViewSynthesisOptions(view_rotation=72), "no effect without --view-synthesis"),
+        (ViewSynthesisOptions(view_enough=20), "no effect without --view-synthesis"),
+        (ViewSynthesisOptions(view_synthesis=True, view_tilts=()), "--view-tilts must be"),
+        (ViewSynthesisOptions(view_synthesis=True, view_tilts=(1.0,)), "--view-tilts must be"),
+        (ViewSynthesisOptions(view_synthesis=True, view_tilts=(2.0, float("nan"))), "--view-tilts must be"),
+        (ViewSynthesisOptions(view_synthesis=True, view_tilts=(2.0, 2.0)), "the same tilt twice"),
+        (ViewSynthesisOptions(view_synthesis=True, view_rotation=0), "--view-rotation must be"),
+        (ViewSynthesisOptions(view_synthesis=True, view_rotation=float("nan")), "--view-rotation must be"),
+        (ViewSynthesisOptions(view_synthesis=True, view_enough=3), "--view-enough must be at least 15"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: ViewOptions, says: str, tmp_path: Path) -> None:
+def test_options_that_make_no_sense_are_refused(options: ViewSynthesisOptions, says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):
         match_photos(tmp_path / "none", view_options=options)
     with pytest.raises(UsageError, match=says):
         hardnet_sfm.reconstruct(tmp_path, tmp_path / "none", view_options=options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_views_and_rescoring_are_not_combined(tmp_path: Path) -> None:
+    network = MatchOptions(rescore=tmp_path / "matchnet.safetensors")
+    with pytest.raises(UsageError, match="cannot be combined"):
+        match_photos(tmp_path / "none", network, ONE_STEP)
+    with pytest.raises(UsageError, match="cannot be combined"):
+        hardnet_sfm.reconstruct(tmp_path, tmp_path / "none", match_options=network, view_options=ONE_STEP)
     assert not (tmp_path / "none").exists()
 
 
@@ -369,7 +378,7 @@ def test_reconstruct_takes_views_for_pairs_that_need_them(small_scene: tuple[Pat
         tmp_path / "out",
         extract_options=ExtractOptions(descriptor="rootsift", max_keypoints=1000),
         match_options=MatchOptions(),
-        view_options=ViewOptions(view_synthesis=True, view_tilts=(2.0,), view_enough=10**6),
+        view_options=ViewSynthesisOptions(view_synthesis=True, view_tilts=(2.0,), view_enough=10**6),
         map_options=hardnet_sfm.MapOptions(camera_mode="single"),
         resources=Resources("cpu", 2),
     )

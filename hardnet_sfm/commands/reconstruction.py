@@ -18,7 +18,7 @@ from hardnet_sfm.progress import console as errors
 from hardnet_sfm.reconstruction.export import Form, export
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.view_synthesis import ViewOptions, match_photos
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace, read_json
 
 _NAMED = 20  # photos that are not in the model; the summary has them all
@@ -41,7 +41,7 @@ class Reconstruct:
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     match: MatchOptions = field(default_factory=MatchOptions)
-    views: ViewOptions = field(default_factory=ViewOptions)
+    views: ViewSynthesisOptions = field(default_factory=ViewSynthesisOptions)
     map: MapOptions = field(default_factory=MapOptions)
     resources: Resources = field(default_factory=Resources)
 
@@ -127,7 +127,7 @@ class Match:
     images: Path | None = None
     """With --rescore or --view-synthesis: where the photos are now, if no longer where features were extracted from."""
     match: MatchOptions = field(default_factory=MatchOptions)
-    views: ViewOptions = field(default_factory=ViewOptions)
+    views: ViewSynthesisOptions = field(default_factory=ViewSynthesisOptions)
     weights: Path | None = None
     """--view-synthesis: weights of the descriptor, where photos were described with other ones than the package's."""
     resources: Resources = field(default_factory=Resources)

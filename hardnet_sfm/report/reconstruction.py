@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hardnet_sfm.report.matchgraph import match_graph
 from hardnet_sfm.report.page import histogram, packed, picture, write_page
 from hardnet_sfm.report.previews import Previews, make_previews
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint
+from hardnet_sfm.stores import FeatureStore, KeypointStore, MatchStore, inputs_fingerprint, matched_keypoints
 from hardnet_sfm.versions import versions
 from hardnet_sfm.workspace import Workspace, read_json
 
@@ -55,12 +56,21 @@ def reconstruction_page(
     with FeatureStore(place.features) as features, MatchStore(place.matches) as matches:
         folder = images or Path(features.header["images"])
         fresh = summary.get("inputs") == inputs_fingerprint(features, matches)
-        data = _collect(place, summary, features, folder, fresh, (resources or Resources()).threads)
+        # Rows of the model are those of the keypoints that were matched, which may be of synthetic views, too.
+        opened = matched_keypoints(place.view_keypoints, features, matches) if fresh else nullcontext(features)
+        with opened as matched:
+            data = _collect(place, summary, features, matched, folder, fresh, (resources or Resources()).threads)
     write_page(target, f"{place.root.resolve().name}: reconstruction", "reconstruction", data)
 
 
 def _collect(
-    place: Workspace, summary: Mapping[str, Any], features: FeatureStore, images: Path, fresh: bool, threads: int
+    place: Workspace,
+    summary: Mapping[str, Any],
+    features: FeatureStore,
+    matched: KeypointStore,
+    images: Path,
+    fresh: bool,
+    threads: int,
 ) -> dict[str, Any]:
     from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.tracks import read_tracks
@@ -71,7 +81,7 @@ def _collect(
     with Database(place.database) as database:
         verified = {pair: n for pair, n in database.verified().items() if set(pair) <= set(names)}
         chosen = _panel_pairs(verified) if fresh else []
-        lines = [_lines(database, features, pair) for pair, _ in chosen]
+        lines = [_lines(database, features, matched, pair) for pair, _ in chosen]
     with progress("preview", len(names)) as advance:
         previews = make_previews(images, names, PREVIEW_BYTES, threads, on_photo=lambda name: advance(note=name))
     in_panels = list(dict.fromkeys(name for pair, _ in chosen for name in pair if name in previews.webp))
@@ -92,7 +102,7 @@ def _collect(
         },
         "histograms": None if tracks is None else _histograms(tracks),
         "graph": match_graph(names, verified),
-        "keypoints": _keypoints(features, tracks) if fresh else None,
+        "keypoints": _keypoints(features, matched, tracks) if fresh else None,
         "pairs": [
             {"first": row[a], "second": row[b], "inliers": verified[a, b], "best": best, "lines": drawn}
             for ((a, b), best), drawn in zip(chosen, lines, strict=True)
@@ -188,7 +198,7 @@ def _histograms(tracks: Tracks) -> dict[str, Any]:
     }
 
 
-def _keypoints(features: FeatureStore, tracks: Tracks | None) -> dict[str, Any]:
+def _keypoints(features: FeatureStore, matched: KeypointStore, tracks: Tracks | None) -> dict[str, Any]:
     """Keypoints of every photo, those with the longest tracks first; each photo has an equal share of what is kept."""
     names = features.names()
     most = max(1, MOST_KEYPOINTS // max(1, len(names)))
@@ -197,7 +207,7 @@ def _keypoints(features: FeatureStore, tracks: Tracks | None) -> dict[str, Any]:
     places: list[NDArray[np.uint16]] = []
     kept: list[NDArray[np.uint8]] = []
     for name in names:
-        keypoints = features.keypoints(name)
+        keypoints = matched.keypoints(name)
         length = np.zeros(len(keypoints), np.int64)
         if tracks is not None and lengths is not None and name in number_of:
             seen = tracks.of_photo(number_of[name])
@@ -227,12 +237,12 @@ def _panel_pairs(verified: Mapping[tuple[str, str], int]) -> list[tuple[tuple[st
     return [(pair, True) for pair in best] + [(pair, False) for pair in weakest]
 
 
-def _lines(database: Database, features: FeatureStore, pair: tuple[str, str]) -> dict[str, Any]:
+def _lines(database: Database, features: FeatureStore, matched: KeypointStore, pair: tuple[str, str]) -> dict[str, Any]:
     """Both ends of inliers of a pair, some of them where there are many: x, y, x, y as in `_relative`."""
     rows = database.inliers(pair)
     if len(rows) > _LINES:
         rows = rows[np.linspace(0, len(rows) - 1, _LINES).round().astype(int)]
-    ends = [_relative(features.keypoints(name).xy[rows[:, i]], features.size(name)) for i, name in enumerate(pair)]
+    ends = [_relative(matched.keypoints(name).xy[rows[:, i]], features.size(name)) for i, name in enumerate(pair)]
     return packed(np.concatenate(ends, 1))
 
 
