@@ -157,7 +157,9 @@ def order_said(measure: Measure) -> str:
     return f"{measure.name}: the order depends on the seed: {each}"
 
 
-def run_experiment(name: str, variants: Mapping[str, TrainOptions], options: ExperimentOptions, axis: str) -> ScoreTable:
+def run_experiment(
+    name: str, variants: Mapping[str, TrainOptions], options: ExperimentOptions, axis: str
+) -> ScoreTable:
     """Compares, prints the table and whether the order is stable, and writes `NAME.csv` and `NAME.png`.
 
     Args:
