@@ -41,7 +41,7 @@ class Options:
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PNG")]
     """The plot."""
     cells: int = 101
-    """Of the plane, to each side. Where the number is even, the edge of triplet margin goes through middles of cells."""
+    """Of the plane, to each side; if odd, no edge of a loss goes through the middle of a cell."""
     debug: bool = False
     """Show where in the program an error came from."""
 
