@@ -105,7 +105,9 @@ def draw(found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path
         for row, (values, by) in enumerate(zip(both, ("+", "-"), strict=True)):
             one = axes[row, column]
             extent = (0, FARTHEST, 0, FARTHEST)
-            image = one.imshow(values, "RdBu_r", vmin=-1, vmax=1, origin="lower", extent=extent)
+            image = one.imshow(
+                values, "RdBu_r", vmin=-1, vmax=1, origin="lower", extent=extent, interpolation="nearest"
+            )
             one.plot(extent[:2], extent[:2], ":", color="0.4", lw=1)
             one.set_title(f"{name}: $\\partial L / \\partial d_{by}$", fontsize="medium")
     for one in axes[-1]:

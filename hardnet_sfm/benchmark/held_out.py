@@ -12,7 +12,7 @@ from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import Descriptor
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training.patches import PatchSet, read_patches
+from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.validation import BATCH_SIZE, BATCHES, held_out_sampler, measures_of
 
 Grey = NDArray[np.uint8]
@@ -42,7 +42,7 @@ class HeldOut:
     def __init__(self, path: Path, batch_size: int = BATCH_SIZE) -> None:
         if batch_size < 3:
             raise UsageError("batches to validate on need three pairs or more")
-        patches: PatchSet = read_patches(path)
+        patches = read_patches(path)
         self.measurement_size = patches.measurement_size
         self._sampler = held_out_sampler(patches, batch_size)
 
