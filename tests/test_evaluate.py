@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import pickle
 import subprocess
@@ -179,6 +180,19 @@ class TestCommandLine:
         assert exit.value.code == 2
         assert "no such folder" in capsys.readouterr().err
         assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_the_table_of_descriptors_has_the_same_figure(
+    city: Path, other_city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "pipelines")  # type: ignore[no-untyped-call]
+    script = importlib.import_module("descriptor_table")
+    options = script.Options(tmp_path / "out", words=WORDS)
+    found = dict(script.landmarks("oxford5k", city, other_city, options).run([ROOTSIFT]))
+    table = compare(city, tmp_path / "by-hand", other_city, methods=["hqe+ma+sv"], keypoint_options=None)
+    mean = table.rows["rootsift"]["hqe+ma+sv"].mean("original")
+    assert found == {"rootsift": {"oxford5k_map": mean.average_precision}}
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ class PatchStream:
     Attributes:
         device: "cpu" or "cuda".
         threads: that describe side by side.
+        batch: number of patches that are described at once.
         dimension: D.
     """
 
@@ -36,7 +37,7 @@ class PatchStream:
         self.device = resolve_device(resources.device)
         self.threads = resources.threads if self.device == "cpu" else 1
         self._describe = PatchDescriber(descriptor, self.device)
-        self.dimension = self._describe.dimension
+        self.batch, self.dimension = self._describe.batch, self._describe.dimension
 
     def __call__(self, blocks: Iterable[Grey]) -> NDArray[np.float16]:
         """Blocks of (n, S, S) uint8 patches to their (N, D) descriptors, in order. S may be another in each block."""

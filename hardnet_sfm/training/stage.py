@@ -335,8 +335,9 @@ def _held_out(validation: Path | None, options: TrainOptions) -> Sampler | None:
     """Of what is validated with, if anything."""
     if validation is None:
         return None
-    apart = SamplingOptions(min(512, options.sampling.batch_size), same_photos=1.0, a_pair_of_photos=512)
-    return Sampler([_read(validation)], [1.0], apart, seed=0)
+    from hardnet_sfm.training.validation import BATCH_SIZE, held_out_sampler
+
+    return held_out_sampler(_read(validation), min(BATCH_SIZE, options.sampling.batch_size))
 
 
 def _train_along(

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from hardnet_sfm.evaluation.measures import average_precision, fpr95
-from hardnet_sfm.training.sampling import Sampler
+from hardnet_sfm.training.patches import PatchSet
+from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 
 BATCHES = 4
+BATCH_SIZE = 512
+
+
+def held_out_sampler(patches: PatchSet, batch_size: int = BATCH_SIZE) -> Sampler:
+    """Batches to validate on, the same in every run: all of two photos at a time, where these share enough points."""
+    apart = SamplingOptions(batch_size, same_photos=1.0, a_pair_of_photos=batch_size)
+    return Sampler([patches], [1.0], apart, seed=0)
 
 
 def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:

@@ -1,0 +1,81 @@
+"""How many pairs a batch should have, with each of several seeds, at the same number of pairs in all.
+
+    python pipelines/batch_size.py PATCHES... --validation HELD_OUT.h5 --workspace DIR --seeds 0 1 2 --pairs 25600
+
+The larger the batch, the harder is the hardest negative in it (Mishchuk et al., Working hard to know your neighbor's
+margins, NIPS 2017, section 4, where batches of 512 and more do best). Every run sees the same number of pairs, so small
+batches take more steps, all of the same learning rate: at equal numbers of steps large ones would have seen more.
+Batch normalisation goes over the same number of patches in all runs, or over the batch where that is smaller.
+Instead of --pairs, --steps says how many batches of the largest size there are.
+The folder gets the weights of every run, a table as CSV and a plot; what is there is not trained again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+
+from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
+from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.stage import TrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ExperimentOptions):
+    """Batches of different size, at the same number of pairs in all."""
+
+    pairs: int | None = None
+    """That each run sees, to the next whole batch."""
+    steps: int | None = None
+    """Batches of the largest size, which say how many pairs there are."""
+    sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Pairs in a batch."""
+    loss: str = "hardnet"
+    """As in `train`."""
+    norm_batch: int = 256
+    """As in `train`."""
+
+    def variants(self) -> dict[str, TrainOptions]:
+        """How to train, by size.
+
+        Raises:
+            UsageError: contradictory options.
+        """
+        if (self.pairs is None) == (self.steps is None):
+            raise UsageError("give one of --pairs and --steps")
+        if not self.sizes or min(self.sizes) < 2:
+            raise UsageError("--sizes must be one or more numbers, of 2 and more")
+        total = self.pairs if self.steps is None else self.steps * max(self.sizes)
+        if total is None or total < 1:
+            raise UsageError("--pairs and --steps must be above 0")
+        return {
+            str(size): TrainOptions(
+                network=self.network,
+                steps=-(-total // size),
+                loss=self.loss,
+                learning_rate=self.learning_rate,
+                norm_batch=self.norm_batch,
+                sampling=SamplingOptions(size),
+            )
+            for size in sorted(set(self.sizes))
+        }
+
+
+def main() -> None:
+    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    with errors_said(options.debug):
+        variants = options.variants()
+        run_experiment("batch-size", variants, options, "pairs in a batch")
+        each = ", ".join(f"{one.steps} of {size}" for size, one in variants.items())
+        seen = sorted({one.steps * one.sampling.batch_size for one in variants.values() if one.steps})
+        amount = f"{seen[0]}" if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"
+        Console(highlight=False, soft_wrap=True).print(f"every run saw {amount} pairs: batches {each}")
+
+
+if __name__ == "__main__":
+    main()

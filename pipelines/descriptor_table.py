@@ -1,0 +1,446 @@
+"""All descriptors on all benchmarks that are there: one table.
+
+    python pipelines/descriptor_table.py --workspace DIR --descriptor rootsift hardnet --weights tfeat.safetensors \\
+        --validation held-out.h5 --homography HOMOGRAPHY --hpatches MADE --scenes LUND-DOOR FOUNTAIN/images
+
+Every option that names data adds columns; what is not given is left out. What was measured once is kept in the folder,
+in `results.json`, so that another descriptor or benchmark costs its own time and nothing else; what changes on disk is
+measured again. Beside it `descriptor-table.md`, `.csv` and `.png` are written anew each time.
+
+The figures are those of `hardnet-sfm evaluate`, of `train --validation` and of `reconstruct`, with their defaults.
+Oxford5k and Paris6k, or parts of them in the same layout, each get the visual words of the other.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+
+from hardnet_sfm.benchmark.experiments import figure_class
+from hardnet_sfm.benchmark.rows import Competitor, competitors, made
+from hardnet_sfm.commands.common import errors_said, output
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.evaluation.scores import MEAN, ScoreTable
+from hardnet_sfm.features.stage import KeypointOptions
+from hardnet_sfm.progress import console as errors
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.options import DEFAULT_METHOD, Method, VocabularyOptions
+from hardnet_sfm.workspace import digest, locked, read_json, replacing, write_json
+
+Values = Mapping[str, float]
+_TIMED_BATCHES = 8  # for each thread
+
+
+@dataclass(frozen=True)
+class Options:
+    """All descriptors on all benchmarks that are there."""
+
+    workspace: Path
+    """Folder for all that is made."""
+    descriptor: tuple[str, ...] = ("rootsift", "hardnet")
+    """Rows of the table. hardnet: with the weights that come with the package."""
+    weights: tuple[str, ...] = ()
+    """More rows: .safetensors files."""
+    validation: Path | None = None
+    """patches.h5 of scenes that nothing was trained on."""
+    validation_batch: int = 512
+    """Pairs of it that are compared with each other."""
+    homography: Path | None = None
+    """Sequences of photos, as for `evaluate homography`."""
+    hpatches: Path | None = None
+    """Patches, as for `evaluate hpatches`, or made by `pipelines/make_hpatches.py`."""
+    tasks: Path | None = None
+    """Of HPatches. Default: the folder `tasks` in it."""
+    split: str = "full"
+    """Of HPatches."""
+    brown: Path | None = None
+    """As for `evaluate brown`."""
+    w1bs: Path | None = None
+    """As for `evaluate w1bs`."""
+    scenes: tuple[Path, ...] = ()
+    """Folders of photos to reconstruct."""
+    oxford5k: Path | None = None
+    """As for `evaluate oxford5k`; together with --paris6k."""
+    paris6k: Path | None = None
+    """As for `evaluate paris6k`; together with --oxford5k."""
+    method: Method = DEFAULT_METHOD
+    """Of retrieval."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    words: VocabularyOptions = field(default_factory=VocabularyOptions)
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of the table.
+
+    Attributes:
+        name: in the CSV.
+        title: for people.
+        form: of a value, as `format` takes it; `.1%` is written as a number of per cent.
+        better: "lower", "higher" or, where a value is a cost or a fact, "".
+    """
+
+    name: str
+    title: str
+    form: str
+    better: str = ""
+
+    def cell(self, value: float | None) -> str:
+        return "-" if value is None else format(value, self.form).removesuffix("%")
+
+    def best(self, values: Iterable[float]) -> float | None:
+        """Of all descriptors; None where there is no best one."""
+        choose = {"lower": min, "higher": max}.get(self.better)
+        return choose(values, default=None) if choose else None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured on one data set.
+
+    Attributes:
+        columns: that it gives.
+        recipe: everything but the descriptor that decides what the values are, fit for JSON.
+        run: measures descriptors; each one's name and values, as they are finished.
+    """
+
+    columns: tuple[Column, ...]
+    recipe: Any
+    run: Callable[[list[Competitor]], Iterable[tuple[str, Values]]]
+
+    def key(self, row: Competitor) -> str:
+        """Under which a descriptor's values are kept."""
+        return digest([column.name for column in self.columns], self.recipe, row.descriptor, row.weights_sha256)
+
+
+def state_of(path: Path) -> list[Any]:
+    """What tells whether data on disk are still the same: names, sizes and times of all files."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files if file.is_file()]
+    return [path.name, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+
+
+def benchmarks(options: Options) -> list[Benchmark]:
+    """All that there are data for, cheap ones first.
+
+    Raises:
+        UsageError: contradictory options.
+    """
+    if (options.oxford5k is None) != (options.paris6k is None):
+        raise UsageError("--oxford5k and --paris6k each learn the words of the other", "Give both, or none.")
+    resources = options.resources
+    found = [costs(resources)]
+    if options.validation is not None:
+        found.append(held_out(options.validation, options.validation_batch, resources))
+    if options.homography is not None:
+        found.append(homographies(options.homography, resources))
+    if options.hpatches is not None:
+        found.append(hpatches(options.hpatches, options.tasks, options.split, resources))
+    if options.w1bs is not None:
+        found.append(w1bs(options.w1bs, resources))
+    if options.brown is not None:
+        found.append(brown(options.brown, resources))
+    found += [scene(images, options.workspace, resources) for images in options.scenes]
+    if options.oxford5k is not None and options.paris6k is not None:
+        found.append(landmarks("oxford5k", options.oxford5k, options.paris6k, options))
+        found.append(landmarks("paris6k", options.paris6k, options.oxford5k, options))
+    return found
+
+
+def costs(resources: Resources) -> Benchmark:
+    """Dimension and parameters; multiplications and additions of convolutions and matrix products; speed here."""
+    columns = (
+        Column("dimension", "dimension", ".0f"),
+        Column("parameters", "parameters", ",.0f"),
+        Column("mflop", "MFLOP a patch", ".1f"),
+        Column("patches_per_second", "patches/s", ",.0f", "higher"),
+    )
+
+    def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
+        for row in rows:
+            yield row.name, cost_of(row, resources)
+
+    return Benchmark(columns, [resources.device, resources.threads], run)
+
+
+def cost_of(row: Competitor, resources: Resources) -> Values:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from hardnet_sfm.benchmark.describing import PatchStream
+    from hardnet_sfm.weights import load_network
+
+    descriptor = row.make()
+    # Before normalisation is merged into the layers, as the literature counts.
+    network = load_network(row.weights, row.descriptor).network if row.weights else descriptor.network
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, descriptor.patch_size, descriptor.patch_size))
+    stream = PatchStream(descriptor, resources)
+    side = descriptor.patch_size
+    block = np.random.default_rng(0).integers(0, 256, (stream.batch * _TIMED_BATCHES * stream.threads, side, side))
+    patches = block.astype(np.uint8)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        stream([patches])
+        return time.perf_counter() - start
+
+    return {
+        "dimension": stream.dimension,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "mflop": counter.get_total_flops() / 1e6,
+        # The noise of a shared machine only adds.
+        "patches_per_second": len(patches) / min(seconds() for _ in range(3)),
+    }
+
+
+def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
+    columns = (
+        Column("held_out_fpr95", f"FPR95 {path.stem}, %", ".2%", "lower"),
+        Column("held_out_map", f"mAP {path.stem}, %", ".1%", "higher"),
+    )
+
+    def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
+        from hardnet_sfm.benchmark.held_out import HeldOut
+
+        pairs = HeldOut(path, batch_size)
+        for row in rows:
+            measures = pairs.measures(row.make(), resources)
+            yield row.name, {f"held_out_{name}": value for name, value in measures.items()}
+
+    return Benchmark(columns, [state_of(path), batch_size], run)
+
+
+def homographies(folder: Path, resources: Resources) -> Benchmark:
+    def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
+        from hardnet_sfm.benchmark.photos import evaluate_homographies
+
+        return means(evaluate_homographies(folder, rows, resources), rows, {"homography_map": "map"})
+
+    columns = (Column("homography_map", "homography mAP", ".3f", "higher"),)
+    return Benchmark(columns, state_of(folder), run)
+
+
+def hpatches(folder: Path, tasks: Path | None, split: str, resources: Resources) -> Benchmark:
+    kinds = {f"hpatches_{kind}": f"{kind}_{'ap' if kind == 'verification' else 'map'}" for kind in HPATCHES_TASKS}
+
+    def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
+        from hardnet_sfm.benchmark.patches import evaluate_hpatches
+
+        return means(evaluate_hpatches(folder, rows, resources, tasks=tasks, split=split), rows, kinds)
+
+    columns = tuple(Column(f"hpatches_{kind}", f"HPatches {kind} mAP, %", ".1%", "higher") for kind in HPATCHES_TASKS)
+    return Benchmark(columns, [state_of(folder), state_of(tasks) if tasks else None, split], run)
+
+
+HPATCHES_TASKS = ("verification", "matching", "retrieval")
+
+
+def w1bs(folder: Path, resources: Resources) -> Benchmark:
+    def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
+        from hardnet_sfm.benchmark.patches import evaluate_w1bs
+
+        return means(evaluate_w1bs(folder, rows, resources), rows, {"w1bs_mauc": "mauc"})
+
+    return Benchmark((Column("w1bs_mauc", "W1BS mAUC", ".3f", "higher"),), state_of(folder), run)
+
+
+def brown(folder: Path, resources: Resources) -> Benchmark:
+    """The mean of the sets that a descriptor was not trained on."""
+
+    def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
+        from hardnet_sfm.benchmark.patches import evaluate_brown
+
+        return means(evaluate_brown(folder, rows, resources), rows, {"brown_fpr95": "fpr95"})
+
+    return Benchmark((Column("brown_fpr95", "FPR95 Brown, %", ".2%", "lower"),), state_of(folder), run)
+
+
+def means(table: ScoreTable, rows: list[Competitor], wanted: Mapping[str, str]) -> Iterator[tuple[str, Values]]:
+    """The mean columns of measures of a table, by the names that they have here."""
+    values = {measure.name: measure.values for measure in table.measures}
+    for row in rows:
+        yield (
+            row.name,
+            {
+                column: values[measure][row.name][MEAN]
+                for column, measure in wanted.items()
+                if MEAN in values[measure][row.name]
+            },
+        )
+
+
+def scene(images: Path, workspace: Path, resources: Resources) -> Benchmark:
+    name = scene_name(images)
+    columns = (
+        Column(f"{name}_photos", f"{name}: photos", ".0f", "higher"),
+        Column(f"{name}_track_length", f"{name}: track length", ".2f", "higher"),
+    )
+
+    def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
+        from hardnet_sfm.pipeline import reconstruct
+
+        for row in rows:
+            place = workspace / "scenes" / f"{name}-{digest(str(images.resolve()))[:6]}" / row.folder
+            extract_options = row.extract_options(KeypointOptions())
+            model = reconstruct(images, place, extract_options=extract_options, resources=resources, report=False)
+            yield (
+                row.name,
+                dict(zip((one.name for one in columns), (len(model.names), model.mean_track_length), strict=True)),
+            )
+
+    return Benchmark(columns, state_of(images), run)
+
+
+def scene_name(images: Path) -> str:
+    """Of a folder of photos; one that is called `images` is named by what it is in."""
+    return images.resolve().parent.name if images.name == "images" else images.resolve().name
+
+
+def landmarks(name: Any, folder: Path, words_from: Path, options: Options) -> Benchmark:
+    column = Column(f"{name}_map", f"{name} mAP, %", ".1%", "higher")
+
+    def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
+        from hardnet_sfm.benchmark.landmarks import evaluate_landmarks
+
+        for row in rows:
+            table = evaluate_landmarks(
+                name,
+                folder,
+                options.workspace,
+                [words_from],
+                [row],
+                methods=[options.method],
+                vocabulary_options=options.words,
+                resources=options.resources,
+            )
+            (setup,) = table.setups
+            mean = table.rows[row.name][options.method].mean(setup)
+            yield row.name, {} if mean is None else {column.name: mean.average_precision}
+
+    recipe = [state_of(folder), state_of(words_from), options.method, asdict(options.words)]
+    return Benchmark((column,), recipe, run)
+
+
+def measured(rows: list[Competitor], asked: list[Benchmark], kept: Path) -> dict[str, dict[str, float]]:
+    """The values of all descriptors by column; what is not kept from before is measured and kept."""
+    results = read_json(kept) if kept.is_file() else {}
+    for benchmark in asked:
+        missing = [row for row in rows if benchmark.key(row) not in results]
+        by_name = {row.name: row for row in missing}
+        for name, values in benchmark.run(missing) if missing else ():
+            results[benchmark.key(by_name[name])] = {"descriptor": name, "values": dict(values)}
+            write_json(kept, results)
+            said = ", ".join(f"{column.title} {column.cell(values.get(column.name))}" for column in benchmark.columns)
+            errors.print(f"{escape(name)}: {escape(said)}")
+    return {row.name: {k: v for one in asked for k, v in results[one.key(row)]["values"].items()} for row in rows}
+
+
+@dataclass(frozen=True)
+class DescriptorTable:
+    """Values of descriptors by their names and those of the columns; some may be missing."""
+
+    columns: list[Column]
+    values: dict[str, dict[str, float]]
+
+    def _cells(self, column: Column, bold: str) -> list[str]:
+        """One for each descriptor, the best within `bold`, where there are several."""
+        known = [row[column.name] for row in self.values.values() if column.name in row]
+        best = column.best(known) if len(known) > 1 else None
+        return [
+            bold.format(column.cell(value)) if value is not None and value == best else column.cell(value)
+            for value in (row.get(column.name) for row in self.values.values())
+        ]
+
+    def printed(self) -> Table:
+        """For the terminal: a row for each measure."""
+        table = Table()
+        table.add_column("", no_wrap=True)
+        for name in self.values:
+            table.add_column(escape(name), justify="right")
+        for column in self.columns:
+            table.add_row(escape(column.title), *self._cells(column, "[bold]{}[/]"))
+        return table
+
+    def as_markdown(self) -> str:
+        """A row for each descriptor."""
+        cells = [self._cells(column, "**{}**") for column in self.columns]
+        lines = [["", *(column.title for column in self.columns)], ["---", *("---:" for _ in self.columns)]]
+        lines += [[name, *row] for name, row in zip(self.values, zip(*cells, strict=True), strict=True)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def as_csv(self) -> str:
+        """A line for each descriptor, shares from 0 to 1."""
+        text = io.StringIO()
+        names = [column.name for column in self.columns]
+        writer = csv.DictWriter(text, ["descriptor", *names], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"descriptor": name, **row} for name, row in self.values.items())
+        return text.getvalue()
+
+    def draw(self, path: Path) -> None:
+        """A panel of bars for each measure that has a better and a worse."""
+        drawn = [column for column in self.columns if column.better]
+        across = min(4, len(drawn))
+        down = -(-len(drawn) // across)
+        figure = figure_class()(figsize=(3.2 * across + 1, down * (0.9 + 0.3 * len(self.values))), layout="constrained")
+        axes = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+        names = list(self.values)
+        for one, column in zip(axes, drawn, strict=False):
+            scale = 100 if column.form.endswith("%") else 1
+            known = {name: scale * row[column.name] for name, row in self.values.items() if column.name in row}
+            bars = one.barh([names.index(name) for name in known], list(known.values()), color="C0", height=0.6)
+            one.bar_label(bars, [column.cell(value / scale) for value in known.values()], padding=3, fontsize="small")
+            one.margins(x=0.25)
+            one.set_yticks(range(len(names)), names)
+            one.set_title(f"{column.title} ({column.better} is better)", fontsize="small")
+            one.spines[["top", "right"]].set_visible(False)
+        axes[0].invert_yaxis()
+        for one in axes[len(drawn) :]:
+            one.set_visible(False)
+        with replacing(path) as beside:
+            figure.savefig(beside, format="png", dpi=120)
+
+
+def descriptor_table(options: Options) -> DescriptorTable:
+    """Measures what is missing, prints the table and writes it."""
+    figure_class()  # that drawing fails is told before the work
+    rows = competitors(options.descriptor, options.weights)
+    made(rows)
+    with locked(options.workspace):
+        asked = benchmarks(options)
+        values = measured(rows, asked, options.workspace / "results.json")
+        table = DescriptorTable([column for one in asked for column in one.columns], values)
+        base = options.workspace / "descriptor-table"
+        for suffix, text in ((".md", table.as_markdown()), (".csv", table.as_csv())):
+            with replacing(base.with_suffix(suffix)) as beside:
+                beside.write_text(text, encoding="utf-8")
+        table.draw(base.with_suffix(".png"))
+    Console().print(table.printed())
+    for suffix in (".md", ".csv", ".png"):
+        output.print(escape(str(base.with_suffix(suffix))))
+    return table
+
+
+def main() -> None:
+    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    with errors_said(options.debug):
+        descriptor_table(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Three losses on one network: contrastive, softmax and triplet margin, each with several seeds.
+
+    python pipelines/loss_comparison.py PATCHES... --validation HELD_OUT.h5 --workspace DIR --seeds 0 1 2 --steps 100
+
+The comparison of HardNet's authors (Mishchuk et al., Working hard to know your neighbor's margins, NIPS 2017, section
+4): contrastive and triplet margin, which is HardNet's loss, take the hardest negative in the batch; softmax, as L2-Net
+has it, takes all of them. Nothing else differs: batches, their augmentation and the first weights are the same.
+The folder gets the weights of every run, a table as CSV and a plot; what is there is not trained again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+
+from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
+from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.stage import TrainOptions
+
+# As the table has them, and as `train --loss` does.
+LOSSES = {"contrastive": "contrastive", "softmax": "softmax", "triplet": "hardnet"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ExperimentOptions):
+    """Contrastive, softmax and triplet margin on one network."""
+
+    steps: int
+    """Batches to train, of each run."""
+    batch_size: int = 256
+    """Pairs in a batch."""
+
+    def variants(self) -> dict[str, TrainOptions]:
+        """How to train, by loss."""
+        return {
+            title: TrainOptions(
+                network=self.network,
+                steps=self.steps,
+                loss=loss,
+                learning_rate=self.learning_rate,
+                sampling=SamplingOptions(self.batch_size),
+            )
+            for title, loss in LOSSES.items()
+        }
+
+
+def main() -> None:
+    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    with errors_said(options.debug):
+        run_experiment("loss-comparison", options.variants(), options, "loss")
+
+
+if __name__ == "__main__":
+    main()

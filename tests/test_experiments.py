@@ -1,0 +1,300 @@
+"""The recipes that train and compare, and what losses pull and push: figures are those of direct calls and formulas."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_train import write_noisy_patches
+
+from hardnet_sfm.benchmark.experiments import ExperimentOptions, compare, of_seeds, order_said
+from hardnet_sfm.benchmark.held_out import HeldOut
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.evaluation.scores import Measure
+from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.training import losses, stage
+from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
+from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.validation import BATCHES, held_out_sampler, measures_of, validated
+from hardnet_sfm.weights import read_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = Resources(device="cpu", workers=1)
+SMALL = TrainOptions(steps=2, sampling=SamplingOptions(batch_size=16))
+PIPELINES = Path(__file__).parents[1] / "pipelines"
+
+
+def pipeline(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(PIPELINES))
+    return importlib.import_module(name)
+
+
+def typed(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
+    """Runs a script as it is typed."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
+    script.main()
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("patches") / "made.h5"
+    write_noisy_patches(path)
+    return path
+
+
+def write_hard_patches(path: Path, easy: Path, seed: int, noise: float) -> None:
+    """The same points with so much smooth noise that nothing tells them all apart."""
+    of, rng = read_patches(easy), np.random.default_rng(seed)
+    added = np.array([cv2.GaussianBlur(rng.normal(0, noise, (64, 64)), (0, 0), 3) for _ in range(len(of))])
+    looks = np.uint8((of.patches + added).clip(0, 255))
+    write_patches(path, PatchSet(path, "sfm", 12, of.images, looks, of.point, of.image, of.frame, of.angle, of.xyz))
+
+
+@pytest.fixture(scope="module")
+def hard(patches: Path) -> Path:
+    """To measure with."""
+    path = patches.with_name("hard.h5")
+    write_hard_patches(path, patches, 1, 500)
+    return path
+
+
+def options_for(patches: Path, hard: Path, workspace: Path, seeds: tuple[int, ...] = (0, 1)) -> ExperimentOptions:
+    return ExperimentOptions((patches,), hard, workspace, seeds, validation_batch=32, resources=CPU)
+
+
+class TestHeldOut:
+    def test_measures_are_those_that_training_validates_with(self, hard: Path) -> None:
+        """Of one network, in float32; patches there are not rounded when they are halved."""
+        network = make_descriptor("rootsift", None).network
+        sampler = held_out_sampler(read_patches(hard), 32)
+        expected = validated(network, sampler, 32, "cpu")
+        assert 0.02 < expected["fpr95"] < 0.7  # or it would tell nothing
+        found = HeldOut(hard, 32).measures(Descriptor(network, 32, 12.0), CPU)
+        assert found["fpr95"] == pytest.approx(expected["fpr95"], abs=0.01)
+        assert found["map"] == pytest.approx(expected["map"], abs=0.01)
+
+    def test_the_centre_of_wide_patches_is_described(self, hard: Path) -> None:
+        """A descriptor that spans half as many sigmas sees the middle 32 pixels of 64."""
+
+        class Pixels(torch.nn.Module):
+            def forward(self, of: torch.Tensor) -> torch.Tensor:
+                return of.flatten(1) - of.flatten(1).mean(1, keepdim=True)
+
+        descriptor = Descriptor(torch.nn.Sequential(Pixels(), UnitLength()), 32, 6.0)
+        found = HeldOut(hard, 32).measures(descriptor, CPU)
+        sampler, measures = held_out_sampler(read_patches(hard), 32), []
+        for number in range(BATCHES):
+            batch = sampler(number)
+            first, second = (
+                side[:, 16:48, 16:48].reshape(32, -1) - side[:, 16:48, 16:48].mean((1, 2))[:, None]
+                for side in (batch.anchors, batch.positives)
+            )
+            first, second = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (first, second))
+            distances = np.linalg.norm(first[:, None] - second[None], axis=2)
+            measures.append(
+                measures_of(
+                    torch.from_numpy(distances), torch.eye(32, dtype=torch.bool), torch.from_numpy(batch.allowed)
+                )
+            )
+        for name in ("fpr95", "map"):
+            assert found[name] == pytest.approx(np.mean([one[name] for one in measures]), abs=5e-3)
+
+    def test_batches_of_two_are_refused(self, hard: Path) -> None:
+        with pytest.raises(UsageError, match="three pairs"):
+            HeldOut(hard, 2)
+
+
+class TestCompare:
+    def test_figures_are_those_of_training_and_measuring_by_hand(
+        self, patches: Path, hard: Path, tmp_path: Path
+    ) -> None:
+        options = options_for(patches, hard, tmp_path / "out")
+        table = compare("sizes", {"16": SMALL}, options)
+        fpr95 = next(measure for measure in table.measures if measure.name == "fpr95").values["16"]
+        expected = []
+        for seed in (0, 1):
+            weights = tmp_path / f"{seed}.safetensors"
+            train([patches], weights, TrainOptions(steps=2, seed=seed, sampling=SMALL.sampling), CPU)
+            expected.append(HeldOut(hard, 32).measures(make_descriptor("hardnet", weights), CPU)["fpr95"])
+        assert 0 < expected[0] != expected[1] > 0
+        assert fpr95["seed 0"] == expected[0]
+        assert fpr95["seed 1"] == expected[1]
+        assert fpr95["mean"] == pytest.approx(sum(expected) / 2)
+        assert fpr95["deviation"] == pytest.approx(abs(expected[0] - expected[1]) / 2**0.5)
+
+    def test_a_second_call_trains_what_is_missing_alone(
+        self, patches: Path, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trained: list[int] = []
+        fit = stage._fit
+
+        def counted(*args: Any) -> dict[str, float]:
+            trained.append(1)
+            return fit(*args)
+
+        monkeypatch.setattr(stage, "_fit", counted)
+        first = compare("losses", {"a": SMALL}, options_for(patches, hard, tmp_path, (0,)))
+        assert len(trained) == 1
+        both = compare("losses", {"a": SMALL}, options_for(patches, hard, tmp_path, (0, 1)))
+        assert len(trained) == 2
+        assert both.measures[0].values["a"]["seed 0"] == first.measures[0].values["a"]["seed 0"]
+
+    def test_a_run_that_was_stopped_goes_on(
+        self, patches: Path, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And ends as one that was not."""
+        steps, real = [], losses.LOSSES["hardnet"]
+        longer = TrainOptions(steps=3, validate_every=1, sampling=SMALL.sampling)
+        whole = compare("losses", {"a": longer}, options_for(patches, hard, tmp_path / "whole", (0,)))
+
+        def stopping(*args: torch.Tensor) -> torch.Tensor:
+            steps.append(1)
+            if len(steps) == 3:
+                raise MemoryError
+            return real(*args)
+
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setitem(losses.LOSSES, "hardnet", stopping)
+            compare("losses", {"a": longer}, options_for(patches, hard, tmp_path / "out", (0,)))
+        assert (tmp_path / "out" / "a-seed-0.training" / "last.ckpt").is_file()
+        found = compare("losses", {"a": longer}, options_for(patches, hard, tmp_path / "out", (0,)))
+        assert found.measures == whole.measures
+
+    def test_other_held_out_patches_are_measured_anew(self, patches: Path, hard: Path, tmp_path: Path) -> None:
+        options = options_for(patches, hard, tmp_path, (0,))
+        compare("losses", {"a": SMALL}, options)
+        before = json.loads((tmp_path / "a-seed-0.json").read_text())
+        other = tmp_path / "other.h5"
+        write_hard_patches(other, patches, 2, 1000)
+        compare(
+            "losses",
+            {"a": SMALL},
+            ExperimentOptions((patches,), other, tmp_path, (0,), validation_batch=32, resources=CPU),
+        )
+        after = json.loads((tmp_path / "a-seed-0.json").read_text())
+        assert after["measures"]["fpr95"] > before["measures"]["fpr95"]
+
+    @pytest.mark.parametrize("seeds", [(), (1, 1)])
+    def test_seeds_must_differ(self, patches: Path, hard: Path, tmp_path: Path, seeds: tuple[int, ...]) -> None:
+        with pytest.raises(UsageError, match="--seeds"):
+            compare("losses", {"a": SMALL}, options_for(patches, hard, tmp_path, seeds))
+
+
+def test_the_order_is_said_by_seed() -> None:
+    values = {"a": {"seed 0": 0.1, "seed 1": 0.3}, "b": {"seed 0": 0.2, "seed 1": 0.4}}
+    lower = Measure("fpr95", "", values, lower_is_better=True)
+    assert order_said(lower) == "fpr95: the same order with every seed: a, b"
+    assert order_said(Measure("map", "", values)) == "map: the same order with every seed: b, a"
+    assert of_seeds(lower) == {"a": [0.1, 0.3], "b": [0.2, 0.4]}
+    values["b"]["seed 1"] = 0.25
+    assert order_said(lower) == "fpr95: the order depends on the seed: a, b (seed 0); b, a (seed 1)"
+
+
+class TestRecipes:
+    def test_losses_differ_in_nothing_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        script = pipeline("loss_comparison", monkeypatch)
+        options = script.Options((Path("a.h5"),), Path("b.h5"), Path("out"), steps=7, batch_size=32)
+        variants = options.variants()
+        assert {name: one.loss for name, one in variants.items()} == {
+            "contrastive": "contrastive",
+            "softmax": "softmax",
+            "triplet": "hardnet",
+        }
+        assert len({repr(one).replace(f"loss='{one.loss}'", "") for one in variants.values()}) == 1
+        assert variants["triplet"].steps == 7 and variants["triplet"].sampling.batch_size == 32
+
+    def test_batches_of_all_sizes_are_of_the_same_number_of_pairs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        script = pipeline("batch_size", monkeypatch)
+        of = (Path("a.h5"),), Path("b.h5"), Path("out")
+        by_pairs = script.Options(*of, pairs=4096, sizes=(1024, 64, 2048)).variants()
+        assert {name: one.steps for name, one in by_pairs.items()} == {"64": 64, "1024": 4, "2048": 2}
+        by_steps = script.Options(*of, steps=3, sizes=(64, 100)).variants()
+        assert {name: one.steps for name, one in by_steps.items()} == {"64": 5, "100": 3}
+        assert {one.norm_batch for one in by_pairs.values()} == {256}
+        for wrong in (
+            {},
+            {"pairs": 1, "steps": 1},
+            {"pairs": 0},
+            {"steps": 1, "sizes": ()},
+            {"pairs": 9, "sizes": (1,)},
+        ):
+            with pytest.raises(UsageError):
+                script.Options(*of, **wrong).variants()
+
+    @pytest.mark.slow
+    def test_a_recipe_as_it_is_typed(
+        self,
+        patches: Path,
+        hard: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        script = pipeline("batch_size", monkeypatch)
+        common = ["--validation-batch", "32", "--device", "cpu", "--workers", "1", "--workspace", tmp_path]
+        words = [patches, "--validation", hard, "--seeds", "0", "1", "--pairs", "50", "--sizes", "8", "16", *common]
+        typed(script, monkeypatch, *words)
+        said = capsys.readouterr().out
+        assert "every run saw 56 to 64 pairs: batches 7 of 8, 4 of 16" in said
+        with (tmp_path / "batch-size.csv").open() as file:
+            rows = {
+                (row["measure"], row["descriptor"], row["column"]): float(row["value"]) for row in csv.DictReader(file)
+            }
+        kept = json.loads((tmp_path / "8-seed-1.json").read_text())["measures"]
+        assert rows["fpr95", "8", "seed 1"] == kept["fpr95"]
+        assert len(rows) == 2 * 2 * 4
+        assert read_weights(tmp_path / "16-seed-0.safetensors").metadata["steps"] == "4"
+        with Image.open(tmp_path / "batch-size.png") as drawn:
+            assert np.asarray(drawn.convert("L")).std() > 5
+
+
+class TestLossDerivatives:
+    def at(self, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, torch.Tensor, torch.Tensor]:
+        script = pipeline("loss_derivatives", monkeypatch)
+        return script, *script.plane(21)
+
+    def test_descriptors_are_at_the_distances_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        script, positive, negative = self.at(monkeypatch)
+        for near, far in zip(positive, negative, strict=True):
+            first, second = script.pairs_at(near, far)
+            distances = torch.cdist(first, second)
+            expected = torch.stack([torch.stack([near, far]), torch.stack([far, near])])
+            torch.testing.assert_close(distances, expected, atol=1e-6, rtol=0)
+            torch.testing.assert_close(torch.cat([first, second]).norm(dim=1), torch.ones(4, dtype=torch.float64))
+
+    def test_they_are_those_of_the_formulas(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """x + max(0, 1 - y); log(1 + exp(x - y)); max(0, 1 + x - y)."""
+        script, x, y = self.at(monkeypatch)
+        soft = 1 / (1 + torch.exp(y - x))
+        wanted = {
+            "contrastive": (torch.ones_like(x), -(y < 1).double()),
+            "softmax": (soft, -soft),
+            "triplet margin": ((1 + x - y > 0).double(), -(1 + x - y > 0).double()),
+        }
+        assert list(wanted) == list(script.LOSSES)
+        for name, loss in script.LOSSES.items():
+            for found, expected in zip(script.derivatives(loss, x, y), wanted[name], strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, msg=name)
+
+    def test_the_plot_has_colours_where_they_belong(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Above red, below blue; triplet margin white in its upper left corner, contrastive not."""
+        script = pipeline("loss_derivatives", monkeypatch)
+        typed(script, monkeypatch, tmp_path / "out.png", "--cells", "21")
+        drawn = cv2.imread(str(tmp_path / "out.png")).astype(int)
+        height = len(drawn)
+        red, blue = drawn[..., 2] - drawn[..., 0] > 90, drawn[..., 0] - drawn[..., 2] > 70
+        assert red[: height // 2].sum() > 20 * blue[: height // 2, : -drawn.shape[1] // 6].sum()
+        assert blue[height // 2 :].sum() > 20 * red[height // 2 :, : -drawn.shape[1] // 6].sum()
