@@ -272,6 +272,7 @@ def test_the_benchmark_of_retrieval_refuses_an_index_of_other_photos(
 @pytest.mark.parametrize(
     "script", sorted((Path(__file__).parents[1] / "pipelines").rglob("*.py")), ids=lambda p: p.stem
 )
+@pytest.mark.slow
 def test_pipelines_say_what_they_take(script: Path) -> None:
     run = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

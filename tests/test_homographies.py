@@ -259,6 +259,7 @@ def scores_of(table: ScoreTable, descriptor: str, column: str) -> tuple[float, f
 
 @pytest.mark.usefixtures("one_thread")
 class TestEvaluate:
+    @pytest.mark.slow
     def test_scores_are_those_of_opencvs_matcher_and_a_loop(self, warped: Path) -> None:
         table = evaluate_homographies(warped, [ROOTSIFT], max_features=250)
         assert [measure.name for measure in table.measures] == ["mma", "right", "map"]

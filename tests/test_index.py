@@ -199,6 +199,7 @@ def index_slowly(place: str, output: str, pipe: Connection) -> None:
     index(Path(place) / "features.h5", place, output, IndexOptions(checkpoint=1))
 
 
+@pytest.mark.slow
 def test_resume_after_kill_keeps_what_was_finished_and_readers_the_last_good_state(place: Path, tmp_path: Path) -> None:
     output = tmp_path / "index"
     some = {name: PHOTOS[name] for name in list(PHOTOS)[:4]}

@@ -170,6 +170,7 @@ _names = st.lists(st.text("ab1-# \t.ü/\u2028\x85", min_size=1, max_size=6), min
 @settings(max_examples=150, deadline=None)
 @given(stems=_names)
 @example(stems=["#1", "#2", "c"])
+@pytest.mark.slow
 def test_every_list_that_pair_writes_is_read_back_as_it_was_meant(stems: list[str]) -> None:
     """Whatever a file system lets a photo be called: match must get the same pairs, or pair must say that it cannot."""
     names = [f"{stem}.jpg" for stem in stems]

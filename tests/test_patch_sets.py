@@ -345,6 +345,7 @@ def test_mining_killed_at_random_moments_ends_as_if_never_interrupted(seed: int,
     assert [*path.parent.iterdir()] == [path]
 
 
+@pytest.mark.slow
 def test_kill_while_the_file_is_replaced_leaves_the_old_or_the_new_one(tmp_path: Path) -> None:
     complete = mined(tmp_path / "complete" / "patches.h5").read_bytes()
     rng = np.random.default_rng(0)

@@ -320,6 +320,7 @@ def test_run_killed_anywhere_and_run_again_ends_with_the_same_model(
     assert not list(tmp_path.glob(".*.journal*")) and not list(tmp_path.glob(".database*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_workspace_that_continues(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hardnet_sfm", "extract", str(small_scene[0]), "--workspace", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -37,6 +37,7 @@ def test_writes_the_photos_and_nothing_else(rendering: Rendering) -> None:
     assert rendering.grey(0).shape == (480, 640)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_every_byte(rendering: Rendering, tmp_path: Path) -> None:
     photos = {}
     for seed in (0, 1):

@@ -625,6 +625,7 @@ def _extract(images: Path, path: Path, pipe: Connection) -> None:
     pipe.send(extract(images, path, OPTIONS, RESOURCES).computed)
 
 
+@pytest.mark.slow
 def test_extract_killed_at_random_moments_ends_as_if_never_interrupted(
     small_scene: tuple[Path, Scene], tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_an_enlarged_view_is_not_blurred(photo: Grey) -> None:
     np.testing.assert_array_equal(warped(photo, enlarge), expected)
 
 
+@pytest.mark.slow
 def test_found_again_is_the_brute_force(photo: Grey) -> None:
     rng, options = np.random.default_rng(2), WarpOptions()
     first = detect(photo)
