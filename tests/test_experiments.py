@@ -198,6 +198,8 @@ def test_the_order_is_said_by_seed() -> None:
     lower = Measure("fpr95", "", values, lower_is_better=True)
     assert order_said(lower) == "fpr95: the same order with every seed: a, b"
     assert order_said(Measure("map", "", values)) == "map: the same order with every seed: b, a"
+    once = Measure("map", "", {name: {"seed 4": row["seed 0"]} for name, row in values.items()})
+    assert order_said(once) == "map: the order of this one seed: b, a"
     assert of_seeds(lower) == {"a": [0.1, 0.3], "b": [0.2, 0.4]}
     values["b"]["seed 1"] = 0.25
     assert order_said(lower) == "fpr95: the order depends on the seed: a, b (seed 0); b, a (seed 1)"

@@ -152,7 +152,8 @@ def order_said(measure: Measure) -> str:
         orders.setdefault(tuple(best_first), []).append(column.removeprefix(_SEED))
     if len(orders) == 1:
         (order,) = orders
-        return f"{measure.name}: the same order with every seed: {', '.join(order)}"
+        seeds = "the same order with every seed" if len(orders[order]) > 1 else "the order of this one seed"
+        return f"{measure.name}: {seeds}: {', '.join(order)}"
     each = "; ".join(f"{', '.join(order)} (seed {', '.join(seeds)})" for order, seeds in orders.items())
     return f"{measure.name}: the order depends on the seed: {each}"
 
@@ -203,7 +204,7 @@ def figure_class() -> type[Figure]:
 
 
 def draw(measures: Sequence[Measure], path: Path, axis: str) -> None:
-    """Draws each measure over the variants: a dot for each seed, and their means joined by a line.
+    """Draws each measure over the variants: a dot for each seed, and their means, joined where variants are numbers.
 
     Args:
         measures: to draw beside each other, all of shares.
@@ -218,7 +219,8 @@ def draw(measures: Sequence[Measure], path: Path, axis: str) -> None:
         names, values = list(measure.values), of_seeds(measure)
         places = np.arange(len(names))
         means = [100 * float(np.mean(values[name])) for name in names]
-        axes.plot(places, means, "-", color="0.4", lw=1, zorder=1)
+        if all(name.isdecimal() for name in names):
+            axes.plot(places, means, "-", color="0.4", lw=1, zorder=1)
         axes.plot(places, means, "_", color="black", ms=16, mew=2, zorder=3, label="mean")
         for place, name in zip(places, names, strict=True):
             x = np.full(len(values[name]), place)
