@@ -115,7 +115,7 @@ def reconstruct(
                 "peak_memory_mb_by_stage": memory,
             }
             write_json(place.summary, {**read_json(place.summary), **spent})
-        if report and not (place.report.is_file() and _time_of(place.report) >= _time_of(place.summary)):
+        if report and _time_of(place.report) < _time_of(place.summary):
             write_report(place, resources=resources)
     return model
 

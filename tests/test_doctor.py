@@ -428,7 +428,7 @@ def test_a_package_out_of_range_or_missing_is_broken(monkeypatch: pytest.MonkeyP
 def test_another_package_with_the_same_module_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"faiss-gpu-cu12": "1.11", "hardnet-sfm": "0.1"}
     monkeypatch.setattr(machine_checks, "requires", lambda _: ["faiss-cpu>=1.9"])
-    monkeypatch.setattr(machine_checks, "_installed", lambda name: there.get(name, ""))
+    monkeypatch.setattr(machine_checks, "installed", lambda name: there.get(name, ""))
     findings = {found.what: found for found in machine_checks.packages()}
     assert "faiss-gpu-cu12 1.11" in findings["packages"].said and "faiss-cpu" not in findings
 

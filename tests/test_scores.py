@@ -8,7 +8,7 @@ import json
 import math
 
 import pytest
-from rich.console import Console
+from printed import cells, text
 
 from hardnet_sfm.evaluation.scores import Measure, ScoreTable, with_mean
 
@@ -28,18 +28,6 @@ FPR = Measure(
 RIGHT = Measure(
     "right", "right matches", {"rootsift": {"a": 12.4, "mean": 12.4}, "hardnet": {"a": 20.6, "mean": 20.6}}, ".0f"
 )
-
-
-def text(table: ScoreTable) -> list[str]:
-    console = Console(file=io.StringIO(), width=100, record=True)
-    for title, one in table.printed():
-        console.print(title)
-        console.print(one)
-    return console.export_text().splitlines()
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")]
 
 
 def test_rows_are_descriptors_and_a_star_says_what_is_not_to_be_compared() -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 
-from rich.console import Console
+from printed import cells, text
 
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, QueryScore
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable, heading
@@ -39,18 +39,6 @@ REVISITED_TABLE = LandmarkTable(
     10,
     ("q",),
 )
-
-
-def text(table: LandmarkTable) -> list[str]:
-    console = Console(file=io.StringIO(), width=100, record=True)
-    for title, one in table.printed():
-        console.print(title)
-        console.print(one)
-    return console.export_text().splitlines()
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")]
 
 
 def test_rows_are_descriptors_and_columns_methods_in_per_cent() -> None:

@@ -26,7 +26,8 @@ class Report:
     )
 
     source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
-    """Workspace with a model; .safetensors file that `train` made or is making; or .json file of `evaluate`."""
+    """Workspace with a model; .safetensors file that `train` made or is making; or .json file that `evaluate`
+    made of Oxford5k, Paris6k or their revisited forms."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """.html file to write. Default: report.html in the workspace, or NAME.html beside the file."""
     images: Path | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 
 from packaging.requirements import Requirement
 
 from hardnet_sfm.doctor.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.versions import installed
 from hardnet_sfm.weights import find_weights, shipped_names, verify
 
 # Distributions that provide the same module, the one that is asked for first.
@@ -39,28 +40,21 @@ def packages() -> list[Finding]:
     What extras bring is looked at where it is there. Those that are as they should be share a line.
     """
     wanted = {one.name: one for one in map(Requirement, requires("hardnet-sfm") or ()) if one.name != "hardnet-sfm"}
-    good, findings = [f"hardnet-sfm {version('hardnet-sfm')}"], []
+    good, findings = [f"hardnet-sfm {installed('hardnet-sfm')}"], []
     for one in wanted.values():
-        there = [name for name in (one.name, *_ALTERNATIVES.get(one.name, ())) if _installed(name)]
+        there = [name for name in (one.name, *_ALTERNATIVES.get(one.name, ())) if installed(name)]
         if not there:
             if one.marker is None or one.marker.evaluate({"extra": ""}):
                 hint = f'Run: python -m pip install "{one.name}{one.specifier}"'
                 findings.append(Finding(one.name, "broken", "not installed", hint))
             continue
-        found = _installed(there[0])
+        found = installed(there[0])
         if one.specifier.contains(found, prereleases=True):
             good.append(f"{there[0]} {found}")
         else:
             hint = f'Run: python -m pip install "{there[0]}{one.specifier}"'
             findings.append(Finding(there[0], "broken", f"{found}, but {one.specifier} is needed", hint))
     return [Finding("packages", "ok", ", ".join(good)), *findings]
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def _device() -> Finding:
