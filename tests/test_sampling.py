@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.training.module import Batches, Resident
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 
@@ -96,6 +98,26 @@ def test_data_sets_come_in_their_shares_and_are_each_others_negatives() -> None:
     assert np.mean(np.concatenate(of) == 1) == pytest.approx(0.75, abs=0.01)
     batch = sampler(0)
     assert batch.allowed[np.ix_(of[0] == 1, of[0] == 2)].all()
+
+
+def test_patches_that_lie_on_the_device_give_the_same_batches() -> None:
+    sets = [patch_set(seed=1, shade=1), patch_set(200, seed=2, shade=2)]
+    sampler = Sampler(sets, [3, 1], OPTIONS, seed=4)
+    resident = Resident(sets, torch.device("cpu"))
+    batches, drawn = iter(Batches(sampler, 5, 2)), iter(Batches(sampler, 5, 2, drawn=True))
+    for _ in range(3):
+        expected, draw = next(batches), next(drawn)
+        found = {**resident(draw["rows"]), "allowed": draw["allowed"]}
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            torch.testing.assert_close(found[name], values, rtol=0, atol=0)
+
+
+def test_patches_stay_in_their_files_on_a_cpu_and_where_a_gpu_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [patch_set()]
+    assert Resident.where_it_fits(sets, torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * sets[0].patches.nbytes - 1, 2**40))
+    assert Resident.where_it_fits(sets, torch.device("cuda")) is None
 
 
 def test_a_batch_depends_on_its_number_and_the_seed_alone() -> None:

@@ -13,6 +13,9 @@ from hardnet_sfm.training.patches import PatchSet
 
 Grey = NDArray[np.uint8]
 
+# Wider than any photo, pixels; a power of two, so that adding a position to it loses none of its digits.
+_PHOTO = 2.0**20
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -53,6 +56,19 @@ class Batch:
     allowed: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Which patches a batch has.
+
+    Attributes:
+        rows: (2, B) int64, of anchors and of positives; all data sets are counted through, one after the other.
+        allowed: (B, B) bool, as in `Batch`.
+    """
+
+    rows: NDArray[np.int64]
+    allowed: NDArray[np.bool_]
+
+
 class Sampler:
     """Draws batches from data sets of patches.
 
@@ -66,6 +82,7 @@ class Sampler:
 
     Attributes:
         batch_size: pairs in a batch.
+        sets: the data sets.
 
     Raises:
         HardnetSfmError: the sets have too few points for a batch.
@@ -74,10 +91,10 @@ class Sampler:
     def __init__(self, sets: Sequence[PatchSet], weights: Sequence[float], options: SamplingOptions, seed: int) -> None:
         options.check()
         self._options, self._seed = options, seed
-        self.batch_size = options.batch_size
-        self._sets = [_Index(patch_set) for patch_set in sets]
+        self.batch_size, self.sets = options.batch_size, tuple(sets)
+        self._indexes = [_Index(patch_set) for patch_set in sets]
         self._shares = np.asarray(weights, np.float64) / np.sum(weights)
-        for index, share in zip(self._sets, self._shares, strict=True):
+        for index, share in zip(self._indexes, self._shares, strict=True):
             if len(index.points) < share * options.batch_size:
                 raise HardnetSfmError(
                     f"{index.set.path}: {len(index.points)} points seen in two photos are too few for batches of "
@@ -87,23 +104,36 @@ class Sampler:
 
     def __call__(self, number: int) -> Batch:
         """The batch of the given number."""
+        draw = self.draw(number)
+        first = np.cumsum([0, *map(len, self.sets)])
+        # The pairs of one data set come one after the other.
+        ends = np.searchsorted(draw.rows[0], first)
+        taken = [
+            of.take(draw.rows[:, start:end] - before)
+            for of, before, start, end in zip(self.sets, first, ends, ends[1:], strict=False)
+        ]
+        anchors, positives = np.concatenate(taken, 1)
+        return Batch(anchors, positives, draw.allowed)
+
+    def draw(self, number: int) -> Draw:
+        """What is in the batch of the given number, without its patches."""
         rng = np.random.default_rng((self._seed, number))
         # Whole numbers of pairs, which are right on average.
-        ends = np.floor(np.concatenate([[0], np.cumsum(self._shares)]) * self._options.batch_size + rng.random())
-        counts = np.diff(np.clip(ends, 0, self._options.batch_size).astype(int))
-        counts[-1] += self._options.batch_size - counts.sum()
-        anchors, positives = [], []
-        allowed = ~np.eye(self._options.batch_size, dtype=bool)
-        start = 0
-        for index, count in zip(self._sets, counts.tolist(), strict=True):
+        ends = np.floor(np.concatenate([[0], np.cumsum(self._shares)]) * self.batch_size + rng.random())
+        counts = np.diff(np.clip(ends, 0, self.batch_size).astype(int))
+        counts[-1] += self.batch_size - counts.sum()
+        rows = np.zeros((2, self.batch_size), np.int64)
+        allowed = ~np.eye(self.batch_size, dtype=bool)
+        start = before = 0
+        for index, count in zip(self._indexes, counts.tolist(), strict=True):
             if count:
-                rows = index.draw(count, self._options, rng)
-                anchors.append(index.set.take(rows[0]))
-                positives.append(index.set.take(rows[1]))
+                chosen = index.draw(count, self._options, rng)
                 block = slice(start, start + count)
-                allowed[block, block] &= index.apart(rows, self._options)
+                rows[:, block] = before + chosen
+                allowed[block, block] &= index.apart(chosen, self._options)
                 start += count
-        return Batch(np.concatenate(anchors), np.concatenate(positives), allowed)
+            before += len(index.set)
+        return Draw(rows, allowed)
 
 
 class _Index:
@@ -169,11 +199,30 @@ class _Index:
     def apart(self, rows: NDArray[np.int64], options: SamplingOptions) -> NDArray[np.bool_]:
         """(B, B) whether two of the pairs are so far from each other that they may be negatives."""
         count = rows.shape[1]
+        apart = np.ones((count, count), bool)
         xyz = self.set.xyz[self.set.point[rows[0]]]
-        # Unknown places (NaN) and extents compare as not near.
-        near = ((xyz[:, None] - xyz[None]) ** 2).sum(-1) < (options.near * self.set.extent) ** 2
+        reach = options.near * self.set.extent
+        one, other = _within(xyz[:, 0].astype(np.float64), reach)
+        near = ((xyz[one] - xyz[other]) ** 2).sum(1) < reach**2
+        apart[one[near], other[near]] = apart[other[near], one[near]] = False
         image, xy = self.set.image[rows].ravel(), self.set.frame[rows, :, 2].reshape(-1, 2)
-        one, other = np.nonzero(image[:, None] == image[None])
+        one, other = _within(_PHOTO * image.astype(np.float64) + xy[:, 0], options.near_pixels)
         close = ((xy[one] - xy[other]) ** 2).sum(1) < options.near_pixels**2
-        near[one[close] % count, other[close] % count] = True
-        return np.asarray(~near)
+        one, other = one[close] % count, other[close] % count
+        apart[one, other] = apart[other, one] = False
+        return apart
+
+
+def _within(values: NDArray[np.float64], reach: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """All pairs of (N,) values that differ by no more than `reach`: the rows of one and of the other.
+
+    Unknown values (NaN) are in no pair, and of an unknown reach there is none. Lower bound: a sort, and the pairs.
+    """
+    known = np.flatnonzero(np.isfinite(values)) if np.isfinite(reach) else np.zeros(0, np.intp)
+    order = known[np.argsort(values[known])]
+    ordered = values[order]
+    after = np.arange(1, len(order) + 1)
+    count = np.searchsorted(ordered, ordered + reach, "right") - after
+    one = np.repeat(after - 1, count)
+    other = np.arange(count.sum()) + np.repeat(after - (np.cumsum(count) - count), count)
+    return order[one], order[other]
