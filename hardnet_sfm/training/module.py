@@ -25,7 +25,7 @@ from hardnet_sfm.training.sampling import Batch, Draw, Sampler
 from hardnet_sfm.training.validation import measures_of
 
 _WARM_UP = 0.02
-_WORKERS = 4  # that draw batches while a GPU trains
+WORKERS = 4  # that draw batches while a GPU trains
 _BLOCK = 8192  # patches that are copied to it at once
 # Patches that a network of pairs compares each patch with in validation, besides the right one. All would take hours.
 _RIVALS = 8
@@ -183,7 +183,7 @@ class NetworkTraining(lightning.LightningModule):
             self._layers.append(output.flatten(1))
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        workers = _WORKERS if self.device.type == "cuda" else 0
+        workers = WORKERS if self.device.type == "cuda" else 0
         self._resident = Resident.where_it_fits(self._sampler.sets, self.device)
         batches = Batches(self._sampler, self._number, self.trainer.world_size, drawn=self._resident is not None)
         return DataLoader(batches, batch_size=None, num_workers=workers)

@@ -65,7 +65,7 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
-    from hardnet_sfm.training.module import Budget, NetworkTraining  # lightning takes seconds to import
+    from hardnet_sfm.training.module import WORKERS, Budget, NetworkTraining, Resident  # lightning takes seconds
 
     device = resolve_device(options.resources.device)
     torch.set_num_threads(options.resources.threads)
@@ -112,14 +112,16 @@ def main() -> None:
     ceiling = 2 * _SIDE**3 / least_seconds(lambda: square @ square, device)
     count = options.batch_size
     anchors, positives = batch["anchors"], batch["positives"]
-    drawing = least_seconds(lambda: sampler(next(numbers)), device)
+    # On a GPU workers draw batches while it trains; on a CPU the cores do one after the other.
+    resident = Resident.where_it_fits(sets, torch.device(device))
+    draw, workers = sampler if resident is None else sampler.draw, WORKERS if device == "cuda" else 1
+    drawing = least_seconds(lambda: draw(next(numbers)), device) / workers
     augmenting = least_seconds(lambda: augmented(anchors, positives, PATCH_SIZE, AugmentOptions()), device)
     stepping = least_seconds(step_of(options.norm_batch or NORM_BATCH[device], torch.channels_last), device)
     plain = least_seconds(step_of(None, torch.contiguous_format), device)
-    # On a GPU workers draw batches while it trains; on a CPU the cores do one after the other.
     together = max(drawing, stepping) if device == "cuda" else drawing + stepping
     rows = {
-        "draw a batch": drawing,
+        "draw a batch" + (f", {workers} workers" if workers > 1 else ""): drawing,
         "step: augment, forward, loss, backward, update": stepping,
         "  of which augment": augmenting,
         "together": together,
@@ -129,7 +131,7 @@ def main() -> None:
     for column in ("", "ms a batch", "pairs/s"):
         table.add_column(column, justify="right" if column else "left")
     for name, seconds in rows.items():
-        table.add_row(name, f"{1000 * seconds:.0f}", f"{count / seconds:.0f}")
+        table.add_row(name, f"{1000 * seconds:.1f}", f"{count / seconds:.0f}")
     console = Console()
     console.print(table)
     rate = FLOP_A_PAIR * count / stepping
