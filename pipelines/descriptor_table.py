@@ -41,6 +41,7 @@ from hardnet_sfm.workspace import digest, locked, read_json, replacing, write_js
 
 Values = Mapping[str, float]
 _TIMED_BATCHES = 8  # for each thread
+_TIMED_PAIRS = 256
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Options:
     descriptor: tuple[str, ...] = ("rootsift", "hardnet")
     """Rows of the table. hardnet: with the weights that come with the package."""
     weights: tuple[str, ...] = ()
-    """More rows: .safetensors files."""
+    """More rows: .safetensors files. Of networks that compare patches, as matchnet, cost and false positive rate are
+    measured."""
     validation: Path | None = None
     """patches.h5 of scenes that nothing was trained on."""
     validation_batch: int = 512
@@ -116,11 +118,13 @@ class Benchmark:
         columns: that it gives.
         recipe: everything but the descriptor that decides what the values are, fit for JSON.
         run: measures descriptors; each one's name and values, as they are finished.
+        of_pairs: it measures networks that compare patches, too.
     """
 
     columns: tuple[Column, ...]
     recipe: Any
     run: Callable[[list[Competitor]], Iterable[tuple[str, Values]]]
+    of_pairs: bool = False
 
     def key(self, row: Competitor) -> str:
         """Under which a descriptor's values are kept."""
@@ -162,7 +166,10 @@ def benchmarks(options: Options) -> list[Benchmark]:
 
 
 def costs(resources: Resources) -> Benchmark:
-    """Dimension and parameters; multiplications and additions of convolutions and matrix products; speed here."""
+    """Dimension and parameters; multiplications and additions of convolutions and matrix products; speed here.
+
+    Of networks that compare patches, work and speed are those of a pair.
+    """
     columns = (
         Column("dimension", "dimension", ".0f"),
         Column("parameters", "parameters", ",.0f"),
@@ -172,9 +179,9 @@ def costs(resources: Resources) -> Benchmark:
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
         for row in rows:
-            yield row.name, cost_of(row, resources)
+            yield row.name, (cost_of_pairs if row.compares else cost_of)(row, resources)
 
-    return Benchmark(columns, [resources.device, resources.threads], run)
+    return Benchmark(columns, [resources.device, resources.threads], run, of_pairs=True)
 
 
 def cost_of(row: Competitor, resources: Resources) -> Values:
@@ -208,6 +215,40 @@ def cost_of(row: Competitor, resources: Resources) -> Values:
     }
 
 
+def cost_of_pairs(row: Competitor, resources: Resources) -> Values:
+    """Of a network that compares patches, both of which it sees for the first time."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from hardnet_sfm.matching.rescore import pair_network
+    from hardnet_sfm.networks.device import resolve_device
+    from hardnet_sfm.weights import load_network
+
+    assert row.weights is not None
+    loaded, device = load_network(row.weights), resolve_device(resources.device)
+    network = pair_network(loaded).to(device)
+    side = loaded.architecture.patch_size
+    torch.set_num_threads(resources.threads)
+    patches = torch.rand(_TIMED_PAIRS, 1, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        network(patches, patches).cpu()
+        return time.perf_counter() - start
+
+    with torch.inference_mode():
+        with FlopCounterMode(display=False) as counter:
+            network(patches[:1], patches[:1])
+        fastest = min(seconds() for _ in range(3))
+    dimension = {"dimension": loaded.architecture.dimension} if loaded.architecture.dimension else {}
+    return {
+        **dimension,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "mflop": counter.get_total_flops() / 1e6,
+        "patches_per_second": _TIMED_PAIRS / fastest,
+    }
+
+
 def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
     columns = (
         Column("held_out_fpr95", f"FPR95 {path.stem}, %", ".2%", "lower"),
@@ -216,13 +257,18 @@ def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
         from hardnet_sfm.benchmark.held_out import HeldOut
+        from hardnet_sfm.weights import load_network
 
         pairs = HeldOut(path, batch_size)
         for row in rows:
-            measures = pairs.measures(row.make(), resources)
+            if row.compares:
+                assert row.weights is not None
+                measures = pairs.measures_of_pairs(load_network(row.weights), resources)
+            else:
+                measures = pairs.measures(row.make(), resources)
             yield row.name, {f"held_out_{name}": value for name, value in measures.items()}
 
-    return Benchmark(columns, [state_of(path), batch_size], run)
+    return Benchmark(columns, [state_of(path), batch_size], run, of_pairs=True)
 
 
 def homographies(folder: Path, resources: Resources) -> Benchmark:
@@ -340,14 +386,16 @@ def measured(rows: list[Competitor], asked: list[Benchmark], kept: Path) -> dict
     """The values of all descriptors by column; what is not kept from before is measured and kept."""
     results = read_json(kept) if kept.is_file() else {}
     for benchmark in asked:
-        missing = [row for row in rows if benchmark.key(row) not in results]
+        able = [row for row in rows if benchmark.of_pairs or not row.compares]
+        missing = [row for row in able if benchmark.key(row) not in results]
         by_name = {row.name: row for row in missing}
         for name, values in benchmark.run(missing) if missing else ():
             results[benchmark.key(by_name[name])] = {"descriptor": name, "values": dict(values)}
             write_json(kept, results)
             said = ", ".join(f"{column.title} {column.cell(values.get(column.name))}" for column in benchmark.columns)
             errors.print(f"{escape(name)}: {escape(said)}")
-    return {row.name: {k: v for one in asked for k, v in results[one.key(row)]["values"].items()} for row in rows}
+    kept_of = {row.name: [results.get(one.key(row), {"values": {}}) for one in asked] for row in rows}
+    return {name: {k: v for one in found for k, v in one["values"].items()} for name, found in kept_of.items()}
 
 
 @dataclass(frozen=True)
@@ -420,7 +468,7 @@ def descriptor_table(options: Options) -> DescriptorTable:
     """Measures what is missing, prints the table and writes it."""
     figure_class()  # that drawing fails is told before the work
     rows = competitors(options.descriptor, options.weights)
-    made(rows)
+    made(row for row in rows if not row.compares)
     with locked(options.workspace):
         asked = benchmarks(options)
         values = measured(rows, asked, options.workspace / "results.json")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from test_benchmarks import write_brown, write_hpatches, write_w1bs
 from test_experiments import typed, write_hard_patches
 from test_train import write_noisy_patches
@@ -21,9 +22,11 @@ from hardnet_sfm.benchmark import held_out, patches
 from hardnet_sfm.benchmark.rows import competitors
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.pipeline import reconstruct
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
+from hardnet_sfm.weights import load_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,6 +87,36 @@ def test_the_table_is_what_direct_calls_give(
     assert len(head.split("|")) == len(row.split("|")) and row.startswith("| rootsift | 128 | 0 |")
 
 
+def test_networks_that_compare_have_costs_and_a_false_positive_rate_alone(
+    script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = ARCHITECTURES["deepcompare-siam"].build()
+    weights = tmp_path / "siam.safetensors"
+    save_file(network.state_dict(), weights, ARCHITECTURES["deepcompare-siam"].metadata() | {"measurement_size": "12"})
+    words = ["--workspace", tmp_path, "--descriptor", "rootsift", "--weights", weights, "--validation-batch", "32"]
+    words += ["--validation", data / "hard.h5", "--w1bs", data / "w1bs", "--device", "cpu", "--workers", "1"]
+        tmp_path,
+        "--descriptor",
+        "rootsift",
+        "--weights",
+        weights,
+        "--validation",
+        data / "hard.h5",
+    ]
+    words += ["--validation-batch", "32", "--w1bs", data / "w1bs", "--device", "cpu", "--workers", "1"]
+    typed(script, monkeypatch, *words)
+    with (tmp_path / "descriptor-table.csv").open() as file:
+        rootsift, siam = csv.DictReader(file)
+    assert rootsift["w1bs_mauc"] and rootsift["held_out_map"]
+    assert not siam["w1bs_mauc"] and not siam["held_out_map"]
+    expected = held_out.HeldOut(data / "hard.h5", 32).measures_of_pairs(load_network(weights), CPU)
+    assert float(siam["held_out_fpr95"]) == expected["fpr95"]
+    assert siam["parameters"] == str(sum(parameter.numel() for parameter in network.parameters()))
+    # Of both patches 20x20x96 of 7x7, 6x6x192 of 5x5x96, 256 of 3x3x192; then the two layers that decide.
+    towers = 2 * 2 * (20 * 20 * 96 * 49 + 6 * 6 * 192 * 96 * 25 + 256 * 192 * 9)
+    assert float(siam["mflop"]) == pytest.approx((towers + 2 * (512 * 512 + 512)) / 1e6, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "mflop"),
     [("hardnet", 1334560, 78), ("tfeat", None, 12.6)],
@@ -95,10 +128,6 @@ def test_costs_are_those_of_the_layers(
 
     TFeat: 26x26x32 of 7x7, 8x8x64 of 6x6x32, 128 of 4096, two operations each.
     """
-    from safetensors.torch import save_file
-
-    from hardnet_sfm.networks.architectures import ARCHITECTURES
-
     network = ARCHITECTURES[name].build()
     path = tmp_path / "made.safetensors"
     save_file(network.state_dict(), path, ARCHITECTURES[name].metadata())

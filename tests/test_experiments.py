@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,15 +22,18 @@ from test_train import write_noisy_patches
 from hardnet_sfm.benchmark.experiments import ExperimentOptions, compare, of_seeds, order_said
 from hardnet_sfm.benchmark.held_out import HeldOut
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.evaluation.scores import Measure
 from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
+from hardnet_sfm.networks.architectures import ARCHITECTURES
+from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, stage
 from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.stage import TrainOptions, train
 from hardnet_sfm.training.validation import BATCHES, held_out_sampler, measures_of, validated
-from hardnet_sfm.weights import read_weights
+from hardnet_sfm.weights import LoadedNetwork, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,6 +116,38 @@ class TestHeldOut:
             )
         for name in ("fpr95", "map"):
             assert found[name] == pytest.approx(np.mean([one[name] for one in measures]), abs=5e-3)
+
+    def test_a_network_of_pairs_is_measured_with_eight_rivals(self, hard: Path) -> None:
+        """One whose score falls with the distance: the false positive rate is that of these distances."""
+
+        class Near(PairNetwork):
+            def describe(self, patches: torch.Tensor, side: int = 0) -> torch.Tensor:
+                assert side in (0, 1) and patches.shape[2:] == (32, 32)
+                return patches.flatten(1)
+
+            def compare(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+                return 3 - (first - second).norm(dim=1)
+
+        loaded = LoadedNetwork(Near(), replace(ARCHITECTURES["matchnet"], patch_size=32), 6.0, "")
+        found = HeldOut(hard, 32).measures_of_pairs(loaded, CPU)
+        sampler, rates = held_out_sampler(read_patches(hard), 32), []
+        for number in range(BATCHES):
+            batch = sampler(number)
+            sides = [side[:, 16:48, 16:48].reshape(32, -1) / 255 for side in (batch.anchors, batch.positives)]
+            distances, same = [], []
+            for anchor, rival in itertools.product(range(32), range(9)):
+                other = (anchor + rival) % 32
+                if rival == 0 or batch.allowed[anchor, other]:
+                    distances.append(np.linalg.norm(sides[0][anchor] - sides[1][other]))
+                    same.append(rival == 0)
+            rates.append(fpr95(np.array(distances), np.array(same)))
+        assert 0.02 < np.mean(rates) < 0.9
+        assert found == {"fpr95": pytest.approx(np.mean(rates), abs=0.01)}
+
+    def test_a_network_that_describes_is_not_one_of_pairs(self, hard: Path) -> None:
+        loaded = LoadedNetwork(ARCHITECTURES["tfeat"].build(), ARCHITECTURES["tfeat"], 12.0, "")
+        with pytest.raises(UsageError, match="TFeat describes patches"):
+            HeldOut(hard, 32).measures_of_pairs(loaded, CPU)
 
     def test_batches_of_two_are_refused(self, hard: Path) -> None:
         with pytest.raises(UsageError, match="three pairs"):

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import Descriptor
+from hardnet_sfm.matching.rescore import pair_network
+from hardnet_sfm.networks.device import resolve_device
+from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.patches import read_patches
-from hardnet_sfm.training.validation import BATCH_SIZE, BATCHES, held_out_sampler, measures_of
+from hardnet_sfm.training.validation import BATCH_SIZE, BATCHES, held_out_sampler, measures_of, scored
+from hardnet_sfm.weights import LoadedNetwork
 
 Grey = NDArray[np.uint8]
 
@@ -58,6 +62,27 @@ class HeldOut:
             same = torch.eye(len(distances), dtype=torch.bool)
             found.append(measures_of(distances, same, torch.from_numpy(batch.allowed)))
         return {name: float(np.mean([measures[name] for measures in found])) for name in found[0]}
+
+    @torch.inference_mode()
+    def measures_of_pairs(self, loaded: LoadedNetwork, resources: Resources) -> dict[str, float]:
+        """False positive rate at 95 % recall of a network that compares patches, with a few of the others in the batch.
+
+        Raises:
+            UsageError: it is one that describes them.
+        """
+        device, size = resolve_device(resources.device), loaded.architecture.patch_size
+        network = pair_network(loaded).to(device)
+        found = []
+        for number in range(BATCHES):
+            batch = self._sampler(number)
+            sides = [
+                resize_patches(self._spanning(side, loaded.measurement_size), size)
+                for side in (batch.anchors, batch.positives)
+            ]
+            patches = [torch.from_numpy(side).to(device).unsqueeze(1).float() / 255 for side in sides]
+            compared = scored(network, patches[0], patches[1], torch.from_numpy(batch.allowed))
+            found.append(measures_of(*compared, scores=True)["fpr95"])
+        return {"fpr95": float(np.mean(found))}
 
     def _spanning(self, patches: Grey, measurement_size: float) -> Grey:
         """The centres of (N, S, S) patches that span so many sigmas, to the nearest even number of pixels."""

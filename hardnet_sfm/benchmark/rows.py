@@ -26,12 +26,14 @@ class Competitor:
         descriptor: as `ExtractOptions` has it.
         weights: of the descriptor; None where it needs none.
         weights_sha256: empty where it needs none.
+        compares: it is a network that compares patches and describes none; few benchmarks can measure it.
     """
 
     name: str
     descriptor: str
     weights: Path | None
     weights_sha256: str
+    compares: bool = False
 
     @property
     def folder(self) -> str:
@@ -74,7 +76,7 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
         UsageError: two have the same name, or there is none at all.
     """
     from hardnet_sfm.features.descriptors import SHIPPED
-    from hardnet_sfm.weights import architecture_of, find_weights, read_weights
+    from hardnet_sfm.weights import architecture_of, find_architecture, find_weights, read_weights
 
     found: list[Competitor] = []
     for descriptor in descriptors:
@@ -83,7 +85,10 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
         found.append(Competitor(name, descriptor, path, sha256_of(path) if path else ""))
     for given in weights:
         loaded = read_weights(find_weights(given))
-        found.append(Competitor(loaded.path.stem, architecture_of(loaded), loaded.path, loaded.sha256))
+        network = find_architecture(architecture_of(loaded))
+        found.append(
+            Competitor(loaded.path.stem, network.name, loaded.path, loaded.sha256, compares=network.metric != "l2")
+        )
     names = [one.name for one in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two rows of the table would be called {twice[0]}", "Rename one of the files.")

@@ -22,13 +22,11 @@ from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
 from hardnet_sfm.training.patches import PatchSet
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
-from hardnet_sfm.training.validation import measures_of
+from hardnet_sfm.training.validation import measures_of, scored
 
 _WARM_UP = 0.02
 WORKERS = 4  # that draw batches while a GPU trains
 _BLOCK = 8192  # patches that are copied to it at once
-# Patches that a network of pairs compares each patch with in validation, besides the right one. All would take hours.
-_RIVALS = 8
 
 
 @dataclass(frozen=True)
@@ -284,9 +282,12 @@ class NetworkTraining(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         patches = torch.cat([batch["anchors"], batch["positives"]]).unsqueeze(1).float() / 255
         inputs = torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // self._architecture.patch_size)
-        compare = self._scored if isinstance(self.network, PairNetwork) else self._distances
-        distances, same, others = compare(inputs, batch["allowed"].cpu())
-        measures = measures_of(distances, same, others, scores=isinstance(self.network, PairNetwork))
+        network, allowed = self.network, batch["allowed"].cpu()
+        if isinstance(network, PairNetwork):
+            anchors, positives = inputs.chunk(2)
+            measures = measures_of(*scored(network, anchors, positives, allowed), scores=True)
+        else:
+            measures = measures_of(*self._distances(inputs, allowed))
         self.log_dict(measures, sync_dist=True)
 
     def _distances(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -296,20 +297,6 @@ class NetworkTraining(lightning.LightningModule):
             anchors, positives = described.chunk(2)
             distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
         return distances, torch.eye(len(distances), dtype=torch.bool), allowed
-
-    def _scored(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 1 + 8) scores, turned about, of anchors with their own and the next positives, and which is of which."""
-        network = self.network
-        assert isinstance(network, PairNetwork)
-        anchors, positives = inputs.chunk(2)
-        first, second = network.describe(anchors, 0), network.describe(positives, 1)
-        rows = torch.arange(len(first))
-        steps = min(_RIVALS, len(first) - 1) + 1
-        columns = [(rows + step) % len(first) for step in range(steps)]
-        scores = [network.compare(first, second[column.to(first.device)]).float().cpu() for column in columns]
-        same = torch.zeros(len(first), steps, dtype=torch.bool)
-        same[:, 0] = True
-        return -torch.stack(scores, 1), same, torch.stack([allowed[rows, column] for column in columns], 1) & ~same
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         # From the end of the last one on: waiting for a batch is training, too.
