@@ -42,6 +42,7 @@ from hardnet_sfm.workspace import digest, locked, read_json, replacing, write_js
 Values = Mapping[str, float]
 _TIMED_BATCHES = 8  # for each thread
 _TIMED_PAIRS = 256
+_ACROSS = 4  # columns of a table on the terminal
 
 
 @dataclass(frozen=True)
@@ -414,15 +415,18 @@ class DescriptorTable:
             for value in (row.get(column.name) for row in self.values.values())
         ]
 
-    def printed(self) -> Table:
-        """For the terminal: a row for each measure."""
-        table = Table()
-        table.add_column("", no_wrap=True)
-        for name in self.values:
-            table.add_column(escape(name), justify="right")
-        for column in self.columns:
-            table.add_row(escape(column.title), *self._cells(column, "[bold]{}[/]"))
-        return table
+    def printed(self) -> Iterator[Table]:
+        """For the terminal: a row for each descriptor, in tables of a few columns, which every terminal has room for."""
+        for first in range(0, len(self.columns), _ACROSS):
+            shown = self.columns[first : first + _ACROSS]
+            table = Table()
+            table.add_column("", no_wrap=True)
+            for column in shown:
+                table.add_column(escape(column.title), justify="right")
+            cells = [self._cells(column, "[bold]{}[/]") for column in shown]
+            for name, *row in zip(self.values, *cells, strict=True):
+                table.add_row(escape(name), *row)
+            yield table
 
     def as_markdown(self) -> str:
         """A row for each descriptor."""
@@ -478,7 +482,7 @@ def descriptor_table(options: Options) -> DescriptorTable:
             with replacing(base.with_suffix(suffix)) as beside:
                 beside.write_text(text, encoding="utf-8")
         table.draw(base.with_suffix(".png"))
-    Console().print(table.printed())
+    Console().print(*table.printed(), sep="\n")
     for suffix in (".md", ".csv", ".png"):
         output.print(escape(str(base.with_suffix(suffix))))
     return table

@@ -88,23 +88,21 @@ def test_the_table_is_what_direct_calls_give(
 
 
 def test_networks_that_compare_have_costs_and_a_false_positive_rate_alone(
-    script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     network = ARCHITECTURES["deepcompare-siam"].build()
     weights = tmp_path / "siam.safetensors"
     save_file(network.state_dict(), weights, ARCHITECTURES["deepcompare-siam"].metadata() | {"measurement_size": "12"})
     words = ["--workspace", tmp_path, "--descriptor", "rootsift", "--weights", weights, "--validation-batch", "32"]
     words += ["--validation", data / "hard.h5", "--w1bs", data / "w1bs", "--device", "cpu", "--workers", "1"]
-        tmp_path,
-        "--descriptor",
-        "rootsift",
-        "--weights",
-        weights,
-        "--validation",
-        data / "hard.h5",
-    ]
-    words += ["--validation-batch", "32", "--w1bs", data / "w1bs", "--device", "cpu", "--workers", "1"]
     typed(script, monkeypatch, *words)
+    printed = capsys.readouterr().out.splitlines()
+    assert sum("siam" in line for line in printed) == 2 and max(map(len, printed)) <= 80
+    assert not any("…" in line for line in printed)
     with (tmp_path / "descriptor-table.csv").open() as file:
         rootsift, siam = csv.DictReader(file)
     assert rootsift["w1bs_mauc"] and rootsift["held_out_map"]
