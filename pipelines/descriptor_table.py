@@ -416,7 +416,7 @@ class DescriptorTable:
         ]
 
     def printed(self) -> Iterator[Table]:
-        """For the terminal: a row for each descriptor, in tables of a few columns, which every terminal has room for."""
+        """A row for each descriptor, in tables of a few columns, which every terminal has room for."""
         for first in range(0, len(self.columns), _ACROSS):
             shown = self.columns[first : first + _ACROSS]
             table = Table()
