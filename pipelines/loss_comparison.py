@@ -1,10 +1,11 @@
-"""Three losses on one network: contrastive, softmax and triplet margin, each with several seeds.
+"""Losses on one network: contrastive, softmax in two kinds and triplet margin, each with several seeds.
 
     python pipelines/loss_comparison.py PATCHES... --validation HELD_OUT.h5 --workspace DIR --seeds 0 1 2 --steps 100
 
 The comparison of HardNet's authors (Mishchuk et al., Working hard to know your neighbor's margins, NIPS 2017, section
-4): contrastive and triplet margin, which is HardNet's loss, take the hardest negative in the batch; softmax, as L2-Net
-has it, takes all of them. Nothing else differs: batches, their augmentation and the first weights are the same.
+4), where all take the hardest negative in the batch: contrastive, softmax and triplet margin, which is HardNet's loss.
+Softmax as L2-Net has it, over all negatives, is there, too. Nothing else differs: batches, their augmentation and the
+first weights are the same.
 The folder gets the weights of every run, a table as CSV and a plot; what is there is not trained again.
 """
 
@@ -21,7 +22,12 @@ from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.stage import TrainOptions
 
 # As the table has them, and as `train --loss` does.
-LOSSES = {"contrastive": "contrastive", "softmax": "softmax", "triplet": "hardnet"}
+LOSSES = {
+    "contrastive": "contrastive",
+    "softmax": "softmax",
+    "hardest-softmax": "hardest-softmax",
+    "triplet": "hardnet",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,17 @@ def contrastive_loop(anchors: Rows, positives: Rows, negatives: Negatives) -> fl
     )
 
 
+def hardest_softmax_loop(anchors: Rows, positives: Rows, negatives: Negatives) -> float:
+    terms = []
+    for i in with_negatives(negatives):
+        pair, other = (
+            math.exp(2 - distance)
+            for distance in (math.dist(anchors[i], positives[i]), closest(anchors, positives, negatives[i], i))
+        )
+        terms.append(-math.log(pair / (pair + other)))
+    return mean(terms)
+
+
 def dynamic_margin_loop(anchors: Rows, positives: Rows, negatives: Negatives) -> float:
     differences = [
         math.dist(anchors[i], positives[i]) - closest(anchors, positives, negatives[i], i)
@@ -197,6 +208,7 @@ LOOPS: dict[str, Reference] = {
     "dynamic-margin": dynamic_margin_loop,
     "contrastive": contrastive_loop,
     "softmax": softmax_loop,
+    "hardest-softmax": hardest_softmax_loop,
     "l2net": l2net_loop,
     "random-triplet": random_triplet_loop,
     "triplet-swap": triplet_swap_loop,
@@ -359,6 +371,7 @@ def test_known_values() -> None:
         "mined-contrastive": (4 - apart, 4),
         "dynamic-margin": (-apart, 0),
         "softmax": (math.log(1 + 5 * math.exp(-apart)), math.log(6)),
+        "hardest-softmax": (math.log(1 + math.exp(-apart)), math.log(2)),
         "hardnet+sos": (0, 1),
         "hardnet+gor": (0, 1 + 1 + 1 - 1 / 6),
     }

@@ -66,6 +66,17 @@ def contrastive(anchors: Tensor, positives: Tensor, allowed: Tensor | None = Non
     return _mean(positive + (margin - negative).relu(), negatives)
 
 
+def hardest_softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Mean of log(1 + exp(d(a_i, p_i) - d_i)), with `hardnet`'s closest negative d_i.
+
+    Softmax of 2 - d over the pair and that negative alone, as HardNet's authors compare it in their ablation study;
+    `softmax` has all negatives.
+    """
+    negatives = _negatives(anchors, allowed)
+    positive, negative = _hardest_in_batch(anchors, positives, negatives)
+    return _mean(nn.functional.softplus(positive - negative), negatives)
+
+
 def dynamic_margin(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Mean of w_i (d(a_i, p_i) - d_i), with `hardnet`'s closest negative d_i; below 0 where descriptors are good.
 
@@ -193,6 +204,7 @@ LOSSES: dict[str, Loss] = {
     "dynamic-margin": dynamic_margin,
     "contrastive": contrastive,
     "softmax": softmax,
+    "hardest-softmax": hardest_softmax,
     "l2net": l2net,
     "random-triplet": random_triplet,
     "triplet-swap": triplet_swap,

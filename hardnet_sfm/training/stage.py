@@ -67,9 +67,9 @@ class TrainOptions:
     """Batches to train; together with --minutes, whichever ends first."""
     loss: str | None = None
     """For networks whose descriptors are compared by distance: hardnet (hardest in the batch), hardnet+gor,
-    hardnet+sos, dynamic-margin, contrastive, softmax, l2net, random-triplet, triplet-swap or mined-contrastive; for
-    those that score pairs, as matchnet: hinge or cross-entropy; see `hardnet_sfm.training.losses`. Default: what the
-    network was published with."""
+    hardnet+sos, dynamic-margin, contrastive, softmax, hardest-softmax, l2net, random-triplet, triplet-swap or
+    mined-contrastive; for those that score pairs, as matchnet: hinge or cross-entropy; see
+    `hardnet_sfm.training.losses`. Default: what the network was published with."""
     learning_rate: float | None = None
     """Of AdamW, at its highest. Default: 3e-3 for networks with batch normalisation, as hardnet, else 3e-4."""
     weight_decay: float = 1e-4
