@@ -250,6 +250,7 @@ class TestRecipes:
         assert {name: one.loss for name, one in variants.items()} == {
             "contrastive": "contrastive",
             "softmax": "softmax",
+            "hardest-softmax": "hardest-softmax",
             "triplet": "hardnet",
         }
         assert len({repr(one).replace(f"loss='{one.loss}'", "") for one in variants.values()}) == 1
