@@ -1,4 +1,4 @@
-"""The page about an evaluation: the table of mean average precision, curves of precision over recall, each query."""
+"""The page about an evaluation. Of landmarks: mean average precision, curves of precision over recall, each query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.report.page import write_page
+from hardnet_sfm.report.page import Kind, write_page
+from hardnet_sfm.report.scores import scores_data
 from hardnet_sfm.versions import versions
 from hardnet_sfm.workspace import read_json
 
@@ -18,27 +19,33 @@ RECALLS = np.linspace(0, 1, 51)
 
 
 def evaluation_page(results: Path, target: Path) -> None:
-    """Writes the page about what `evaluate --json` wrote.
+    """Writes the page about what `evaluate --json` wrote, of whichever data set.
 
     Raises:
         HardnetSfmError: the file is missing, or is something else; or the page cannot be written.
     """
     table = read_json(results)
     try:
-        rows = [_row(row) for row in table["results"]]
-        data = {
-            **{name: table[name] for name in ("data_set", "photos", "queries", "left_out", "not_there", "descriptors")},
-            "setups": list(rows[0]["setups"]) if rows else [],
-            "recalls": RECALLS.round(4).tolist(),
-            "rows": rows,
-            "versions": versions(),
-        }
+        title = f"{table['data_set']}: evaluation"
+        kind: Kind = "scores" if "measures" in table else "landmarks"
+        data = scores_data(table) if kind == "scores" else _landmarks_data(table)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HardnetSfmError(
             f"{results}: not what `evaluate --json` writes: {error!r}",
             "Make it with `hardnet-sfm evaluate ... --json`.",
         ) from error
-    write_page(target, f"{table['data_set']}: evaluation", "evaluation", data)
+    write_page(target, title, kind, data)
+
+
+def _landmarks_data(table: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [_row(row) for row in table["results"]]
+    return {
+        **{name: table[name] for name in ("data_set", "photos", "queries", "left_out", "not_there", "descriptors")},
+        "setups": list(rows[0]["setups"]) if rows else [],
+        "recalls": RECALLS.round(4).tolist(),
+        "rows": rows,
+        "versions": versions(),
+    }
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-// The page about an evaluation.
+// The page about an evaluation on landmarks.
 
 const {rows, setups} = data;
 const descriptors = [...new Set(rows.map(row => row.descriptor))], methods = [...new Set(rows.map(row => row.method))];
@@ -57,7 +57,4 @@ section("table", "Mean average precision", "In per cent; the best of each table 
   show();
 }
 
-section("options", "Descriptors and versions", null, make("div", {class: "grid"},
-  ...Object.entries(data.descriptors).map(([name, said]) => make("div", {class: "card"}, make("h3", {}, name), facts(Object.entries(said).flatMap(([key, value]) =>
-    value && typeof value === "object" ? Object.entries(value).filter(([, inner]) => typeof inner !== "object").map(([inner, one]) => [`${key} ${inner}`, one]) : [[key, value === "" ? "none" : value]])))),
-  make("div", {class: "card"}, make("h3", {}, "Versions that made this page"), facts(Object.entries(data.versions)))));
+section("options", "Descriptors and versions", null, provenance(data.descriptors, data.versions));
