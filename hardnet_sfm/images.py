@@ -119,17 +119,21 @@ def read_small(path: Path, longest_side: int) -> NDArray[np.uint8]:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of a photo, upright, from the head of its file.
+    """Width and height of a photo, upright; of most formats the pixels are not decoded for it.
 
     Raises:
         HardnetSfmError: the file is missing, empty or no photo.
     """
     data = _read(path)
     try:
-        width, height = Image.open(io.BytesIO(data)).size
+        image = Image.open(io.BytesIO(data))
+        if image.format == "TIFF":
+            image.load()  # which turns it upright; some versions of Pillow do so before
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _undecodable(path) from error
-    return (width, height) if exif_orientation(data) < 5 else (height, width)
+    width, height = image.size
+    turned = image.format != "TIFF" and exif_orientation(data) >= 5
+    return (height, width) if turned else (width, height)
 
 
 def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:
