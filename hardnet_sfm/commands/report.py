@@ -22,12 +22,13 @@ class Report:
         "hardnet-sfm report",
         "hardnet-sfm report out/ --images moved/ -o page.html",
         "hardnet-sfm report my.safetensors --patches held-out.h5",
-        "hardnet-sfm report oxford5k.json",
+        "hardnet-sfm report homography.json",
     )
 
     source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
-    """Workspace with a model; .safetensors file that `train` made or is making; or .json file that `evaluate`
-    made of Oxford5k, Paris6k or their revisited forms."""
+    """Workspace with a model: cameras and points, photos, matches, statistics. Or .safetensors file that `train` made
+    or is making: learning curves, hardest patches. Or .json file that `evaluate` made, of any data set: its tables,
+    curves of precision over recall, ROC or matching accuracy, each query, pair or sequence."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """.html file to write. Default: report.html in the workspace, or NAME.html beside the file."""
     images: Path | None = None

@@ -121,9 +121,8 @@ class Retrieve:
     """Print a JSON object a query, one a line."""
     montage: Path | None = None
     """Draw the answer: .jpg, .png or .webp. One query only."""
-    report: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write a page with the answers: .html. It has each query, the ranked photos, and lines between what was spatially
-    verified."""
+    report: Path | None = None
+    """Draw a page of the answers, .html: each query with its box, the ranked photos, and the inliers of each."""
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:

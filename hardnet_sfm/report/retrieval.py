@@ -102,7 +102,7 @@ def retrieval_page(
             }
             for answer, results in zip(answers, shown, strict=True)
         ],
-        "features": {key: value for key, value in features.items() if key != "weights_sha256"},
+        "features": {key: value for key, value in features.items() if key not in ("descriptor", "weights_sha256")},
         "weights": weights_facts(features),
         "versions": versions(),
     }

@@ -125,7 +125,7 @@ def _over_pixels(title: str, lead: str, first: int, shares: Mapping[str, Mapping
     return _curves(
         title,
         lead,
-        {"low": first, "high": pixels[-1], "title": "threshold, px"},
+        {"low": first, "high": pixels[-1], "title": "threshold, px", "ticks": list(pixels)},
         _SHARE,
         {
             descriptor: {column: _points(list(zip(pixels, curve, strict=True))) for column, curve in row.items()}

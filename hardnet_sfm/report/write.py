@@ -24,7 +24,7 @@ def write_report(
 
     Args:
         source: a workspace with a reconstruction; a .safetensors file that `train` made or is making; or a .json file
-            that `evaluate` wrote.
+            that `evaluate` wrote, of any data set.
         output: the .html file to write. Default: report.html in the workspace, or NAME.html beside the file.
         images: of a workspace: folder of the photos, where it is no longer the one that features were made from. Where
             there is none, the page does without photos.

@@ -126,10 +126,10 @@ function legend(names) {
 /** Lying bars in groups. groups: [name, values]; a value for each of `names`, or null; say(value): what is said of it. */
 function groupedBars(label, names, groups, say) {
   const most = Math.max(...groups.flatMap(([, values]) => values.filter(value => value !== null)), 1e-9);
-  return make("div", {}, make("dl", {class: "bars groups", "aria-label": label}, ...groups.flatMap(([name, values]) => [make("dt", {}, name),
-    ...values.map((value, i) => value === null ? null : make("dd", {title: `${names[i]}, ${name}: ${say(value)}`},
-      make("span", {class: `bar-fill line-${i % 6}`, style: `width: ${(100 * value / most).toFixed(2)}%`}), make("span", {class: "bar-said"}, say(value))))])),
-    names.length > 1 ? legend(names) : null);
+  const bar = (value, i, name) => value === null ? null : make("dd", {title: `${names[i]}, ${name}: ${say(value)}`},
+    make("span", {class: `bar-fill line-${i % 6}`, style: `width: ${(100 * value / most).toFixed(2)}%`}), make("span", {class: "bar-said"}, say(value)));
+  return make("div", {}, make("dl", {class: "groups", "aria-label": label}, ...groups.map(([name, values]) => make("div", {},
+    make("dt", {}, name), ...values.map((value, i) => bar(value, i, name))))), names.length > 1 ? legend(names) : null);
 }
 
 /** Says something beside a place of a node, within it. */
