@@ -12,6 +12,8 @@ import pytest
 from browser import DESKTOP, PHONE, Visit, visit
 from test_report import data_of
 from test_report_browser import PAINTED
+from test_report_learning import landmark_table
+from test_report_retrieval import photo
 from test_report_scores import BROWN, HOMOGRAPHY, HPATCHES, W1BS
 
 import hardnet_sfm
@@ -135,6 +137,42 @@ class TestFound:
             seen.page.locator(".result").nth(1).click()
             check_legible(seen, "dialog")
             seen.keep(f"{name}-photo")
+
+
+@pytest.fixture(scope="module")
+def landmarks(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+    """The page of an evaluation on landmarks, with photos."""
+    folder = tmp_path_factory.mktemp("landmarks")
+    for name, colour in (("a", (200, 30, 30)), ("x", (30, 200, 30)), ("two", (30, 30, 200))):
+        photo(folder / f"photos/{name}.png", colour, (400, 200))
+    (folder / "oxford5k.json").write_text(json.dumps(landmark_table().as_json()))
+    return hardnet_sfm.write_report(folder / "oxford5k.json", images=folder / "photos")
+
+
+class TestLandmarks:
+    def test_a_query_that_is_chosen_shows_what_was_found(self, browser: Browser, landmarks: Path) -> None:
+        with opened(browser, landmarks) as seen:
+            shown, asked = seen.page.locator(".result"), seen.page.locator(".asked h3")
+            assert asked.text_content() == "one" and shown.count() == 6
+            assert [kind.text_content() for kind in shown.locator(".state").all()][:3] == [
+                "junk",
+                "positive",
+                "negative",
+            ]
+            assert shown.nth(1).locator(".name").text_content() == "2 a"
+            pixels = seen.pixels(".result:nth-child(2) img")
+            assert abs(int(pixels[len(pixels) // 2, pixels.shape[1] // 2, 2]) - 200) < 10  # red
+            seen.page.get_by_role("button", name="two", exact=True).click()
+            assert asked.text_content() == "two" and shown.count() == 2
+            assert "AP 8.3 %" in (seen.page.locator(".asked").text_content() or "")
+
+    @pytest.mark.parametrize(("size", "dark"), [LOOKS[0], LOOKS[3]], ids=[NAMED[0], NAMED[3]])
+    def test_page_is_legible_and_fits(
+        self, browser: Browser, landmarks: Path, size: tuple[int, int], dark: bool
+    ) -> None:
+        with opened(browser, landmarks, size, dark) as seen:
+            check_legible(seen)
+            seen.keep(f"evaluation-landmarks-{'phone' if size == PHONE else 'desktop'}", whole=True)
 
 
 class TestEvaluated:

@@ -10,7 +10,7 @@ import pytest
 from test_report import data_of
 
 import hardnet_sfm
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.scores import Measure, ScoreTable, with_mean
 
 RATES = {"rootsift": [0.002 * step for step in range(100)], "mine": [0.0001 * step for step in range(100)]}
@@ -157,3 +157,9 @@ def test_a_file_that_is_something_else(change: Any, tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(json.dumps(table))
     with pytest.raises(HardnetSfmError, match="not what `evaluate --json` writes"):
         hardnet_sfm.write_report(tmp_path / "scores.json")
+
+
+def test_photos_have_no_effect_on_a_page_without_any(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps(BROWN.as_json()))
+    with pytest.raises(UsageError, match="--images has no effect"):
+        hardnet_sfm.write_report(tmp_path / "scores.json", images=tmp_path)

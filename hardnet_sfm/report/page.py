@@ -21,7 +21,7 @@ _SCRIPTS: dict[Kind, tuple[str, ...]] = {
     "reconstruction": ("page.js", "charts.js", "model.js", "pictures.js", "reconstruction.js"),
     "training": ("page.js", "charts.js", "training.js"),
     "retrieval": ("page.js", "charts.js", "pictures.js", "retrieval.js"),
-    "landmarks": ("page.js", "charts.js", "landmarks.js"),
+    "landmarks": ("page.js", "charts.js", "pictures.js", "landmarks.js"),
     "scores": ("page.js", "charts.js", "scores.js"),
 }
 MOST_BYTES = 15_000_000
