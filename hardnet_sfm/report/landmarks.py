@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import list_photos, size_of
-from hardnet_sfm.report.page import along_sides, picture
+from hardnet_sfm.report.page import box_along_sides, picture
 from hardnet_sfm.report.previews import make_previews
 from hardnet_sfm.versions import versions
 
@@ -74,10 +74,7 @@ def _asked(images: Path, paths: Mapping[str, str], name: str, query: Mapping[str
         size = size_of(images / paths[photo]) if photo in paths else None
     except HardnetSfmError:
         size = None
-    if size is None or not whole:
-        return {"photo": photo, "size": size, "box": None}
-    ends = along_sides(np.reshape(query["box"], (2, 2)), size).reshape(-1) / 65535
-    return {"photo": photo, "size": size, "box": ends.round(5).tolist()}
+    return {"photo": photo, "size": size, "box": box_along_sides(query["box"], size) if size and whole else None}
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

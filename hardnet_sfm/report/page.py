@@ -45,6 +45,12 @@ def along_sides(xy: NDArray[np.floating[Any]], size: tuple[int, int]) -> NDArray
     return (share.clip(0, 1) * 65535).round().astype(np.uint16)
 
 
+def box_along_sides(box: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """A box of a photo, x0, y0, x1, y1 in pixels, as shares of its sides."""
+    ends: list[float] = (along_sides(np.reshape(box, (2, 2)), size).reshape(-1) / 65535).round(5).tolist()
+    return ends
+
+
 def histogram(values: NDArray[Any], edges: Sequence[float] | NDArray[Any]) -> dict[str, Any]:
     """Counts between edges; values beyond the last are counted in the last bin, those that are not finite nowhere."""
     finite = np.asarray(values, np.float64)[np.isfinite(values)]

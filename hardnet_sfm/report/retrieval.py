@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import size_of
 from hardnet_sfm.keypoints import RankedImage
-from hardnet_sfm.report.page import along_sides, packed, picture, write_page
+from hardnet_sfm.report.montage import Box
+from hardnet_sfm.report.page import along_sides, box_along_sides, packed, picture, write_page
 from hardnet_sfm.report.previews import make_previews
 from hardnet_sfm.report.provenance import weights_facts
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.versions import versions
 
-Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 
 # Bytes of the page before base64 makes four of three, and what else there is of it at most.
@@ -43,6 +43,13 @@ class Answer:
     query: Path
     results: Sequence[RankedImage]
     bbox: Box | None = None
+
+
+class _Photos(NamedTuple):
+    """The ranked photos: number by name, and sizes by number, None where a photo cannot be read any more."""
+
+    number: dict[str, int]
+    sizes: list[Size | None]
 
 
 def retrieval_page(
@@ -74,32 +81,22 @@ def retrieval_page(
     threads = (resources or Resources()).threads
     shown = [answer.results[: max(1, MOST_ROWS // len(answers))] for answer in answers]
     names = list(dict.fromkeys(found.image for results in shown for found in results))
-    number = {name: at for at, name in enumerate(names)}
-    sizes = [_size(images / name) for name in names]
+    photos = _Photos({name: at for at, name in enumerate(names)}, [_size(images / name) for name in names])
     verified = sum(found.lines is not None for results in shown for found in results)
     lines = min(_LINES, MOST_LINES // max(1, verified))
     previews = make_previews(images, names, PREVIEW_BYTES, threads, largest=_SIDE)
-    queries = list(dict.fromkeys(str(answer.query.resolve()) for answer in answers))
-    of_queries = make_previews(Path(), queries, QUERY_BYTES, threads, largest=_SIDE)
+    queries = {path: at for at, path in enumerate(dict.fromkeys(str(answer.query.resolve()) for answer in answers))}
+    of_queries = make_previews(Path(), list(queries), QUERY_BYTES, threads, largest=_SIDE)
     data = {
         "notes": list(notes),
         "search": dict(search),
         "names": names,
-        "sizes": sizes,
+        "sizes": photos.sizes,
         "previews": [picture(previews.webp[name]) if name in previews.webp else None for name in names],
-        "missing": [previews.missing.get(name, "") for name in names],
-        "queries": [picture(of_queries.webp[query]) if query in of_queries.webp else None for query in queries],
+        "missing": [previews.missing.get(name, "").rpartition(": ")[2] for name in names],
+        "queries": [picture(of_queries.webp[path]) if path in of_queries.webp else None for path in queries],
         "answers": [
-            {
-                **_query(answer),
-                "picture": queries.index(str(answer.query.resolve())),
-                "found": len(answer.results),
-                "verified": sum(bool(found.inliers) for found in answer.results),
-                "image": [number[found.image] for found in results],
-                "score": [float(f"{found.score:.6g}") for found in results],
-                "inliers": [found.inliers for found in results],
-                "lines": [_lines(found, size_of(answer.query), sizes[number[found.image]], lines) for found in results],
-            }
+            {**_answer(answer, results, photos, lines), "picture": queries[str(answer.query.resolve())]}
             for answer, results in zip(answers, shown, strict=True)
         ],
         "features": {key: value for key, value in features.items() if key not in ("descriptor", "weights_sha256")},
@@ -111,15 +108,23 @@ def retrieval_page(
     write_page(target, title, "retrieval", data)
 
 
-def _query(answer: Answer) -> dict[str, Any]:
-    """A query, its box in pixels and as shares of its photo's sides."""
+def _answer(answer: Answer, results: Sequence[RankedImage], photos: _Photos, lines: int) -> dict[str, Any]:
+    """A query, its box in pixels and as shares of its photo's sides, and those of its results that are shown."""
     size = size_of(answer.query)
-    ends = None if answer.bbox is None else along_sides(np.reshape(answer.bbox, (2, 2)), size).reshape(-1) / 65535
+    numbers = [photos.number[found.image] for found in results]
     return {
         "query": answer.query.as_posix(),
         "size": size,
         "bbox": answer.bbox,
-        "box": None if ends is None else ends.round(5).tolist(),
+        "box": None if answer.bbox is None else box_along_sides(answer.bbox, size),
+        "found": len(answer.results),
+        "verified": sum(bool(found.inliers) for found in answer.results),
+        "image": numbers,
+        "score": [float(f"{found.score:.6g}") for found in results],
+        "inliers": [found.inliers for found in results],
+        "lines": [
+            _lines(found, size, photos.sizes[number], lines) for found, number in zip(results, numbers, strict=True)
+        ],
     }
 
 

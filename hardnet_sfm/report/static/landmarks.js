@@ -72,7 +72,7 @@ section("table", "Mean average precision", "In per cent; the best of each table 
   const KINDS = {positive: "registered", junk: "elsewhere", negative: ""};
   function foundPhoto([photo, kind], place) {
     const source = data.found.pictures[photo];
-    return make("figure", {class: "card result", title: photo}, source ? make("img", {src: source, alt: photo, loading: "lazy"}) : make("span", {class: "blank"}, "The photo is not here"),
+    return make("figure", {class: "card result", title: photo}, source ? make("img", {src: source, alt: photo, decoding: "async"}) : make("span", {class: "blank"}, "The photo is not here"),
       make("figcaption", {class: "name"}, make("strong", {}, `${place + 1}`), ` ${photo}`), make("span", {class: "caption"}, make("span", {class: `state ${KINDS[kind]}`}, kind)));
   }
 

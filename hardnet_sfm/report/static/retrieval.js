@@ -30,7 +30,7 @@ function queryEnd({query, picture, size, box}) {
 function result(place) {
   const answer = answers[now], image = answer.image[place], inliers = answer.inliers[place], source = data.previews[image];
   return make("button", {type: "button", class: "result", title: names[image], "aria-label": `Look at ${place + 1}: ${names[image]}`, onclick: () => open(place)},
-    source ? make("img", {src: source, alt: "", loading: "lazy"}) : make("span", {class: "blank"}, data.missing[image]),
+    source ? make("img", {src: source, alt: "", decoding: "async"}) : make("span", {class: "blank"}, data.missing[image]),
     make("span", {class: "name"}, make("strong", {}, `${place + 1}`), ` ${names[image]}`),
     make("span", {class: "caption"}, `score ${score(answer.score[place])}`,
       inliers === null ? "" : make("span", {class: `state ${inliers ? "registered" : "elsewhere"}`}, plural(inliers, "inlier"))));
