@@ -118,6 +118,24 @@ def read_small(path: Path, longest_side: int) -> NDArray[np.uint8]:
     return resize_to_fit(photo, longest_side)
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a photo, upright; of most formats the pixels are not decoded for it.
+
+    Raises:
+        HardnetSfmError: the file is missing, empty or no photo.
+    """
+    data = _read(path)
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.format == "TIFF":
+            image.load()  # which turns it upright; some versions of Pillow do so before
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _undecodable(path) from error
+    width, height = image.size
+    turned = image.format != "TIFF" and exif_orientation(data) >= 5
+    return (height, width) if turned else (width, height)
+
+
 def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:
     """The pixels of a JPEG as stored, at the smallest size of its decoder that is large enough; None of other files."""
     try:
@@ -151,11 +169,15 @@ def _decode(path: Path, data: bytes, orientation: int, mode: Literal["L", "RGB"]
     except cv2.error:
         sensor = None
     if sensor is None:
-        raise HardnetSfmError(
-            f"{path}: not a photo that can be decoded, or damaged",
-            "Convert it to JPEG or PNG, or take it out of the folder.",
-        )
+        raise _undecodable(path)
     return upright(np.asarray(sensor, np.uint8), orientation)
+
+
+def _undecodable(path: Path) -> HardnetSfmError:
+    return HardnetSfmError(
+        f"{path}: not a photo that can be decoded, or damaged",
+        "Convert it to JPEG or PNG, or take it out of the folder.",
+    )
 
 
 def _decode_tiff(data: bytes, mode: Literal["L", "RGB"]) -> NDArray[np.uint8] | None:

@@ -97,6 +97,11 @@ class Index:
         """Number of features of all photos."""
         return self._lists.features
 
+    @property
+    def words(self) -> int:
+        """Number of visual words."""
+        return self._lists.manifest.words
+
     def changed(self, names: Sequence[str]) -> dict[str, str]:
         """Which of the named photos are "gone" or "changed" since they were indexed; reads their files."""
         found = {}

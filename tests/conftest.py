@@ -10,6 +10,7 @@ import pytest
 import torch
 from browser import launched
 
+from hardnet_sfm.cli import main
 from hardnet_sfm.scene import Scene, render
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ def small_scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scene]:
     """Eight rendered photos of 480x360 and their true cameras. Tests must not write into the folder."""
     folder = tmp_path_factory.mktemp("small-scene")
     return folder, render(folder, photos=8, size=(480, 360))
+
+
+@pytest.fixture(scope="session")
+def indexed(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with an index of the small scene. Tests must not write into it."""
+    workspace = tmp_path_factory.mktemp("indexed")
+    main(f"index {small_scene[0]} --workspace {workspace} --max-keypoints 300 --words 200".split())
+    return workspace
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,7 @@ class TestBrown:
             expected = fpr95_by_hand(distances, pairs[:, 2].astype(bool))
             assert 0 < expected < 0.9
             assert measure.values["rootsift"][name] == pytest.approx(expected, abs=0.02)
+            assert table.details["false_positives_by_recall"]["rootsift"][name][94] == measure.values["rootsift"][name]
         assert not measure.marked
         row = measure.values["rootsift"]
         assert row["mean"] == pytest.approx((row["liberty"] + row["yosemite"]) / 2)
@@ -294,6 +295,10 @@ class TestPairs:
         assert [measure.name for measure in table.measures] == ["mma", "right", "map"]
         assert list(table.measures[0].values) == [COLMAP, "rootsift"]
         accuracy, right, precision = (measure.values["rootsift"]["wall"] for measure in table.measures)
+        curve = table.details["accuracy_by_threshold"]["rootsift"]["wall"]
+        assert len(curve) == 10
+        assert curve[2] == accuracy
+        assert curve == sorted(curve)
         assert accuracy > 0.5
         assert right > 30
         assert precision > 0.5

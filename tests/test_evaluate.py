@@ -92,7 +92,7 @@ class TestTable:
         """Each query's average precision is that of the ranking that `Index.search` gives, by a loop over its ranks."""
         table = compare(city, workspace, other_city)
         assert table.photos == WALLS * VIEWS
-        assert table.queries == ("wall0_1", "wall1_1", "wall2_1")
+        assert list(table.queries) == ["wall0_1", "wall1_1", "wall2_1"]
         assert table.left_out == {"elsewhere_1": "no photo that answers it is there"}
         assert table.unknown == ("gone",)
         (folder,) = (workspace / "evaluation" / "rootsift").glob("*/index-oxford5k")
@@ -168,6 +168,10 @@ class TestCommandLine:
         assert all(f"{100 * value:.1f}" in said.out for value in rows.values())
         content = json.loads((tmp_path / "t.json").read_text())
         assert content["descriptors"]["rootsift"]["vocabulary"]["words"] == 300
+        for name, query in content["queries"].items():
+            ranked = content["results"][0]["setups"][ORIGINAL]["queries"][name]["first"]
+            assert ranked[0][0] == query["photo"]  # finds itself
+            assert {kind for _, kind in ranked} <= {"positive", "negative", "junk"}
 
     def test_missing_folder_for_the_table_is_told_before_the_work(
         self, city: Path, other_city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.homographies import (
     MatchingScores,
     RankedMatches,
+    accuracy_by_threshold,
     homography_scores,
     matching_scores,
     pair_truth,
@@ -174,6 +175,18 @@ class TestMatchingScores:
         assert 100 < expected[1] < 600
         assert (found.accuracy, found.right, found.average_precision) == pytest.approx(expected)
 
+    def test_accuracy_by_threshold_is_that_of_a_loop(
+        self, scattered: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], Float64]
+    ) -> None:
+        first, second, pairs, ratios = scattered
+        errors = [np.hypot(*(np.array(taken(TILT, *first[row])) - second[column])) for row, column in pairs]
+        truth, matches = pair_truth(TILT, first, second), RankedMatches(pairs, ratios)
+        found = accuracy_by_threshold(truth, matches)
+        expected = [sum(error <= pixels for error in errors) / len(errors) for pixels in range(1, 11)]
+        assert found.tolist() == pytest.approx(expected)
+        assert 0 < expected[0] < expected[9] < 1
+        assert found[2] == pytest.approx(matching_scores(truth, matches).accuracy)
+
     def test_count_what_could_have_been_found(self) -> None:
         """Of five keypoints three have a counterpart, 3 px away at most; two are found, behind something wrong."""
         first = np.array([[0, 0], [50, 0], [100, 0], [150, 0], [200, 0]], np.float32)
@@ -204,6 +217,7 @@ class TestMatchingScores:
         assert truth.matchable == (first if second else 0)
         none = RankedMatches(np.zeros((0, 2), np.int32), np.zeros(0))
         assert matching_scores(truth, none) == MatchingScores(0, 0, 0)
+        assert accuracy_by_threshold(truth, none).tolist() == [0] * 10
 
     def test_of_a_sequence_are_the_mean_over_its_pairs(self) -> None:
         xy = np.array([[0, 0], [100, 0]], np.float32)
@@ -284,6 +298,7 @@ class TestEvaluate:
         write_sequence(tmp_path / "flat")
         table = evaluate_homographies(tmp_path, [ROOTSIFT])
         assert {scores_of(table, name, "mean") for name in (COLMAP, "rootsift")} == {(0, 0, 0)}
+        assert table.details["accuracy_by_threshold"] == {name: {"flat": [0] * 10} for name in (COLMAP, "rootsift")}
 
     def test_the_pipeline_prints_what_the_verb_prints(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -93,6 +93,11 @@ class TestScoreOfARanking:
     def test_junk_is_passed_over_as_if_it_were_not_there(self) -> None:
         assert score_ranking("jakb", relevance("ab", "jk")) == score_ranking("ab", relevance("ab"))
 
+    def test_the_first_ten_are_named_for_what_they_are(self) -> None:
+        first = score_ranking("jxabcdefghik", relevance("abz", "j")).first
+        assert first[:4] == (("j", "junk"), ("x", "negative"), ("a", "positive"), ("b", "positive"))
+        assert [name for name, _ in first] == list("jxabcdefgh")
+
     def test_nothing_found_is_zero(self) -> None:
         assert score_ranking("xyz", relevance("a")) == QueryScore(0.0, (0.0, 0.0, 0.0))
         assert score_ranking("", relevance("a")) == QueryScore(0.0, (0.0, 0.0, 0.0))

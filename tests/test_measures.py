@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hardnet_sfm.evaluation.measures import average_precision, fpr95, squared_distances, threshold_area
+from hardnet_sfm.evaluation.measures import (
+    average_precision,
+    false_positive_rates,
+    fpr95,
+    squared_distances,
+    threshold_area,
+)
 
 # Few distinct distances, so that many are equal.
 decisions = st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=60)
@@ -19,10 +25,10 @@ def columns(drawn: list[tuple[int, bool]]) -> tuple[NDArray[np.float32], NDArray
     return np.array(distances, np.float32) / 4, np.array(flags)
 
 
-def fpr95_by_hand(distances: NDArray[np.float32], same: NDArray[np.bool_]) -> float:
+def fpr95_by_hand(distances: NDArray[np.float32], same: NDArray[np.bool_], recall: int = 95) -> float:
     for threshold in sorted(set(distances.tolist())):
         accepted = [flag for distance, flag in zip(distances, same, strict=True) if distance <= threshold]
-        if 100 * sum(accepted) >= 95 * sum(same):
+        if 100 * sum(accepted) >= recall * sum(same):
             return (len(accepted) - sum(accepted)) / (len(same) - sum(same))
     raise AssertionError("the largest distance accepts all")
 
@@ -43,6 +49,12 @@ class TestFpr95:
     ) -> None:
         distances, same = columns(drawn)
         assert fpr95(distances, same) == pytest.approx(fpr95_by_hand(distances, same))
+
+    @given(decisions.filter(lambda drawn: len({flag for _, flag in drawn}) == 2))
+    def test_so_are_the_rates_at_all_recalls(self, drawn: list[tuple[int, bool]]) -> None:
+        distances, same = columns(drawn)
+        expected = [fpr95_by_hand(distances, same, recall) for recall in range(1, 101)]
+        np.testing.assert_allclose(false_positive_rates(distances, same), expected)
 
     @pytest.mark.parametrize(("positives", "left_out"), [(19, 0), (20, 1), (39, 1), (40, 2), (100, 5), (1000, 50)])
     def test_one_in_twenty_may_be_missed_and_no_more(self, positives: int, left_out: int) -> None:

@@ -125,18 +125,10 @@ class TestWhatIsDrawn:
         assert (right - left) < (bottom - top)
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, small_scene: tuple[Path, Scene]) -> Path:
-    """With an index of the small scene."""
-    workspace = tmp_path_factory.mktemp("indexed")
-    main(f"index {small_scene[0]} --workspace {workspace} --max-keypoints 300 --words 200".split())
-    return workspace
-
-
 class TestRetrieve:
-    def test_draws_what_it_finds(self, workspace: Path, small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
+    def test_draws_what_it_finds(self, indexed: Path, small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
         query = min(small_scene[0].glob("*.jpg"))
-        line = f"retrieve --query {query} --bbox 100 80 400 300 --top 5 --workspace {workspace}"
+        line = f"retrieve --query {query} --bbox 100 80 400 300 --top 5 --workspace {indexed}"
         main([*line.split(), "--montage", str(tmp_path / "found.png")])
         page = cv2.imread(str(tmp_path / "found.png"))[..., ::-1]
         assert page.shape[1] == 1800
@@ -144,19 +136,19 @@ class TestRetrieve:
         assert (right - left) / (bottom - top) == pytest.approx(300 / 220, rel=0.05)
 
     def test_refuses_a_picture_of_several_queries(
-        self, workspace: Path, small_scene: tuple[Path, Scene], capsys: pytest.CaptureFixture[str]
+        self, indexed: Path, small_scene: tuple[Path, Scene], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit) as exit:
-            main(f"retrieve --query {small_scene[0]} --montage a.png --workspace {workspace}".split())
+            main(f"retrieve --query {small_scene[0]} --montage a.png --workspace {indexed}".split())
         assert exit.value.code == 2
         assert "--montage is of one query" in capsys.readouterr().err
 
     def test_refuses_a_format_before_it_searches(
-        self, workspace: Path, small_scene: tuple[Path, Scene], capsys: pytest.CaptureFixture[str]
+        self, indexed: Path, small_scene: tuple[Path, Scene], capsys: pytest.CaptureFixture[str]
     ) -> None:
         query = min(small_scene[0].glob("*.jpg"))
         with pytest.raises(SystemExit) as exit:
-            main(f"retrieve --query {query} --montage a.gif --workspace {workspace}".split())
+            main(f"retrieve --query {query} --montage a.gif --workspace {indexed}".split())
         assert exit.value.code == 2
         assert "a.gif: not a picture" in capsys.readouterr().err
 

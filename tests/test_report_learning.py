@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from test_report import data_of
+from test_report_retrieval import decoded, photo
 
 import hardnet_sfm
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, Relevance, score_ranking
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.report.evaluation import RECALLS, interpolated_precision
+from hardnet_sfm.report.landmarks import RECALLS, interpolated_precision
 from hardnet_sfm.report.training import hardest, read_curves
 from hardnet_sfm.weights import read_weights, write_weights
 
@@ -129,12 +130,16 @@ def test_interpolated_precision_is_the_highest_at_that_recall_or_later() -> None
     assert interpolated_precision([], 3).max() == 0
 
 
-def test_page_about_an_evaluation_has_the_tables_figures(tmp_path: Path) -> None:
+def landmark_table() -> LandmarkTable:
+    """Six photos; `two` is of a photo that is not among them."""
     relevance = Relevance(frozenset("abc"), frozenset("j"))
     scores = {ORIGINAL: {"one": score_ranking("jaxbyc", relevance), "two": score_ranking("xa", relevance)}}
-    table = LandmarkTable(
-        "oxford5k", (ORIGINAL,), {"hardnet": {"bow": Cell(scores, 0.5)}}, {"hardnet": {}}, 6, ("one", "two")
-    )
+    asked = {"one": ("a", (9.5, 4.5, 29.5, 14.5)), "two": ("z", (0.0, 0.0, 9.0, 9.0))}
+    return LandmarkTable("oxford5k", (ORIGINAL,), {"hardnet": {"bow": Cell(scores, 0.5)}}, {"hardnet": {}}, 6, asked)
+
+
+def test_page_about_an_evaluation_has_the_tables_figures(tmp_path: Path) -> None:
+    table = landmark_table()
     (tmp_path / "table.json").write_text(json.dumps(table.as_json()))
     data = data_of(hardnet_sfm.write_report(tmp_path / "table.json"))
     row = data["rows"][0]["setups"][ORIGINAL]
@@ -142,4 +147,25 @@ def test_page_about_an_evaluation_has_the_tables_figures(tmp_path: Path) -> None
     # Positives at ranks 1, 3, 5 of the first, at 2 of the second, without the junk.
     expected = (interpolated_precision([1, 3, 5], 3) + interpolated_precision([2], 3)) / 2
     np.testing.assert_allclose(row["precision"], expected, atol=1e-5)
-    assert data["photos"] == 6 and data["queries"] == ["one", "two"]
+    assert data["photos"] == 6 and data["queries"] == ["one", "two"] and data["found"] is None
+
+
+def test_page_about_an_evaluation_shows_what_was_found_where_the_photos_are(tmp_path: Path) -> None:
+    colours = {"images/deep/a.png": (200, 30, 30), "images/x.png": (30, 200, 30), "queries/two.png": (30, 30, 200)}
+    for name, colour in colours.items():
+        photo(tmp_path / "oxford" / name, colour, (40, 20))
+    (tmp_path / "table.json").write_text(json.dumps(landmark_table().as_json()))
+    found = data_of(hardnet_sfm.write_report(tmp_path / "table.json", images=tmp_path / "oxford"))["found"]
+    assert found["first"][0][ORIGINAL]["one"] == [
+        ["j", "junk"],
+        ["a", "positive"],
+        ["x", "negative"],
+        ["b", "positive"],
+        ["y", "negative"],
+        ["c", "positive"],
+    ]
+    assert found["pictures"].keys() == {"a", "x", "two"}
+    for address, colour in zip(map(found["pictures"].get, ("a", "x", "two")), colours.values(), strict=True):
+        assert np.abs(decoded(address).astype(int) - colour).max() < 8
+    assert found["asked"]["one"]["box"] == pytest.approx([0.25, 0.25, 0.75, 0.75], abs=2e-5)
+    assert found["asked"]["two"] == {"photo": "two", "size": [40, 20], "box": None}

@@ -84,6 +84,10 @@ def test_json_has_everything() -> None:
     table = ScoreTable("d", (FPR,), {"new": {"weights_sha256": "ab"}}, {"pairs": 3}, ("a note",))
     content = json.loads(json.dumps(table.as_json()))
     assert content["measures"]["fpr95"]["mine [v2]"] == {"liberty": 0.012, "yosemite": 0.75}
+    assert content["tables"] == {
+        "fpr95": {"title": "FPR95, %", "form": ".2%", "lower_is_better": True, "mark": "trained on this very set"}
+    }
+    assert content["across"] is False
     assert content["marked"] == {"fpr95": [["mine [v2]", "liberty"]]}
     assert (content["pairs"], content["notes"], content["descriptors"]["new"]["weights_sha256"]) == (
         3,

@@ -28,7 +28,7 @@ ORIGINAL_TABLE = LandmarkTable(
     },
     {"rootsift": {"weights_sha256": "", "words": 1000}, "mine [v2]": {"weights_sha256": "ab", "words": 1000}},
     218,
-    ("a_1", "a_2"),
+    {"a_1": ("a_photo", (1.0, 2.0, 3.0, 4.0)), "a_2": ("other", (0.0, 0.0, 9.0, 9.0))},
     {"b_1": "its photo x is not there"},
 )
 REVISITED_TABLE = LandmarkTable(
@@ -37,7 +37,7 @@ REVISITED_TABLE = LandmarkTable(
     {"rootsift": {"asmk": Cell({"easy": {"q": score(0.75, 1, 0.6, 0.5)}, "hard": {}}, 0.1)}},
     {"rootsift": {}},
     10,
-    ("q",),
+    {"q": ("q", (0.0, 0.0, 9.0, 9.0))},
 )
 
 
@@ -84,6 +84,7 @@ def test_csv_has_a_line_for_each_descriptor_method_and_setup() -> None:
 def test_json_has_every_query() -> None:
     content = json.loads(json.dumps(ORIGINAL_TABLE.as_json()))
     assert (content["photos"], content["left_out"]) == (218, {"b_1": "its photo x is not there"})
+    assert content["queries"]["a_1"] == {"photo": "a_photo", "box": [1, 2, 3, 4]}
     assert content["descriptors"]["mine [v2]"]["weights_sha256"] == "ab"
     first = content["results"][0]
     assert (first["descriptor"], first["method"], first["seconds_a_query"]) == ("rootsift", "bow", 0.25)

@@ -107,7 +107,7 @@ def evaluate_landmarks(
         cells,
         facts,
         len(landmarks.photos),
-        tuple(question.query.name for question in asked),
+        {question.query.name: (question.query.photo, question.query.box) for question in asked},
         left_out,
         extracted.skipped,
         tuple(landmarks.unknown),

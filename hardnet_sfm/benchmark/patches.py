@@ -14,7 +14,7 @@ from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, competitors, facts, made
 from hardnet_sfm.evaluation import brown, hpatches
 from hardnet_sfm.evaluation.hpatches_tasks import POOLS, match_sequence, pairs_to_verify, retrieve, verify
-from hardnet_sfm.evaluation.measures import fpr95
+from hardnet_sfm.evaluation.measures import false_positive_rates, fpr95
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
 from hardnet_sfm.evaluation.w1bs import NUISANCES, column_score, find_columns
 from hardnet_sfm.features.descriptors import Descriptor
@@ -51,6 +51,7 @@ def evaluate_brown(
     sets = brown.find_brown(Path(folder))
     pairs = {name: brown.read_pairs(brown.find_pairs(one), one) for name, one in sets.items()}
     values: dict[str, dict[str, float]] = {name: {} for name in descriptors}
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in descriptors}
     total = len(rows) * sum(map(len, sets.values()))
     with progress("describe", total) as advance:
         for row, descriptor in descriptors.items():
@@ -59,6 +60,7 @@ def evaluate_brown(
                 described = describe(_told(one.blocks(), advance, f"{row} {name}"))
                 distances = _pair_distances(described, pairs[name].patches)
                 values[row][name] = fpr95(distances, pairs[name].matching)
+                curves[row][name] = false_positive_rates(distances, pairs[name].matching).tolist()
     trained = {row.name: trained_on(row) for row in rows}
     marked = frozenset((row, name) for row in values for name in values[row] if name in trained[row])
     for row, figures in values.items():
@@ -79,7 +81,7 @@ def evaluate_brown(
             ),
         ),
         {name: {**about, **known[name]} for name, about in facts(rows, descriptors).items()},
-        {"pairs": {name: len(found.matching) for name, found in pairs.items()}},
+        {"pairs": {name: len(found.matching) for name, found in pairs.items()}, "false_positives_by_recall": curves},
         (_resized("Brown's", brown.MEASUREMENT_SIZE, descriptors),),
     )
 

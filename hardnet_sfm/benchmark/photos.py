@@ -25,6 +25,7 @@ from hardnet_sfm.evaluation.homographies import (
     MatchingScores,
     PairTruth,
     RankedMatches,
+    accuracy_by_threshold,
     homography_scores,
     matching_scores,
     pair_truth,
@@ -112,6 +113,7 @@ def evaluate_homographies(
     sequences, descriptors = read_sequences(Path(folder)), made(rows)
     ways, detect = _ways(descriptors, resources), ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     with progress("compare", len(sequences) * (PHOTOS + len(ways))) as advance:
         for sequence in sequences:
             photos = []
@@ -123,12 +125,14 @@ def evaluate_homographies(
             for name, row in ways.items():
                 matches = match_first_with_others(row.describe(photos), row.stream)
                 scores[name][sequence.name] = homography_scores(truths, matches)
+                of_pairs = [accuracy_by_threshold(*pair) for pair in zip(truths, matches, strict=True)]
+                curves[name][sequence.name] = np.mean(of_pairs, axis=0).tolist()
                 advance(note=f"{sequence.name} {name}")
     return ScoreTable(
         "homography",
         _matching_measures(scores),
         facts(rows, descriptors),
-        {"max_features": max_features, "tolerance": TOLERANCE},
+        {"max_features": max_features, "tolerance": TOLERANCE, "accuracy_by_threshold": curves},
         across=True,
     )
 
@@ -159,6 +163,7 @@ def evaluate_pairs(
     pairs, descriptors = read_image_pairs(Path(folder)), made(rows)
     ways, detect = _ways(descriptors, resources), ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
+    accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     recalls: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     with progress("compare", len(pairs) * (1 + len(ways))) as advance:
         for pair in pairs:
@@ -169,6 +174,7 @@ def evaluate_pairs(
                 (matches,) = match_first_with_others(row.describe(photos), row.stream)
                 if truth is not None:
                     scores[name][pair.name] = matching_scores(truth, matches)
+                    accuracies[name][pair.name] = accuracy_by_threshold(truth, matches).tolist()
                 if pair.correspondences is not None:
                     matrix = _fundamental_matrix(photos, matches)
                     recalls[name][pair.name] = recall_of_truth(matrix, pair.correspondences).tolist()
@@ -176,6 +182,8 @@ def evaluate_pairs(
     measures: tuple[Measure, ...] = _matching_measures(scores) if any(scores.values()) else ()
     details: dict[str, object] = {"max_features": max_features}
     notes: tuple[str, ...] = ()
+    if any(accuracies.values()):
+        details["accuracy_by_threshold"] = accuracies
     if any(recalls.values()):
         means = {name: {pair: float(np.mean(curve)) for pair, curve in of.items()} for name, of in recalls.items()}
         title = f"recall of true correspondences, mean over 0 to {THRESHOLDS[-1]} px"

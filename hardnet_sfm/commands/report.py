@@ -22,16 +22,19 @@ class Report:
         "hardnet-sfm report",
         "hardnet-sfm report out/ --images moved/ -o page.html",
         "hardnet-sfm report my.safetensors --patches held-out.h5",
-        "hardnet-sfm report oxford5k.json",
+        "hardnet-sfm report homography.json",
+        "hardnet-sfm report oxford5k.json --images OXFORD",
     )
 
     source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
-    """Workspace with a model; .safetensors file that `train` made or is making; or .json file that `evaluate`
-    made of Oxford5k, Paris6k or their revisited forms."""
+    """Workspace with a model: cameras and points, photos, matches, statistics. Or .safetensors file that `train` made
+    or is making: learning curves, hardest patches. Or .json file that `evaluate` made, of any data set: its tables,
+    curves of precision over recall, ROC or matching accuracy, each query, pair or sequence."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """.html file to write. Default: report.html in the workspace, or NAME.html beside the file."""
     images: Path | None = None
-    """Workspace: where the photos are now, if no longer where features were extracted from."""
+    """Workspace: where the photos are now, if no longer where features were extracted from. Evaluation on landmarks:
+    the data set, to show the first photos found for each query."""
     patches: Path | None = None
     """Weights: a patches.h5 to find the hardest positives and negatives in, best of scenes not trained on."""
     debug: bool = False

@@ -22,6 +22,7 @@ from hardnet_sfm.retrieval.options import DEFAULT_METHOD, IndexOptions, Method, 
 
 if TYPE_CHECKING:
     from hardnet_sfm import retrieve
+    from hardnet_sfm.report.retrieval import Answer
 
 # Results whose files are held against the index: reading more would take longer than the search.
 _CHECKED = 20
@@ -100,7 +101,7 @@ class Retrieve:
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm retrieve --query q.jpg",
-        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --top 20",
+        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --top 20 --report found.html",
         "hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json",
     )
 
@@ -120,21 +121,20 @@ class Retrieve:
     """Print a JSON object a query, one a line."""
     montage: Path | None = None
     """Draw the answer: .jpg, .png or .webp. One query only."""
+    report: Path | None = None
+    """Draw a page of the answers, .html: each query with its box, the ranked photos, and the inliers of each."""
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        from hardnet_sfm.report.montage import check_target, montage
+        from hardnet_sfm.report.retrieval import Answer
         from hardnet_sfm.retrieve import open_current
 
         queries = _queries(self.query)
-        for name in ("bbox", "montage"):
-            if getattr(self, name) is not None and len(queries) > 1:
-                raise UsageError(f"--{name} is of one query, not of {len(queries)}", "Give one photo at a time.")
-        if self.montage is not None:
-            check_target(self.montage)
+        self._check_targets(len(queries))
         place = self.common.place
         index = open_current(place, weights=self.weights, resources=self.resources, on_update=_say_it_is_made)
-        failed = 0
+        answers: list[Answer] = []
+        failed: list[str] = []
         with progress("retrieve", len(queries)) as advance:
             for query in queries:
                 try:
@@ -144,19 +144,60 @@ class Retrieve:
                 except HardnetSfmError as error:
                     if len(queries) == 1 or not query.is_file():
                         raise
-                    failed += 1
+                    failed.append(error.message)
                     errors.print(f"[yellow]skipped:[/] {escape(error.message)}", soft_wrap=True)
                 else:
                     self._print(query, results, index)
-                    if self.montage is not None:
-                        facts = [f"{self.method}, {len(index.names)} photos"]
-                        montage(query, results, index.images, self.montage, bbox=self.bbox, facts=facts)
+                    if self.montage is not None or self.report is not None:
+                        answers.append(Answer(query, results, self.bbox))
                 advance(note=query.name)
+        if answers:
+            self._draw(answers, index, failed)
         if failed:
             raise HardnetSfmError(
-                f"{failed} of {len(queries)} queries could not be answered",
+                f"{len(failed)} of {len(queries)} queries could not be answered",
                 "What is wrong with each is said above; the others were answered.",
             )
+
+    def _check_targets(self, queries: int) -> None:
+        """Raises UsageError where what is asked for cannot be drawn; before anything is searched."""
+        from hardnet_sfm.report.montage import check_target
+
+        for name in ("bbox", "montage"):
+            if getattr(self, name) is not None and queries > 1:
+                raise UsageError(f"--{name} is of one query, not of {queries}", "Give one photo at a time.")
+        if self.montage is not None:
+            check_target(self.montage)
+        if self.report is not None and not self.report.parent.is_dir():
+            raise UsageError(
+                f"cannot write {self.report}: no such folder: {self.report.parent}", "Make the folder first."
+            )
+
+    def _draw(self, answers: list[Answer], index: retrieve.Index, failed: list[str]) -> None:
+        """Writes the picture and the page that were asked for."""
+        from hardnet_sfm.report.montage import montage
+        from hardnet_sfm.report.retrieval import retrieval_page
+
+        if self.montage is not None:
+            facts = [f"{self.method}, {len(index.names)} photos"]
+            montage(answers[0].query, answers[0].results, index.images, self.montage, bbox=self.bbox, facts=facts)
+        if self.report is not None:
+            retrieval_page(
+                answers,
+                index.images,
+                self.report,
+                search={
+                    "method": self.method,
+                    "top": self.top,
+                    "photos": len(index.names),
+                    "features": index.features,
+                    "words": index.words,
+                },
+                features=index.options,
+                notes=[f"Not answered: {why}" for why in failed],
+                resources=self.resources,
+            )
+            errors.print(escape(str(self.report)))
 
     def _print(self, query: Path, results: list[RankedImage], index: retrieve.Index) -> None:
         if self.json:

@@ -23,6 +23,8 @@ from hardnet_sfm.keypoints import Float32
 
 PHOTOS = 6
 TOLERANCE = 3.0
+# Pixels at which matching accuracy is drawn, as the literature does since D2-Net (Dusmanu et al., CVPR 2019).
+TOLERANCES = np.arange(1, 11)
 _LAYOUT = "A sequence has photos 1 to 6 (or img1 to img6) and homographies H_1_2 to H_1_6 (or H1to2p to H1to6p)."
 # Rows of the table of all distances between two photos' keypoints that are looked at together.
 _ROWS = 1024
@@ -168,12 +170,23 @@ class MatchingScores:
 
 def matching_scores(truth: PairTruth, matches: RankedMatches) -> MatchingScores:
     """Scores the matches of one pair; all 0 where nothing is matched or nothing can be."""
-    first, second = matches.pairs.T
-    right = np.linalg.norm(truth.places[first] - truth.others[second], axis=1) <= TOLERANCE
+    right = _errors(truth, matches) <= TOLERANCE
     if not right.any():
         return MatchingScores(0.0, 0.0, 0.0)
     precision = average_precision(matches.ratios, right, truth.matchable)
     return MatchingScores(float(right.mean()), float(right.sum()), precision)
+
+
+def accuracy_by_threshold(truth: PairTruth, matches: RankedMatches) -> Float64:
+    """(10,) share of the matches of one pair that are within each of `TOLERANCES` of their true places; 0 of none."""
+    errors = _errors(truth, matches)
+    return np.asarray((errors[:, None] <= TOLERANCES).sum(0) / max(1, len(errors)), np.float64)
+
+
+def _errors(truth: PairTruth, matches: RankedMatches) -> Float64:
+    """(M,) pixels from the matches to their true places."""
+    first, second = matches.pairs.T
+    return np.asarray(np.linalg.norm(truth.places[first] - truth.others[second], axis=1), np.float64)
 
 
 def homography_scores(truths: Sequence[PairTruth], matches: Sequence[RankedMatches]) -> MatchingScores:

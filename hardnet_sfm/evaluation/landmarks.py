@@ -19,6 +19,7 @@ from hardnet_sfm.evaluation.measures import precision_at, trapezoid_average_prec
 Box = tuple[float, float, float, float]
 ORIGINAL = "original"
 CUTS = (1, 5, 10)
+FIRST = 10
 _LAYOUT = (
     "A data set has photos in images/ (or jpg/), and NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt in gt/."
 )
@@ -28,7 +29,7 @@ _SUFFIX = "_query.txt"
 
 @dataclass(frozen=True)
 class Relevance:
-    """What answers a query: photos by their names without folder and suffix.
+    """What answers a query: photos by their names without folder and suffix. Others are negatives.
 
     Attributes:
         positives: photos to be found.
@@ -37,6 +38,10 @@ class Relevance:
 
     positives: frozenset[str]
     junk: frozenset[str]
+
+    def kind(self, photo: str) -> str:
+        """`positive`, `negative` or `junk`."""
+        return "positive" if photo in self.positives else "junk" if photo in self.junk else "negative"
 
     def within(self, collection: Collection[str]) -> Relevance:
         """The same of a collection that lacks some of the photos."""
@@ -145,12 +150,15 @@ class QueryScore:
         precision_at: for each of `CUTS`, 0 to 1, see `hardnet_sfm.evaluation.measures.precision_at`.
         ranks: from 1, of the positives that were found, without junk; none of a mean of several queries.
         positives: number of those there are; 0 of a mean of several queries.
+        first: names of the `FIRST` photos of the ranking, junk included, and what each is: `positive`, `negative` or
+            `junk`.
     """
 
     average_precision: float
     precision_at: tuple[float, ...]
     ranks: tuple[int, ...] = field(default=(), compare=False)  # two answers are as good as each other by their scores
     positives: int = field(default=0, compare=False)
+    first: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @classmethod
     def mean(cls, scores: Collection[QueryScore]) -> QueryScore:
@@ -174,7 +182,8 @@ def score_ranking(ranking: Sequence[str], relevance: Relevance) -> QueryScore:
     right = np.array([name in relevance.positives for name in ranking if name not in relevance.junk], np.bool_)
     average = trapezoid_average_precision(right, len(relevance.positives))
     ranks = tuple((np.flatnonzero(right) + 1).tolist())
-    return QueryScore(average, tuple(precision_at(right, k) for k in CUTS), ranks, len(relevance.positives))
+    first = tuple((name, relevance.kind(name)) for name in ranking[:FIRST])
+    return QueryScore(average, tuple(precision_at(right, k) for k in CUTS), ranks, len(relevance.positives), first)
 
 
 def score_rankings(

@@ -14,23 +14,34 @@ Floats = NDArray[np.floating[Any]]
 def fpr95(distances: Floats, same: Bools) -> float:
     """False positive rate at 95 % recall, 0 to 1: the measure of Brown, Hua and Winder, PAMI 2011.
 
-    The threshold is the smallest that accepts at least 95 % of the pairs that are the same.
-
     Args:
         distances: (N,) of pairs, smaller where they are more alike.
         same: (N,) whether each pair shows the same point.
 
-    Returns:
-        The share of the other pairs whose distance is not above the threshold.
+    Raises:
+        ValueError: there are no pairs of one of both kinds.
+    """
+    return float(false_positive_rates(distances, same)[94])
+
+
+def false_positive_rates(distances: Floats, same: Bools) -> NDArray[np.float64]:
+    """The receiver operating characteristic: (100,) false positive rates, 0 to 1, at 1 to 100 % recall.
+
+    The threshold of each is the smallest that accepts at least so many of the pairs that are the same; the rate is the
+    share of the other pairs whose distance is not above it.
+
+    Args:
+        distances: (N,) of pairs, smaller where they are more alike.
+        same: (N,) whether each pair shows the same point.
 
     Raises:
         ValueError: there are no pairs of one of both kinds.
     """
     if same.all() or not same.any():
         raise ValueError("the false positive rate needs pairs that are the same and pairs that are not")
-    positives = np.sort(distances[same])
-    threshold = positives[-(-95 * len(positives) // 100) - 1]
-    return float(np.mean(distances[~same] <= threshold))
+    positives, others = np.sort(distances[same]), np.sort(distances[~same])
+    thresholds = positives[-(-np.arange(1, 101) * len(positives) // 100) - 1]
+    return np.asarray(np.searchsorted(others, thresholds, "right") / len(others), np.float64)
 
 
 def average_precision(distances: Floats, right: Bools, positives: int | None = None) -> float:

@@ -127,13 +127,23 @@ class ScoreTable:
         return text.getvalue()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, shares from 0 to 1."""
+        """Everything, shares from 0 to 1; under `tables` what `report` has to know to draw the measures."""
         return {
             "data_set": self.data_set,
             "descriptors": {name: dict(facts) for name, facts in self.facts.items()},
             "measures": {
                 measure.name: {name: dict(row) for name, row in measure.values.items()} for measure in self.measures
             },
+            "tables": {
+                measure.name: {
+                    "title": measure.title,
+                    "form": measure.form,
+                    "lower_is_better": measure.lower_is_better,
+                    "mark": measure.mark,
+                }
+                for measure in self.measures
+            },
+            "across": self.across,
             "marked": {
                 measure.name: [*map(list, sorted(measure.marked))] for measure in self.measures if measure.marked
             },

@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, QueryScore
+from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, Box, QueryScore
 
 Scores = Mapping[str, Mapping[str, QueryScore]]
 
@@ -45,7 +45,7 @@ class LandmarkTable:
         rows: by descriptor and method.
         facts: about each descriptor: its weights' sha256, the vocabulary it was used with.
         photos: number of photos searched.
-        queries: names of the queries asked.
+        queries: photo and box of the queries asked, by their names.
         left_out: why other queries were not asked, by their names.
         skipped: why photos could not be read, by their names.
         unknown: photos that the ground truth names and the data set has not.
@@ -56,7 +56,7 @@ class LandmarkTable:
     rows: Mapping[str, Mapping[str, Cell]]
     facts: Mapping[str, Mapping[str, Any]]
     photos: int
-    queries: tuple[str, ...]
+    queries: Mapping[str, tuple[str, Box]]
     left_out: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class LandmarkTable:
         return {
             "data_set": self.name,
             "photos": self.photos,
-            "queries": list(self.queries),
+            "queries": {name: {"photo": photo, "box": list(box)} for name, (photo, box) in self.queries.items()},
             "left_out": dict(self.left_out),
             "skipped": dict(self.skipped),
             "not_there": list(self.unknown),
@@ -144,7 +144,9 @@ def _as_json(mean: QueryScore | None, scores: Mapping[str, QueryScore]) -> dict[
         return {"ap": score.average_precision, "p_at": dict(zip(map(str, CUTS), score.precision_at, strict=True))}
 
     def ranked(score: QueryScore) -> dict[str, Any]:
-        return {"ranks": list(score.ranks), "positives": score.positives} if score.positives else {}
+        if not score.positives:
+            return {}
+        return {"ranks": list(score.ranks), "positives": score.positives, "first": [*map(list, score.first)]}
 
     each = {query: {**one(score), **ranked(score)} for query, score in scores.items()}
     if mean is None:

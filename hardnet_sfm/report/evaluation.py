@@ -1,78 +1,43 @@
-"""The page about an evaluation: the table of mean average precision, curves of precision over recall, each query."""
+"""The page about an evaluation: of landmarks, or of patches and photos of known geometry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.report.page import write_page
-from hardnet_sfm.versions import versions
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.report.landmarks import landmarks_data
+from hardnet_sfm.report.page import Kind, write_page
+from hardnet_sfm.report.scores import scores_data
+from hardnet_sfm.resources import Resources
 from hardnet_sfm.workspace import read_json
 
-RECALLS = np.linspace(0, 1, 51)
 
+def evaluation_page(
+    results: Path, target: Path, images: Path | None = None, resources: Resources | None = None
+) -> None:
+    """Writes the page about what `evaluate --json` wrote, of whichever data set.
 
-def evaluation_page(results: Path, target: Path) -> None:
-    """Writes the page about what `evaluate --json` wrote.
+    Args:
+        results: the .json file.
+        target: the .html file to write.
+        images: of landmarks: the data set, or the folder of its photos, to show what was found.
+        resources: how much of the machine.
 
     Raises:
         HardnetSfmError: the file is missing, or is something else; or the page cannot be written.
+        UsageError: photos are given for an evaluation that found none.
     """
     table = read_json(results)
     try:
-        rows = [_row(row) for row in table["results"]]
-        data = {
-            **{name: table[name] for name in ("data_set", "photos", "queries", "left_out", "not_there", "descriptors")},
-            "setups": list(rows[0]["setups"]) if rows else [],
-            "recalls": RECALLS.round(4).tolist(),
-            "rows": rows,
-            "versions": versions(),
-        }
+        title = f"{table['data_set']}: evaluation"
+        kind: Kind = "scores" if "measures" in table else "landmarks"
+        if kind == "scores" and images is not None:
+            raise UsageError(f"--images has no effect on the page about {results}", "Leave it out.")
+        threads = (resources or Resources()).threads
+        data = scores_data(table) if kind == "scores" else landmarks_data(table, images, threads)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HardnetSfmError(
             f"{results}: not what `evaluate --json` writes: {error!r}",
             "Make it with `hardnet-sfm evaluate ... --json`.",
         ) from error
-    write_page(target, f"{table['data_set']}: evaluation", "evaluation", data)
-
-
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One method with one descriptor, its rankings made curves."""
-    setups = {}
-    for setup, scores in row["setups"].items():
-        curves = [
-            interpolated_precision(query["ranks"], query["positives"])
-            for query in scores["queries"].values()
-            if "ranks" in query
-        ]
-        setups[setup] = {
-            "map": scores["map"],
-            "mp_at": scores["mp_at"],
-            "queries": {name: round(query["ap"], 5) for name, query in scores["queries"].items()},
-            "precision": np.mean(curves, axis=0).round(5).tolist() if curves else None,
-        }
-    return {
-        **{name: row[name] for name in ("descriptor", "method", "seconds_a_query")},
-        "setups": setups,
-    }
-
-
-def interpolated_precision(ranks: Sequence[int], positives: int) -> NDArray[np.float64]:
-    """Precision at each of `RECALLS`: the highest at that recall or a higher one, as in TREC and PASCAL VOC.
-
-    Manning, Raghavan, Schütze: Introduction to Information Retrieval, 2008, section 8.4, equation 8.7.
-
-    Args:
-        ranks: from 1, of the positives found, rising.
-        positives: number of those there are.
-    """
-    found = np.arange(1, len(ranks) + 1)
-    precision, recall = found / np.asarray(ranks, np.float64).reshape(-1), found / positives
-    highest_after = np.maximum.accumulate(precision[::-1])[::-1]
-    first = np.searchsorted(recall, RECALLS - 1e-9)
-    return np.append(highest_after, 0.0)[first]
+    write_page(target, title, kind, data)

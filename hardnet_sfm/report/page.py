@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.workspace import replacing
 
-Kind = Literal["reconstruction", "training", "evaluation"]
+Kind = Literal["reconstruction", "training", "retrieval", "landmarks", "scores"]
 _SCRIPTS: dict[Kind, tuple[str, ...]] = {
-    "reconstruction": ("page.js", "charts.js", "model.js", "reconstruction.js"),
+    "reconstruction": ("page.js", "charts.js", "model.js", "pictures.js", "reconstruction.js"),
     "training": ("page.js", "charts.js", "training.js"),
-    "evaluation": ("page.js", "charts.js", "evaluation.js"),
+    "retrieval": ("page.js", "charts.js", "pictures.js", "retrieval.js"),
+    "landmarks": ("page.js", "charts.js", "pictures.js", "landmarks.js"),
+    "scores": ("page.js", "charts.js", "scores.js"),
 }
 MOST_BYTES = 15_000_000
 """No page is larger. The parts of a page have shares of it, in bytes of their own before base64 adds a third."""
@@ -35,6 +37,18 @@ def packed(array: NDArray[Any]) -> dict[str, Any]:
 def picture(data: bytes, form: str = "webp") -> str:
     """The address under which a page has a picture in itself."""
     return f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def along_sides(xy: NDArray[np.floating[Any]], size: tuple[int, int]) -> NDArray[np.uint16]:
+    """Positions along the sides of a photo as 0 to 65535; pixels have their centres at whole numbers."""
+    share = (np.asarray(xy, np.float64) + 0.5) / size
+    return (share.clip(0, 1) * 65535).round().astype(np.uint16)
+
+
+def box_along_sides(box: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """A box of a photo, x0, y0, x1, y1 in pixels, as shares of its sides."""
+    ends: list[float] = (along_sides(np.reshape(box, (2, 2)), size).reshape(-1) / 65535).round(5).tolist()
+    return ends
 
 
 def histogram(values: NDArray[Any], edges: Sequence[float] | NDArray[Any]) -> dict[str, Any]:

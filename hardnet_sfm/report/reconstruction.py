@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.progress import progress
 from hardnet_sfm.report.matchgraph import match_graph
-from hardnet_sfm.report.page import histogram, packed, picture, write_page
+from hardnet_sfm.report.page import along_sides, histogram, packed, picture, write_page
 from hardnet_sfm.report.previews import Previews, make_previews
+from hardnet_sfm.report.provenance import weights_facts
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FeatureStore, KeypointStore, MatchStore, inputs_fingerprint, matched_keypoints
 from hardnet_sfm.versions import versions
@@ -33,7 +34,6 @@ _PANELS = 4  # pairs of either kind
 _LINES = 150  # of a pair
 _PAIR_SIDE = 640
 _LONGEST_TRACK = 255
-_STEPS = 65535
 
 
 def reconstruction_page(
@@ -109,7 +109,7 @@ def _collect(
         ],
         "pair_previews": {row[name]: picture(webp) for name, webp in large.webp.items()},
         "options": summary["options"],
-        "weights": _weights(summary["options"]["extract"]),
+        "weights": weights_facts(summary["options"]["extract"]),
         "versions": {"made with": summary.get("versions", {}), "page by": versions()},
     }
 
@@ -213,7 +213,7 @@ def _keypoints(features: FeatureStore, matched: KeypointStore, tracks: Tracks | 
             seen = tracks.of_photo(number_of[name])
             length[tracks.row[seen]] = lengths[tracks.point[seen]]
         first = np.lexsort((-keypoints.scores, -length))[:most]
-        places.append(_relative(keypoints.xy[first], features.size(name)))
+        places.append(along_sides(keypoints.xy[first], features.size(name)))
         kept.append(length[first].clip(max=_LONGEST_TRACK).astype(np.uint8))
     return {
         "count": [len(some) for some in kept],
@@ -221,12 +221,6 @@ def _keypoints(features: FeatureStore, matched: KeypointStore, tracks: Tracks | 
         "length": packed(np.concatenate([*kept, np.zeros(0, np.uint8)])),
         "most": most,
     }
-
-
-def _relative(xy: NDArray[np.floating[Any]], size: tuple[int, int]) -> NDArray[np.uint16]:
-    """Positions along the sides of a photo as 0 to 65535; pixels have their centres at whole numbers."""
-    share = (np.asarray(xy, np.float64) + 0.5) / size
-    return (share.clip(0, 1) * _STEPS).round().astype(np.uint16)
 
 
 def _panel_pairs(verified: Mapping[tuple[str, str], int]) -> list[tuple[tuple[str, str], bool]]:
@@ -238,22 +232,9 @@ def _panel_pairs(verified: Mapping[tuple[str, str], int]) -> list[tuple[tuple[st
 
 
 def _lines(database: Database, features: FeatureStore, matched: KeypointStore, pair: tuple[str, str]) -> dict[str, Any]:
-    """Both ends of inliers of a pair, some of them where there are many: x, y, x, y as in `_relative`."""
+    """Both ends of inliers of a pair, some of them where there are many: x, y, x, y as in `along_sides`."""
     rows = database.inliers(pair)
     if len(rows) > _LINES:
         rows = rows[np.linspace(0, len(rows) - 1, _LINES).round().astype(int)]
-    ends = [_relative(matched.keypoints(name).xy[rows[:, i]], features.size(name)) for i, name in enumerate(pair)]
+    ends = [along_sides(matched.keypoints(name).xy[rows[:, i]], features.size(name)) for i, name in enumerate(pair)]
     return packed(np.concatenate(ends, 1))
-
-
-def _weights(extract: Mapping[str, Any]) -> dict[str, str]:
-    """The descriptor, and which weights it had."""
-    found = {"descriptor": str(extract.get("descriptor", ""))}
-    if sha256 := extract.get("weights_sha256"):
-        from hardnet_sfm.images import sha256_of
-        from hardnet_sfm.weights import find_weights, shipped_names
-
-        name = next((name for name in shipped_names() if sha256_of(find_weights(name)) == sha256), None)
-        found["weights"] = f"{name}, as shipped" if name else "your own"
-        found["sha256"] = str(sha256)
-    return found

@@ -24,10 +24,11 @@ def write_report(
 
     Args:
         source: a workspace with a reconstruction; a .safetensors file that `train` made or is making; or a .json file
-            that `evaluate` wrote.
+            that `evaluate` wrote, of any data set.
         output: the .html file to write. Default: report.html in the workspace, or NAME.html beside the file.
         images: of a workspace: folder of the photos, where it is no longer the one that features were made from. Where
-            there is none, the page does without photos.
+            there is none, the page does without photos. Of an evaluation on landmarks: the data set, or the folder of
+            its photos; without it the page does not show what was found.
         patches: of weights: a patches.h5 to find the hardest positives and negatives in.
         resources: how much of the machine.
 
@@ -39,15 +40,15 @@ def write_report(
         UsageError: images or patches are given for something that has none.
     """
     kind = "" if isinstance(source, Workspace) else Path(source).suffix
-    for name, given, wanted in (("images", images, ""), ("patches", patches, ".safetensors")):
-        if given is not None and kind != wanted:
+    for name, given, wanted in (("images", images, ("", ".json")), ("patches", patches, (".safetensors",))):
+        if given is not None and kind not in wanted:
             raise UsageError(f"--{name} has no effect on the page about {source}", "Leave it out.")
     if kind in (".safetensors", ".json"):
         assert not isinstance(source, Workspace)
         file = Path(source)
         target = Path(output) if output else file.with_suffix(".html")
         if kind == ".json":
-            evaluation_page(file, target)
+            evaluation_page(file, target, Path(images) if images else None, resources)
         else:
             training_page(file, target, Path(patches) if patches else None)
         return target

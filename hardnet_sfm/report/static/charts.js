@@ -26,17 +26,23 @@ function ticks(low, high, count) {
   return Array.from({length: last - first + 1}, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
+/** Of ticks those that leave room for what they say, the last among them. */
+function apart(values, toX) {
+  return values.toReversed().reduce((kept, value) => kept.length && toX(kept[0]) - toX(value) < 34 ? kept : [value, ...kept], []);
+}
+
 const short = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 4}).format;
 
 /**
  * The frame that charts are drawn in: axes with ticks and titles around a plot.
- * x, y: {low, high, title, ticks}. Returns scales to pixels and the nodes of the axes.
+ * x, y: {low, high, title, ticks}; x may be logarithmic: {log: true}. Returns scales to pixels and the nodes of the axes.
  */
 function frame(width, height, x, y) {
   const left = 46, bottom = 42, top = 8, right = 12;
-  const toX = value => left + (value - x.low) / (x.high - x.low) * (width - left - right);
+  const along = x.log ? Math.log10 : value => value;
+  const toX = value => left + (along(value) - along(x.low)) / (along(x.high) - along(x.low)) * (width - left - right);
   const toY = value => height - bottom - (value - y.low) / (y.high - y.low) * (height - top - bottom);
-  const xs = x.ticks ?? ticks(x.low, x.high, Math.min(8, width / 60)), ys = y.ticks ?? ticks(y.low, y.high, height / 55);
+  const xs = apart(x.ticks ?? ticks(x.low, x.high, Math.min(8, width / 60)), toX), ys = y.ticks ?? ticks(y.low, y.high, height / 55);
   const nodes = [
     ...ys.map(value => svg("g", {}, svg("line", {class: "grid-line", x1: left, x2: width - right, y1: toY(value), y2: toY(value)}),
       svg("text", {x: left - 7, y: toY(value) + 4, "text-anchor": "end"}, short(value)))),
@@ -96,9 +102,8 @@ function lineChart(label, series, x, y, digits) {
     const mark = svg("line", {class: "axis-line", y1: plot.top, y2: plot.bottom, visibility: "hidden"});
     const drawing = svg("svg", {width, height}, ...nodes, mark, ...paths);
     drawing.addEventListener("pointermove", event => {
-      const at = x.low + (event.offsetX - plot.left) / (plot.right - plot.left) * (x.high - x.low);
       const said = series.filter(one => one.x.length).map(one => {
-        const nearest = one.x.reduce((best, value, k) => Math.abs(value - at) < Math.abs(one.x[best] - at) ? k : best, 0);
+        const nearest = one.x.reduce((best, value, k) => Math.abs(toX(value) - event.offsetX) < Math.abs(toX(one.x[best]) - event.offsetX) ? k : best, 0);
         return [one.name, one.x[nearest], one.y[nearest]];
       });
       if (!said.length) return;
@@ -110,8 +115,21 @@ function lineChart(label, series, x, y, digits) {
     drawing.addEventListener("pointerleave", () => { tip.hidden = true; mark.setAttribute("visibility", "hidden"); });
     return [drawing, tip];
   });
-  const names = series.length > 1 ? make("ul", {class: "legend"}, ...series.map((one, i) => make("li", {}, make("span", {class: `swatch line-${i % 6}`}), one.name))) : null;
-  return make("div", {}, node, names);
+  return make("div", {}, node, series.length > 1 ? legend(series.map(one => one.name)) : null);
+}
+
+/** Which colour is whose. */
+function legend(names) {
+  return make("ul", {class: "legend"}, ...names.map((name, i) => make("li", {}, make("span", {class: `swatch line-${i % 6}`}), name)));
+}
+
+/** Lying bars in groups. groups: [name, values]; a value for each of `names`, or null; say(value): what is said of it. */
+function groupedBars(label, names, groups, say) {
+  const most = Math.max(...groups.flatMap(([, values]) => values.filter(value => value !== null)), 1e-9);
+  const bar = (value, i, name) => value === null ? null : make("dd", {title: `${names[i]}, ${name}: ${say(value)}`},
+    make("span", {class: `bar-fill line-${i % 6}`, style: `width: ${(100 * value / most).toFixed(2)}%`}), make("span", {class: "bar-said"}, say(value)));
+  return make("div", {}, make("dl", {class: "groups", "aria-label": label}, ...groups.map(([name, values]) => make("div", {},
+    make("dt", {}, name), ...values.map((value, i) => bar(value, i, name))))), names.length > 1 ? legend(names) : null);
 }
 
 /** Says something beside a place of a node, within it. */

@@ -48,6 +48,15 @@ function figures(entries) {
     make("dt", {}, name), make("dd", {}, value), detail ? make("dd", {class: "detail"}, detail) : null)));
 }
 
+/** Cards of what things, by their names, were made with, and of the versions that made the page. */
+function provenance(made, versions) {
+  const flat = said => Object.entries(said).flatMap(([key, value]) => value && typeof value === "object" && !Array.isArray(value)
+    ? Object.entries(value).filter(([, inner]) => typeof inner !== "object").map(([inner, one]) => [`${key} ${inner}`, one])
+    : [[key, Array.isArray(value) ? value.join(", ") || "none" : value === "" || value === null ? "none" : value]]);
+  return make("div", {class: "grid"}, ...Object.entries(made).map(([name, said]) => make("div", {class: "card"}, make("h3", {}, name), facts(flat(said)))),
+    make("div", {class: "card"}, make("h3", {}, "Versions that made this page"), facts(Object.entries(versions))));
+}
+
 // What is drawn on canvases is drawn again when the person's system turns dark or light.
 const redraws = [];
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach(redraw => redraw()));

@@ -108,14 +108,6 @@ function thumbnail(number) {
 
 /* Keypoints over a photo */
 
-const RAMP = ["#2b6fb3", "#00b7c4", "#7fdc8b", "#f5ee6b", "#f6a63a", "#d7301f"].map(hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)));
-
-/** The colour of a share from 0 to 1 of the ramp from short tracks to long ones. */
-function ramp(share) {
-  const at = Math.min(0.9999, Math.max(0, share)) * (RAMP.length - 1), i = Math.floor(at);
-  return `rgb(${RAMP[i].map((low, k) => Math.round(low + (at - i) * (RAMP[i + 1][k] - low))).join(" ")})`;
-}
-
 const keypoints = data.keypoints && {xy: unpack(data.keypoints.xy), length: unpack(data.keypoints.length),
   first: data.keypoints.count.reduce((all, count) => [...all, all.at(-1) + count], [0])};
 // Half of all keypoints with a track have a shorter one than the middle of the ramp; few exceed its end.
@@ -131,20 +123,10 @@ const edgesOf = (() => {
 })();
 
 const viewer = (() => {
-  const title = make("h2", {id: "photo-title"}), stage = make("div", {class: "stage"}), aside = make("div", {class: "aside"});
+  const stage = make("div", {class: "stage"}), aside = make("div", {class: "aside"});
   const least = make("input", {type: "range", min: 0, max: longest, step: 1, value: 0, oninput: () => drawKeypoints()});
   const leastSaid = make("span", {});
-  const step = by => make("button", {type: "button", "aria-label": by < 0 ? "Previous photo" : "Next photo",
-    onclick: () => openPhoto((now + by + photoCount) % photoCount)}, by < 0 ? "←" : "→");
-  const dialog = make("dialog", {"aria-labelledby": "photo-title", onclick: event => { if (event.target === dialog) dialog.close(); }},
-    make("div", {class: "photo-head"}, title, step(-1), step(1), make("button", {type: "button", onclick: () => dialog.close()}, "Close")),
-    make("div", {class: "photo-body"}, stage, aside));
-  dialog.addEventListener("keydown", event => {
-    if (event.target.tagName === "INPUT") return;
-    if (event.key === "ArrowLeft") openPhoto((now + photoCount - 1) % photoCount);
-    if (event.key === "ArrowRight") openPhoto((now + 1) % photoCount);
-  });
-  document.body.append(dialog);
+  const {dialog, title} = steppingDialog(by => openPhoto((now + by + photoCount) % photoCount), stage, aside);
   new ResizeObserver(() => drawKeypoints()).observe(stage);
   let now = 0;
 
@@ -256,46 +238,11 @@ if (data.pairs.length) {
 }
 
 function pairPanel(pair, open) {
-  const ends = [pair.first, pair.second], lines = unpack(pair.lines);
-  const canvas = make("canvas", {"aria-hidden": "true"});
-  const halves = ends.map(number => {
-    const [width, height] = photos.size[number], source = data.pair_previews[number];
-    // Both photos get the same height: their widths are to each other as their shapes.
-    return make("div", {class: "half", style: `flex: ${width / height} 1 0; aspect-ratio: ${width} / ${height}`},
-      source ? make("img", {src: source, alt: photos.name[number]}) : make("div", {class: "blank"}, "The photo is not here"));
-  });
-  const frame = make("div", {class: "pair", style: `max-width: ${Math.round(420 * ends.reduce((sum, n) => sum + photos.size[n][0] / photos.size[n][1], 0))}px`}, ...halves, canvas);
-  const shown = lines.length / 4;
-  const panel = make("details", {open, ontoggle: draw}, make("summary", {},
-    make("strong", {}, `${whole(pair.inliers)} inliers`), make("span", {class: "caption"}, `${photos.name[pair.first]} and ${photos.name[pair.second]}`)),
-    make("div", {class: "inside"}, frame, make("p", {class: "caption"}, shown < pair.inliers ? `${whole(shown)} of them are drawn.` : "All are drawn.")));
-
-  function draw() {
-    if (!panel.open || !frame.clientWidth) return;
-    const ratio = devicePixelRatio || 1, outer = frame.getBoundingClientRect();
-    canvas.width = outer.width * ratio;
-    canvas.height = outer.height * ratio;
-    const context = canvas.getContext("2d");
-    context.scale(ratio, ratio);
-    const boxes = halves.map(half => half.getBoundingClientRect());
-    const at = (i, end) => [boxes[end].x - outer.x + lines[4 * i + 2 * end] / 65535 * boxes[end].width,
-      boxes[end].y - outer.y + lines[4 * i + 2 * end + 1] / 65535 * boxes[end].height];
-    for (let i = 0; i < shown; i++) {
-      const [from, to] = [at(i, 0), at(i, 1)];
-      // Colours run down the first photo, so that lines that cross stand out.
-      context.strokeStyle = context.fillStyle = ramp(lines[4 * i + 1] / 65535);
-      context.globalAlpha = 0.75;
-      context.lineWidth = 1;
-      context.beginPath();
-      context.moveTo(...from);
-      context.lineTo(...to);
-      context.stroke();
-      context.globalAlpha = 1;
-      for (const end of [from, to]) { context.beginPath(); context.arc(...end, 2.2, 0, 7); context.fill(); }
-    }
-  }
-  new ResizeObserver(draw).observe(frame);
-  return panel;
+  const ends = [pair.first, pair.second].map(number => ({name: photos.name[number], size: photos.size[number], source: data.pair_previews[number]}));
+  const lines = unpack(pair.lines), shown = lines.length / 4;
+  return make("details", {open}, make("summary", {},
+    make("strong", {}, `${whole(pair.inliers)} inliers`), make("span", {class: "caption"}, `${ends[0].name} and ${ends[1].name}`)),
+    make("div", {class: "inside"}, pairPicture(ends, lines), make("p", {class: "caption"}, shown < pair.inliers ? `${whole(shown)} of them are drawn.` : "All are drawn.")));
 }
 
 /* Statistics */

@@ -1,4 +1,4 @@
-// The page about an evaluation.
+// The page about an evaluation on landmarks.
 
 const {rows, setups} = data;
 const descriptors = [...new Set(rows.map(row => row.descriptor))], methods = [...new Set(rows.map(row => row.method))];
@@ -38,6 +38,8 @@ section("table", "Mean average precision", "In per cent; the best of each table 
 {
   const choice = (label, options, say = name => name) => make("select", {"aria-label": label, onchange: show}, ...options.map(name => make("option", {value: name}, say(name))));
   const method = choice("Method", methods), setup = choice("Setup", setups), curves = make("div", {class: "card"}), queries = make("div", {style: "display: grid; gap: .6rem"});
+  const answers = data.found ? make("div", {style: "display: grid; gap: .9rem"}) : null;
+  let asked = null;
   method.value = rows.find(row => row.setups[setups[0]]?.map === best(setups[0]))?.method ?? methods[0];
   function show() {
     const some = descriptors.map(name => rowOf(name, method.value)).filter(Boolean);
@@ -48,16 +50,34 @@ section("table", "Mean average precision", "In per cent; the best of each table 
       : [make("p", {class: "caption"}, "This file was written by a version that did not note the ranks of what was found.")]));
     const names = data.queries.filter(name => some.some(row => name in row.setups[setup.value].queries));
     const table = sortedTable("Average precision of each query", [
-      {title: "Query", text: true, value: name => name, cell: name => name},
+      {title: "Query", text: true, value: name => name, cell: name => answers ? make("button", {type: "button", class: "link", onclick: () => { ask(name); answers.scrollIntoView(); }}, name) : name},
       ...some.map(row => ({title: row.descriptor, value: name => row.setups[setup.value].queries[name] ?? null, cell: name => percent(row.setups[setup.value].queries[name])})),
     ], names);
     queries.replaceChildren(table.node, table.foot);
+    if (answers) ask(names.includes(asked) ? asked : names[0]);
   }
-  section("queries", "Each query", "Average precision in per cent.", make("div", {class: "controls"}, make("label", {}, "Method", method), setups.length > 1 ? make("label", {}, "Setup", setup) : null), curves, queries);
+
+  /** The query, and the first photos that each descriptor found for it. */
+  function ask(name) {
+    asked = name;
+    if (!name) return answers.replaceChildren();
+    const {photo, size, box} = data.found.asked[name], [width, height] = size ?? [4, 3];
+    const first = descriptors.map(descriptor => [descriptor, data.found.first[rows.indexOf(rowOf(descriptor, method.value))]?.[setup.value][name] ?? []]);
+    answers.replaceChildren(make("div", {class: "card asked"},
+      make("div", {class: "stage", style: `aspect-ratio: ${width} / ${height}; max-width: ${Math.round(200 * width / height)}px`}, ...boxedPhoto({name: `Query ${name}`, source: data.found.pictures[photo], box})),
+      make("div", {}, make("p", {class: "caption"}, "query"), make("h3", {}, name), facts([["Photo", photo], ...first.map(([descriptor]) => [descriptor, `AP ${percent(rowOf(descriptor, method.value)?.setups[setup.value].queries[name])} %`])]))),
+      ...first.flatMap(([descriptor, ranked]) => [make("h3", {}, descriptor), make("div", {class: "found"}, ...ranked.map(foundPhoto))]));
+  }
+
+  const KINDS = {positive: "registered", junk: "elsewhere", negative: ""};
+  function foundPhoto([photo, kind], place) {
+    const source = data.found.pictures[photo];
+    return make("figure", {class: "card result", title: photo}, source ? make("img", {src: source, alt: photo, decoding: "async"}) : make("span", {class: "blank"}, "The photo is not here"),
+      make("figcaption", {class: "name"}, make("strong", {}, `${place + 1}`), ` ${photo}`), make("span", {class: "caption"}, make("span", {class: `state ${KINDS[kind]}`}, kind)));
+  }
+
+  section("queries", "Each query", `Average precision in per cent.${answers ? " Choose a query to see the first photos found for it." : " The photos found are shown where they are given: --images FOLDER."}`, make("div", {class: "controls"}, make("label", {}, "Method", method), setups.length > 1 ? make("label", {}, "Setup", setup) : null), curves, queries, answers);
   show();
 }
 
-section("options", "Descriptors and versions", null, make("div", {class: "grid"},
-  ...Object.entries(data.descriptors).map(([name, said]) => make("div", {class: "card"}, make("h3", {}, name), facts(Object.entries(said).flatMap(([key, value]) =>
-    value && typeof value === "object" ? Object.entries(value).filter(([, inner]) => typeof inner !== "object").map(([inner, one]) => [`${key} ${inner}`, one]) : [[key, value === "" ? "none" : value]])))),
-  make("div", {class: "card"}, make("h3", {}, "Versions that made this page"), facts(Object.entries(data.versions)))));
+section("options", "Descriptors and versions", null, provenance(data.descriptors, data.versions));

@@ -1,0 +1,181 @@
+"""The page about an evaluation on patches or on photos of known geometry: a table of each measure, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hardnet_sfm.versions import versions
+
+Values = Mapping[str, Mapping[str, float]]
+
+_MEAN = "mean"
+_SHARE = {"low": 0, "high": 1, "ticks": [0, 0.2, 0.4, 0.6, 0.8, 1]}
+_NUMBERS = {"form": ".3f", "lower_is_better": False, "mark": ""}
+
+
+def scores_data(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of what `evaluate brown`, `w1bs`, `hpatches`, `homography` or `pairs` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is something else.
+    """
+    marked = {name: {tuple(cell) for cell in cells} for name, cells in table["marked"].items()}
+    measures = [
+        _measure(name, values, table["tables"][name], table["across"], marked.get(name, set()))
+        for name, values in table["measures"].items()
+    ]
+    return {
+        "data_set": table["data_set"],
+        "notes": list(table["notes"]),
+        "measures": measures,
+        "details": [
+            _measure(name, of(table[name]), {**_NUMBERS, "title": title}, True, set())
+            for name, (title, of) in _DETAILS.items()
+            if name in table and isinstance(next(iter(table[name].values()), None), Mapping)
+        ],
+        "curves": [curve(table[name]) for name, curve in _CURVES.items() if name in table],
+        "descriptors": table["descriptors"],
+        "versions": versions(),
+    }
+
+
+def _measure(
+    name: str, values: Values, about: Mapping[str, Any], across: bool, marked: set[tuple[str, ...]]
+) -> dict[str, Any]:
+    """A table of descriptors, and of the columns that any of them has.
+
+    `values` has a row of each descriptor; `across` says that the page is to turn them into columns.
+    """
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    form = about["form"]  # ".1%" or ".3f"
+    return {
+        "name": name,
+        "title": about["title"],
+        "digits": int(form[1:-1]),
+        "per_cent": form.endswith("%"),
+        "lower_is_better": about["lower_is_better"],
+        "mark": about["mark"],
+        "across": across,
+        "columns": columns,
+        "descriptors": list(values),
+        "values": [[row.get(column) for column in columns] for row in values.values()],
+        "marked": [[(descriptor, column) in marked for column in columns] for descriptor in values],
+    }
+
+
+def _flat(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Values:
+    """By descriptor, then by the names of both inner levels."""
+    return {
+        descriptor: {f"{outer} {inner}": value for outer, of in row.items() for inner, value in of.items()}
+        for descriptor, row in values.items()
+    }
+
+
+# What the tables are means of, by its name in the file.
+_DETAILS: dict[str, tuple[str, Callable[[Any], Values]]] = {
+    "pairs": ("mAUC of each pair", dict),
+    "verification_auc": ("verification, area under the receiver operating characteristic", dict),
+    "matching_by_sequence": ("matching, average precision of each sequence", _flat),
+}
+
+
+def _receiver_operating_characteristic(rates: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Recall over false positive rate; beyond twice the rate at 95 % recall nothing is left to be seen."""
+    recalls = [(step + 1) / 100 for step in range(100)]
+    at_95 = max(rate[94] for row in rates.values() for rate in row.values())
+    high = min(1.0, max(0.02, 2 * at_95))
+    return _curves(
+        "Receiver operating characteristic",
+        "Recall over the false positive rate: FPR95 is the rate where a curve crosses 0.95.",
+        {"low": 0, "high": high, "title": "false positive rate"},
+        _SHARE,
+        {
+            descriptor: {
+                column: _points([(x, y) for x, y in zip(rate, recalls, strict=True) if x <= high])
+                for column, rate in row.items()
+            }
+            for descriptor, row in rates.items()
+        },
+    )
+
+
+def _accuracy(accuracies: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Matching accuracy over thresholds of 1 to 10 pixels."""
+    return _over_pixels(
+        "Matching accuracy", "Share of the matches that are right within so many pixels.", 1, accuracies
+    )
+
+
+def _recall(recalls: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Recall of marked correspondences over thresholds of 0 to 19 pixels."""
+    lead = "Share of the marked correspondences that agree within so many pixels with the geometry that was estimated."
+    return _over_pixels("Recall of true correspondences", lead, 0, recalls)
+
+
+def _over_pixels(title: str, lead: str, first: int, shares: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Shares over whole pixels from `first` on, of each column and of their mean."""
+    lengths = {len(curve) for row in shares.values() for curve in row.values()}
+    (count,) = lengths
+    pixels = range(first, first + count)
+    means = {
+        name: {_MEAN: [sum(at) / len(at) for at in zip(*row.values(), strict=True)], **row}
+        for name, row in shares.items()
+    }
+    return _curves(
+        title,
+        lead,
+        {"low": first, "high": pixels[-1], "title": "threshold, px", "ticks": list(pixels)},
+        _SHARE,
+        {
+            descriptor: {column: _points(list(zip(pixels, curve, strict=True))) for column, curve in row.items()}
+            for descriptor, row in means.items()
+        },
+    )
+
+
+def _retrieval(by_pool: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Mean average precision of retrieval over the size of the pool, of each level and of their mean."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for descriptor, row in by_pool.items():
+        levels = found[descriptor] = {}
+        for name, value in row.items():
+            level, _, pool = name.rpartition(" ")
+            levels.setdefault(level, {})[int(pool)] = value
+        mean = {
+            pool: sum(level[pool] for level in levels.values()) / len(levels) for pool in next(iter(levels.values()))
+        }
+        found[descriptor] = {_MEAN: mean, **levels}
+    pools = list(found[next(iter(found))][_MEAN])
+    return _curves(
+        "Retrieval",
+        "Mean average precision over the number of distractors that a patch is to be told from.",
+        {"low": min(pools), "high": max(pools), "title": "size of the pool", "log": True, "ticks": pools},
+        _SHARE,
+        {
+            descriptor: {level: _points(list(of.items())) for level, of in levels.items()}
+            for descriptor, levels in found.items()
+        },
+    )
+
+
+def _points(pairs: list[tuple[float, float]]) -> dict[str, list[float]]:
+    return {"x": [round(x, 6) for x, _ in pairs], "y": [round(y, 6) for _, y in pairs]}
+
+
+def _curves(title: str, lead: str, x: Mapping[str, Any], y: Mapping[str, Any], of: Mapping[str, Any]) -> dict[str, Any]:
+    """One chart for each column, a line in it for each descriptor."""
+    columns = list(dict.fromkeys(column for row in of.values() for column in row))
+    series = {
+        column: [{"name": descriptor, **row[column]} for descriptor, row in of.items() if column in row]
+        for column in columns
+    }
+    return {"title": title, "lead": lead, "x": dict(x), "y": dict(y), "series": series}
+
+
+_CURVES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "false_positives_by_recall": _receiver_operating_characteristic,
+    "accuracy_by_threshold": _accuracy,
+    "recall_by_threshold": _recall,
+    "retrieval_by_pool": _retrieval,
+}
