@@ -160,7 +160,9 @@ def test_scores_are_the_networks_of_the_patches_of_each_candidate(
     assert isinstance(network, PairNetwork)
     with FeatureStore(place / "features.h5") as store:
         Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
-        (candidates, scores) = seen[0]
+        monkeypatch.setattr(rescore_module, "fast_type", lambda _: torch.float32)
+        Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
+        (_, fast), (candidates, scores) = seen
         descriptors = [torch.from_numpy(store.descriptors(of).copy()).float() for of in PAIR]
         patches = [patches_of(place, store, of) for of in PAIR]
     assert candidates.tolist() == short_lists(*descriptors, 1).tolist()
@@ -170,6 +172,8 @@ def test_scores_are_the_networks_of_the_patches_of_each_candidate(
             expected = network(patches[0][i : i + 1], patches[1][j : j + 1]).item()
             assert scores[row] == pytest.approx(expected, abs=2e-4, rel=1e-3)
     assert scores.std() > 0.01
+    # Layers in bfloat16 round to one part in 256, each.
+    np.testing.assert_allclose(fast, scores, rtol=0.02, atol=0.05)
 
 
 def matched(

@@ -55,7 +55,8 @@ class Architecture:
         dropout: default probability; None where the network has none.
         unit_length: whether its descriptors have length 1 as they come; if not they are scaled to it for use, as the
             stores, matching and retrieval want them.
-        reduced_precision: whether it keeps its accuracy in half precision, once `fused()`.
+        reduced_precision: whether it keeps its accuracy where its layers are computed in half precision.
+        normalised: whether it has batch normalisation, which `fused()` folds into its convolutions for inference.
         supervised: modules whose outputs L2-Net's loss looks at, too.
         shaped_as: the network with room for given weights, where sizes are learned, too, and each file has its own.
     """
@@ -72,7 +73,8 @@ class Architecture:
     learning_rate: float = _PLAIN
     dropout: float | None = None
     unit_length: bool = True
-    reduced_precision: bool = False
+    reduced_precision: bool = True
+    normalised: bool = False
     supervised: tuple[str, ...] = ()
     shaped_as: Callable[[Mapping[str, Tensor]], nn.Module] | None = None
 
@@ -113,7 +115,7 @@ def _l2net(
         gain=0.6,
         learning_rate=_NORMALISED,
         dropout=0.1,
-        reduced_precision=True,
+        normalised=True,
         # The first and the last batch normalisation.
         supervised=tuple(f"{tower}features.{number}" for tower in towers for number in (1, 20)),
     )
@@ -134,6 +136,7 @@ _ALL = (
         128,
         "global-margin",
         "gradients by the 0.8 quantile of their magnitudes",
+        reduced_precision=False,
         shaped_as=ConvexOpt.shaped_as,
     ),
     Architecture("deepdesc", "DeepDesc", DeepDesc, 64, "l2", 128, "mined-contrastive", gain=_TANH, unit_length=False),

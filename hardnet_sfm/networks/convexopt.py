@@ -127,7 +127,7 @@ class ConvexOpt(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         features = self.features(patches, self.regions) * self.weights.sqrt()
-        described = features.flatten(1) @ self.projection.T
+        described = (features.flatten(1) @ self.projection.T).float()
         # A patch without any gradient would be 0/0: it gets a descriptor of its own.
         flat = described.square().sum(1, keepdim=True) == 0
         return nn.functional.normalize(torch.where(flat, torch.ones_like(described), described), dim=1)

@@ -87,7 +87,7 @@ class SiameseL2(nn.Module):
         self.features = _tower(1)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return nn.functional.normalize(self.features(_centred(patches)), dim=1)
+        return nn.functional.normalize(self.features(_centred(patches)).float(), dim=1)
 
 
 class Siamese(PairNetwork):
@@ -141,7 +141,7 @@ class SiameseTwoStreamL2(nn.Module):
         self.centre, self.surround = _stream(), _stream()
 
     def forward(self, patches: Tensor) -> Tensor:
-        return nn.functional.normalize(_two_streams(self.centre, self.surround, patches), dim=1)
+        return nn.functional.normalize(_two_streams(self.centre, self.surround, patches).float(), dim=1)
 
 
 class SiameseTwoStream(PairNetwork):

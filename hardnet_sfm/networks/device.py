@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 
 from hardnet_sfm.errors import UsageError
@@ -25,3 +27,8 @@ def fast_type(device: str) -> torch.dtype:
     # Without the CPU's own bfloat16 instructions torch emulates them, slower than float32.
     able = torch.cpu.get_capabilities()
     return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+
+
+def in_type(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Within it layers are computed in the type; what needs float32, as norms and softmax, stays in it."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
