@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
@@ -30,6 +30,7 @@ from hardnet_sfm.colmap.database import (
     write_fact,
 )
 from hardnet_sfm.colmap.log import native_log
+from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError, UsageError
@@ -582,3 +583,75 @@ class TestModel:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(HardnetSfmError, match=f"{tmp_path}: the model is damaged"):
             Model.read(tmp_path)
+
+
+class TestLastAdjustment:
+    """On COLMAP's synthetic cameras and points, whose observations are spoilt."""
+
+    MAPPING = Mapping("incremental", False, 3, 1, 0)
+
+    @staticmethod
+    def spoilt(seed: int, wrong: float) -> tuple[pycolmap.Reconstruction, NDArray[np.float64]]:
+        """A model whose observations are 0.3 pixels off, and a share of them 3, and the true camera centres."""
+        pycolmap.set_random_seed(seed)
+        options = pycolmap.SyntheticDatasetOptions(
+            num_rigs=1, num_cameras_per_rig=1, num_frames_per_rig=8, num_points3D=300, num_points2D_without_point3D=0
+        )
+        model, rng = pycolmap.synthesize_dataset(options), np.random.default_rng(seed)
+        for number in model.reg_image_ids():
+            for point in model.image(number).points2D:
+                point.xy = point.xy + rng.normal(0, 3 if rng.random() < wrong else 0.3, 2)
+        return model, centres(model)
+
+    @staticmethod
+    def error(model: pycolmap.Reconstruction, truth: NDArray[np.float64]) -> float:
+        """Of the camera centres, once they are aligned."""
+        found = centres(model)
+        aligned = pycolmap.estimate_sim3d(found, truth)
+        assert aligned is not None
+        return float(np.linalg.norm(aligned * found - truth, axis=1).mean())
+
+    def test_wrong_observations_pull_less_than_on_squares(self) -> None:
+        plain, robust = [], []
+        for seed in range(4):
+            model, truth = self.spoilt(seed, wrong=0.1)
+            other = pycolmap.Reconstruction(model)
+            pycolmap.bundle_adjustment(model, pycolmap.BundleAdjustmentOptions(print_summary=False))
+            adjust_robustly(other, self.MAPPING)
+            plain.append(self.error(model, truth))
+            robust.append(self.error(other, truth))
+            assert other.compute_num_observations() == model.compute_num_observations()
+        assert np.mean(robust) < 0.7 * np.mean(plain)
+
+    def test_its_end_is_a_minimum_of_the_stated_loss(self) -> None:
+        model, _ = self.spoilt(0, wrong=0.1)
+        adjust_robustly(model, self.MAPPING)
+
+        def cost() -> float:
+            squares = []
+            for number in model.reg_image_ids():
+                image = model.image(number)
+                for point in image.points2D:
+                    projected = image.project_point(model.point3D(point.point3D_id).xyz)
+                    squares.append(((projected - point.xy) ** 2).sum())
+            return float((2 * (np.sqrt(1 + np.array(squares)) - 1)).sum())
+
+        least = cost()
+        rng = np.random.default_rng(0)
+        for number in list(model.points3D)[:40]:
+            point = model.point3D(number)
+            kept = point.xyz.copy()
+            point.xyz = kept + rng.normal(0, 0.01, 3)
+            assert cost() > least - 1e-4 * least
+            point.xyz = kept
+
+    def test_known_cameras_stay(self) -> None:
+        model, _ = self.spoilt(1, wrong=0.1)
+        before = {number: camera.params.copy() for number, camera in model.cameras.items()}
+        adjust_robustly(model, replace(self.MAPPING, fix_intrinsics=True))
+        for number, params in before.items():
+            np.testing.assert_array_equal(model.camera(number).params, params)
+
+
+def centres(model: pycolmap.Reconstruction) -> NDArray[np.float64]:
+    return np.array([model.image(number).projection_center() for number in sorted(model.reg_image_ids())])

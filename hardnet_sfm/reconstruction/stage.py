@@ -40,8 +40,8 @@ class MapOptions:
     """Known parameters of every camera in COLMAP's order and pixels, such as "f,cx,cy,k". Default: from EXIF."""
     fix_intrinsics: bool = False
     """Keep the cameras as given by --camera-params or EXIF."""
-    max_error: float = 4.0
-    """Largest error of an inlier of a verified pair, pixels."""
+    max_error: float = 2.0
+    """Largest error of an inlier of a verified pair, pixels. Higher for photos of strong distortion."""
     min_inliers: int = 15
     """Fewest inliers of a verified pair."""
     min_model_size: int = 3
