@@ -223,11 +223,12 @@ def cost_of_pairs(row: Competitor, resources: Resources) -> Values:
 
     from hardnet_sfm.matching.rescore import pair_network
     from hardnet_sfm.networks.device import resolve_device
+    from hardnet_sfm.networks.pairs import FastPairNetwork
     from hardnet_sfm.weights import load_network
 
     assert row.weights is not None
     loaded, device = load_network(row.weights), resolve_device(resources.device)
-    network = pair_network(loaded).to(device)
+    network = FastPairNetwork(pair_network(loaded), device)
     side = loaded.architecture.patch_size
     torch.set_num_threads(resources.threads)
     patches = torch.rand(_TIMED_PAIRS, 1, side, side, generator=torch.Generator().manual_seed(0)).to(device)

@@ -20,6 +20,7 @@ from hardnet_sfm.images import read_photo, resize_to_fit
 from hardnet_sfm.matching import rescore as rescore_module
 from hardnet_sfm.matching.rescore import Rescorer, best_of_both, short_lists
 from hardnet_sfm.matching.stage import MatchOptions, match
+from hardnet_sfm.networks import pairs as pairs_module
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.patches import extract_patches
@@ -160,7 +161,7 @@ def test_scores_are_the_networks_of_the_patches_of_each_candidate(
     assert isinstance(network, PairNetwork)
     with FeatureStore(place / "features.h5") as store:
         Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
-        monkeypatch.setattr(rescore_module, "fast_type", lambda _: torch.float32)
+        monkeypatch.setattr(pairs_module, "fast_type", lambda _: torch.float32)
         Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
         (_, fast), (candidates, scores) = seen
         descriptors = [torch.from_numpy(store.descriptors(of).copy()).float() for of in PAIR]

@@ -13,6 +13,7 @@ from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import Descriptor
 from hardnet_sfm.matching.rescore import pair_network
 from hardnet_sfm.networks.device import resolve_device
+from hardnet_sfm.networks.pairs import FastPairNetwork
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.patches import read_patches
@@ -71,7 +72,7 @@ class HeldOut:
             UsageError: it is one that describes them.
         """
         device, size = resolve_device(resources.device), loaded.architecture.patch_size
-        network = pair_network(loaded).to(device)
+        network = FastPairNetwork(pair_network(loaded), device)
         found = []
         for number in range(BATCHES):
             batch = self._sampler(number)

@@ -16,8 +16,7 @@ from torch import Tensor
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import read_photo, resize_to_fit
 from hardnet_sfm.keypoints import Matches
-from hardnet_sfm.networks.device import fast_type, in_type
-from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.networks.pairs import FastPairNetwork, PairNetwork
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.weights import LoadedNetwork
@@ -77,9 +76,7 @@ class Rescorer:
         if not images.is_dir():
             raise HardnetSfmError(f"no folder of photos at {images}", "Say where they are now with --images.")
         self._features, self._images, self._loaded = features, images, loaded
-        network = pair_network(loaded).to(device)
-        self._network: PairNetwork = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._dtype = fast_type(device)
+        self._network = FastPairNetwork(pair_network(loaded), device)
         # What depends on one patch alone is computed once, if it is less to keep than the patch.
         self._describes_first = loaded.architecture.metric == "metric network"
         self._short_list, self._max_distance = short_list, max_distance
@@ -109,9 +106,8 @@ class Rescorer:
         for rows in torch.split(candidates, self._batch):
             pair = [kept.index_select(0, rows[:, side]) for side, kept in enumerate(sides)]
             if not self._describes_first:
-                pair = [self._described(patches, side) for side, patches in enumerate(pair)]
-            with in_type(self._device, self._dtype):
-                scores.append(self._network.compare(*pair).float().cpu().numpy())
+                pair = [self._network.describe(patches.float() / 255, side) for side, patches in enumerate(pair)]
+            scores.append(self._network.compare(*pair).cpu().numpy())
         return np.concatenate(scores)
 
     @torch.inference_mode()
@@ -131,13 +127,8 @@ class Rescorer:
         patches = torch.from_numpy(cut).unsqueeze(1).to(self._device)
         if not self._describes_first:
             return patches
-        return torch.cat([self._described(batch, side) for batch in torch.split(patches, self._batch)])
-
-    def _described(self, patches: Tensor, side: int) -> Tensor:
-        """What the network makes of (N, 1, S, S) uint8 patches alone."""
-        inputs = (patches.float() / 255).contiguous(memory_format=torch.channels_last)
-        with in_type(self._device, self._dtype):
-            return self._network.describe(inputs, side)
+        described = [self._network.describe(batch.float() / 255, side) for batch in torch.split(patches, self._batch)]
+        return torch.cat(described)
 
 
 class _Once:
