@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Computations as small as in tests gain nothing by threads, which wait for each other and for the tests beside them.
+# To be said before any of the libraries is loaded; what tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
