@@ -16,8 +16,10 @@ import pytest
 import torch
 from browser import launched
 
+import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.scene import Scene, render
+from hardnet_sfm.workspace import Workspace
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -46,6 +48,20 @@ def indexed(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFa
     workspace = tmp_path_factory.mktemp("indexed")
     main(f"index {small_scene[0]} --workspace {workspace} --max-keypoints 300 --words 200".split())
     return workspace
+
+
+@pytest.fixture(scope="session")
+def made(small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The small scene reconstructed. Tests must not write into it. Its model is what one thread always makes."""
+    place = Workspace(tmp_path_factory.mktemp("made"))
+    hardnet_sfm.reconstruct(
+        small_scene[0],
+        place.root,
+        extract_options=hardnet_sfm.ExtractOptions(descriptor="rootsift", max_keypoints=1500),
+        map_options=hardnet_sfm.MapOptions(camera_mode="single"),
+        resources=hardnet_sfm.Resources(workers=1),
+    )
+    return place
 
 
 @pytest.fixture(scope="module")
