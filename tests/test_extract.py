@@ -184,7 +184,10 @@ def test_facts_about_each_photo_are_kept(images: Path, features: Path) -> None:
         assert store.header["options"]["max_keypoints"] == 100
 
 
-@pytest.mark.parametrize(("detector", "descriptor"), [("opencv-dog", "rootsift"), ("dog", "hardnet")])
+@pytest.mark.parametrize(
+    ("detector", "descriptor"),
+    [("opencv-dog", "rootsift"), pytest.param("dog", "hardnet", marks=pytest.mark.slow)],
+)
 def test_the_result_does_not_depend_on_the_number_of_workers(
     detector: str, descriptor: str, images: Path, tmp_path: Path, random_weights: Path
 ) -> None:
@@ -250,7 +253,11 @@ def test_photos_are_never_written_to(images: Path, features: Path) -> None:
     [
         ({"max_keypoints": 90}, "max_keypoints 100 -> 90"),
         ({"upright": True}, "upright False -> True"),
-        ({"detector": "dog", "edge_threshold": 12.0}, "detector opencv-dog -> dog, edge_threshold 10.0 -> 12.0"),
+        pytest.param(
+            {"detector": "dog", "edge_threshold": 12.0},
+            "detector opencv-dog -> dog, edge_threshold 10.0 -> 12.0",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_changed_options_recompute_everything_and_the_report_says_which(

@@ -483,6 +483,7 @@ class TestSources:
         first, last = pairs_of(again)[::3].T
         assert np.mean(correlations(again.patches[first], again.patches[last])) > 0.8
 
+    @pytest.mark.slow
     def test_photos_stored_on_their_side(
         self, small_scene: tuple[Path, Scene], mined: PatchSet, tmp_path: Path
     ) -> None:

@@ -144,6 +144,7 @@ def test_global_mapper_recovers_the_cameras_and_keeps_the_database(
     assert dump(place.database) == before
 
 
+@pytest.mark.slow
 def test_global_mapper_finds_the_focal_length(made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
     scene = small_scene[1]
     wrong = f"{3 * scene.focal_length},{scene.size[0] / 2},{scene.size[1] / 2},0"
@@ -337,6 +338,7 @@ def test_names_with_spaces_umlauts_and_equal_base_names(small_scene: tuple[Path,
     assert "database.db" in written and "pairs.txt" not in written
 
 
+@pytest.mark.slow
 def test_webp_photos_are_mapped_with_their_colours(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -350,6 +352,7 @@ def test_webp_photos_are_mapped_with_their_colours(small_scene: tuple[Path, Scen
     assert not (tmp_path / "out/.readable").exists()
 
 
+@pytest.mark.slow
 def test_turned_photos_share_the_camera_of_upright_ones(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
     """A photo stored on its side, with an EXIF orientation that says so, is reconstructed as if it were not."""
     from PIL import Image
@@ -518,6 +521,7 @@ def test_photos_that_do_not_overlap_say_what_was_found(tmp_path: Path) -> None:
     assert summary["models"] == [] and set(summary["unregistered"].values()) == {"no verified pairs"}
 
 
+@pytest.mark.slow
 def test_corrupt_photo_is_skipped_and_listed(
     small_scene: tuple[Path, Scene], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
