@@ -216,7 +216,7 @@ def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.in
                 file.create_dataset(name, data=getattr(patch_set, name))
             stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8).id
             place = stored.get_space()
-            # Not `dataset[rows] = patches`: a photo's rows are mostly apart, and h5py takes 0.14 ms for each of its own.
+            # Not `dataset[rows] = patches`: a photo's rows are mostly apart, and h5py takes 0.14 ms to understand each.
             for rows, patches in blocks:
                 for run in _runs(rows):
                     block = np.ascontiguousarray(patches[run])
