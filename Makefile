@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process a core, each with one thread (tests/conftest.py). Each takes from the others what they have not begun.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test unit lint docs clean
 
@@ -16,10 +18,10 @@ demo: $(STAMP)
 	$(BIN)/hardnet-sfm demo --workspace demo-out
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

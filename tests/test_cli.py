@@ -122,11 +122,12 @@ def test_runs_as_a_module() -> None:
     assert run.stdout.strip() == f"hardnet-sfm {__version__}"
 
 
-def test_debug_shows_where_an_error_came_from() -> None:
-    command = [sys.executable, "-m", "hardnet_sfm", "info", "/nowhere"]
-    short = subprocess.run(command, capture_output=True, text=True)
-    assert short.returncode == 1 and "Traceback" not in short.stderr
-    assert "Traceback" in subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
+def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python prints the traceback of what comes out of `main`."""
+    status, text = said_by(["info", "/nowhere"], capsys)
+    assert status == 1 and "Traceback" not in text
+    with pytest.raises(HardnetSfmError):
+        main(["info", "/nowhere", "--debug"])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

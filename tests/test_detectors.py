@@ -69,9 +69,15 @@ def photo(small_scene: tuple[Path, Scene]) -> Grey:
     return read_photo(folder / scene.names[5]).grey
 
 
-def test_the_fast_detector_agrees_with_colmaps(photo: Grey) -> None:
+@pytest.fixture(scope="module")
+def found(photo: Grey) -> dict[tuple[str, bool], Keypoints]:
+    """What each detector finds in the photo by default, turned and upright."""
+    return {(name, upright): detect(name, photo, upright=upright) for name in NAMES for upright in (False, True)}
+
+
+def test_the_fast_detector_agrees_with_colmaps(found: dict[tuple[str, bool], Keypoints]) -> None:
     """OpenCV by default doubles a photo so that everything moves by a quarter pixel; here it must not."""
-    ours, colmaps = detect("opencv-dog", photo), detect("dog", photo)
+    ours, colmaps = found["opencv-dog", False], found["dog", False]
     assert len(colmaps) > 2000
     pairs = []
     for number, near in enumerate(KDTree(ours.xy).query_ball_point(colmaps.xy, 0.5)):
@@ -141,8 +147,10 @@ def test_edge_threshold_means_the_same_for_both(photo: Grey) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_upright_keypoints_are_the_same_places_without_angles(photo: Grey, name: str) -> None:
-    turned, upright = detect(name, photo), detect(name, photo, upright=True)
+def test_upright_keypoints_are_the_same_places_without_angles(
+    found: dict[tuple[str, bool], Keypoints], name: str
+) -> None:
+    turned, upright = found[name, False], found[name, True]
     np.testing.assert_array_equal(upright.oris, 0)
     assert {*map(tuple, upright.xy.tolist())} == {*map(tuple, turned.xy.tolist())}
     assert len(turned) > 1.1 * len(upright)
@@ -150,11 +158,11 @@ def test_upright_keypoints_are_the_same_places_without_angles(photo: Grey, name:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("upright", [False, True])
-def test_no_keypoint_has_a_twin(photo: Grey, name: str, upright: bool) -> None:
+def test_no_keypoint_has_a_twin(found: dict[tuple[str, bool], Keypoints], name: str, upright: bool) -> None:
     """Twins have the same descriptor, so that each would be the other's second nearest and fail the ratio test."""
-    found = detect(name, photo, upright=upright)
-    rows = np.column_stack([found.xy, found.scales, found.oris])
-    assert len(np.unique(rows, axis=0)) == len(found)
+    keypoints = found[name, upright]
+    rows = np.column_stack([keypoints.xy, keypoints.scales, keypoints.oris])
+    assert len(np.unique(rows, axis=0)) == len(keypoints)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,8 +180,10 @@ def test_angles_are_those_of_the_gradient_from_x_towards_y_which_is_down(name: s
 
 
 @pytest.mark.parametrize("upright", [False, True])
-def test_max_keypoints_is_strict_and_keeps_the_highest_contrast(photo: Grey, upright: bool) -> None:
-    everything = detect("opencv-dog", photo, upright=upright)
+def test_max_keypoints_is_strict_and_keeps_the_highest_contrast(
+    photo: Grey, found: dict[tuple[str, bool], Keypoints], upright: bool
+) -> None:
+    everything = found["opencv-dog", upright]
     strongest = np.sort(everything.scores)[::-1]
     for most in (1, 100, 1111):
         kept = detect("opencv-dog", photo, most, upright=upright)
@@ -182,10 +192,12 @@ def test_max_keypoints_is_strict_and_keeps_the_highest_contrast(photo: Grey, upr
 
 
 @pytest.mark.parametrize("upright", [False, True])
-def test_max_keypoints_is_strict_and_keeps_the_largest_of_colmaps(photo: Grey, upright: bool) -> None:
+def test_max_keypoints_is_strict_and_keeps_the_largest_of_colmaps(
+    photo: Grey, found: dict[tuple[str, bool], Keypoints], upright: bool
+) -> None:
     """COLMAP stops at a level of its pyramid, and levels overlap: up to 4 % of what is left out is a little larger."""
-    everything = detect("dog", photo, upright=upright)
-    for most in (1, 100, 700, 1500):
+    everything = found["dog", upright]
+    for most in (1, 700, 1500):
         kept = detect("dog", photo, most, upright=upright)
         assert len(kept) == most
         largest = np.sort(everything.scales)[::-1][:most]
@@ -196,15 +208,17 @@ def test_max_keypoints_is_strict_and_keeps_the_largest_of_colmaps(photo: Grey, u
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_frames_are_the_circle_of_one_sigma_turned_by_the_angle(photo: Grey, name: str) -> None:
-    found = detect(name, photo)
-    assert found.affines is None
-    assert np.all((found.oris >= 0) & (found.oris < 360))
-    x_axis = found.frames()[:, :, 0].astype(np.float64)
-    np.testing.assert_allclose(np.linalg.norm(x_axis, axis=1), found.scales, rtol=1e-5)
-    turns = np.degrees(np.arctan2(x_axis[:, 1], x_axis[:, 0])) - found.oris
+def test_frames_are_the_circle_of_one_sigma_turned_by_the_angle(
+    found: dict[tuple[str, bool], Keypoints], name: str
+) -> None:
+    keypoints = found[name, False]
+    assert keypoints.affines is None
+    assert np.all((keypoints.oris >= 0) & (keypoints.oris < 360))
+    x_axis = keypoints.frames()[:, :, 0].astype(np.float64)
+    np.testing.assert_allclose(np.linalg.norm(x_axis, axis=1), keypoints.scales, rtol=1e-5)
+    turns = np.degrees(np.arctan2(x_axis[:, 1], x_axis[:, 0])) - keypoints.oris
     np.testing.assert_allclose((turns + 180) % 360 - 180, 0, atol=1e-3)
-    np.testing.assert_allclose(np.linalg.det(found.frames()), found.scales**2, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.det(keypoints.frames()), keypoints.scales**2, rtol=1e-4)
 
 
 def test_an_angle_just_below_zero_does_not_become_360(monkeypatch: pytest.MonkeyPatch, photo: Grey) -> None:
@@ -265,8 +279,8 @@ def test_the_same_photo_gives_the_same_keypoints_also_from_several_threads(
 ) -> None:
     """`extract` calls one detector from all its threads."""
     folder, scene = small_scene
-    photos = [read_photo(folder / name).grey for name in scene.names[:4]]
-    detector = make_detector(name, DetectorOptions(1000, 0.02 / 3, 10, upright=False, affine_shape=False))
+    photos = [np.ascontiguousarray(read_photo(folder / name).grey[:180, 120:360]) for name in scene.names[:4]]
+    detector = make_detector(name, DetectorOptions(300, 0.02 / 3, 10, upright=False, affine_shape=False))
     alone = [detector(grey) for grey in photos]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(detector, photos * 2))

@@ -155,6 +155,7 @@ class TestHeldOut:
 
 
 class TestCompare:
+    @pytest.mark.slow
     def test_figures_are_those_of_training_and_measuring_by_hand(
         self, patches: Path, hard: Path, tmp_path: Path
     ) -> None:

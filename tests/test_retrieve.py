@@ -238,6 +238,8 @@ def test_photos_deleted_or_changed_since_are_named_and_go_with_the_next_index(
 ) -> None:
     photos, work = tmp_path / "photos", tmp_path / "work"
     shutil.copytree(place / "photos", photos)
+    work.mkdir()
+    shutil.copy(place / "features.h5", work)  # of the same photos: nothing to compute
     common = ["--workspace", str(work), "--device", "cpu", "--max-keypoints", "300"]
     status, out, _ = said_by(["index", str(photos), *common, "--vocabulary", str(place)], capsys)
     assert status == 0 and "added 8, removed 0" in out

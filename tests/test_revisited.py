@@ -174,6 +174,10 @@ class Runs:
     def __reduce__(self) -> tuple[Any, ...]:
         return self.call[0], self.call[1:]
 
+    def __repr__(self) -> str:
+        """Without an address: it names a test, which has the same name in every process."""
+        return f"{self.call[0].__name__}{self.call[1:]}"
+
 
 class TestPlainPickle:
     @settings(max_examples=60)

@@ -214,10 +214,14 @@ def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.in
             file.attrs.update(facts)
             for name in _COLUMNS:
                 file.create_dataset(name, data=getattr(patch_set, name))
-            stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8)
+            stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8).id
+            place = stored.get_space()
+            # Not `dataset[rows] = patches`: a photo's rows are mostly apart, and h5py takes 0.14 ms to understand each.
             for rows, patches in blocks:
                 for run in _runs(rows):
-                    stored[rows[run.start] : rows[run.stop - 1] + 1] = patches[run]
+                    block = np.ascontiguousarray(patches[run])
+                    place.select_hyperslab((int(rows[run.start]), 0, 0), block.shape)
+                    stored.write(h5py.h5s.create_simple(block.shape), place, block)
     except (OSError, RuntimeError) as error:  # h5py has its own idea of a full disk
         raise HardnetSfmError(
             f"cannot write {path}: {error}", "Make room on the disk and run again: finished work is kept."
