@@ -645,6 +645,10 @@ class TestLastAdjustment:
             assert cost() > least - 1e-4 * least
             point.xyz = kept
 
+    def test_nothing_is_said_on_the_terminal(self, capfd: pytest.CaptureFixture[str]) -> None:
+        adjust_robustly(self.spoilt(0, wrong=0)[0], self.MAPPING)
+        assert capfd.readouterr() == ("", "")
+
     def test_known_cameras_stay(self) -> None:
         model, _ = self.spoilt(1, wrong=0.1)
         before = {number: camera.params.copy() for number, camera in model.cameras.items()}

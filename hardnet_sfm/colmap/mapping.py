@@ -83,7 +83,12 @@ def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> None:
     options.ceres.loss_function_scale = _FULL_WEIGHT
     options.ceres.solver_options.function_tolerance = _CONVERGED
     options.ceres.solver_options.num_threads = mapping.threads
-    pycolmap.bundle_adjustment(model, options)
+    adjusted = pycolmap.BundleAdjustmentConfig()
+    for image in model.reg_image_ids():
+        adjusted.add_image(image)
+    adjusted.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    # Not `pycolmap.bundle_adjustment`, which writes to the terminal whatever the log is set to.
+    pycolmap.create_default_bundle_adjuster(options, adjusted, model).solve()
     model.update_point_3d_errors()
 
 
