@@ -91,9 +91,9 @@ def test_gpus_assign_where_faiss_has_them(place: Path, tmp_path: Path, monkeypat
 
 def test_many_words_are_assigned_approximately_and_the_recall_is_measured(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    photos = {"b.jpg": (keypoints_of(random, 9000), unit_rows(random, 9000))}
+    photos = {"b.jpg": (keypoints_of(random, 5000), unit_rows(random, 5000))}
     report = vocabulary(
-        store_of(tmp_path / "features.h5", photos), tmp_path / "v", VocabularyOptions(words=4500, iterations=1)
+        store_of(tmp_path / "features.h5", photos), tmp_path / "v", VocabularyOptions(words=4200, iterations=1)
     )
     words = Vocabulary.open(tmp_path / "v")
     exact = faiss.IndexFlatL2(128)
