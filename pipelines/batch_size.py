@@ -21,8 +21,8 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.sampling import SamplingOptions
-from hardnet_sfm.training.stage import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.mine import mine
 from hardnet_sfm.training.observations import MineOptions
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.options import TrainOptions
+from hardnet_sfm.training.stage import train
 from hardnet_sfm.workspace import Workspace, read_json
 
 said = Console(highlight=False)

@@ -27,11 +27,12 @@ from hardnet_sfm.networks.convexopt import ConvexOpt, PooledGradients
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.convex import ConvexOptions, learn_convexopt, learn_projection, learn_weights
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, write_patches
 from hardnet_sfm.training.pooling import PooledPairs, candidate_rings
 from hardnet_sfm.training.rda import DualAverage, low_rank_step, margin_hinge, sparse_step
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.stage import train
 from hardnet_sfm.weights import load_network, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,9 +17,10 @@ from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, 
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.losses import LOSSES
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.stage import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 

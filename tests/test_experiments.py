@@ -29,9 +29,10 @@ from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, stage
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.stage import train
 from hardnet_sfm.training.validation import BATCHES, held_out_sampler, measures_of, validated
 from hardnet_sfm.weights import LoadedNetwork, read_weights
 

@@ -20,10 +20,11 @@ from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.module import Batches, Budget, NetworkTraining
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.ranks import joined, rank
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.stage import train
 from hardnet_sfm.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -30,9 +30,10 @@ from hardnet_sfm.training import losses, stage
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown import write_brown
 from hardnet_sfm.training.module import Budget, NetworkTraining
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.stage import train
 from hardnet_sfm.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,8 +20,9 @@ from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.augment import augmented
 from hardnet_sfm.training.module import Budget, NetworkTraining
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.stage import train
 from hardnet_sfm.weights import load_network, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,8 @@ from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training.stage import TrainOptions, train
+from hardnet_sfm.training.options import TrainOptions
+from hardnet_sfm.training.stage import train
 from hardnet_sfm.workspace import digest, locked, read_json, replacing, write_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, matplotlib one; `--help` does without

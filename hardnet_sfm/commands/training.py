@@ -13,7 +13,7 @@ from hardnet_sfm.commands.common import Images, output, print_skipped
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.observations import MineOptions
-from hardnet_sfm.training.stage import TrainOptions
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.warps import WarpOptions
 
 

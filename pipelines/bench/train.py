@@ -27,9 +27,10 @@ from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions, augmented
+from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import NORM_BATCH, TrainOptions
+from hardnet_sfm.training.stage import NORM_BATCH
 
 FLOP_A_PAIR = 2 * 3 * 78e6
 _SIDE = 4096
