@@ -59,8 +59,6 @@ def map_database(
     else:
         _map_incrementally(database, images, manager, snapshot, mapping, on_registered)
     models = [manager.get(number) for number in range(manager.size())]
-    for model in models:
-        adjust_robustly(model, mapping)
     models.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
     shutil.rmtree(snapshot, ignore_errors=True)
     return [Model(model) for model in models if model.num_reg_images() > 0]

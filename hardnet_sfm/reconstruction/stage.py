@@ -196,7 +196,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
     from hardnet_sfm.colmap.cameras import readable_folder
     from hardnet_sfm.colmap.database import Database, read_fact
     from hardnet_sfm.colmap.log import native_log
-    from hardnet_sfm.colmap.mapping import Mapping, map_database
+    from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly, map_database
 
     with Database(workspace.database) as database:
         names = list(database.ids)
@@ -223,6 +223,8 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
         if any_verified:
             folder = readable_folder(images, names, workspace.readable)
             models = map_database(workspace.database, folder, snapshot, mapping, on_registered)
+            for model in models:
+                adjust_robustly(model.colmap, mapping)
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):
