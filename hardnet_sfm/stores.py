@@ -165,6 +165,10 @@ class FeatureStore(KeypointStore):
         width, height = self._read(name, "image_size")
         return int(width), int(height)
 
+    def shrunk(self, name: str) -> float:
+        """How many pixels of the photo one of those that keypoints were found in is, 1 where it was not shrunk."""
+        return max(1.0, max(self.size(name)) / float(self.header["options"]["max_image_size"]))
+
     def orientation(self, name: str) -> int:
         """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""
         return int(self.index[name]["exif_orientation"])

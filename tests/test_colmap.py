@@ -384,6 +384,17 @@ def inliers(database: Database, pair: Pair) -> NDArray[np.uint32]:
 class TestVerification:
     HOW = Verification(max_error=4, min_inliers=15, seed=3)
 
+    def test_errors_are_counted_in_pixels_of_the_shrunk_photo(self, matched: Matched, tmp_path: Path) -> None:
+        """Of a pair the photo that was shrunk more counts: where two pixels are one, half the error is the same."""
+        other, (first, second) = Path(shutil.copy(matched.path, tmp_path / "other.db")), matched.pairs[0]
+        half = replace(self.HOW, max_error=self.HOW.max_error / 2)
+        with Database(matched.path) as whole, Database(other) as shrunk:
+            list(whole.verify(matched.pairs[:2], self.HOW, threads=1))
+            list(shrunk.verify(matched.pairs[:2], half, threads=1, pixels={first: 1.0, second: 2.0}))
+            np.testing.assert_array_equal(inliers(shrunk, matched.pairs[0]), inliers(whole, matched.pairs[0]))
+            assert second not in matched.pairs[1]
+            assert len(inliers(shrunk, matched.pairs[1])) < len(inliers(whole, matched.pairs[1]))
+
     @pytest.mark.parametrize("how", [HOW, Verification(max_error=1, min_inliers=95, seed=0)])
     def test_is_colmaps_own(self, matched: Matched, tmp_path: Path, how: Verification) -> None:
         theirs, listed = Path(shutil.copy(matched.path, tmp_path / "theirs.db")), tmp_path / "pairs.txt"

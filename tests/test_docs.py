@@ -102,8 +102,9 @@ def test_drawings_are_what_their_script_draws() -> None:
 def test_options_are_read_from_help() -> None:
     page = loaded(ROOT / "docs" / "hooks.py").command_line()
     rows = {line for line in page.splitlines() if line.startswith("|")}
-    said = "Largest error of an inlier of a verified pair, pixels. Higher for photos of strong distortion."
-    assert f"| `--max-error FLOAT` | {said} | `2.0` |" in rows
+    said = "Largest error of an inlier of a verified pair, pixels of the photo as keypoints were found in it, "
+    said += "shrunk if it is large. Higher for photos of strong distortion."
+    assert f"| `--max-error FLOAT` | {said} | `1.5` |" in rows
     assert "| `IMAGES` | Folder of photos, searched recursively, never written to. |  |" in rows
     assert any(row.startswith("| `--vocabulary ") for row in rows)
     assert "## reconstruct\n\nPhotos to a COLMAP model" in page and "### evaluate oxford5k\n" in page

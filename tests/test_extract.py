@@ -435,6 +435,7 @@ def test_keypoints_of_shrunk_photos_are_in_pixels_of_the_photo_as_it_is(
     with FeatureStore(stores[largest]) as shrunk, FeatureStore(stores[3200]) as full:
         for name in full.names():
             assert shrunk.size(name) == full.size(name) == (480, 360)
+            assert (shrunk.shrunk(name), full.shrunk(name)) == (480 / largest, 1)
             few, many = shrunk.keypoints(name), full.keypoints(name)
             distance, row = cKDTree(_place_and_scale(many)).query(_place_and_scale(few))
             assert np.mean(distance < 1.5) > 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -68,9 +68,19 @@ class Database:
         exists = self._database.exists_two_view_geometry
         return [pair for pair in pairs if not exists(self.ids[pair[0]], self.ids[pair[1]])]
 
-    def verify(self, pairs: list[Pair], how: Verification, threads: int) -> Iterator[Pair]:
-        """Estimates the two-view geometry of each pair; yields each that is done and safe on disk."""
-        options = how.options()
+    def verify(
+        self, pairs: list[Pair], how: Verification, threads: int, pixels: Mapping[str, float] | None = None
+    ) -> Iterator[Pair]:
+        """Estimates the two-view geometry of each pair; yields each that is done and safe on disk.
+
+        Args:
+            pairs: names of their photos.
+            how: of the estimation.
+            threads: to use.
+            pixels: how many of its pixels one of `how.max_error` is, for photos where it is not 1. Of a pair the larger
+                one counts.
+        """
+        pixels = pixels or {}
         cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
         camera_of = {image.name: cameras[image.camera_id] for image in self._database.read_all_images()}
         keypoints = {name: self._database.read_keypoints(number) for name, number in self.ids.items()}
@@ -78,6 +88,7 @@ class Database:
 
         def estimate(pair: Pair, rows: NDArray[np.uint32]) -> pycolmap.TwoViewGeometry:
             first, second = pair
+            options = how.scaled(max(pixels.get(name, 1.0) for name in pair)).options()
             return pycolmap.estimate_two_view_geometry(
                 camera_of[first], points[first], camera_of[second], points[second], rows, options
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
@@ -24,6 +24,10 @@ class Verification:
     max_error: float
     min_inliers: int
     seed: int
+
+    def scaled(self, pixels: float) -> Verification:
+        """The same for photos of so many pixels to each of `max_error`."""
+        return replace(self, max_error=pixels * self.max_error)
 
     def options(self) -> pycolmap.TwoViewGeometryOptions:
         """The same for COLMAP."""

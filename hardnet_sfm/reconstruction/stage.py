@@ -40,8 +40,9 @@ class MapOptions:
     """Known parameters of every camera in COLMAP's order and pixels, such as "f,cx,cy,k". Default: from EXIF."""
     fix_intrinsics: bool = False
     """Keep the cameras as given by --camera-params or EXIF."""
-    max_error: float = 2.0
-    """Largest error of an inlier of a verified pair, pixels. Higher for photos of strong distortion."""
+    max_error: float = 1.5
+    """Largest error of an inlier of a verified pair, pixels of the photo as keypoints were found in it, shrunk if it is
+    large. Higher for photos of strong distortion."""
     min_inliers: int = 15
     """Fewest inliers of a verified pair."""
     min_model_size: int = 3
@@ -187,7 +188,8 @@ def _make_database(
             due = database.unverified(pairs)
             how = Verification(options.max_error, options.min_inliers, options.seed)
             with progress("verify", len(pairs), len(pairs) - len(due)) as advance:
-                for first, second in database.verify(due, how, resources.threads):
+                pixels = {name: features.shrunk(name) for name in names}
+                for first, second in database.verify(due, how, resources.threads, pixels):
                     advance(note=f"{first} {second}")
     replace_database(beside, workspace.database)
 
