@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -13,6 +12,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,10 +22,24 @@ from rich.text import Text
 console = Console(stderr=True, highlight=False)
 
 
-class Advance(Protocol):
-    """Tells a running bar that `steps` more are done, and what is being worked on."""
+class Advance:
+    """A running bar."""
 
-    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        """`steps` more are done, and this is what is being worked on."""
+        self._bar.update(self._task, advance=steps, note=note[-28:])
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """The bar is off the terminal while the block runs, so that something can be printed."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
 
 
 class _Rate(ProgressColumn):
@@ -53,9 +67,4 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="")
-
-        def advance(steps: int = 1, note: str = "") -> None:
-            bar.update(task, advance=steps, note=note[-28:])
-
-        yield advance
+        yield Advance(bar, bar.add_task(title, total=total, completed=done, note=""))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does wi
 _TILTS = (2.0, 4.0)
 _ROTATION_STEP = 72.0
 _ENOUGH = 50
-# As COLMAP's own matcher and `map` verify pairs where nothing else is asked for.
+# As COLMAP's own matcher verifies; wider than `map` does, as keypoints of tilted views are less precise.
 _MAX_ERROR, _MIN_INLIERS, _SEED = 4.0, 15, 0
 # Photos whose views are kept ready, 0.8 KB a description in int8, 1.5 KB in float32: with the default tilts and 8192
 # keypoints 40 MB or 74 MB each.

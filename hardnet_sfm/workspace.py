@@ -113,8 +113,12 @@ def prepare_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, file: str = "") -> Iterator[None]:
     """Keeps other processes from writing into the same workspace while the block runs.
+
+    Args:
+        folder: the workspace.
+        file: to keep them from writing this file in it alone.
 
     The operating system lets the lock go when the process ends, however it ends. The same process may enter twice, so
     that a chain of stages holds the lock from its first stage to its last.
@@ -123,13 +127,15 @@ def locked(folder: Path) -> Iterator[None]:
         HardnetSfmError: another process holds it, or the folder cannot be written to.
     """
     prepare_folder(folder)
-    lock = FileLock(folder / ".lock", is_singleton=True)
+    lock = FileLock(folder / f".{file}.lock" if file else folder / ".lock", is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise HardnetSfmError(
-            f"another hardnet-sfm run is working in {folder}",
-            "Wait for it to end, or give this run its own --workspace.",
+            f"another hardnet-sfm run is writing {folder / file}"
+            if file
+            else f"another hardnet-sfm run is working in {folder}",
+            f"Wait for it to end, or give this run its own {'--output' if file else '--workspace'}.",
         ) from error
     except OSError as error:
         raise HardnetSfmError(f"cannot lock {folder}: {error.strerror}", "Choose another --workspace.") from error

@@ -667,8 +667,8 @@ def test_extract_killed_at_random_moments_ends_as_if_never_interrupted(
         assert contents(path) == expected
 
 
-def _hold(folder: Path, pipe: Connection) -> None:
-    with locked(folder):
+def _hold(folder: Path, pipe: Connection, file: str = "") -> None:
+    with locked(folder, file):
         pipe.send("locked")
         pipe.recv()
 
@@ -690,6 +690,20 @@ def test_a_second_process_in_the_same_workspace_gets_a_clear_error(
         # A killed run holds nothing: the operating system has let go of its lock.
         with locked(path.parent):
             pass
+
+
+def _hold_a(folder: Path, pipe: Connection) -> None:
+    _hold(folder, pipe, "a.h5")
+
+
+def test_files_of_one_folder_are_locked_one_by_one(tmp_path: Path) -> None:
+    with running(_hold_a, tmp_path) as (_, pipe):
+        assert pipe.recv() == "locked"
+        with locked(tmp_path, "b.h5"), locked(tmp_path):
+            pass
+        with pytest.raises(HardnetSfmError) as raised, locked(tmp_path, "a.h5"):
+            pass
+        assert raised.value.message.endswith(f"is writing {tmp_path / 'a.h5'}") and "--output" in raised.value.hint
 
 
 def test_the_same_process_may_lock_a_workspace_twice(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Doctor:
 
     store: Annotated[Path | None, Positional, arg(metavar="STORE")] = None
     """Features to check: features.h5, a file of another program in hloc's layout, or a workspace. Default: check the
-    installation, with a self test of seconds."""
+    installation, with a short self test."""
     images: Path | None = None
     """Folder of the store's photos, by which conventions are told for certain. Default: where the store says."""
     json: bool = False

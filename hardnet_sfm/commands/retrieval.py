@@ -145,9 +145,11 @@ class Retrieve:
                     if len(queries) == 1 or not query.is_file():
                         raise
                     failed.append(error.message)
-                    errors.print(f"[yellow]skipped:[/] {escape(error.message)}", soft_wrap=True)
+                    with advance.hidden():
+                        errors.print(f"[yellow]skipped:[/] {escape(error.message)}", soft_wrap=True)
                 else:
-                    self._print(query, results, index)
+                    with advance.hidden():
+                        self._print(query, results, index)
                     if self.montage is not None or self.report is not None:
                         answers.append(Answer(query, results, self.bbox))
                 advance(note=query.name)

@@ -125,7 +125,7 @@ def mine(
             "Where most have no keypoint, features or database belong to another model; else weaken the filter.",
         )
     columns = _columns(tracks, views, selection)
-    with locked(output.parent):
+    with locked(output.parent, output.name):
         computed = _cut_all(tracks, views, columns, images, output, options, resources.threads)
     return MineReport(
         photos=len(columns),

@@ -313,7 +313,7 @@ def warp(
     made_of = {**recipe, "fingerprint": digest(prints)}
     skipped: dict[str, str] = {}
     due: list[str] = []
-    with locked(output.parent), PatchWriter(output) as writer:
+    with locked(output.parent, output.name), PatchWriter(output) as writer:
         if not is_made(output, made_of):
             due = [name for name in names if writer.done.get(name) != prints[name]]
             with (
