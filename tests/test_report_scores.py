@@ -163,3 +163,16 @@ def test_photos_have_no_effect_on_a_page_without_any(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(json.dumps(BROWN.as_json()))
     with pytest.raises(UsageError, match="--images has no effect"):
         hardnet_sfm.write_report(tmp_path / "scores.json", images=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "said"), [("page.txt", "not a page"), ("nowhere/page.html", "no such folder")])
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        hardnet_sfm.write_report(tmp_path / "nothing.json", tmp_path / name)
+
+
+def test_what_is_missing_in_a_file_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "summary.json"
+    other.write_text("{}")
+    with pytest.raises(HardnetSfmError, match="nothing of the name 'data_set' in it"):
+        hardnet_sfm.write_report(other)

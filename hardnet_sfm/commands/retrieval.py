@@ -164,16 +164,15 @@ class Retrieve:
     def _check_targets(self, queries: int) -> None:
         """Raises UsageError where what is asked for cannot be drawn; before anything is searched."""
         from hardnet_sfm.report.montage import check_target
+        from hardnet_sfm.report.page import check_page
 
         for name in ("bbox", "montage"):
             if getattr(self, name) is not None and queries > 1:
                 raise UsageError(f"--{name} is of one query, not of {queries}", "Give one photo at a time.")
         if self.montage is not None:
             check_target(self.montage)
-        if self.report is not None and not self.report.parent.is_dir():
-            raise UsageError(
-                f"cannot write {self.report}: no such folder: {self.report.parent}", "Make the folder first."
-            )
+        if self.report is not None:
+            check_page(self.report)
 
     def _draw(self, answers: list[Answer], index: retrieve.Index, failed: list[str]) -> None:
         """Writes the picture and the page that were asked for."""

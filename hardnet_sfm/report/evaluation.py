@@ -36,8 +36,9 @@ def evaluation_page(
         threads = (resources or Resources()).threads
         data = scores_data(table) if kind == "scores" else landmarks_data(table, images, threads)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"nothing of the name {error} in it" if isinstance(error, KeyError) else str(error)
         raise HardnetSfmError(
-            f"{results}: not what `evaluate --json` writes: {error!r}",
+            f"{results}: not what `evaluate --json` writes: {what}",
             "Make it with `hardnet-sfm evaluate ... --json`.",
         ) from error
     write_page(target, title, kind, data)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.workspace import replacing
 
 Kind = Literal["reconstruction", "training", "retrieval", "landmarks", "scores"]
@@ -61,6 +61,14 @@ def histogram(values: NDArray[Any], edges: Sequence[float] | NDArray[Any]) -> di
         "median": float(np.median(finite)) if len(finite) else None,
         "mean": float(finite.mean()) if len(finite) else None,
     }
+
+
+def check_page(target: Path) -> None:
+    """Raises UsageError where no page can be written: a file that no browser opens, or a folder that is missing."""
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{target}: not a page", "Give it a name that ends in .html.")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
 
 
 def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any]) -> None:

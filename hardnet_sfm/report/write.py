@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.report.evaluation import evaluation_page
+from hardnet_sfm.report.page import check_page
 from hardnet_sfm.report.reconstruction import reconstruction_page
 from hardnet_sfm.report.training import training_page
 from hardnet_sfm.resources import Resources
@@ -37,8 +38,10 @@ def write_report(
 
     Raises:
         HardnetSfmError: there is nothing to report on, a file is damaged, or the page cannot be written.
-        UsageError: images or patches are given for something that has none.
+        UsageError: the output is no .html file, or images or patches are given for something that has none.
     """
+    if output is not None:
+        check_page(Path(output))
     kind = "" if isinstance(source, Workspace) else Path(source).suffix
     for name, given, wanted in (("images", images, ("", ".json")), ("patches", patches, (".safetensors",))):
         if given is not None and kind not in wanted:
@@ -54,7 +57,10 @@ def write_report(
         return target
     place = source if isinstance(source, Workspace) else Workspace(Path(source))
     if not place.root.is_dir():
-        raise HardnetSfmError(f"no workspace at {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
+        raise HardnetSfmError(
+            f"no workspace at {place.root}",
+            "Run `hardnet-sfm reconstruct IMAGES` first, or name a .safetensors of `train` or a .json of `evaluate`.",
+        )
     target = Path(output) if output else place.report
     reconstruction_page(place, target, Path(images) if images else None, resources)
     return target
