@@ -166,8 +166,12 @@ class FeatureStore(KeypointStore):
         return int(width), int(height)
 
     def shrunk(self, name: str) -> float:
-        """How many pixels of the photo one of those that keypoints were found in is, 1 where it was not shrunk."""
-        return max(1.0, max(self.size(name)) / float(self.header["options"]["max_image_size"]))
+        """How many pixels of the photo one of those that keypoints were found in is.
+
+        1 where it was not shrunk, and where the store was not made by `extract` and does not say.
+        """
+        longest = max(self.size(name))
+        return max(1.0, longest / self.header.get("options", {}).get("max_image_size", longest))
 
     def orientation(self, name: str) -> int:
         """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""
