@@ -171,7 +171,7 @@ class FeatureStore(KeypointStore):
         1 where it was not shrunk, and where the store was not made by `extract` and does not say.
         """
         longest = max(self.size(name))
-        return max(1.0, longest / self.header.get("options", {}).get("max_image_size", longest))
+        return max(1.0, longest / float(self.header.get("options", {}).get("max_image_size", longest)))
 
     def orientation(self, name: str) -> int:
         """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""
