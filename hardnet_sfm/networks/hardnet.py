@@ -82,10 +82,7 @@ class FusedHardNet(nn.Module):
         fused: list[nn.Module] = []
         for layer, following in zip(layers, [*layers[1:], None], strict=True):
             if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                convolution = fuse_conv_bn_eval(layer, following)
-                # Laid out as the inputs are, or every call would convert them.
-                convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
-                fused.append(convolution)
+                fused.append(fuse_conv_bn_eval(layer, following))
             elif isinstance(layer, nn.ReLU):
                 fused.append(layer)
         self.features = nn.Sequential(*fused)
