@@ -221,7 +221,7 @@ def cost_of_pairs(row: Competitor, resources: Resources) -> Values:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from hardnet_sfm.matching.rescore import pair_network
+    from hardnet_sfm.matching.scorer import pair_network
     from hardnet_sfm.networks.device import resolve_device
     from hardnet_sfm.networks.pairs import FastPairNetwork
     from hardnet_sfm.weights import load_network

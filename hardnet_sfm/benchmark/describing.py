@@ -31,6 +31,7 @@ class PatchStream:
         threads: that describe side by side.
         batch: number of patches that are described at once.
         dimension: D.
+        patch_size, measurement_size: of the descriptor.
     """
 
     def __init__(self, descriptor: Descriptor, resources: Resources) -> None:
@@ -38,6 +39,7 @@ class PatchStream:
         self.threads = resources.threads if self.device == "cpu" else 1
         self._describe = PatchDescriber(descriptor, self.device)
         self.batch, self.dimension = self._describe.batch, self._describe.dimension
+        self.patch_size, self.measurement_size = descriptor.patch_size, descriptor.measurement_size
 
     def __call__(self, blocks: Iterable[Grey]) -> NDArray[np.float16]:
         """Blocks of (n, S, S) uint8 patches to their (N, D) descriptors, in order. S may be another in each block."""

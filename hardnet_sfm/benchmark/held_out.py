@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import Descriptor
-from hardnet_sfm.matching.rescore import pair_network
+from hardnet_sfm.matching.scorer import pair_network
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.networks.pairs import FastPairNetwork
 from hardnet_sfm.patches import resize_patches

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.benchmark.comparing import PairStream
 from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, competitors, facts, made
+from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
 from hardnet_sfm.evaluation import brown, hpatches
-from hardnet_sfm.evaluation.hpatches_tasks import POOLS, match_sequence, pairs_to_verify, retrieve, verify
+from hardnet_sfm.evaluation.hpatches_tasks import (
+    POOLS,
+    VerificationScore,
+    match_sequence,
+    pair_distances,
+    retrieve,
+    verify,
+)
 from hardnet_sfm.evaluation.measures import false_positive_rates, fpr95
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
 from hardnet_sfm.evaluation.w1bs import NUISANCES, column_score, find_columns
-from hardnet_sfm.features.descriptors import Descriptor
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 
 Float16 = NDArray[np.float16]
+_Verified = Mapping[tuple[hpatches.Level, str], VerificationScore]
 _PAIRS = 2**16
 # How the literature and files write the names of Brown's sets. Other photos of the statue are another set.
 _SPELLED = {"liberty": r"(?<!of[\s_-])liberty", "notredame": r"notre[\s_-]?dame", "yosemite": "yosemite"}
@@ -36,7 +44,8 @@ def evaluate_brown(
     others: with weights learned on each of the three, the six combinations of the literature.
 
     Lower bound: every patch is described once, 450 000 to 630 000 of them a set, so a CPU that describes 9000 a second
-    takes a minute a set and descriptor. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet.
+    takes a minute a set and descriptor. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet. Of
+    networks that compare patches only those that are in pairs are looked at, 4 KB each at most.
 
     Args:
         folder: with some of the sets liberty, notredame and yosemite in it, or one set.
@@ -47,18 +56,20 @@ def evaluate_brown(
         HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    descriptors = made(rows)
+    streams = _streams(rows, resources)
     sets = brown.find_brown(Path(folder))
     pairs = {name: brown.read_pairs(brown.find_pairs(one), one) for name, one in sets.items()}
-    values: dict[str, dict[str, float]] = {name: {} for name in descriptors}
-    curves: dict[str, dict[str, list[float]]] = {name: {} for name in descriptors}
+    values: dict[str, dict[str, float]] = {name: {} for name in streams}
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in streams}
     total = len(rows) * sum(map(len, sets.values()))
     with progress("describe", total) as advance:
-        for row, descriptor in descriptors.items():
-            describe = PatchStream(descriptor, resources)
+        for row, stream in streams.items():
             for name, one in sets.items():
-                described = describe(_told(one.blocks(), advance, f"{row} {name}"))
-                distances = _pair_distances(described, pairs[name].patches)
+                blocks = partial(_told, one.blocks, advance, f"{row} {name}")
+                if isinstance(stream, PairStream):
+                    distances = -stream(blocks, pairs[name].patches)
+                else:
+                    distances = _pair_distances(stream(blocks()), pairs[name].patches)
                 values[row][name] = fpr95(distances, pairs[name].matching)
                 curves[row][name] = false_positive_rates(distances, pairs[name].matching).tolist()
     trained = {row.name: trained_on(row) for row in rows}
@@ -80,9 +91,9 @@ def evaluate_brown(
                 mark="trained on this very set",
             ),
         ),
-        {name: {**about, **known[name]} for name, about in facts(rows, descriptors).items()},
+        {name: {**about, **known[name]} for name, about in facts(rows, streams).items()},
         {"pairs": {name: len(found.matching) for name, found in pairs.items()}, "false_positives_by_recall": curves},
-        (_resized("Brown's", brown.MEASUREMENT_SIZE, descriptors),),
+        (_resized("Brown's", brown.MEASUREMENT_SIZE, streams),),
     )
 
 
@@ -154,9 +165,13 @@ def evaluate_hpatches(
 ) -> ScoreTable:
     """HPatches: verification, matching and retrieval by the official task files, mean average precision.
 
+    Networks that compare patches take part in verification, which has a list of pairs; the other tasks would have them
+    compare each patch with thousands.
+
     Lower bound: every patch of the split is described once, 16 for each of about 150 000 points of the 116 sequences,
     so a CPU that describes 9000 a second takes five minutes a descriptor. Memory: 256 bytes a patch of 128 dimensions,
-    640 MB, and 80 bytes for each line of the task files, 250 MB; patches of one column at a time.
+    640 MB, and 80 bytes for each line of the task files, 250 MB; patches of one column at a time. Of networks that
+    compare patches, those of one level that are in pairs, 4 KB each at most.
 
     Args:
         folder: `hpatches-release`, a folder i_NAME or v_NAME for each sequence.
@@ -170,93 +185,118 @@ def evaluate_hpatches(
         UsageError: there is no such split.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    folder, descriptors = Path(folder), made(rows)
+    folder, streams = Path(folder), _streams(rows, resources)
     found = {sequence.name: sequence for sequence in hpatches.find_sequences(folder)}
     asked = hpatches.read_tasks(Path(tasks) if tasks else folder / "tasks", split, found.values())
     sequences = [found[name] for name in asked.sequences]
-    scores = {}
-    for row, descriptor in descriptors.items():
-        described = _describe_sequences(sequences, PatchStream(descriptor, resources), row)
-        scores[row] = _HPatchesScores(described, asked, row)
+    verified: dict[str, _Verified] = {}
+    matched: dict[str, dict[str, dict[hpatches.Level, float]]] = {}
+    retrieved: dict[str, dict[tuple[hpatches.Level, int], float]] = {}
+    for row, stream in streams.items():
+        if isinstance(stream, PairStream):
+            verified[row] = _verify_by_comparing(sequences, asked, stream, row)
+            continue
+        described = _describe_sequences(sequences, stream, row)
+        verified[row] = _verify(described, asked, row)
+        matched[row] = _match(described, asked, row)
+        with progress("retrieve", len(asked.queries)) as advance:
+            retrieved[row] = retrieve(described, asked, partial(_noted, advance, row))
+    measures = [
+        Measure(
+            "verification_ap",
+            "verification, mAP, %; negatives of the same or another sequence, five to a positive",
+            {row: _by_task(scores, "average_precision") for row, scores in verified.items()},
+            ".1%",
+        )
+    ]
+    if matched:
+        matching = {row: _by_kind(scores) for row, scores in matched.items()}
+        retrieval = {row: _by_level(scores) for row, scores in retrieved.items()}
+        measures += [
+            Measure("matching_map", "matching, mAP, %; illumination and viewpoint", matching, ".1%"),
+            Measure("retrieval_map", "retrieval, mAP, %; mean over pools of 100 to 20000", retrieval, ".1%"),
+        ]
     return ScoreTable(
         f"hpatches, split {split}",
-        (
-            Measure(
-                "verification_ap",
-                "verification, mAP, %; negatives of the same or another sequence, five to a positive",
-                {row: score.verification(0) for row, score in scores.items()},
-                ".1%",
-            ),
-            Measure(
-                "matching_map",
-                "matching, mAP, %; illumination and viewpoint",
-                {row: score.matching() for row, score in scores.items()},
-                ".1%",
-            ),
-            Measure(
-                "retrieval_map",
-                "retrieval, mAP, %; mean over pools of 100 to 20000",
-                {row: score.retrieval() for row, score in scores.items()},
-                ".1%",
-            ),
-        ),
-        facts(rows, descriptors),
+        tuple(measures),
+        facts(rows, streams),
         {
             "sequences": list(asked.sequences),
             "points": sum(asked.counts),
-            "verification_auc": {row: score.verification(1) for row, score in scores.items()},
-            "matching_by_sequence": {row: score.matched for row, score in scores.items()},
+            "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
+            "matching_by_sequence": matched,
             "retrieval_by_pool": {
-                row: {f"{level} {pool}": value for (level, pool), value in score.retrieved.items()}
-                for row, score in scores.items()
+                row: {f"{level} {pool}": value for (level, pool), value in scores.items()}
+                for row, scores in retrieved.items()
             },
         },
-        (_resized("HPatches'", hpatches.MEASUREMENT_SIZE, descriptors),),
+        (_resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams), *_only_verified(rows)),
     )
 
 
-class _HPatchesScores:
-    """What one descriptor gets in the three tasks.
+def _verify(described: Float16, asked: hpatches.Tasks, row: str) -> _Verified:
+    with progress("verify", len(hpatches.LEVELS) * len(asked.pairs)) as advance:
+        return verify(lambda level: pair_distances(described, asked, level, partial(_noted, advance, row)), asked)
 
-    Attributes:
-        verified: by level and kind of negatives.
-        matched: by sequence and level.
-        retrieved: by level and pool.
-    """
 
-    def __init__(self, described: Float16, asked: hpatches.Tasks, row: str) -> None:
-        with progress("verify", pairs_to_verify(asked)) as advance:
-            self.verified = verify(described, asked, lambda steps: advance(steps, row))
-        self.matched = {}
-        with progress("match", len(asked.sequences)) as advance:
-            for name, start, count in zip(asked.sequences, asked.starts, asked.counts, strict=True):
-                self.matched[name] = match_sequence(described[start : start + count])
-                advance(note=f"{row} {name}")
-        with progress("retrieve", len(asked.queries)) as advance:
-            self.retrieved = retrieve(described, asked, lambda steps: advance(steps, row))
+def _verify_by_comparing(
+    sequences: Sequence[hpatches.PatchSequence], asked: hpatches.Tasks, stream: PairStream, row: str
+) -> _Verified:
+    """Patches are numbered through the sequences, in each through its photos, in each of these through its points."""
+    photos, pairs = range(hpatches.PHOTOS + 1), asked.pairs
+    number_in = asked.sequence_of[pairs[:, :, 0]]
+    starts, counts = asked.starts[number_in], np.array(asked.counts, np.int64)[number_in]
+    numbers = len(photos) * starts + counts * pairs[:, :, 1] + pairs[:, :, 0] - starts
 
-    def verification(self, measure: int) -> dict[str, float]:
-        """By level and kind of negatives; 0: average precision, 1: area under the ROC."""
-        return with_mean({f"{level} {kind}": score[measure] for (level, kind), score in self.verified.items()})
+    def columns(level: hpatches.Level) -> Iterator[NDArray[np.uint8]]:
+        for sequence in sequences:
+            for photo in photos:
+                yield sequence.column(hpatches.COLUMNS[hpatches.column_of(level, photo)])
 
-    def matching(self) -> dict[str, float]:
-        """By kind of sequences and level; each kind counts alike in the mean, as in the authors' table."""
-        kinds = {"illum": "i_", "view": "v_"}
-        of = {kind: [name for name in self.matched if name.startswith(start)] for kind, start in kinds.items()}
-        return with_mean(
-            {
-                f"{kind} {level}": float(np.mean([self.matched[name][level] for name in names]))
-                for kind, names in of.items()
-                for level in hpatches.LEVELS
-                if names
-            }
-        )
+    with progress("verify", len(hpatches.LEVELS) * len(photos) * sum(asked.counts)) as advance:
+        return verify(lambda level: -stream(partial(_told, partial(columns, level), advance, row), numbers), asked)
 
-    def retrieval(self) -> dict[str, float]:
-        """By level, the mean over pools."""
-        return with_mean(
-            {level: float(np.mean([self.retrieved[level, pool] for pool in POOLS])) for level in hpatches.LEVELS}
-        )
+
+def _match(described: Float16, asked: hpatches.Tasks, row: str) -> dict[str, dict[hpatches.Level, float]]:
+    """By sequence and level."""
+    matched = {}
+    with progress("match", len(asked.sequences)) as advance:
+        for name, start, count in zip(asked.sequences, asked.starts, asked.counts, strict=True):
+            matched[name] = match_sequence(described[start : start + count])
+            advance(note=f"{row} {name}")
+    return matched
+
+
+def _by_task(verified: _Verified, measure: str) -> dict[str, float]:
+    """By level and kind of negatives."""
+    return with_mean({f"{level} {kind}": getattr(score, measure) for (level, kind), score in verified.items()})
+
+
+def _by_kind(matched: Mapping[str, Mapping[hpatches.Level, float]]) -> dict[str, float]:
+    """By kind of sequences and level; each kind counts alike in the mean, as in the authors' table."""
+    kinds = {"illum": "i_", "view": "v_"}
+    of = {kind: [name for name in matched if name.startswith(start)] for kind, start in kinds.items()}
+    return with_mean(
+        {
+            f"{kind} {level}": float(np.mean([matched[name][level] for name in names]))
+            for kind, names in of.items()
+            for level in hpatches.LEVELS
+            if names
+        }
+    )
+
+
+def _by_level(retrieved: Mapping[tuple[hpatches.Level, int], float]) -> dict[str, float]:
+    """The mean over pools."""
+    return with_mean({level: float(np.mean([retrieved[level, pool] for pool in POOLS])) for level in hpatches.LEVELS})
+
+
+def _streams(rows: Iterable[Competitor], resources: Resources) -> dict[str, PatchStream | PairStream]:
+    """What describes or compares patches, by row; what is wrong with any is told before the work begins."""
+    return {
+        row.name: PairStream(row.load(), resources) if row.compares else PatchStream(row.make(), resources)
+        for row in rows
+    }
 
 
 def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: PatchStream, row: str) -> Float16:
@@ -265,22 +305,34 @@ def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: P
     described = np.empty((points, across, describe.dimension), np.float16)
     with progress("describe", across * points) as advance:
         for sequence in sequences:
-            columns = (sequence.column(name) for name in hpatches.COLUMNS)
+            columns = partial(map, sequence.column, hpatches.COLUMNS)
             of_columns = describe(_told(columns, advance, f"{row} {sequence.name}"))
             described[start : start + sequence.count] = of_columns.reshape(across, sequence.count, -1).swapaxes(0, 1)
             start += sequence.count
     return described
 
 
-def _told(blocks: Iterable[NDArray[Any]], advance: Advance, note: str) -> Iterator[NDArray[Any]]:
-    """The same blocks; the number of patches in each is told when the next is asked for."""
-    for block in blocks:
+def _told(
+    blocks: Callable[[], Iterable[NDArray[np.uint8]]], advance: Advance, note: str
+) -> Iterator[NDArray[np.uint8]]:
+    """The blocks; the number of patches in each is told when the next is asked for."""
+    for block in blocks():
         yield block
         advance(len(block), note)
 
 
-def _resized(whose: str, size: float | None, descriptors: dict[str, Descriptor]) -> str:
+def _noted(advance: Advance, note: str, steps: int) -> None:
+    advance(steps, note)
+
+
+def _only_verified(rows: Iterable[Competitor]) -> list[str]:
+    """Says who takes no part in matching and retrieval."""
+    names = ", ".join(row.name for row in rows if row.compares)
+    return [f"{names}: verification alone, as other tasks need distances of descriptors"] if names else []
+
+
+def _resized(whose: str, size: float | None, streams: Mapping[str, Spanning]) -> str:
     """What is assumed of patches that were cut at another size than a descriptor is used at."""
-    on_photos = ", ".join(f"{name} {one.measurement_size:g}" for name, one in descriptors.items())
+    on_photos = ", ".join(f"{name} {one.measurement_size:g}" for name, one in streams.items())
     span = "" if size is None else f", of {size:g} sigmas across,"
     return f"{whose} patches{span} are resized whole, whatever span a descriptor has on photos ({on_photos} sigmas)"

@@ -2,6 +2,7 @@
 
 All descriptors are computed at the same keypoints, those of the difference of Gaussians of COLMAP on photos of full
 size, and matched alike, by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a row of its own.
+Networks that compare patches score the nearest neighbours by HardNet, as `match --rescore` does with its defaults.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hardnet_sfm.benchmark.comparing import PairStream
 from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, competitors, facts, made
+from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, Spanning, competitors, facts
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
 from hardnet_sfm.evaluation.homographies import (
     PHOTOS,
@@ -40,7 +42,7 @@ from hardnet_sfm.evaluation.image_pairs import (
     recall_of_truth,
 )
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
-from hardnet_sfm.features.descriptors import Descriptor
+from hardnet_sfm.features.descriptors import Descriptor, make_descriptor
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.matching.nearest import (
     Acceptance,
@@ -49,6 +51,8 @@ from hardnet_sfm.matching.nearest import (
     prepare,
     rounding_for,
 )
+from hardnet_sfm.matching.rescore import leads, short_lists
+from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
@@ -70,22 +74,56 @@ class DetectedPhoto(NamedTuple):
     features: SiftFeatures
 
 
+class Way(Protocol):
+    """A way to match keypoints."""
+
+    def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
+        """Matches of the first of several photos with each other one."""
+
+
 @dataclass(frozen=True)
-class _Row:
-    """A way to describe keypoints."""
+class Describing:
+    """Mutual nearest neighbours of descriptors, COLMAP's own where there is no descriptor."""
 
     stream: PatchStream
     descriptor: Descriptor | None
 
+    def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
+        described = self.describe(photos)
+        with torch_threads(self.stream.threads) as pool:
+            first, *others = pool.map(prepare, described, repeat(rounding_for(described[0], self.stream.device)))
+            return list(pool.map(ranked_matches, repeat(first), others))
+
     def describe(self, photos: Sequence[DetectedPhoto]) -> Described:
-        """(N, D) descriptors of each photo; COLMAP's own where there is no descriptor."""
+        """(N, D) descriptors of each photo."""
         if self.descriptor is None:
             return [photo.features.rootsift for photo in photos]
-        size, measurement_size = self.descriptor.patch_size, self.descriptor.measurement_size
-        return [
-            self.stream([extract_patches(photo.grey, photo.features.xy, photo.features.frames, size, measurement_size)])
-            for photo in photos
-        ]
+        return [self.stream([_cut(photo, self.descriptor)]) for photo in photos]
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """What is the best of both its keypoints by the scores of a network, of the nearest neighbours by descriptors."""
+
+    base: Describing
+    stream: PairStream
+
+    def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
+        described = [torch.from_numpy(rows).to(self.base.stream.device).float() for rows in self.base.describe(photos)]
+        first, *others = (
+            self.stream.prepare([_cut(photo, self.stream)], side=min(1, number)) for number, photo in enumerate(photos)
+        )
+        found = []
+        for rows, other in zip(described[1:], others, strict=True):
+            candidates = short_lists(described[0], rows, MatchOptions.short_list)
+            scores = self.stream.scores(first, other, candidates)
+            found.append(ranked_by_scores(candidates.cpu().numpy(), scores, (len(described[0]), len(rows))))
+        return found
+
+
+def _cut(photo: DetectedPhoto, span: Spanning) -> NDArray[np.uint8]:
+    """The patches of a photo's keypoints, (N, S, S)."""
+    return extract_patches(photo.grey, photo.features.xy, photo.features.frames, span.patch_size, span.measurement_size)
 
 
 def evaluate_homographies(
@@ -110,8 +148,8 @@ def evaluate_homographies(
         HardnetSfmError: a sequence is incomplete or damaged, or a descriptor cannot be made.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    sequences, descriptors = read_sequences(Path(folder)), made(rows)
-    ways, detect = _ways(descriptors, resources), ColmapSift(max_features)
+    sequences, ways = read_sequences(Path(folder)), _ways(rows, resources)
+    detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     curves: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     with progress("compare", len(sequences) * (PHOTOS + len(ways))) as advance:
@@ -122,8 +160,8 @@ def evaluate_homographies(
                 advance(note=f"{sequence.name} {path.name}")
             first, *others = (photo.features.xy for photo in photos)
             truths = [pair_truth(h, first, xy) for h, xy in zip(sequence.homographies, others, strict=True)]
-            for name, row in ways.items():
-                matches = match_first_with_others(row.describe(photos), row.stream)
+            for name, way in ways.items():
+                matches = way(photos)
                 scores[name][sequence.name] = homography_scores(truths, matches)
                 of_pairs = [accuracy_by_threshold(*pair) for pair in zip(truths, matches, strict=True)]
                 curves[name][sequence.name] = np.mean(of_pairs, axis=0).tolist()
@@ -131,7 +169,7 @@ def evaluate_homographies(
     return ScoreTable(
         "homography",
         _matching_measures(scores),
-        facts(rows, descriptors),
+        facts(rows, _spans(ways)),
         {"max_features": max_features, "tolerance": TOLERANCE, "accuracy_by_threshold": curves},
         across=True,
     )
@@ -160,8 +198,8 @@ def evaluate_pairs(
         HardnetSfmError: a pair is incomplete or damaged, or a descriptor cannot be made.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    pairs, descriptors = read_image_pairs(Path(folder)), made(rows)
-    ways, detect = _ways(descriptors, resources), ColmapSift(max_features)
+    pairs, ways = read_image_pairs(Path(folder)), _ways(rows, resources)
+    detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     recalls: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
@@ -170,8 +208,8 @@ def evaluate_pairs(
             photos = [_detected(path, detect) for path in pair.photos]
             truth = _truth(pair, photos)
             advance(note=pair.name)
-            for name, row in ways.items():
-                (matches,) = match_first_with_others(row.describe(photos), row.stream)
+            for name, way in ways.items():
+                (matches,) = way(photos)
                 if truth is not None:
                     scores[name][pair.name] = matching_scores(truth, matches)
                     accuracies[name][pair.name] = accuracy_by_threshold(truth, matches).tolist()
@@ -190,14 +228,7 @@ def evaluate_pairs(
         measures += (Measure("recall", title, {name: with_mean(row) for name, row in means.items()}),)
         details["recall_by_threshold"] = recalls
         notes = (f"the authors' pairs for validation, {' and '.join(VALIDATION)}, take no part",)
-    return ScoreTable("pairs", measures, facts(rows, descriptors), details, notes, across=True)
-
-
-def match_first_with_others(described: Described, stream: PatchStream) -> list[RankedMatches]:
-    """Matches of the first of several photos with each other one."""
-    with torch_threads(stream.threads) as pool:
-        first, *others = pool.map(prepare, described, repeat(rounding_for(described[0], stream.device)))
-        return list(pool.map(ranked_matches, repeat(first), others))
+    return ScoreTable("pairs", measures, facts(rows, _spans(ways)), details, notes, across=True)
 
 
 def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> RankedMatches:
@@ -214,10 +245,37 @@ def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> R
     return RankedMatches(pairs, (nearer / farther).sqrt().cpu().numpy())
 
 
-def _ways(descriptors: Mapping[str, Descriptor], resources: Resources) -> dict[str, _Row]:
-    """COLMAP's own descriptors, then all others."""
-    others = {name: _Row(PatchStream(descriptor, resources), descriptor) for name, descriptor in descriptors.items()}
-    return {COLMAP: _Row(next(iter(others.values())).stream, None), **others}
+def ranked_by_scores(
+    candidates: NDArray[np.int64], scores: NDArray[np.float32], counts: tuple[int, int]
+) -> RankedMatches:
+    """Candidates that are the best of both their keypoints, with the ratio of the odds of a query's next best and best.
+
+    Args:
+        candidates: (M, 2) row numbers in the two photos.
+        scores: (M,), logarithms of odds.
+        counts: keypoints of the two photos.
+    """
+    ahead, back = (leads(candidates, scores, side, counts[side]) for side in (0, 1))
+    mutual = np.minimum(ahead, back) >= 0
+    return RankedMatches(candidates[mutual].astype(np.int32), np.exp(-ahead[mutual]))
+
+
+def _ways(rows: Sequence[Competitor], resources: Resources) -> dict[str, Way]:
+    """COLMAP's own descriptors, then all others; what is wrong with any is told before the work begins."""
+    others: dict[str, Way] = {}
+    hardnet = make_descriptor("hardnet", None)
+    base = Describing(PatchStream(hardnet, resources), hardnet)
+    for row in rows:
+        if row.compares:
+            others[row.name] = Comparing(base, PairStream(row.load(), resources))
+        else:
+            descriptor = row.make()
+            others[row.name] = Describing(PatchStream(descriptor, resources), descriptor)
+    return {COLMAP: Describing(base.stream, None), **others}
+
+
+def _spans(ways: Mapping[str, Way]) -> dict[str, Spanning]:
+    return {name: way.stream for name, way in ways.items() if isinstance(way, Describing | Comparing)}
 
 
 def _detected(path: Path, detect: ColmapSift) -> DetectedPhoto:

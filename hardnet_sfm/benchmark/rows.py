@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
@@ -13,6 +13,7 @@ from hardnet_sfm.images import sha256_of
 
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
     from hardnet_sfm.features.descriptors import Descriptor
+    from hardnet_sfm.weights import LoadedNetwork
 
 DESCRIPTORS = ("rootsift", "hardnet")
 
@@ -26,7 +27,7 @@ class Competitor:
         descriptor: as `ExtractOptions` has it.
         weights: of the descriptor; None where it needs none.
         weights_sha256: empty where it needs none.
-        compares: it is a network that compares patches and describes none; few benchmarks can measure it.
+        compares: it is a network that compares patches and describes none, which not all benchmarks can measure.
     """
 
     name: str
@@ -53,6 +54,17 @@ class Competitor:
         from hardnet_sfm.features.descriptors import make_descriptor
 
         return make_descriptor(self.descriptor, self.weights)
+
+    def load(self) -> LoadedNetwork:
+        """The network, of one that has weights.
+
+        Raises:
+            HardnetSfmError: the weights cannot be used.
+        """
+        from hardnet_sfm.weights import load_network
+
+        assert self.weights is not None
+        return load_network(self.weights, self.descriptor)
 
     def stated(self) -> str:
         """All that its weights' name and metadata say of where they come from; empty where nothing was learned."""
@@ -102,14 +114,24 @@ def made(rows: Iterable[Competitor]) -> dict[str, Descriptor]:
     return {row.name: row.make() for row in rows}
 
 
-def facts(rows: Iterable[Competitor], descriptors: dict[str, Descriptor]) -> dict[str, dict[str, Any]]:
+class Spanning(Protocol):
+    """What looks at patches of S pixels that span so many sigmas of a keypoint."""
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def measurement_size(self) -> float: ...
+
+
+def facts(rows: Iterable[Competitor], looking: Mapping[str, Spanning]) -> dict[str, dict[str, Any]]:
     """What a table keeps about each of its rows."""
     return {
         row.name: {
             "descriptor": row.descriptor,
             "weights_sha256": row.weights_sha256,
-            "patch_size": descriptors[row.name].patch_size,
-            "measurement_size": descriptors[row.name].measurement_size,
+            "patch_size": looking[row.name].patch_size,
+            "measurement_size": looking[row.name].measurement_size,
         }
         for row in rows
     }

@@ -105,6 +105,11 @@ class Tasks:
         return np.cumsum([0, *self.counts[:-1]])
 
     @property
+    def pairs(self) -> Ints:
+        """(M, 2, 2) all that are to be verified: the positives, then the negatives by kind."""
+        return np.concatenate([self.positives, *self.negatives.values()])
+
+    @property
     def sequence_of(self) -> Ints:
         """(P,) the number of each point's sequence."""
         return np.repeat(np.arange(len(self.counts)), self.counts)

@@ -42,25 +42,21 @@ class VerificationScore(NamedTuple):
     area: float
 
 
-def verify(
-    descriptors: Float16, tasks: Tasks, advance: Callable[[int], None] = lambda _: None
-) -> dict[tuple[Level, str], VerificationScore]:
+def verify(distances: Callable[[Level], Floats], tasks: Tasks) -> dict[tuple[Level, str], VerificationScore]:
     """Patch verification: scores by level and kind of negatives (intra, inter).
 
-    Lower bound: two descriptors are read a pair, 512 bytes of 128 dimensions, so the nine million distances of an
-    official split move 4.6 GB. Memory: 8 bytes a pair and level, and one block of pairs.
+    Memory: 8 bytes a pair, of one level at a time.
 
     Args:
-        descriptors: (P, 16, D) by point and column.
+        distances: of all `tasks.pairs` at a level, (M,); whatever rises the less two patches are alike.
         tasks: what is asked.
-        advance: told the number of pairs that are done.
     """
     scores = {}
+    ends = np.cumsum([len(tasks.positives), *map(len, tasks.negatives.values())])
     for level in LEVELS:
-        positives = _pair_distances(descriptors, tasks.positives, level, advance)
+        positives, *others = np.split(distances(level), ends[:-1])
         few = positives[: max(1, int(_FEW * len(positives)))]
-        for kind, pairs in tasks.negatives.items():
-            negatives = _pair_distances(descriptors, pairs, level, advance)
+        for kind, negatives in zip(tasks.negatives, others, strict=True):
             ranked = np.argsort(np.concatenate([negatives, few]), kind="stable")
             precision = trapezoid_average_precision(ranked >= len(negatives), len(few))
             nearer = np.searchsorted(np.sort(positives), negatives)  # positives before each negative
@@ -68,13 +64,21 @@ def verify(
     return scores
 
 
-def pairs_to_verify(tasks: Tasks) -> int:
-    """Number of pairs whose distances `verify` computes."""
-    return len(LEVELS) * (len(tasks.positives) + sum(map(len, tasks.negatives.values())))
+def pair_distances(
+    descriptors: Float16, tasks: Tasks, level: Level, advance: Callable[[int], None] = lambda _: None
+) -> Floats:
+    """(M,) squared distances of all pairs that are to be verified at a level.
 
+    Lower bound: two descriptors are read a pair, 512 bytes of 128 dimensions, so the nine million distances of an
+    official split move 4.6 GB. Memory: 8 bytes a pair, and one block of pairs.
 
-def _pair_distances(descriptors: Float16, pairs: Ints, level: Level, advance: Callable[[int], None]) -> Floats:
-    """(M,) squared distances."""
+    Args:
+        descriptors: (P, 16, D) by point and column.
+        tasks: what is asked.
+        level: of errors.
+        advance: told the number of pairs that are done.
+    """
+    pairs = tasks.pairs
     columns = column_of(level, pairs[:, :, 1])
     distances = np.empty(len(pairs))
     for start in range(0, len(pairs), _PAIRS):

@@ -13,17 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import read_photo, resize_to_fit
 from hardnet_sfm.keypoints import Matches
-from hardnet_sfm.networks.pairs import FastPairNetwork, PairNetwork
+from hardnet_sfm.matching.scorer import PairScorer
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.weights import LoadedNetwork
 
 # Photos whose patches are kept ready, described or as they are: 2 or 4 KB a keypoint, 0.5 GB at 8192 each at most.
 PHOTOS_AT_HAND = 16
-_BATCH = {"cpu": 256, "cuda": 4096}
 # Values of a similarity matrix at once.
 _VALUES = 2**24
 
@@ -75,13 +74,10 @@ class Rescorer:
     ) -> None:
         if not images.is_dir():
             raise HardnetSfmError(f"no folder of photos at {images}", "Say where they are now with --images.")
-        self._features, self._images, self._loaded = features, images, loaded
-        self._network = FastPairNetwork(pair_network(loaded), device)
-        # What depends on one patch alone is computed once, if it is less to keep than the patch.
-        self._describes_first = loaded.architecture.metric == "metric network"
+        self._features, self._images, self._scorer = features, images, PairScorer(loaded, device)
         self._short_list, self._max_distance = short_list, max_distance
         self._min_score, self._max_ratio = min_score, max_ratio
-        self._device, self._batch, self._guard = torch.device(device), _BATCH[device], Lock()
+        self._device, self._guard = torch.device(device), Lock()
         self._photo = lru_cache(PHOTOS_AT_HAND)(lambda name, side: _Once(lambda: self._patches_of(name, side)))
 
     def __call__(self, first: str, second: str) -> Matches:
@@ -95,24 +91,16 @@ class Rescorer:
         counts = len(descriptors[0]), len(descriptors[1])
         return best_of_both(candidates.cpu().numpy(), scores, counts, self._min_score, self._max_ratio)
 
-    @torch.inference_mode()
     def _scores(self, first: str, second: str, candidates: Tensor) -> NDArray[np.float32]:
         sides = []
         for side, name in enumerate((first, second)):
             with self._guard:
-                photo = self._photo(name, side % self._network.sides)
+                photo = self._photo(name, side % self._scorer.sides)
             sides.append(photo())
-        scores = []
-        for rows in torch.split(candidates, self._batch):
-            pair = [kept.index_select(0, rows[:, side]) for side, kept in enumerate(sides)]
-            if not self._describes_first:
-                pair = [self._network.describe(patches.float() / 255, side) for side, patches in enumerate(pair)]
-            scores.append(self._network.compare(*pair).cpu().numpy())
-        return np.concatenate(scores)
+        return self._scorer(sides[0], sides[1], candidates)
 
-    @torch.inference_mode()
     def _patches_of(self, name: str, side: int) -> Tensor:
-        """The patches of a photo, (N, 1, S, S) uint8, or what the network keeps of them."""
+        """What the network keeps of the patches of a photo."""
         photo = read_photo(self._images / name)
         if photo.sha256 != self._features.index[name]["photo_sha256"]:
             raise HardnetSfmError(
@@ -122,13 +110,8 @@ class Rescorer:
         # As `extract` saw it: keypoints of shrunken photos were found, and their patches cut, in these.
         grey = resize_to_fit(photo.grey, int(self._features.header["options"]["max_image_size"]))
         found = self._features.keypoints(name).resized(photo.size, (grey.shape[1], grey.shape[0]))
-        size, measurement_size = self._loaded.architecture.patch_size, self._loaded.measurement_size
-        cut = extract_patches(grey, found.xy, found.frames(), size, measurement_size)
-        patches = torch.from_numpy(cut).unsqueeze(1).to(self._device)
-        if not self._describes_first:
-            return patches
-        described = [self._network.describe(batch.float() / 255, side) for batch in torch.split(patches, self._batch)]
-        return torch.cat(described)
+        cut = extract_patches(grey, found.xy, found.frames(), self._scorer.patch_size, self._scorer.measurement_size)
+        return self._scorer.prepare(cut, side)
 
 
 class _Once:
@@ -143,21 +126,6 @@ class _Once:
             if self._result is None:
                 self._result = self._compute()
             return self._result
-
-
-def pair_network(loaded: LoadedNetwork) -> PairNetwork:
-    """The network, which has to be one that compares patches.
-
-    Raises:
-        UsageError: it is one that describes them.
-    """
-    if not isinstance(loaded.network, PairNetwork):
-        name, title = loaded.architecture.name, loaded.architecture.title
-        raise UsageError(
-            f"--rescore: {title} describes patches and compares none",
-            f"Use it in the first place: hardnet-sfm extract --descriptor {name} --weights FILE.safetensors.",
-        )
-    return loaded.network
 
 
 def short_lists(first: Tensor, second: Tensor, count: int, max_distance: float = 2.0) -> Tensor:
@@ -210,18 +178,33 @@ def best_of_both(
     """
     accepted = scores >= min_score
     for side in (0, 1):
-        order = np.lexsort((candidates[:, 1 - side], -scores, candidates[:, side]))
-        keypoint, ordered = candidates[order, side], scores[order]
-        ends = np.searchsorted(keypoint, np.arange(counts[side] + 1))
-        starts = ends[:-1][ends[:-1] < ends[1:]]
-        # Whoever follows the best of a keypoint is its next best, or the best of another keypoint, or nobody.
-        following = np.minimum(starts + 1, len(order) - 1)
-        rivalled = (following > starts) & (keypoint[following] == keypoint[starts])
-        lead = np.where(rivalled, ordered[starts] - ordered[following], np.inf)
-        is_best = np.zeros(len(order), bool)
-        is_best[order[starts[lead >= -math.log(max_ratio)]]] = True
-        accepted &= is_best
+        accepted &= leads(candidates, scores, side, counts[side]) >= -math.log(max_ratio)
     chosen = np.flatnonzero(accepted)
     chosen = chosen[np.argsort(candidates[chosen, 0], kind="stable")]
     probabilities = 1 / (1 + np.exp(-scores[chosen].astype(np.float64)))
     return Matches(candidates[chosen].astype(np.int32), probabilities.astype(np.float32))
+
+
+def leads(candidates: NDArray[np.int64], scores: NDArray[np.float32], side: int, count: int) -> NDArray[np.floating]:
+    """How far the best candidate of each keypoint of one photo stands out.
+
+    Args:
+        candidates: (M, 2) row numbers in the two photos.
+        scores: (M,), logarithms of odds.
+        side: 0 for the keypoints of the first photo, 1 for those of the second.
+        count: of these keypoints.
+
+    Returns:
+        (M,) the lead in score over the keypoint's next best candidate, infinite where there is none; -infinite for
+        candidates that are not the best. Of equal scores the one with the smaller number on the other side is best.
+    """
+    order = np.lexsort((candidates[:, 1 - side], -scores, candidates[:, side]))
+    keypoint, ordered = candidates[order, side], scores[order]
+    ends = np.searchsorted(keypoint, np.arange(count + 1))
+    starts = ends[:-1][ends[:-1] < ends[1:]]
+    # Whoever follows the best of a keypoint is its next best, or the best of another keypoint, or nobody.
+    following = np.minimum(starts + 1, len(order) - 1)
+    rivalled = (following > starts) & (keypoint[following] == keypoint[starts])
+    found = np.full(len(order), -np.inf)
+    found[order[starts]] = np.where(rivalled, ordered[starts] - ordered[following], np.inf)
+    return found

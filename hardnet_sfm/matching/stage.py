@@ -168,7 +168,7 @@ def match(
     features, pairs, matches = Path(features), Path(pairs), Path(matches)
     network = None
     if options.rescore is not None:
-        from hardnet_sfm.matching.rescore import pair_network
+        from hardnet_sfm.matching.scorer import pair_network
         from hardnet_sfm.weights import load_network
 
         network = load_network(options.rescore)

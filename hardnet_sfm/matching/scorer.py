@@ -1,0 +1,76 @@
+"""Scores of pairs of patches by a network that compares them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.networks.pairs import FastPairNetwork, PairNetwork
+from hardnet_sfm.weights import LoadedNetwork
+
+_BATCH = {"cpu": 256, "cuda": 4096}
+
+
+class PairScorer:
+    """Scores pairs of patches, each of which is prepared once for all its pairs. Threads may share it.
+
+    What depends on one patch alone is computed beforehand where that is less to keep than the patch: 1 to 2 KB of
+    networks that look at descriptions, 4 KB of those that look at both patches at once.
+
+    Args:
+        loaded: the network.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        sides: 2 where the first and the second patch of a pair are prepared differently, else 1.
+        patch_size: S.
+        measurement_size: sigmas across a patch.
+        batch: number of patches or pairs that the network sees at once.
+
+    Raises:
+        UsageError: the network is one that describes patches.
+    """
+
+    def __init__(self, loaded: LoadedNetwork, device: str = "cpu") -> None:
+        self._network = FastPairNetwork(pair_network(loaded), device)
+        self._describes_first = loaded.architecture.metric == "metric network"
+        self._device, self.batch = torch.device(device), _BATCH[device]
+        self.sides, self.patch_size = self._network.sides, loaded.architecture.patch_size
+        self.measurement_size = loaded.measurement_size
+
+    @torch.inference_mode()
+    def prepare(self, patches: NDArray[np.uint8], side: int = 0) -> Tensor:
+        """(N, S, S) uint8 patches to what is kept of them, for the first (0) or the second (1) place of pairs."""
+        kept = torch.from_numpy(patches).unsqueeze(1).to(self._device)
+        if not self._describes_first:
+            return kept
+        return torch.cat([self._network.describe(batch.float() / 255, side) for batch in torch.split(kept, self.batch)])
+
+    @torch.inference_mode()
+    def __call__(self, first: Tensor, second: Tensor, pairs: Tensor) -> NDArray[np.float32]:
+        """(M,) scores of (M, 2) pairs of rows of what `prepare` made for the first and for the second place."""
+        scores = [np.zeros(0, np.float32)]
+        for rows in torch.split(pairs, self.batch):
+            pair = [kept.index_select(0, rows[:, side]) for side, kept in enumerate((first, second))]
+            if not self._describes_first:
+                pair = [self._network.describe(patches.float() / 255, side) for side, patches in enumerate(pair)]
+            scores.append(self._network.compare(*pair).cpu().numpy())
+        return np.concatenate(scores)
+
+
+def pair_network(loaded: LoadedNetwork) -> PairNetwork:
+    """The network, which has to be one that compares patches.
+
+    Raises:
+        UsageError: it is one that describes them.
+    """
+    if not isinstance(loaded.network, PairNetwork):
+        name, title = loaded.architecture.name, loaded.architecture.title
+        raise UsageError(
+            f"--rescore: {title} describes patches and compares none",
+            f"Use it in the first place: hardnet-sfm extract --descriptor {name} --weights FILE.safetensors.",
+        )
+    return loaded.network
