@@ -50,7 +50,7 @@ class Verb(Protocol):
     """
 
     examples: ClassVar[tuple[str, ...]]
-    """Two command lines or more, for its help."""
+    """Two command lines or more of 80 columns at most, for its help."""
 
     def run(self) -> None: ...
 

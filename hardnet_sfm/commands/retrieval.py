@@ -101,7 +101,7 @@ class Retrieve:
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm retrieve --query q.jpg",
-        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --top 20 --report found.html",
+        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --report found.html",
         "hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json",
     )
 
