@@ -9,12 +9,13 @@ from typing import Any
 
 import tyro
 from rich.markup import escape
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm import __version__
 from hardnet_sfm.commands.common import Verb, errors_said, output
 from hardnet_sfm.commands.doctor import Doctor
 from hardnet_sfm.commands.evaluate import Evaluate
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.commands.info import Info
 from hardnet_sfm.commands.reconstruction import Demo, Export, Extract, Map, Match, Pair, Reconstruct
 from hardnet_sfm.commands.report import Report
@@ -54,7 +55,6 @@ VERBS: dict[str, tuple[type[Verb], ...]] = {
     ),
 }
 _KINDS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for group in VERBS.values() for kind in group}
-_CONFIG = (OmitArgPrefixes, FlagCreatePairsOff)
 
 
 def parse(args: Sequence[str] | None = None) -> Verb:
@@ -67,8 +67,9 @@ def parse(args: Sequence[str] | None = None) -> Verb:
     if verb in ("", "-h", "--help"):
         _print_help()
         sys.exit(0 if verb else 2)
+    how: Any = {"config": (OmitArgPrefixes,), "registry": flag_rules()}
     if verb.startswith("--tyro-"):  # completion for a shell, which wants all verbs at once
-        tyro.extras.subcommand_cli_from_dict({**_KINDS}, prog="hardnet-sfm", args=[verb, *rest], config=_CONFIG)
+        tyro.extras.subcommand_cli_from_dict({**_KINDS}, prog="hardnet-sfm", args=[verb, *rest], **how)
     if verb.startswith("-"):
         raise UsageError(f"{verb} stands before the verb", "Options come after it: `hardnet-sfm VERB OPTIONS`.")
     if verb not in _KINDS:
@@ -78,7 +79,8 @@ def parse(args: Sequence[str] | None = None) -> Verb:
     kind = _KINDS[verb]
     # Each example is a paragraph of its own: tyro would join them.
     description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
-    return tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, config=_CONFIG)
+    command: Verb = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
+    return command
 
 
 def _print_help() -> None:

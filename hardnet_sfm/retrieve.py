@@ -118,14 +118,15 @@ class Index:
 
         Args:
             image: a file, or (H, W) grey or (H, W, 3) RGB pixels, upright.
-            bbox: x0, y0, x1, y1 in pixels of the upright photo: keypoints whose centre lies in it are the query.
+            bbox: x0, y0, x1, y1 in pixels of the upright photo: keypoints whose centre lies in it are the query. What
+                is beyond the photo is cut off; `region` of the result is what was left.
 
         Raises:
             HardnetSfmError: the file is no photo, there are no keypoints, or the descriptor has other weights.
             UsageError: the box is empty or outside the photo.
         """
         photo, name = _photo(image)
-        region = check_box(bbox, photo.size, name)
+        region = box_on_photo(bbox, photo.size, name)
         keypoints, descriptors = self._describe(photo)
         x0, y0, x1, y1 = region
         x, y = keypoints.xy.T
@@ -182,14 +183,15 @@ class Index:
         return self._describer(photo)
 
 
-def check_box(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
-    """A box, or that of the whole photo.
+def box_on_photo(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
+    """The part of a box that is on the photo, whose pixels reach half a pixel beyond their centres; None: all of it.
 
     Raises:
         UsageError: it is empty, not finite or outside the photo.
     """
+    right, bottom = size[0] - 0.5, size[1] - 0.5
     if bbox is None:
-        return -0.5, -0.5, size[0] - 0.5, size[1] - 0.5
+        return -0.5, -0.5, right, bottom
     x0, y0, x1, y1 = bbox
     if not (np.isfinite(bbox).all() and x0 < x1 and y0 < y1):
         raise UsageError(
@@ -200,7 +202,7 @@ def check_box(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
             f"{name}: the box {x0:g} {y0:g} {x1:g} {y1:g} is outside its {size[0]} x {size[1]} pixels",
             "A box is x0 y0 x1 y1 in pixels of the upright photo.",
         )
-    return bbox
+    return max(x0, -0.5), max(y0, -0.5), min(x1, right), min(y1, bottom)
 
 
 def _photo(image: Path | str | NDArray[np.uint8]) -> tuple[Photo, str]:

@@ -8,13 +8,17 @@ import runpy
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tyro
 
 from hardnet_sfm import __version__
 from hardnet_sfm.cli import VERBS, main, parse
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.commands.reconstruction import Reconstruct
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 
@@ -59,7 +63,64 @@ def test_help_of_a_verb_shows_two_examples(verb: str, capsys: pytest.CaptureFixt
     kind = next(kind for kinds in VERBS.values() for kind in kinds if kind.__name__.lower() == verb)
     assert len(kind.examples) >= 2
     for example in kind.examples:
-        assert example.startswith(f"hardnet-sfm {verb}") and example in text
+        assert example.startswith(f"hardnet-sfm {verb}") and example in text and len(example) <= 80
+
+
+def unfilled(text: str) -> list[str]:
+    """Lines of the texts of options after which the first word of the next line had room in 80 columns."""
+    room = 78 if "│" in text else 80  # tyro draws frames where the output takes them
+    found = []
+    for line, after in pairwise(line.replace("│", " ").rstrip() for line in text.splitlines()):
+        column = len(after) - len(after.lstrip())
+        goes_on = column > 4 and line[:column].endswith("  ") and line[column:]
+        if goes_on and len(line) + 1 + len(after.split()[0]) <= room:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("verb", NAMES)
+def test_help_of_options_is_filled_to_the_width(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = said_by([verb, "--help"], capsys)[1]
+    assert unfilled(text) == []
+
+
+@dataclass(frozen=True)
+class OfTwoParagraphs:
+    """A verb with one option."""
+
+    option: int = 7
+    """The second line of this begins
+    --with what is no letter, the third as well:
+    3 is a number.
+
+    This is a paragraph of its own."""
+
+
+def test_paragraphs_of_an_options_help_stay_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        tyro.cli(OfTwoParagraphs, args=["--help"], registry=flag_rules())
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    start = next(number for number, line in enumerate(lines) if line.startswith("--option"))
+    assert lines[start : start + 4] == [
+        "--option INT  The second line of this begins --with what is no letter, the",
+        "third as well: 3 is a number.",
+        "",
+        "This is a paragraph of its own. (default: 7)",
+    ]
+
+
+def test_only_a_flag_that_is_on_by_default_has_a_negative_form(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said_by(["reconstruct", "--help"], capsys)[1]
+    assert "--report, --no-report" in text and "--no-debug" not in text
+    asked = [parse(["reconstruct", "images", *flags]) for flags in ([], ["--report"], ["--no-report"])]
+    assert [command.report for command in asked if isinstance(command, Reconstruct)] == [True, True, False]
+    assert said_by(["reconstruct", "images", "--no-debug"], capsys)[0] == 2
 
 
 def test_reconstruct_takes_the_options_of_every_stage() -> None:

@@ -113,6 +113,26 @@ def test_a_box_that_is_empty_or_outside_is_refused(box: tuple[float, ...], place
         Index.open(place, resources=CPU).search(place / "photos" / photo_names(place)[0], bbox=box)  # type: ignore[arg-type]
 
 
+def test_what_of_a_box_is_beyond_the_photo_is_cut_off(place: Path) -> None:
+    index = Index.open(place, resources=CPU)
+    query = place / "photos" / photo_names(place)[0]  # 480 x 360
+    whole, beyond = index.describe(query), index.describe(query, (-50, -0.5, 9000, 400))
+    assert whole.region == beyond.region == (-0.5, -0.5, 479.5, 359.5)
+    assert (beyond.descriptors == whole.descriptors).all()
+    assert index.describe(query, (100, -9, 350, 300)).region == (100, -0.5, 350, 300)
+
+
+def test_the_command_line_says_what_is_left_of_a_box(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = str(place / "photos" / photo_names(place)[0])
+    args = ["retrieve", "--workspace", str(place), "--device", "cpu", "--method", "he", "--query", query, "--json"]
+    status, cut, err = said_by([*args, "--bbox", "100", "50", "9000", "300"], capsys)
+    assert status == 0 and err == f"cut: the box goes beyond {query}; 100 50 479.5 300 is left\n"
+    for inside in ("479.5", "480"):  # pixels may be counted by their edges, too
+        assert said_by([*args, "--bbox", "100", "50", inside, "300"], capsys) == (0, cut, "")
+    status, out, err = said_by([*args, "--bbox", "480", "50", "9000", "300"], capsys)
+    assert status == 2 and not out and "the box 480 50 9000 300 is outside its 480 x 360 pixels" in err
+
+
 def test_a_query_without_keypoints_is_refused(place: Path) -> None:
     index = Index.open(place, resources=CPU)
     with pytest.raises(HardnetSfmError, match="no keypoints"):

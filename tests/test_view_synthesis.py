@@ -326,6 +326,27 @@ def test_the_command_says_how_many_pairs_were_matched_with_views(
 ) -> None:
     main(["match", "--workspace", str(finished.root), "--view-synthesis", "--view-tilts", "2"])
     assert "in 2 pairs, 1 of them with synthetic views; up to date" in capsys.readouterr().out
+    finished.pairs.write_text("\t".join(EASY) + "\n")
+    main(["match", "--workspace", str(finished.root), "--view-synthesis", "--view-tilts", "2"])
+    assert "in 1 pairs, 0 of them with synthetic views; up to date" in capsys.readouterr().out
+    main(["match", "--workspace", str(finished.root)])
+    assert "in 1 pairs; computed 1" in capsys.readouterr().out
+
+
+def test_without_pairs_the_command_says_what_it_says_without_views(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for lines, says in (("# none\n", "no pairs in it"), (None, "it does not exist")):
+        place.pairs.unlink()
+        if lines is not None:
+            place.pairs.write_text(lines)
+        said = []
+        for views in ([], ["--view-synthesis"]):
+            with pytest.raises(SystemExit) as ended:
+                main(["match", "--workspace", str(place.root), *views])
+            said.append((ended.value.code, capsys.readouterr().err))
+        assert said[0] == said[1] and said[0][0] == 1 and says in said[0][1]
+        assert not place.matches.exists() and not place.view_keypoints.exists()
 
 
 @pytest.mark.parametrize(

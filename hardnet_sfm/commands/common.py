@@ -50,7 +50,7 @@ class Verb(Protocol):
     """
 
     examples: ClassVar[tuple[str, ...]]
-    """Two command lines or more, for its help."""
+    """Two command lines or more of 80 columns at most, for its help."""
 
     def run(self) -> None: ...
 
@@ -130,7 +130,7 @@ def said_of(report: Report) -> str:
             text = f"{report.pairs} pairs of {report.photos} photos ({report.how})"
         case MatchReport():
             text = f"{report.matches} matches in {report.pairs} pairs"
-            text += f", {report.by_views} of them with synthetic views" if report.by_views else ""
+            text += "" if report.by_views is None else f", {report.by_views} of them with synthetic views"
         case VocabularyReport():
             text = f"{report.words} words of {report.descriptors} descriptors, objective {report.objective:.4f}; "
             text += f"{100 * report.recall:.1f} % of descriptors get their nearest word"

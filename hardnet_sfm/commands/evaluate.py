@@ -228,9 +228,9 @@ class Evaluate:
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536",
-        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --weights my.safetensors --csv table.csv",
-        "hardnet-sfm evaluate brown PHOTOTOUR --descriptor rootsift hardnet --weights my.safetensors",
-        "hardnet-sfm evaluate hpatches hpatches-release --tasks hpatches-benchmark/tasks --split a",
+        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --csv table.csv",
+        "hardnet-sfm evaluate brown PHOTOTOUR --weights my.safetensors",
+        "hardnet-sfm evaluate hpatches HPATCHES --tasks BENCHMARK/tasks --split a",
         "hardnet-sfm evaluate pairs WXBS --json scores.json",
     )
 

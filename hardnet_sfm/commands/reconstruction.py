@@ -147,7 +147,7 @@ class Map:
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm map",
-        "hardnet-sfm map --camera-model PINHOLE --camera-params 1840,1840,768,512 --fix-intrinsics",
+        "hardnet-sfm map --camera-params 1840,768,512,0 --fix-intrinsics",
     )
 
     common: Common = field(default_factory=Common)

@@ -101,7 +101,7 @@ class Retrieve:
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm retrieve --query q.jpg",
-        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --top 20 --report found.html",
+        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --report found.html",
         "hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json",
     )
 
@@ -138,7 +138,8 @@ class Retrieve:
         with progress("retrieve", len(queries)) as advance:
             for query in queries:
                 try:
-                    results = index.search(query, self.top, self.method, self.bbox)
+                    described = index.describe(query, self.bbox)
+                    results = index.search(described, self.top, self.method)
                 except UsageError:
                     raise
                 except HardnetSfmError as error:
@@ -148,10 +149,12 @@ class Retrieve:
                     with advance.hidden():
                         errors.print(f"[yellow]skipped:[/] {escape(error.message)}", soft_wrap=True)
                 else:
+                    box = None if self.bbox is None else described.region
                     with advance.hidden():
+                        self._say_what_was_cut(query, box)
                         self._print(query, results, index)
                     if self.montage is not None or self.report is not None:
-                        answers.append(Answer(query, results, self.bbox))
+                        answers.append(Answer(query, results, box))
                 advance(note=query.name)
         if answers:
             self._draw(answers, index, failed)
@@ -181,7 +184,8 @@ class Retrieve:
 
         if self.montage is not None:
             facts = [f"{self.method}, {len(index.names)} photos"]
-            montage(answers[0].query, answers[0].results, index.images, self.montage, bbox=self.bbox, facts=facts)
+            asked = answers[0]
+            montage(asked.query, asked.results, index.images, self.montage, bbox=asked.bbox, facts=facts)
         if self.report is not None:
             retrieval_page(
                 answers,
@@ -199,6 +203,12 @@ class Retrieve:
                 resources=self.resources,
             )
             errors.print(escape(str(self.report)))
+
+    def _say_what_was_cut(self, query: Path, box: retrieve.Box | None) -> None:
+        """Says so where the box goes beyond the photo, by more than the pixel in which conventions differ."""
+        if box and self.bbox and any(abs(asked - left) > 1 for asked, left in zip(self.bbox, box, strict=True)):
+            kept = " ".join(f"{at:g}" for at in box)
+            errors.print(f"[yellow]cut:[/] the box goes beyond {escape(str(query))}; {kept} is left", soft_wrap=True)
 
     def _print(self, query: Path, results: list[RankedImage], index: retrieve.Index) -> None:
         if self.json:

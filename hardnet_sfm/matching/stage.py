@@ -85,14 +85,14 @@ class MatchReport:
         matches: of all of them together.
         computed: number of pairs done in this run; the others were up to date.
         reason: why any had to be computed, for people; empty where none.
-        by_views: number of pairs whose matches are of synthetic views, too.
+        by_views: number of pairs whose matches are of synthetic views, too; None: no views were to be tried.
     """
 
     pairs: int
     matches: int
     computed: int
     reason: str = ""
-    by_views: int = 0
+    by_views: int | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def match(
             second_try.finish()
         writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe, "pairs": sha256_of(pairs)})
     with MatchStore(matches) as result:
-        total, by_views = result.total(), result.by_views()
+        total, by_views = result.total(), result.by_views() if second_try else None
     return MatchReport(len(wanted), total, len(due), reason if due else "", by_views)
 
 
