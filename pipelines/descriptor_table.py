@@ -13,36 +13,30 @@ Oxford5k and Paris6k, or parts of them in the same layout, each get the visual w
 
 from __future__ import annotations
 
-import csv
-import io
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
+from hardnet_sfm.benchmark.descriptor_table import Column, DescriptorTable
 from hardnet_sfm.benchmark.experiments import figure_class
 from hardnet_sfm.benchmark.rows import Competitor, competitors, made
 from hardnet_sfm.commands.common import errors_said, output
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.scores import MEAN, ScoreTable
-from hardnet_sfm.features.stage import KeypointOptions
+from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
+from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import DEFAULT_METHOD, Method, VocabularyOptions
 from hardnet_sfm.workspace import digest, locked, read_json, replacing, write_json
 
 Values = Mapping[str, float]
-_TIMED_BATCHES = 8  # for each thread
-_TIMED_PAIRS = 256
-_ACROSS = 4  # columns of a table on the terminal
 
 
 @dataclass(frozen=True)
@@ -54,8 +48,8 @@ class Options:
     descriptor: tuple[str, ...] = ("rootsift", "hardnet")
     """Rows of the table. hardnet: with the weights that come with the package."""
     weights: tuple[str, ...] = ()
-    """More rows: .safetensors files. Of networks that compare patches, as matchnet, cost and false positive rate are
-    measured."""
+    """More rows: .safetensors files. Networks that compare patches, as matchnet, re-score the neighbours of HardNet on
+    photos, and have no values where descriptors are needed."""
     validation: Path | None = None
     """patches.h5 of scenes that nothing was trained on."""
     validation_batch: int = 512
@@ -84,31 +78,6 @@ class Options:
     """Show where in the program an error came from."""
     words: VocabularyOptions = field(default_factory=VocabularyOptions)
     resources: Resources = field(default_factory=Resources)
-
-
-@dataclass(frozen=True)
-class Column:
-    """Of the table.
-
-    Attributes:
-        name: in the CSV.
-        title: for people.
-        form: of a value, as `format` takes it; `.1%` is written as a number of per cent.
-        better: "lower", "higher" or, where a value is a cost or a fact, "".
-    """
-
-    name: str
-    title: str
-    form: str
-    better: str = ""
-
-    def cell(self, value: float | None) -> str:
-        return "-" if value is None else format(value, self.form).removesuffix("%")
-
-    def best(self, values: Iterable[float]) -> float | None:
-        """Of all descriptors; None where there is no best one."""
-        choose = {"lower": min, "higher": max}.get(self.better)
-        return choose(values, default=None) if choose else None
 
 
 @dataclass(frozen=True)
@@ -179,76 +148,12 @@ def costs(resources: Resources) -> Benchmark:
     )
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
+        from hardnet_sfm.benchmark.costs import cost_of, cost_of_pairs
+
         for row in rows:
             yield row.name, (cost_of_pairs if row.compares else cost_of)(row, resources)
 
     return Benchmark(columns, [resources.device, resources.threads], run, of_pairs=True)
-
-
-def cost_of(row: Competitor, resources: Resources) -> Values:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from hardnet_sfm.benchmark.describing import PatchStream
-    from hardnet_sfm.weights import load_network
-
-    descriptor = row.make()
-    # Before normalisation is merged into the layers, as the literature counts.
-    network = load_network(row.weights, row.descriptor).network if row.weights else descriptor.network
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 1, descriptor.patch_size, descriptor.patch_size))
-    stream = PatchStream(descriptor, resources)
-    side = descriptor.patch_size
-    block = np.random.default_rng(0).integers(0, 256, (stream.batch * _TIMED_BATCHES * stream.threads, side, side))
-    patches = block.astype(np.uint8)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        stream([patches])
-        return time.perf_counter() - start
-
-    return {
-        "dimension": stream.dimension,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "mflop": counter.get_total_flops() / 1e6,
-        # The noise of a shared machine only adds.
-        "patches_per_second": len(patches) / min(seconds() for _ in range(3)),
-    }
-
-
-def cost_of_pairs(row: Competitor, resources: Resources) -> Values:
-    """Of a network that compares patches, both of which it sees for the first time."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from hardnet_sfm.matching.scorer import pair_network
-    from hardnet_sfm.networks.device import resolve_device
-    from hardnet_sfm.networks.pairs import FastPairNetwork
-    from hardnet_sfm.weights import load_network
-
-    assert row.weights is not None
-    loaded, device = load_network(row.weights), resolve_device(resources.device)
-    network = FastPairNetwork(pair_network(loaded), device)
-    side = loaded.architecture.patch_size
-    torch.set_num_threads(resources.threads)
-    patches = torch.rand(_TIMED_PAIRS, 1, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        network(patches, patches).cpu()
-        return time.perf_counter() - start
-
-    with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
-            network(patches[:1], patches[:1])
-        fastest = min(seconds() for _ in range(3))
-    dimension = {"dimension": loaded.architecture.dimension} if loaded.architecture.dimension else {}
-    return {
-        **dimension,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "mflop": counter.get_total_flops() / 1e6,
-        "patches_per_second": _TIMED_PAIRS / fastest,
-    }
 
 
 def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
@@ -280,7 +185,7 @@ def homographies(folder: Path, resources: Resources) -> Benchmark:
         return means(evaluate_homographies(folder, rows, resources), rows, {"homography_map": "map"})
 
     columns = (Column("homography_map", "homography mAP", ".3f", "higher"),)
-    return Benchmark(columns, state_of(folder), run)
+    return Benchmark(columns, state_of(folder), run, of_pairs=True)
 
 
 def hpatches(folder: Path, tasks: Path | None, split: str, resources: Resources) -> Benchmark:
@@ -292,7 +197,8 @@ def hpatches(folder: Path, tasks: Path | None, split: str, resources: Resources)
         return means(evaluate_hpatches(folder, rows, resources, tasks=tasks, split=split), rows, kinds)
 
     columns = tuple(Column(f"hpatches_{kind}", f"HPatches {kind} mAP, %", ".1%", "higher") for kind in HPATCHES_TASKS)
-    return Benchmark(columns, [state_of(folder), state_of(tasks) if tasks else None, split], run)
+    recipe = [state_of(folder), state_of(tasks) if tasks else None, split]
+    return Benchmark(columns, recipe, run, of_pairs=True)
 
 
 HPATCHES_TASKS = ("verification", "matching", "retrieval")
@@ -315,7 +221,8 @@ def brown(folder: Path, resources: Resources) -> Benchmark:
 
         return means(evaluate_brown(folder, rows, resources), rows, {"brown_fpr95": "fpr95"})
 
-    return Benchmark((Column("brown_fpr95", "FPR95 Brown, %", ".2%", "lower"),), state_of(folder), run)
+    columns = (Column("brown_fpr95", "FPR95 Brown, %", ".2%", "lower"),)
+    return Benchmark(columns, state_of(folder), run, of_pairs=True)
 
 
 def means(table: ScoreTable, rows: list[Competitor], wanted: Mapping[str, str]) -> Iterator[tuple[str, Values]]:
@@ -327,7 +234,7 @@ def means(table: ScoreTable, rows: list[Competitor], wanted: Mapping[str, str]) 
             {
                 column: values[measure][row.name][MEAN]
                 for column, measure in wanted.items()
-                if MEAN in values[measure][row.name]
+                if MEAN in values.get(measure, {}).get(row.name, {})
             },
         )
 
@@ -344,14 +251,21 @@ def scene(images: Path, workspace: Path, resources: Resources) -> Benchmark:
 
         for row in rows:
             place = workspace / "scenes" / f"{name}-{digest(str(images.resolve()))[:6]}" / row.folder
-            extract_options = row.extract_options(KeypointOptions())
-            model = reconstruct(images, place, extract_options=extract_options, resources=resources, report=False)
+            model = reconstruct(
+                images,
+                place,
+                # A network that compares re-scores what HardNet finds, as `match --rescore` does.
+                extract_options=ExtractOptions() if row.compares else row.extract_options(KeypointOptions()),
+                match_options=MatchOptions(rescore=row.weights if row.compares else None),
+                resources=resources,
+                report=False,
+            )
             yield (
                 row.name,
                 dict(zip((one.name for one in columns), (len(model.names), model.mean_track_length), strict=True)),
             )
 
-    return Benchmark(columns, state_of(images), run)
+    return Benchmark(columns, state_of(images), run, of_pairs=True)
 
 
 def scene_name(images: Path) -> str:
@@ -398,75 +312,6 @@ def measured(rows: list[Competitor], asked: list[Benchmark], kept: Path) -> dict
             errors.print(f"{escape(name)}: {escape(said)}")
     kept_of = {row.name: [results.get(one.key(row), {"values": {}}) for one in asked] for row in rows}
     return {name: {k: v for one in found for k, v in one["values"].items()} for name, found in kept_of.items()}
-
-
-@dataclass(frozen=True)
-class DescriptorTable:
-    """Values of descriptors by their names and those of the columns; some may be missing."""
-
-    columns: list[Column]
-    values: dict[str, dict[str, float]]
-
-    def _cells(self, column: Column, bold: str) -> list[str]:
-        """One for each descriptor, the best within `bold`, where there are several."""
-        known = [row[column.name] for row in self.values.values() if column.name in row]
-        best = column.best(known) if len(known) > 1 else None
-        return [
-            bold.format(column.cell(value)) if value is not None and value == best else column.cell(value)
-            for value in (row.get(column.name) for row in self.values.values())
-        ]
-
-    def printed(self) -> Iterator[Table]:
-        """A row for each descriptor, in tables of a few columns, which every terminal has room for."""
-        for first in range(0, len(self.columns), _ACROSS):
-            shown = self.columns[first : first + _ACROSS]
-            table = Table()
-            table.add_column("", no_wrap=True)
-            for column in shown:
-                table.add_column(escape(column.title), justify="right")
-            cells = [self._cells(column, "[bold]{}[/]") for column in shown]
-            for name, *row in zip(self.values, *cells, strict=True):
-                table.add_row(escape(name), *row)
-            yield table
-
-    def as_markdown(self) -> str:
-        """A row for each descriptor."""
-        cells = [self._cells(column, "**{}**") for column in self.columns]
-        lines = [["", *(column.title for column in self.columns)], ["---", *("---:" for _ in self.columns)]]
-        lines += [[name, *row] for name, row in zip(self.values, zip(*cells, strict=True), strict=True)]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-    def as_csv(self) -> str:
-        """A line for each descriptor, shares from 0 to 1."""
-        text = io.StringIO()
-        names = [column.name for column in self.columns]
-        writer = csv.DictWriter(text, ["descriptor", *names], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"descriptor": name, **row} for name, row in self.values.items())
-        return text.getvalue()
-
-    def draw(self, path: Path) -> None:
-        """A panel of bars for each measure that has a better and a worse."""
-        drawn = [column for column in self.columns if column.better]
-        across = min(4, len(drawn))
-        down = -(-len(drawn) // across)
-        figure = figure_class()(figsize=(3.2 * across + 1, down * (0.9 + 0.3 * len(self.values))), layout="constrained")
-        axes = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
-        names = list(self.values)
-        for one, column in zip(axes, drawn, strict=False):
-            scale = 100 if column.form.endswith("%") else 1
-            known = {name: scale * row[column.name] for name, row in self.values.items() if column.name in row}
-            bars = one.barh([names.index(name) for name in known], list(known.values()), color="C0", height=0.6)
-            one.bar_label(bars, [column.cell(value / scale) for value in known.values()], padding=3, fontsize="small")
-            one.margins(x=0.25)
-            one.set_yticks(range(len(names)), names)
-            one.set_title(f"{column.title} ({column.better} is better)", fontsize="small")
-            one.spines[["top", "right"]].set_visible(False)
-        axes[0].invert_yaxis()
-        for one in axes[len(drawn) :]:
-            one.set_visible(False)
-        with replacing(path) as beside:
-            figure.savefig(beside, format="png", dpi=120)
 
 
 def descriptor_table(options: Options) -> DescriptorTable:

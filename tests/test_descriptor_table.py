@@ -19,6 +19,7 @@ from test_experiments import typed, write_hard_patches
 from test_train import write_noisy_patches
 
 from hardnet_sfm.benchmark import held_out, patches
+from hardnet_sfm.benchmark.costs import cost_of
 from hardnet_sfm.benchmark.rows import competitors
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
@@ -88,7 +89,7 @@ def test_the_table_is_what_direct_calls_give(
     assert len(head.split("|")) == len(row.split("|")) and row.startswith("| rootsift | 128 | 0 |")
 
 
-def test_networks_that_compare_have_costs_and_a_false_positive_rate_alone(
+def test_networks_that_compare_have_no_values_where_descriptors_are_needed(
     script: ModuleType,
     data: Path,
     tmp_path: Path,
@@ -99,15 +100,18 @@ def test_networks_that_compare_have_costs_and_a_false_positive_rate_alone(
     weights = tmp_path / "siam.safetensors"
     save_file(network.state_dict(), weights, ARCHITECTURES["deepcompare-siam"].metadata() | {"measurement_size": "12"})
     words = ["--workspace", tmp_path, "--descriptor", "rootsift", "--weights", weights, "--validation-batch", "32"]
-    words += ["--validation", data / "hard.h5", "--w1bs", data / "w1bs", "--device", "cpu", "--workers", "1"]
+    words += ["--validation", data / "hard.h5", "--w1bs", data / "w1bs", "--hpatches", data / "hpatches"]
+    words += ["--device", "cpu", "--workers", "1"]
     typed(script, monkeypatch, *words)
     printed = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
-    assert sum("siam" in line for line in printed) == 2 and max(map(len, printed)) <= 80
+    assert sum("siam" in line for line in printed) == 3 and max(map(len, printed)) <= 80
     assert not any("…" in line for line in printed)
     with (tmp_path / "descriptor-table.csv").open() as file:
         rootsift, siam = csv.DictReader(file)
     assert rootsift["w1bs_mauc"] and rootsift["held_out_map"]
-    assert not siam["w1bs_mauc"] and not siam["held_out_map"]
+    assert not siam["w1bs_mauc"] and not siam["held_out_map"] and not siam["hpatches_matching"]
+    of_hpatches = patches.evaluate_hpatches(data / "hpatches", competitors((), [str(weights)]), CPU).measures[0]
+    assert float(siam["hpatches_verification"]) == of_hpatches.values["siam"]["mean"]
     expected = held_out.HeldOut(data / "hard.h5", 32).measures_of_pairs(load_network(weights), CPU)
     assert float(siam["held_out_fpr95"]) == expected["fpr95"]
     assert siam["parameters"] == str(sum(parameter.numel() for parameter in network.parameters()))
@@ -120,9 +124,7 @@ def test_networks_that_compare_have_costs_and_a_false_positive_rate_alone(
     ("name", "parameters", "mflop"),
     [("hardnet", 1334560, 78), ("tfeat", None, 12.6)],
 )
-def test_costs_are_those_of_the_layers(
-    script: ModuleType, name: str, parameters: int | None, mflop: float, tmp_path: Path
-) -> None:
+def test_costs_are_those_of_the_layers(name: str, parameters: int | None, mflop: float, tmp_path: Path) -> None:
     """HardNet's parameters are the paper's 1.3 million; TFeat's products are counted by hand.
 
     TFeat: 26x26x32 of 7x7, 8x8x64 of 6x6x32, 128 of 4096, two operations each.
@@ -130,7 +132,7 @@ def test_costs_are_those_of_the_layers(
     network = ARCHITECTURES[name].build()
     path = tmp_path / "made.safetensors"
     save_file(network.state_dict(), path, ARCHITECTURES[name].metadata())
-    values = script.cost_of(competitors((), [str(path)])[0], CPU)
+    values = cost_of(competitors((), [str(path)])[0], CPU)
     if name == "tfeat":
         mflop = 2 * (26 * 26 * 32 * 49 + 8 * 8 * 64 * 36 * 32 + 128 * 4096) / 1e6
         parameters = (49 + 1) * 32 + (36 * 32 + 1) * 64 + (4096 + 1) * 128

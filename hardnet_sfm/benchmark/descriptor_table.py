@@ -1,0 +1,111 @@
+"""The table of descriptors and all that was measured of them: on the terminal, as Markdown, as CSV and drawn."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from hardnet_sfm.benchmark.experiments import figure_class
+from hardnet_sfm.workspace import replacing
+
+_ACROSS = 4  # columns of a table on the terminal
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of the table.
+
+    Attributes:
+        name: in the CSV.
+        title: for people.
+        form: of a value, as `format` takes it; `.1%` is written as a number of per cent.
+        better: "lower", "higher" or, where a value is a cost or a fact, "".
+    """
+
+    name: str
+    title: str
+    form: str
+    better: str = ""
+
+    def cell(self, value: float | None) -> str:
+        return "-" if value is None else format(value, self.form).removesuffix("%")
+
+    def best(self, values: Iterable[float]) -> float | None:
+        """Of all descriptors; None where there is no best one."""
+        choose = {"lower": min, "higher": max}.get(self.better)
+        return choose(values, default=None) if choose else None
+
+
+@dataclass(frozen=True)
+class DescriptorTable:
+    """Values of descriptors by their names and those of the columns; some may be missing."""
+
+    columns: list[Column]
+    values: dict[str, dict[str, float]]
+
+    def _cells(self, column: Column, bold: str) -> list[str]:
+        """One for each descriptor, the best within `bold`, where there are several."""
+        known = [row[column.name] for row in self.values.values() if column.name in row]
+        best = column.best(known) if len(known) > 1 else None
+        return [
+            bold.format(column.cell(value)) if value is not None and value == best else column.cell(value)
+            for value in (row.get(column.name) for row in self.values.values())
+        ]
+
+    def printed(self) -> Iterator[Table]:
+        """A row for each descriptor, in tables of a few columns, which every terminal has room for."""
+        for first in range(0, len(self.columns), _ACROSS):
+            shown = self.columns[first : first + _ACROSS]
+            table = Table()
+            table.add_column("", no_wrap=True)
+            for column in shown:
+                table.add_column(escape(column.title), justify="right")
+            cells = [self._cells(column, "[bold]{}[/]") for column in shown]
+            for name, *row in zip(self.values, *cells, strict=True):
+                table.add_row(escape(name), *row)
+            yield table
+
+    def as_markdown(self) -> str:
+        """A row for each descriptor."""
+        cells = [self._cells(column, "**{}**") for column in self.columns]
+        lines = [["", *(column.title for column in self.columns)], ["---", *("---:" for _ in self.columns)]]
+        lines += [[name, *row] for name, row in zip(self.values, zip(*cells, strict=True), strict=True)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def as_csv(self) -> str:
+        """A line for each descriptor, shares from 0 to 1."""
+        text = io.StringIO()
+        names = [column.name for column in self.columns]
+        writer = csv.DictWriter(text, ["descriptor", *names], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"descriptor": name, **row} for name, row in self.values.items())
+        return text.getvalue()
+
+    def draw(self, path: Path) -> None:
+        """A panel of bars for each measure that has a better and a worse."""
+        drawn = [column for column in self.columns if column.better]
+        across = min(4, len(drawn))
+        down = -(-len(drawn) // across)
+        figure = figure_class()(figsize=(3.2 * across + 1, down * (0.9 + 0.3 * len(self.values))), layout="constrained")
+        axes = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+        names = list(self.values)
+        for one, column in zip(axes, drawn, strict=False):
+            scale = 100 if column.form.endswith("%") else 1
+            known = {name: scale * row[column.name] for name, row in self.values.items() if column.name in row}
+            bars = one.barh([names.index(name) for name in known], list(known.values()), color="C0", height=0.6)
+            one.bar_label(bars, [column.cell(value / scale) for value in known.values()], padding=3, fontsize="small")
+            one.margins(x=0.25)
+            one.set_yticks(range(len(names)), names)
+            one.set_title(f"{column.title} ({column.better} is better)", fontsize="small")
+            one.spines[["top", "right"]].set_visible(False)
+        axes[0].invert_yaxis()
+        for one in axes[len(drawn) :]:
+            one.set_visible(False)
+        with replacing(path) as beside:
+            figure.savefig(beside, format="png", dpi=120)
