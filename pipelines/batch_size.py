@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import tyro
 from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.sampling import SamplingOptions
@@ -67,7 +68,7 @@ class Options(ExperimentOptions):
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
     with errors_said(options.debug):
         variants = options.variants()
         run_experiment("batch-size", variants, options, "pairs in a batch")

@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
@@ -112,7 +113,7 @@ def _descriptor(summary: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
+    options = tyro.cli(Options, registry=flag_rules())
     goes_on = "Interrupted. The same command goes on from here; where it was learning, with --resume."
     with errors_said(interrupted=goes_on):
         print_gain(*closed_loop(options))

@@ -21,12 +21,13 @@ from typing import Any
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm.benchmark.descriptor_table import Column, DescriptorTable
 from hardnet_sfm.benchmark.experiments import figure_class
 from hardnet_sfm.benchmark.rows import Competitor, competitors, made
 from hardnet_sfm.commands.common import errors_said, output
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.scores import MEAN, ScoreTable
 from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
@@ -335,7 +336,7 @@ def descriptor_table(options: Options) -> DescriptorTable:
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
     with errors_said(options.debug):
         descriptor_table(options)
 

@@ -10,14 +10,15 @@ always takes part.
 from __future__ import annotations
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.evaluate import Homography
+from hardnet_sfm.commands.flags import flag_rules
 
 
 def main() -> None:
-    options = tyro.cli(Homography, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    options = tyro.cli(Homography, config=(OmitArgPrefixes,), registry=flag_rules())
     with errors_said(options.table.debug, interrupted="Interrupted. Nothing was written."):
         options.run()
 

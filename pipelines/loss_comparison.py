@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.sampling import SamplingOptions
 
@@ -54,7 +55,7 @@ class Options(ExperimentOptions):
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
     with errors_said(options.debug):
         run_experiment("loss-comparison", options.variants(), options, "loss")
 

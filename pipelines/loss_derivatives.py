@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hardnet_sfm.benchmark.experiments import figure_class
 from hardnet_sfm.commands.common import errors_said, output
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.training.losses import Loss, contrastive, hardnet, softmax
 from hardnet_sfm.workspace import replacing
@@ -120,7 +121,7 @@ def draw(found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path
 
 
 def main() -> None:
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, registry=flag_rules())
     with errors_said(options.debug):
         if options.cells < 1:
             raise UsageError("--cells must be at least 1")

@@ -27,9 +27,10 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.markup import escape
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from hardnet_sfm.commands.common import errors_said, output
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.homographies import HomographySequence, read_sequences
 from hardnet_sfm.evaluation.hpatches import (
@@ -330,7 +331,7 @@ def _write_lines(path: Path, header: str, lines: Sequence[tuple[object, ...]]) -
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
     with errors_said(interrupted="Interrupted. Nothing was made."):
         points = make(options)
         for name, count in points.items():

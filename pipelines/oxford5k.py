@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.evaluate import LandmarkOptions
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
 
 
@@ -35,7 +36,7 @@ class Options:
 
 
 def main(city: City, other: City) -> None:
-    options = tyro.cli(Options, config=(OmitArgPrefixes, FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
     workspace = options.table.workspace
     with errors_said(options.table.debug):
         folder = data_set(city, options.folder, workspace, truth=not options.revisited)

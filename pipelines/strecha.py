@@ -26,6 +26,7 @@ from hardnet_sfm.colmap.cameras import CameraSetup
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
 from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
@@ -170,7 +171,7 @@ def print_table(console: Console, title: str, truth: Truth, theirs: Row, ours: d
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
     console = Console(width=100)
     truth = read_truth(options.folder)
     self_calibrated = CameraSetup("single", "SIMPLE_RADIAL")

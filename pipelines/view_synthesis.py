@@ -28,6 +28,7 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.two_view import Verification, verified_matches
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
 from hardnet_sfm.features.stage import ExtractOptions, extract
@@ -219,7 +220,7 @@ def compare_all(options: Options) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
     with errors_said():
         compare_all(options)
 

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import ColmapSift
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.stage import ExtractOptions
@@ -86,7 +87,7 @@ def matrix_ceiling(device: str, dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, registry=flag_rules())
     device = resolve_device(options.device)
     names = list_photos(options.images)
     used = names[: options.photos]

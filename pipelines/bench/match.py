@@ -22,6 +22,7 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import match_with_colmap
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for
 from hardnet_sfm.networks.device import resolve_device
@@ -67,7 +68,7 @@ def least_cost_of(call: Callable[[], object]) -> Cost:
 
 
 def main() -> None:
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, registry=flag_rules())
     device = resolve_device(options.device)
     accept, threads = Acceptance(max_ratio=RATIO), Resources().threads
     with tempfile.TemporaryDirectory() as scratch:

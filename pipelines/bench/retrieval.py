@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
@@ -203,7 +204,7 @@ def entries_read(index: InvertedIndex, query: Query) -> int:
 
 
 def main() -> None:
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, registry=flag_rules())
     faiss.omp_set_num_threads(options.workers)
     folder = options.folder or Path(tempfile.mkdtemp())
     try:

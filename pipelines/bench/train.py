@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
+from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import PATCH_SIZE
@@ -65,7 +66,7 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 
 
 def main() -> None:
-    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
+    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
     from hardnet_sfm.training.module import WORKERS, Budget, NetworkTraining, Resident  # lightning takes seconds
 
     device = resolve_device(options.resources.device)
