@@ -90,16 +90,25 @@ class Benchmark:
         recipe: everything but the descriptor that decides what the values are, fit for JSON.
         run: measures descriptors; each one's name and values, as they are finished.
         of_pairs: it measures networks that compare patches, too.
+        of_neighbours: it has them score the neighbours of HardNet, with its shipped weights.
     """
 
     columns: tuple[Column, ...]
     recipe: Any
     run: Callable[[list[Competitor]], Iterable[tuple[str, Values]]]
     of_pairs: bool = False
+    of_neighbours: bool = False
 
     def key(self, row: Competitor) -> str:
         """Under which a descriptor's values are kept."""
-        return digest([column.name for column in self.columns], self.recipe, row.descriptor, row.weights_sha256)
+        rescored = [row.weights_sha256 for row in competitors(["hardnet"], ())] if self.of_neighbours else []
+        return digest(
+            [column.name for column in self.columns],
+            self.recipe,
+            row.descriptor,
+            row.weights_sha256,
+            *(rescored if row.compares else []),
+        )
 
 
 def state_of(path: Path) -> list[Any]:
@@ -165,13 +174,11 @@ def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
         from hardnet_sfm.benchmark.held_out import HeldOut
-        from hardnet_sfm.weights import load_network
 
         pairs = HeldOut(path, batch_size)
         for row in rows:
             if row.compares:
-                assert row.weights is not None
-                measures = pairs.measures_of_pairs(load_network(row.weights), resources)
+                measures = pairs.measures_of_pairs(row.load(), resources)
             else:
                 measures = pairs.measures(row.make(), resources)
             yield row.name, {f"held_out_{name}": value for name, value in measures.items()}
@@ -186,7 +193,7 @@ def homographies(folder: Path, resources: Resources) -> Benchmark:
         return means(evaluate_homographies(folder, rows, resources), rows, {"homography_map": "map"})
 
     columns = (Column("homography_map", "homography mAP", ".3f", "higher"),)
-    return Benchmark(columns, state_of(folder), run, of_pairs=True)
+    return Benchmark(columns, state_of(folder), run, of_pairs=True, of_neighbours=True)
 
 
 def hpatches(folder: Path, tasks: Path | None, split: str, resources: Resources) -> Benchmark:
@@ -266,7 +273,7 @@ def scene(images: Path, workspace: Path, resources: Resources) -> Benchmark:
                 dict(zip((one.name for one in columns), (len(model.names), model.mean_track_length), strict=True)),
             )
 
-    return Benchmark(columns, state_of(images), run, of_pairs=True)
+    return Benchmark(columns, state_of(images), run, of_pairs=True, of_neighbours=True)
 
 
 def scene_name(images: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from test_measures import fpr95_by_hand
 from test_rescore import by_loop, saved, unit
 from torch import nn
 
+import hardnet_sfm
 from hardnet_sfm.benchmark.comparing import PairStream
 from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.benchmark.patches import evaluate_brown, evaluate_hpatches, evaluate_w1bs
@@ -82,7 +84,9 @@ def test_pairs_are_scored_in_order_whatever_the_blocks(
         asked.append(1)
         return [patches[:1], patches[1:13], patches[13:13], patches[13:]]
 
-    found = stream(blocks, pairs)
+    told: list[int] = []
+    found = stream(blocks, pairs, told.append)
+    assert sum(told) == len(pairs)
     expected = scores_of(network, [(patches[a], patches[b]) for a, b in pairs])
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4)
     assert np.std(expected) > 0.01
@@ -129,6 +133,8 @@ def test_hpatches_verifies_and_says_that_it_does_no_more(tmp_path: Path) -> None
             assert found == pytest.approx(area_by_hand(labels, 10), abs=0.01)
     alone = evaluate_hpatches(tmp_path, [row], ONE)
     assert [measure.name for measure in alone.measures] == ["verification_ap"]
+    (tmp_path / "alone.json").write_text(json.dumps(alone.as_json()))
+    assert row.name in hardnet_sfm.write_report(tmp_path / "alone.json").read_text()
 
 
 def test_nearest_neighbours_need_descriptors(tmp_path: Path) -> None:

@@ -45,18 +45,19 @@ class PatchStream:
         """Blocks of (n, S, S) uint8 patches to their (N, D) descriptors, in order. S may be another in each block."""
         described = [np.zeros((0, self.dimension), np.float16)]
         with torch_threads(self.threads) as pool:
-            for _, future in in_order(pool, self._describe, self._batches(blocks), self.threads + 2):
+            batches = in_batches(blocks, self.patch_size, self.batch)
+            for _, future in in_order(pool, self._describe, batches, self.threads + 2):
                 described.append(future.result())
         return np.concatenate(described)
 
-    def _batches(self, blocks: Iterable[Grey]) -> Iterator[Grey]:
-        """The same patches, resized, as many at once as are described at once, the last of them fewer."""
-        size, most = self._describe.patch_size, self._describe.batch
-        left = np.zeros((0, size, size), np.uint8)
-        for block in blocks:
-            left = np.concatenate([left, resize_patches(block, size)])
-            full = len(left) // most * most
-            yield from (left[start : start + most] for start in range(0, full, most))
-            left = left[full:]
-        if len(left):
-            yield left
+
+def in_batches(blocks: Iterable[Grey], size: int, most: int) -> Iterator[Grey]:
+    """The same patches, resized to (n, `size`, `size`), `most` at once, the last of them fewer."""
+    left = np.zeros((0, size, size), np.uint8)
+    for block in blocks:
+        left = np.concatenate([left, resize_patches(block, size)])
+        full = len(left) // most * most
+        yield from (left[start : start + most] for start in range(0, full, most))
+        left = left[full:]
+    if len(left):
+        yield left

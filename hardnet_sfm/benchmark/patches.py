@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,9 @@ def evaluate_brown(
     others: with weights learned on each of the three, the six combinations of the literature.
 
     Lower bound: every patch is described once, 450 000 to 630 000 of them a set, so a CPU that describes 9000 a second
-    takes a minute a set and descriptor. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet. Of
-    networks that compare patches only those that are in pairs are looked at, 4 KB each at most.
+    takes a minute a set and descriptor; networks that compare patches compare 100 000 pairs, which takes one of 42
+    MFLOP a pair half a minute. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet. Of networks
+    that compare, 4 KB at most for each patch that is in a pair.
 
     Args:
         folder: with some of the sets liberty, notredame and yosemite in it, or one set.
@@ -61,15 +63,17 @@ def evaluate_brown(
     pairs = {name: brown.read_pairs(brown.find_pairs(one), one) for name, one in sets.items()}
     values: dict[str, dict[str, float]] = {name: {} for name in streams}
     curves: dict[str, dict[str, list[float]]] = {name: {} for name in streams}
-    total = len(rows) * sum(map(len, sets.values()))
+    comparing = sum(isinstance(stream, PairStream) for stream in streams.values())
+    total = (len(rows) - comparing) * sum(map(len, sets.values()))
+    total += comparing * sum(len(labelled.patches) for labelled in pairs.values())
     with progress("describe", total) as advance:
         for row, stream in streams.items():
             for name, one in sets.items():
-                blocks = partial(_told, one.blocks, advance, f"{row} {name}")
+                note = f"{row} {name}"
                 if isinstance(stream, PairStream):
-                    distances = -stream(blocks, pairs[name].patches)
+                    distances = -stream(one.blocks, pairs[name].patches, partial(_noted, advance, note))
                 else:
-                    distances = _pair_distances(stream(blocks()), pairs[name].patches)
+                    distances = _pair_distances(stream(_told(one.blocks(), advance, note)), pairs[name].patches)
                 values[row][name] = fpr95(distances, pairs[name].matching)
                 curves[row][name] = false_positive_rates(distances, pairs[name].matching).tolist()
     trained = {row.name: trained_on(row) for row in rows}
@@ -170,8 +174,9 @@ def evaluate_hpatches(
 
     Lower bound: every patch of the split is described once, 16 for each of about 150 000 points of the 116 sequences,
     so a CPU that describes 9000 a second takes five minutes a descriptor. Memory: 256 bytes a patch of 128 dimensions,
-    640 MB, and 80 bytes for each line of the task files, 250 MB; patches of one column at a time. Of networks that
-    compare patches, those of one level that are in pairs, 4 KB each at most.
+    640 MB, and some 130 bytes for each line of the task files, 400 MB; patches of one column at a time. Networks that
+    compare patches compare nine million pairs, which takes one of 42 MFLOP a pair 40 minutes on two cores; of these
+    4 KB at most for each patch of one level that is in a pair, 4 GB.
 
     Args:
         folder: `hpatches-release`, a folder i_NAME or v_NAME for each sequence.
@@ -209,7 +214,13 @@ def evaluate_hpatches(
             ".1%",
         )
     ]
+    details: dict[str, Any] = {}
     if matched:
+        details["matching_by_sequence"] = matched
+        details["retrieval_by_pool"] = {
+            row: {f"{level} {pool}": value for (level, pool), value in scores.items()}
+            for row, scores in retrieved.items()
+        }
         matching = {row: _by_kind(scores) for row, scores in matched.items()}
         retrieval = {row: _by_level(scores) for row, scores in retrieved.items()}
         measures += [
@@ -224,11 +235,7 @@ def evaluate_hpatches(
             "sequences": list(asked.sequences),
             "points": sum(asked.counts),
             "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
-            "matching_by_sequence": matched,
-            "retrieval_by_pool": {
-                row: {f"{level} {pool}": value for (level, pool), value in scores.items()}
-                for row, scores in retrieved.items()
-            },
+            **details,
         },
         (_resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams), *_only_verified(rows)),
     )
@@ -242,19 +249,23 @@ def _verify(described: Float16, asked: hpatches.Tasks, row: str) -> _Verified:
 def _verify_by_comparing(
     sequences: Sequence[hpatches.PatchSequence], asked: hpatches.Tasks, stream: PairStream, row: str
 ) -> _Verified:
-    """Patches are numbered through the sequences, in each through its photos, in each of these through its points."""
-    photos, pairs = range(hpatches.PHOTOS + 1), asked.pairs
-    number_in = asked.sequence_of[pairs[:, :, 0]]
-    starts, counts = asked.starts[number_in], np.array(asked.counts, np.int64)[number_in]
-    numbers = len(photos) * starts + counts * pairs[:, :, 1] + pairs[:, :, 0] - starts
+    photos, numbers = range(hpatches.PHOTOS + 1), _patch_numbers(asked)
 
     def columns(level: hpatches.Level) -> Iterator[NDArray[np.uint8]]:
         for sequence in sequences:
             for photo in photos:
                 yield sequence.column(hpatches.COLUMNS[hpatches.column_of(level, photo)])
 
-    with progress("verify", len(hpatches.LEVELS) * len(photos) * sum(asked.counts)) as advance:
-        return verify(lambda level: -stream(partial(_told, partial(columns, level), advance, row), numbers), asked)
+    with progress("verify", len(hpatches.LEVELS) * len(numbers)) as advance:
+        return verify(lambda level: -stream(partial(columns, level), numbers, partial(_noted, advance, row)), asked)
+
+
+def _patch_numbers(asked: hpatches.Tasks) -> NDArray[np.int64]:
+    """(M, 2) of the pairs to verify, numbered through the sequences, in each through its photos and their points."""
+    points, photos = np.moveaxis(asked.pairs, 2, 0)
+    of = asked.sequence_of[points]
+    starts = asked.starts[of]
+    return np.asarray((hpatches.PHOTOS + 1) * starts + np.array(asked.counts)[of] * photos + points - starts)
 
 
 def _match(described: Float16, asked: hpatches.Tasks, row: str) -> dict[str, dict[hpatches.Level, float]]:
@@ -305,18 +316,16 @@ def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: P
     described = np.empty((points, across, describe.dimension), np.float16)
     with progress("describe", across * points) as advance:
         for sequence in sequences:
-            columns = partial(map, sequence.column, hpatches.COLUMNS)
+            columns = map(sequence.column, hpatches.COLUMNS)
             of_columns = describe(_told(columns, advance, f"{row} {sequence.name}"))
             described[start : start + sequence.count] = of_columns.reshape(across, sequence.count, -1).swapaxes(0, 1)
             start += sequence.count
     return described
 
 
-def _told(
-    blocks: Callable[[], Iterable[NDArray[np.uint8]]], advance: Advance, note: str
-) -> Iterator[NDArray[np.uint8]]:
-    """The blocks; the number of patches in each is told when the next is asked for."""
-    for block in blocks():
+def _told(blocks: Iterable[NDArray[np.uint8]], advance: Advance, note: str) -> Iterator[NDArray[np.uint8]]:
+    """The same blocks; the number of patches in each is told when the next is asked for."""
+    for block in blocks:
         yield block
         advance(len(block), note)
 

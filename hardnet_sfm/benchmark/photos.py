@@ -2,7 +2,8 @@
 
 All descriptors are computed at the same keypoints, those of the difference of Gaussians of COLMAP on photos of full
 size, and matched alike, by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a row of its own.
-Networks that compare patches score the nearest neighbours by HardNet, as `match --rescore` does with its defaults.
+Networks that compare patches score the nearest neighbours by HardNet, as many as `match --rescore` does; all that are
+the best of both keypoints are matches, whatever their score and its ratio.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,13 +75,6 @@ class DetectedPhoto(NamedTuple):
     features: SiftFeatures
 
 
-class Way(Protocol):
-    """A way to match keypoints."""
-
-    def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
-        """Matches of the first of several photos with each other one."""
-
-
 @dataclass(frozen=True)
 class Describing:
     """Mutual nearest neighbours of descriptors, COLMAP's own where there is no descriptor."""
@@ -89,6 +83,7 @@ class Describing:
     descriptor: Descriptor | None
 
     def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
+        """Matches of the first of several photos with each other one."""
         described = self.describe(photos)
         with torch_threads(self.stream.threads) as pool:
             first, *others = pool.map(prepare, described, repeat(rounding_for(described[0], self.stream.device)))
@@ -109,16 +104,22 @@ class Comparing:
     stream: PairStream
 
     def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
+        """Matches of the first of several photos with each other one."""
         described = [torch.from_numpy(rows).to(self.base.stream.device).float() for rows in self.base.describe(photos)]
         first, *others = (
-            self.stream.prepare([_cut(photo, self.stream)], side=min(1, number)) for number, photo in enumerate(photos)
+            self.stream.prepare([_cut(photo, self.stream)], len(photo.features.xy), side=min(1, number))
+            for number, photo in enumerate(photos)
         )
+        with torch_threads(self.stream.threads) as pool:
+            lists = list(pool.map(short_lists, repeat(described[0]), described[1:], repeat(MatchOptions.short_list)))
         found = []
-        for rows, other in zip(described[1:], others, strict=True):
-            candidates = short_lists(described[0], rows, MatchOptions.short_list)
+        for rows, other, candidates in zip(described[1:], others, lists, strict=True):
             scores = self.stream.scores(first, other, candidates)
             found.append(ranked_by_scores(candidates.cpu().numpy(), scores, (len(described[0]), len(rows))))
         return found
+
+
+Way = Describing | Comparing
 
 
 def _cut(photo: DetectedPhoto, span: Spanning) -> NDArray[np.uint8]:
@@ -171,6 +172,7 @@ def evaluate_homographies(
         _matching_measures(scores),
         facts(rows, _spans(ways)),
         {"max_features": max_features, "tolerance": TOLERANCE, "accuracy_by_threshold": curves},
+        _rescored(rows),
         across=True,
     )
 
@@ -186,7 +188,8 @@ def evaluate_pairs(
 
     With homographies: right matches, their share and average precision. With correspondences: the share of these that
     agree with the fundamental matrix that MAGSAC++ estimates from matches of a ratio below 0.9, mean over thresholds of
-    0 to 19 pixels, the measure of WxBS. Mutual nearest neighbours take the place of the authors' nearest ones.
+    0 to 19 pixels, the measure of WxBS. Mutual nearest neighbours take the place of the authors' nearest ones; of
+    networks that compare patches the ratio is that of odds, which is below 0.9 for nearly all.
 
     Args:
         folder: see `hardnet_sfm.evaluation.image_pairs`.
@@ -219,7 +222,7 @@ def evaluate_pairs(
                 advance(note=f"{pair.name} {name}")
     measures: tuple[Measure, ...] = _matching_measures(scores) if any(scores.values()) else ()
     details: dict[str, object] = {"max_features": max_features}
-    notes: tuple[str, ...] = ()
+    notes = _rescored(rows)
     if any(accuracies.values()):
         details["accuracy_by_threshold"] = accuracies
     if any(recalls.values()):
@@ -227,7 +230,7 @@ def evaluate_pairs(
         title = f"recall of true correspondences, mean over 0 to {THRESHOLDS[-1]} px"
         measures += (Measure("recall", title, {name: with_mean(row) for name, row in means.items()}),)
         details["recall_by_threshold"] = recalls
-        notes = (f"the authors' pairs for validation, {' and '.join(VALIDATION)}, take no part",)
+        notes += (f"the authors' pairs for validation, {' and '.join(VALIDATION)}, take no part",)
     return ScoreTable("pairs", measures, facts(rows, _spans(ways)), details, notes, across=True)
 
 
@@ -275,7 +278,13 @@ def _ways(rows: Sequence[Competitor], resources: Resources) -> dict[str, Way]:
 
 
 def _spans(ways: Mapping[str, Way]) -> dict[str, Spanning]:
-    return {name: way.stream for name, way in ways.items() if isinstance(way, Describing | Comparing)}
+    return {name: way.stream for name, way in ways.items()}
+
+
+def _rescored(rows: Sequence[Competitor]) -> tuple[str, ...]:
+    """Says whose matches are chosen among HardNet's."""
+    names = ", ".join(row.name for row in rows if row.compares)
+    return (f"{names}: scores of the {MatchOptions.short_list} nearest neighbours by hardnet",) if names else ()
 
 
 def _detected(path: Path, detect: ColmapSift) -> DetectedPhoto:

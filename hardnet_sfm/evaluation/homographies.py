@@ -140,7 +140,8 @@ class RankedMatches:
 
     Attributes:
         pairs: (M, 2) row numbers of the keypoints in the first and the second photo.
-        ratios: (M,) of the distances to the nearest and the second nearest neighbour; smaller is more believed.
+        ratios: (M,) of the distances to the nearest and the second nearest neighbour, or of the odds of the second best
+            and the best; smaller is more believed.
     """
 
     pairs: NDArray[np.int32]

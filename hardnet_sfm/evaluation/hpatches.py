@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ class Tasks:
         """(S,) the first point of each sequence."""
         return np.cumsum([0, *self.counts[:-1]])
 
-    @property
+    @cached_property
     def pairs(self) -> Ints:
         """(M, 2, 2) all that are to be verified: the positives, then the negatives by kind."""
         return np.concatenate([self.positives, *self.negatives.values()])

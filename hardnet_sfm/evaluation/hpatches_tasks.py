@@ -45,7 +45,7 @@ class VerificationScore(NamedTuple):
 def verify(distances: Callable[[Level], Floats], tasks: Tasks) -> dict[tuple[Level, str], VerificationScore]:
     """Patch verification: scores by level and kind of negatives (intra, inter).
 
-    Memory: 8 bytes a pair, of one level at a time.
+    Memory: some 50 bytes a pair, of one level at a time.
 
     Args:
         distances: of all `tasks.pairs` at a level, (M,); whatever rises the less two patches are alike.
@@ -70,7 +70,7 @@ def pair_distances(
     """(M,) squared distances of all pairs that are to be verified at a level.
 
     Lower bound: two descriptors are read a pair, 512 bytes of 128 dimensions, so the nine million distances of an
-    official split move 4.6 GB. Memory: 8 bytes a pair, and one block of pairs.
+    official split move 4.6 GB. Memory: 24 bytes a pair, and one block of pairs.
 
     Args:
         descriptors: (P, 16, D) by point and column.

@@ -72,9 +72,10 @@ def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
     name, title = architecture.name, architecture.title
     if architecture.metric != "l2":
         raise UsageError(
-            f"--descriptor {name}: {title} compares patches by a network, not by a distance of descriptors, which "
+            f"{title} compares patches by a network, not by a distance of descriptors, which "
             "nearest neighbours, visual words and indexes need",
-            "It can re-score what another descriptor finds: hardnet-sfm match --rescore FILE.safetensors.",
+            "It can re-score what another descriptor finds: hardnet-sfm match --rescore FILE.safetensors. Measure "
+            "it with hardnet-sfm evaluate brown | hpatches | homography | pairs, --weights FILE.safetensors.",
         )
     path = weights or weights_files.shipped(SHIPPED.get(name, name))
     if path is None:

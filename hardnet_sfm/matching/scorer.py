@@ -70,7 +70,7 @@ def pair_network(loaded: LoadedNetwork) -> PairNetwork:
     if not isinstance(loaded.network, PairNetwork):
         name, title = loaded.architecture.name, loaded.architecture.title
         raise UsageError(
-            f"--rescore: {title} describes patches and compares none",
+            f"{title} describes patches and compares none",
             f"Use it in the first place: hardnet-sfm extract --descriptor {name} --weights FILE.safetensors.",
         )
     return loaded.network
