@@ -623,7 +623,13 @@ class TestInABrowser:
 @pytest.mark.slow
 def test_the_command_says_its_address_and_ctrl_c_stops_it(made: Workspace) -> None:
     command = [sys.executable, "-m", "hardnet_sfm", "view", str(made.root), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Where tests run in the background, shells have Ctrl-C ignored, which a process would inherit.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
+    with process:
         assert process.stdout is not None
         word, address = process.stdout.readline().split()
         assert word == "open"
