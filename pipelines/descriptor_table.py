@@ -101,14 +101,10 @@ class Benchmark:
 
     def key(self, row: Competitor) -> str:
         """Under which a descriptor's values are kept."""
-        rescored = [row.weights_sha256 for row in competitors(["hardnet"], ())] if self.of_neighbours else []
-        return digest(
-            [column.name for column in self.columns],
-            self.recipe,
-            row.descriptor,
-            row.weights_sha256,
-            *(rescored if row.compares else []),
-        )
+        decided_by = [[column.name for column in self.columns], self.recipe, row.descriptor, row.weights_sha256]
+        if self.of_neighbours and row.compares:
+            decided_by += [hardnet.weights_sha256 for hardnet in competitors(["hardnet"], ())]
+        return digest(*decided_by)
 
 
 def state_of(path: Path) -> list[Any]:
