@@ -23,7 +23,7 @@ from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.journal import Journal
 from hardnet_sfm.networks.architectures import recognised
-from hardnet_sfm.networks.convexopt import ConvexOpt, PooledGradients
+from hardnet_sfm.networks.convexopt import ConvexOpt, PooledGradients, gaussians
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.convex import ConvexOptions, learn_convexopt, learn_projection, learn_weights
@@ -143,6 +143,14 @@ class TestFeatures:
         torch.testing.assert_close(features[0], features[1])
         assert 0 < features[0, 0, 0] <= 1
         assert features[0, 1:].max() < 1e-6
+
+    def test_are_pooled_with_weights_that_no_processor_multiplies_slowly(self) -> None:
+        regions = torch.tensor(self.REGIONS)
+        exact = gaussians(regions, 64)
+        weights = gaussians(regions.float(), 64)
+        assert weights[weights > 0].min() > torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
+        torch.testing.assert_close(weights.double(), exact, atol=1e-15, rtol=1e-4)
+        torch.testing.assert_close(weights.sum(1), torch.ones(len(regions)))
 
 
 class TestNetwork:
