@@ -91,7 +91,7 @@ def run(
 ) -> tuple[Row, dict[str, Row], float]:
     """COLMAP's figures, ours by descriptor, and the mean number of keypoints a photo."""
     images = options.folder / "images"
-    mapping = Mapping("incremental", fixed, 3, options.resources.threads, 0)
+    mapping = Mapping("incremental", fixed, False, 3, options.resources.threads, 0)
     (folder / "colmap").mkdir(parents=True)
     baseline = reconstruct_with_sift(
         images,

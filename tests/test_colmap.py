@@ -599,14 +599,18 @@ class TestModel:
 class TestLastAdjustment:
     """On COLMAP's synthetic cameras and points, whose observations are spoilt."""
 
-    MAPPING = Mapping("incremental", False, 3, 1, 0)
+    MAPPING = Mapping("incremental", False, True, 3, 1, 0)
 
     @staticmethod
-    def spoilt(seed: int, wrong: float) -> tuple[pycolmap.Reconstruction, NDArray[np.float64]]:
+    def spoilt(seed: int, wrong: float, cameras: int = 1) -> tuple[pycolmap.Reconstruction, NDArray[np.float64]]:
         """A model whose observations are 0.3 pixels off, and a share of them 3, and the true camera centres."""
         pycolmap.set_random_seed(seed)
         options = pycolmap.SyntheticDatasetOptions(
-            num_rigs=1, num_cameras_per_rig=1, num_frames_per_rig=8, num_points3D=300, num_points2D_without_point3D=0
+            num_rigs=cameras,
+            num_cameras_per_rig=1,
+            num_frames_per_rig=8 // cameras,
+            num_points3D=300,
+            num_points2D_without_point3D=0,
         )
         model, rng = pycolmap.synthesize_dataset(options), np.random.default_rng(seed)
         for number in model.reg_image_ids():
@@ -666,6 +670,52 @@ class TestLastAdjustment:
         adjust_robustly(model, replace(self.MAPPING, fix_intrinsics=True))
         for number, params in before.items():
             np.testing.assert_array_equal(model.camera(number).params, params)
+
+    def test_finds_the_principal_point_of_a_camera_that_photos_share(self) -> None:
+        model, _ = self.spoilt(2, wrong=0)
+        (camera,) = model.cameras.values()
+        right = principal_point(camera)
+        off = right + np.array([12, -9])
+        camera.principal_point_x, camera.principal_point_y = off
+        other = pycolmap.Reconstruction(model)
+        adjust_robustly(other, replace(self.MAPPING, refine_principal_point=False))
+        np.testing.assert_array_equal(principal_point(other.camera(camera.camera_id)), off)
+        adjust_robustly(model, self.MAPPING)
+        np.testing.assert_allclose(principal_point(camera), right, atol=1)
+        assert model.compute_mean_reprojection_error() < other.compute_mean_reprojection_error()
+
+    def test_keeps_the_principal_points_of_cameras_of_few_photos(self) -> None:
+        model, _ = self.spoilt(2, wrong=0, cameras=2)
+        before = {number: principal_point(camera) for number, camera in model.cameras.items()}
+        adjust_robustly(model, self.MAPPING)
+        for number, point in before.items():
+            np.testing.assert_array_equal(principal_point(model.camera(number)), point)
+
+    def test_keeps_the_principal_point_where_photos_say_nothing_of_it(self) -> None:
+        """Photos of a wall in one direction: another principal point is the same as all cameras turned."""
+        model, rng = pycolmap.Reconstruction(), np.random.default_rng(0)
+        camera = pycolmap.Camera(
+            camera_id=1, model="SIMPLE_PINHOLE", width=1600, height=1200, params=[1500.0, 800.0, 600.0]
+        )
+        model.add_camera_with_trivial_rig(camera)
+        points = np.column_stack([rng.uniform(-3, 3, (200, 2)), np.full(200, 10.0)])
+        for number in range(12):
+            pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([number % 4 - 1.5, number // 4 - 1, 0.0]))
+            seen = camera.img_from_cam(points + pose.translation) + np.array([10, -8]) + rng.normal(0, 0.3, (200, 2))
+            image = pycolmap.Image(name=str(number), keypoints=seen, camera_id=1, image_id=number + 1)
+            model.add_image_with_trivial_frame(image, pose)
+        for row, point in enumerate(points):
+            track = pycolmap.Track()
+            for number in range(12):
+                track.add_element(number + 1, row)
+            model.add_point3D(point, track, np.zeros(3, np.uint8))
+        adjust_robustly(model, self.MAPPING)
+        np.testing.assert_allclose(principal_point(camera), (800, 600), atol=0.5)
+        assert model.compute_mean_reprojection_error() < 0.4
+
+
+def principal_point(camera: pycolmap.Camera) -> NDArray[np.float64]:
+    return np.array([camera.principal_point_x, camera.principal_point_y])
 
 
 def centres(model: pycolmap.Reconstruction) -> NDArray[np.float64]:

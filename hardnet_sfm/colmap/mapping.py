@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ _SECONDS_BETWEEN_SNAPSHOTS = 30.0
 _FULL_WEIGHT = 1.0
 # Share of the cost that an iteration of it has to gain, or it was the last.
 _CONVERGED = 1e-6
+# Photos of a camera from which on its principal point is refined. On fountain-P11 it is found from four on.
+_SHARED = 8
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Mapping:
     Attributes:
         mapper: incremental: photos are registered one by one. global: rotations, then positions, of all at once.
         fix_intrinsics: cameras stay as they are in the database.
+        refine_principal_point: of cameras that several photos share, in the last adjustment; else it stays.
         min_model_size: smaller models are dropped, but for the only one.
         threads: to use.
         seed: of all that is drawn by chance.
@@ -35,6 +39,7 @@ class Mapping:
 
     mapper: Literal["incremental", "global"]
     fix_intrinsics: bool
+    refine_principal_point: bool
     min_model_size: int
     threads: int
     seed: int
@@ -72,6 +77,10 @@ def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> None:
     the loss of a squared error s is 2 (sqrt(1 + s) - 1) (SOFT_L1 of Ceres; Triggs et al., Bundle adjustment - a modern
     synthesis, 2000, section 3.3). Observations stay; none is dropped.
 
+    The mappers leave each principal point in the middle of the photo, where few lenses have it: a per cent beside it,
+    which turns and moves all cameras. From there, cameras of eight photos or more have theirs refined, too. Where the
+    photos say nothing of it, as those that were all taken in one direction, it stays.
+
     Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory.
     """
     options = pycolmap.BundleAdjustmentOptions(print_summary=False)
@@ -81,13 +90,25 @@ def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> None:
     options.ceres.loss_function_scale = _FULL_WEIGHT
     options.ceres.solver_options.function_tolerance = _CONVERGED
     options.ceres.solver_options.num_threads = mapping.threads
+    _adjust(model, options, kept=set())
+    photos = Counter(model.image(number).camera_id for number in model.reg_image_ids())
+    few = {camera for camera, count in photos.items() if count < _SHARED}
+    if mapping.refine_principal_point and not mapping.fix_intrinsics and len(few) < len(photos):
+        options.refine_principal_point = True
+        _adjust(model, options, kept=few)
+    model.update_point_3d_errors()
+
+
+def _adjust(model: pycolmap.Reconstruction, options: pycolmap.BundleAdjustmentOptions, kept: set[int]) -> None:
+    """Adjusts all poses, points and cameras, but for those cameras that are kept."""
     adjusted = pycolmap.BundleAdjustmentConfig()
     for image in model.reg_image_ids():
         adjusted.add_image(image)
+    for camera in kept:
+        adjusted.set_constant_cam_intrinsics(camera)
     adjusted.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     # Not `pycolmap.bundle_adjustment`, which writes to the terminal whatever the log is set to.
     pycolmap.create_default_bundle_adjuster(options, adjusted, model).solve()
-    model.update_point_3d_errors()
 
 
 def _map_incrementally(

@@ -40,6 +40,8 @@ class MapOptions:
     """Known parameters of every camera in COLMAP's order and pixels, such as "f,cx,cy,k". Default: from EXIF."""
     fix_intrinsics: bool = False
     """Keep the cameras as given by --camera-params or EXIF."""
+    refine_principal_point: bool = True
+    """Refine the principal point of every camera that took eight photos or more, at the end."""
     max_error: float = 1.5
     """Largest error of an inlier of a verified pair, pixels of the photo as keypoints were found in it, shrunk if it is
     large. Higher for photos of strong distortion."""
@@ -83,7 +85,8 @@ class MapOptions:
 
     def of_mapper(self) -> dict[str, Any]:
         """The options that decide what the mapper makes of a database, fit for JSON."""
-        return {"mapper": self.mapper, "fix_intrinsics": self.fix_intrinsics, "min_model_size": self.min_model_size}
+        names = ("mapper", "fix_intrinsics", "refine_principal_point", "min_model_size")
+        return {name: getattr(self, name) for name in names}
 
 
 def map_photos(
@@ -210,7 +213,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
                 "State the camera with --camera-params, or leave out --fix-intrinsics.",
             )
         any_verified = bool(database.verified())
-    mapping = Mapping(options.mapper, options.fix_intrinsics, options.min_model_size, resources.threads, options.seed)
+    mapping = Mapping(**options.of_mapper(), threads=resources.threads, seed=options.seed)
     print_of_database = read_fact(workspace.database, "fingerprint")
     snapshot = workspace.root / f".snapshot-{digest(print_of_database, options.of_mapper())[:12]}"
     with native_log(workspace.logs), progress("map", len(names)) as advance:
