@@ -6,8 +6,8 @@ FOLDER is laid out as Strecha et al. (CVPR 2008) published theirs: `images/` and
 model in `colmap/` to agree with. Both programs get the same photos, image size and mean number of keypoints a photo;
 ours runs with each of the descriptors. All do it twice: calibrating the camera, and with the true intrinsics fixed.
 
-A COLMAP model is no survey: as a rule its principal point was left in the middle of the photos. So errors are given to the
-same model with its principal point refined from its own observations, too, and how far that moves it.
+A COLMAP model is no survey: as a rule its principal point was left in the middle of the photos. So errors are also to
+that model with its principal point refined from its own observations, and how far this moves it is said.
 """
 
 from __future__ import annotations
