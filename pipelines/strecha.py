@@ -169,9 +169,7 @@ def print_table(console: Console, title: str, truth: Truth, theirs: Row, ours: d
         console.print(
             f"*: to the model of the set with its principal point refined, {moved:.3g} {truth.unit} from itself."
         )
-    console.print(
-        "Self-calibrated: COLMAP leaves the principal point in the middle of the photos, we refine it at the end."
-    )
+    console.print("Self-calibrated: COLMAP leaves the principal point in the middle, we refine it at the end.")
     console.print("match and map: COLMAP verifies pairs while matching, we while mapping.\n")
 
 
