@@ -47,7 +47,8 @@ class Vocabulary:
     Attributes:
         card: what it was made of: descriptor, weights sha256, data, words, objective ...
         centroids: (W, D) float32.
-        projection: (64, D) float32, orthonormal rows (Jegou, Douze, Schmid, ECCV 2008, section 4.1).
+        projection: (64, D) float32, orthonormal rows (Jegou, Douze, Schmid, ECCV 2008, section 4.1). Less than 64
+            dimensions have no 64 such rows: then each D rows are orthonormal, and bits of different sets are correlated.
         thresholds: (W, 64) float32, medians of the projected descriptors of each word.
     """
 
@@ -321,8 +322,7 @@ def _learn(sample: Float32, made_of: dict[str, Any], options: VocabularyOptions,
             index.reset()
             advance()
     centroids = faiss.vector_to_array(clustering.centroids).reshape(-1, dimension).copy()
-    gaussian = np.random.default_rng(options.vocabulary_seed).standard_normal((dimension, BITS))
-    projection = np.linalg.qr(gaussian)[0].T.astype(np.float32)
+    projection = _random_projection(dimension, options.vocabulary_seed)
     # What is kept has 16 bits, and so have all descriptors.
     centroids = centroids.astype(np.float16).astype(np.float32)
     learned = Vocabulary({"objective": objective}, centroids, projection, np.zeros((len(centroids), BITS), np.float32))
@@ -330,6 +330,13 @@ def _learn(sample: Float32, made_of: dict[str, Any], options: VocabularyOptions,
     thresholds = _medians(sample @ projection.T, words, centroids @ projection.T)
     learned.thresholds[:] = thresholds.astype(np.float16)
     return learned
+
+
+def _random_projection(dimension: int, seed: int) -> Float32:
+    """(64, D) orthonormal rows, or where D is less than 64 as many sets of D as that takes."""
+    random, rows = np.random.default_rng(seed), min(dimension, BITS)
+    sets = [np.linalg.qr(random.standard_normal((dimension, rows)))[0].T for _ in range(-(-BITS // rows))]
+    return np.concatenate(sets)[:BITS].astype(np.float32)
 
 
 def _objective(clustering: Any) -> float:
