@@ -28,10 +28,12 @@ def keypoints_of(random: np.random.Generator, count: int) -> Keypoints:
     return Keypoints(xy, scales, oris, scores)
 
 
-def some_photos(count: int, features: int = 60, seed: int = 0) -> dict[str, tuple[Keypoints, NDArray[np.float16]]]:
+def some_photos(
+    count: int, features: int = 60, seed: int = 0, dimension: int = 128
+) -> dict[str, tuple[Keypoints, NDArray[np.float16]]]:
     """Photos that draw their descriptors, a little disturbed, from a common stock; the first has none."""
     random = np.random.default_rng(seed)
-    stock = unit_rows(random, 4 * features)
+    stock = unit_rows(random, 4 * features, dimension)
     photos = {}
     for number in range(count):
         rows = stock[random.integers(0, len(stock), features if number else 0)]
