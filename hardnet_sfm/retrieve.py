@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescriber, extract
+from hardnet_sfm.fingerprints import feature_fingerprint
 from hardnet_sfm.images import Photo, read_photo, sha256_of
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.resources import Resources
@@ -31,7 +32,7 @@ from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of
 from hardnet_sfm.retrieval.stage import index
 from hardnet_sfm.retrieval.vocabulary import vocabulary
-from hardnet_sfm.stores import FeatureStore, feature_fingerprint
+from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.workspace import DEFAULT, MANIFEST, Workspace, locked
 
 Box = tuple[float, float, float, float]

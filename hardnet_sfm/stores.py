@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.journal import Arrays, Facts, Journal
 from hardnet_sfm.keypoints import Keypoints, Matches
-from hardnet_sfm.workspace import digest, replacing
+from hardnet_sfm.workspace import replacing
 
 VERSION = 1
 
@@ -353,76 +353,3 @@ class StoreWriter:
 
 
 _READERS: dict[Kind, type[Store]] = {FEATURES: FeatureStore, MATCHES: MatchStore, KEYPOINTS: KeypointStore}
-
-
-def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str) -> str:
-    """What decides whether a photo's features are up to date: how they are made, and the photo's bytes."""
-    return digest("features", VERSION, recipe, photo_sha256)
-
-
-def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:
-    """What decides whether a pair's matches are up to date: how they are made, and both photos' features."""
-    return digest("matches", VERSION, recipe, features0, features1)
-
-
-def view_fingerprints(views: Mapping[str, Any], features: str) -> list[str]:
-    """What decides which keypoints a photo has with those of its first 0, 1, 2 ... steps of synthetic views.
-
-    Args:
-        views: options with `view_tilts`, one a step, and `view_rotation`.
-        features: fingerprint of the photo's features.
-    """
-    tilts, rotation = list(views["view_tilts"]), views["view_rotation"]
-    return [digest("views", VERSION, tilts[:steps], rotation, features) for steps in range(len(tilts) + 1)]
-
-
-@contextmanager
-def matched_keypoints(path: Path, features: FeatureStore, matches: MatchStore) -> Iterator[KeypointStore]:
-    """Opens the keypoints whose rows a match store refers to: the features', or with synthetic views those at `path`.
-
-    Raises:
-        HardnetSfmError: they are missing or damaged, or of other features or views than the matches.
-    """
-    options = matches.header["options"]
-    if "view_tilts" not in options:
-        yield features
-        return
-    with KeypointStore(path) as store:
-        prints = store.fingerprints()
-        for name, made_from in features.fingerprints().items():
-            if prints.get(name) not in view_fingerprints(options, made_from):
-                raise HardnetSfmError(
-                    f"{path}: not the keypoints of {name} that {matches.path.name} refers to",
-                    "Run `hardnet-sfm match --view-synthesis` again.",
-                )
-        yield store
-
-
-def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, str]]:
-    """Pairs whose matches were made of other features than these, or of photos that are gone."""
-    made_from, options = features.fingerprints(), matches.header["options"]
-    prints = matches.fingerprints()
-    return [
-        (first, second)
-        for first, second in matches.pairs()
-        if first not in made_from
-        or second not in made_from
-        or prints[pair_key(first, second)] != match_fingerprint(options, made_from[first], made_from[second])
-    ]
-
-
-def inputs_fingerprint(features: FeatureStore, matches: MatchStore) -> str:
-    """What decides whether a model is up to date with both stores."""
-    return digest("inputs", features.fingerprints(), matches.fingerprints())
-
-
-def what_changed(header: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """Which options differ from those that a store was made with, for people; empty where none does."""
-    old = header.get("options", recipe)
-    changed = sorted(name for name in {*old, *recipe} if old.get(name) != recipe.get(name))
-    return ", ".join(f"{name} {_short(old.get(name))} -> {_short(recipe.get(name))}" for name in changed)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return "none" if text in ("", "None") else text if len(text) < 24 else f"{text[:8]}..."

@@ -23,19 +23,13 @@ import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.fingerprints import feature_fingerprint, view_fingerprints
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.matching.pairs import Pair
 from hardnet_sfm.matching.stage import MatchOptions, MatchReport, Retried, match
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import (
-    KEYPOINTS,
-    FeatureStore,
-    StoreWriter,
-    feature_fingerprint,
-    keypoint_arrays,
-    view_fingerprints,
-)
+from hardnet_sfm.stores import KEYPOINTS, FeatureStore, StoreWriter, keypoint_arrays
 from hardnet_sfm.workspace import Workspace, digest, locked, prepare_folder, replacing
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does without

@@ -33,13 +33,14 @@ from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.features.views import relative_area
+from hardnet_sfm.fingerprints import matched_keypoints
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.matching.pairs import PairOptions, pair
 from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.matching.views import one_to_one
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene, render
-from hardnet_sfm.stores import FeatureStore, MatchStore, matched_keypoints, pair_key
+from hardnet_sfm.stores import FeatureStore, MatchStore, pair_key
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace
 

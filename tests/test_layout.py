@@ -18,7 +18,7 @@ ROWS = (
     ("retrieve", "view_synthesis", "viewer"),
     ("training",),
     ("reconstruction", "features", "matching", "retrieval", "evaluation", "report"),
-    ("frames",),
+    ("frames", "fingerprints"),
     ("stores", "weights"),
     ("networks",),
     ("colmap",),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.doctor.findings import Finding
 from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.fingerprints import match_fingerprint
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.matching.pairs import pair
 from hardnet_sfm.matching.stage import MatchOptions, match
@@ -26,7 +27,6 @@ from hardnet_sfm.stores import (
     StoreWriter,
     feature_arrays,
     match_arrays,
-    match_fingerprint,
     pair_key,
 )
 from hardnet_sfm.workspace import Workspace

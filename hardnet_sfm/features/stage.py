@@ -15,19 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.fingerprints import feature_fingerprint, what_changed
 from hardnet_sfm.images import Photo, list_photos, read_photo, resize_to_fit, sha256_of
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import (
-    FEATURES,
-    FeatureStore,
-    StoreWriter,
-    check_names_apart,
-    feature_arrays,
-    feature_fingerprint,
-    what_changed,
-)
+from hardnet_sfm.stores import FEATURES, FeatureStore, StoreWriter, check_names_apart, feature_arrays
 from hardnet_sfm.workers import in_order, torch_threads
 from hardnet_sfm.workspace import locked
 

@@ -10,22 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.fingerprints import match_fingerprint, what_changed
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.matching.pairs import Pair, read_pairs
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import (
-    MATCHES,
-    FeatureStore,
-    MatchStore,
-    StoreWriter,
-    check_names_apart,
-    match_arrays,
-    match_fingerprint,
-    pair_key,
-    what_changed,
-)
+from hardnet_sfm.stores import MATCHES, FeatureStore, MatchStore, StoreWriter, check_names_apart, match_arrays, pair_key
 from hardnet_sfm.workers import in_order, torch_threads
 from hardnet_sfm.workspace import locked
 

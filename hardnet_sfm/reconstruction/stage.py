@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
+from hardnet_sfm.fingerprints import inputs_fingerprint, matched_keypoints, stale_pairs
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore, MatchStore, inputs_fingerprint, matched_keypoints, stale_pairs
+from hardnet_sfm.stores import FeatureStore, MatchStore
 from hardnet_sfm.versions import versions
 from hardnet_sfm.workspace import Workspace, digest, locked, read_json, write_json
 

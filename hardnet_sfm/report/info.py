@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.fingerprints import feature_fingerprint, inputs_fingerprint, stale_pairs
 from hardnet_sfm.images import list_photos, sha256_of
-from hardnet_sfm.stores import FeatureStore, MatchStore, feature_fingerprint, inputs_fingerprint, stale_pairs
+from hardnet_sfm.stores import FeatureStore, MatchStore
 from hardnet_sfm.workspace import CARD, MANIFEST, PHOTOS, Workspace, read_json
 
 

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.fingerprints import inputs_fingerprint, matched_keypoints
 from hardnet_sfm.progress import progress
 from hardnet_sfm.report.matchgraph import match_graph
 from hardnet_sfm.report.page import along_sides, histogram, packed, picture, write_page
 from hardnet_sfm.report.previews import Previews, make_previews
 from hardnet_sfm.report.provenance import weights_facts
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore, KeypointStore, MatchStore, inputs_fingerprint, matched_keypoints
+from hardnet_sfm.stores import FeatureStore, KeypointStore, MatchStore
 from hardnet_sfm.versions import versions
 from hardnet_sfm.workspace import Workspace, read_json
 
