@@ -33,6 +33,7 @@ class PairStream:
 
     Attributes:
         threads: that compare side by side.
+        batch: number of patches or pairs that each sees at once.
         patch_size, measurement_size: of the network.
 
     Raises:
@@ -44,6 +45,7 @@ class PairStream:
         self._scorer, self._device = PairScorer(loaded, device), torch.device(device)
         self.threads = resources.threads if device == "cpu" else 1
         self.patch_size, self.measurement_size = self._scorer.patch_size, self._scorer.measurement_size
+        self.batch = self._scorer.batch
 
     def prepare(self, blocks: Iterable[Grey], count: int, side: int) -> Tensor:
         """What is kept of the `count` patches of all blocks, (n, S, S) uint8 each, for one place of pairs."""
@@ -51,7 +53,7 @@ class PairStream:
         start = 0
         with torch_threads(self.threads) as pool:
             prepare = partial(self._scorer.prepare, side=side % self._scorer.sides)
-            batches = in_batches(blocks, self.patch_size, self._scorer.batch)
+            batches = in_batches(blocks, self.patch_size, self.batch)
             for _, future in in_order(pool, prepare, batches, self.threads + 2):
                 part = future.result()
                 if not start:  # whose shape and type are known now
@@ -64,7 +66,7 @@ class PairStream:
         self, first: Tensor, second: Tensor, pairs: Tensor, advance: Callable[[int], None] = lambda _: None
     ) -> NDArray[np.float32]:
         """(M,) scores of (M, 2) pairs of rows of what was prepared for the first and for the second place."""
-        batches = torch.split(pairs.to(self._device), self._scorer.batch)
+        batches = torch.split(pairs.to(self._device), self.batch)
         found = []
         with torch_threads(self.threads) as pool:
             for batch, future in in_order(pool, partial(self._scorer, first, second), batches, self.threads + 2):

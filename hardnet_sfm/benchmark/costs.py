@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hardnet_sfm.benchmark.comparing import PairStream
 from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.benchmark.rows import Competitor
 from hardnet_sfm.matching.scorer import pair_network
-from hardnet_sfm.networks.device import resolve_device
-from hardnet_sfm.networks.pairs import FastPairNetwork
 from hardnet_sfm.resources import Resources
 
 _TIMED_BATCHES = 8  # for each thread
-_TIMED_PAIRS = 256
 
 
 def cost_of(row: Competitor, resources: Resources) -> Mapping[str, float]:
@@ -48,25 +46,23 @@ def cost_of(row: Competitor, resources: Resources) -> Mapping[str, float]:
 
 def cost_of_pairs(row: Competitor, resources: Resources) -> Mapping[str, float]:
     """Of a network that compares patches, both of which it sees for the first time."""
-    loaded, device = row.load(), resolve_device(resources.device)
-    network = FastPairNetwork(pair_network(loaded), device)
-    side = loaded.architecture.patch_size
-    torch.set_num_threads(resources.threads)
-    patches = torch.rand(_TIMED_PAIRS, 1, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    loaded = row.load()
+    network, side = pair_network(loaded), loaded.architecture.patch_size
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(*torch.zeros(2, 1, 1, side, side))
+    stream = PairStream(loaded, resources)
+    pairs = np.arange(2 * stream.batch * _TIMED_BATCHES * stream.threads).reshape(-1, 2)
+    patches = np.random.default_rng(0).integers(0, 256, (pairs.size, side, side)).astype(np.uint8)
 
     def seconds() -> float:
         start = time.perf_counter()
-        network(patches, patches).cpu()
+        stream(lambda: [patches], pairs)
         return time.perf_counter() - start
 
-    with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
-            network(patches[:1], patches[:1])
-        fastest = min(seconds() for _ in range(3))
     dimension = {"dimension": loaded.architecture.dimension} if loaded.architecture.dimension else {}
     return {
         **dimension,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "mflop": counter.get_total_flops() / 1e6,
-        "patches_per_second": _TIMED_PAIRS / fastest,
+        "patches_per_second": len(pairs) / min(seconds() for _ in range(3)),
     }

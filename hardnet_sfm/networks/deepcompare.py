@@ -6,7 +6,8 @@ ends in one fully connected layer, not in F(256)-ReLU-F(1); the decision of siam
 ReLU follows its last convolution.
 
 C(n, k, s) is a convolution to n channels with kernel k and stride s, P(2, 2) max pooling, F(n) fully connected. Patches
-have 64x64 pixels; each one's mean is taken from it.
+have 64x64 pixels; each one's mean is taken from it. ReLU before max pooling is computed after it, of a quarter of the
+values: the result is the same.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ class TwoChannelTwoStream(PairNetwork):
         self.surround, self.centre = (
             nn.Sequential(
                 nn.Conv2d(2, 96, 5),
-                nn.ReLU(),
                 nn.MaxPool2d(2),
+                nn.ReLU(),
                 nn.Conv2d(96, 96, 3),
-                nn.ReLU(),
                 nn.MaxPool2d(2),
+                nn.ReLU(),
                 nn.Conv2d(96, 192, 3),
                 nn.ReLU(),
                 nn.Conv2d(192, 192, 3),
@@ -170,11 +171,11 @@ def _tower(channels: int) -> nn.Sequential:
     """64x64 to 256 numbers."""
     return nn.Sequential(
         nn.Conv2d(channels, 96, 7, 3),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(96, 192, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(192, 256, 3),
         nn.ReLU(),
         nn.Flatten(),
@@ -185,8 +186,8 @@ def _stream() -> nn.Sequential:
     """32x32 to 256 numbers."""
     return nn.Sequential(
         nn.Conv2d(1, 96, 4, 2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(96, 192, 3),
         nn.ReLU(),
         nn.Conv2d(192, 256, 3),
