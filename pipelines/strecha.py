@@ -58,7 +58,7 @@ class Options:
 class Truth(NamedTuple):
     """True poses by photo, the true camera in COLMAP's terms, and how many of the unit of error a unit of length is.
 
-    `refined` are the poses of a model that stands for the truth after its principal point was refined, too.
+    Of a model that stands for the truth also the poses after its principal point was refined, and where that is then.
     """
 
     cam_from_world: dict[str, NDArray]
@@ -66,6 +66,7 @@ class Truth(NamedTuple):
     unit: str
     per_unit: float
     refined: dict[str, NDArray] | None = None
+    principal_point: tuple[float, float] | None = None
 
 
 class Row(NamedTuple):
@@ -83,7 +84,8 @@ def read_truth(folder: Path) -> Truth:
         setup = CameraSetup("single", camera.model_name, tuple(map(float, camera.params)))
         poses, per_unit = model.cam_from_world(), 100 / _extent(model)
         adjust_robustly(model.colmap, Mapping("incremental", False, True, 3, 1, 0))
-        return Truth(poses, setup, "% of extent", per_unit, model.cam_from_world())
+        point = camera.principal_point_x, camera.principal_point_y
+        return Truth(poses, setup, "% of extent", per_unit, model.cam_from_world(), point)
     scene = read_strecha(folder)
     return Truth(scene.cam_from_world, CameraSetup("single", "PINHOLE", scene.colmap_pinhole()), "mm", 1000)
 
@@ -164,11 +166,11 @@ def print_table(console: Console, title: str, truth: Truth, theirs: Row, ours: d
             cells += [format(value, form), format(value / base, ".2f") if base else "-"]
         table.add_row(name, format(base, form), *cells)
     console.print(table)
-    if truth.refined:
+    if truth.refined and truth.principal_point:
         moved = pose_errors(truth.cam_from_world, truth.refined).positions.mean() * truth.per_unit
-        console.print(
-            f"*: to the model of the set with its principal point refined, {moved:.3g} {truth.unit} from itself."
-        )
+        x, y = truth.principal_point
+        console.print(f"*: to the model of the set with its principal point refined, to ({x:.1f}, {y:.1f}),")
+        console.print(f"   which moves it by {moved:.3g} {truth.unit}.")
     console.print("Self-calibrated: COLMAP leaves the principal point in the middle, we refine it at the end.")
     console.print("match and map: COLMAP verifies pairs while matching, we while mapping.\n")
 
