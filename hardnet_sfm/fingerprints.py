@@ -1,4 +1,4 @@
-"""What decides whether entries of stores, and what was made of them, are up to date."""
+"""What decides whether entries of stores, and what was made of them, are up to date and belong together."""
 
 from __future__ import annotations
 

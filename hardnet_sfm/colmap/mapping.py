@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pycolmap
 
@@ -20,8 +21,10 @@ _SECONDS_BETWEEN_SNAPSHOTS = 30.0
 _FULL_WEIGHT = 1.0
 # Share of the cost that an iteration of it has to gain, or it was the last.
 _CONVERGED = 1e-6
-# Photos of a camera from which on its principal point is refined. On fountain-P11 it is found from four on.
+# Photos of a camera from which on its principal point is refined.
 _SHARED = 8
+# Largest standard deviation of a principal point that counts as determined, as a share of the photo's longer side.
+_CERTAIN = 2e-3
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Mapping:
     Attributes:
         mapper: incremental: photos are registered one by one. global: rotations, then positions, of all at once.
         fix_intrinsics: cameras stay as they are in the database.
-        refine_principal_point: of cameras that several photos share, in the last adjustment; else it stays.
+        refine_principal_point: of cameras that many photos share, by `adjust_robustly`; the mappers leave it.
         min_model_size: smaller models are dropped, but for the only one.
         threads: to use.
         seed: of all that is drawn by chance.
@@ -69,7 +72,7 @@ def map_database(
     return [Model(model) for model in models if model.num_reg_images() > 0]
 
 
-def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> None:
+def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> pycolmap.Reconstruction:
     """Adjusts all cameras and points of a model once more, so that wrong observations pull less.
 
     The mappers' last bundle adjustment minimises squares, in which an observation that is 3 pixels off, as matches of
@@ -77,11 +80,21 @@ def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> None:
     the loss of a squared error s is 2 (sqrt(1 + s) - 1) (SOFT_L1 of Ceres; Triggs et al., Bundle adjustment - a modern
     synthesis, 2000, section 3.3). Observations stay; none is dropped.
 
-    The mappers leave each principal point in the middle of the photo, where few lenses have it: a per cent beside it,
-    which turns and moves all cameras. From there, cameras of eight photos or more have theirs refined, too. Where the
-    photos say nothing of it, as those that were all taken in one direction, it stays.
+    The mappers leave each principal point where it was, as a rule in the middle of the photo, where few lenses have it:
+    that turns and moves all cameras. From there, cameras of eight photos or more have theirs refined, if the photos
+    determine it. They do where the cost falls steeply on the way: the likelihood ratio of its ends and their distance
+    give a standard deviation, which may be two thousandths of the photo. Photos that were all taken in one direction
+    determine none.
 
-    Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory.
+    Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory, twice
+    that where principal points are refined.
+
+    Args:
+        model: is adjusted, but for its principal points.
+        mapping: how.
+
+    Returns:
+        The model, or another that is it with refined principal points.
     """
     options = pycolmap.BundleAdjustmentOptions(print_summary=False)
     if mapping.fix_intrinsics:
@@ -91,16 +104,42 @@ def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> None:
     options.ceres.solver_options.function_tolerance = _CONVERGED
     options.ceres.solver_options.num_threads = mapping.threads
     _adjust(model, options, kept=set())
+    if mapping.refine_principal_point and not mapping.fix_intrinsics:
+        model = _with_principal_points(model, options) or model
+    model.update_point_3d_errors()
+    return model
+
+
+def _with_principal_points(
+    model: pycolmap.Reconstruction, options: pycolmap.BundleAdjustmentOptions
+) -> pycolmap.Reconstruction | None:
+    """The adjusted model with the principal points of shared cameras; None where there are none, or open ones."""
     photos = Counter(model.image(number).camera_id for number in model.reg_image_ids())
     few = {camera for camera, count in photos.items() if count < _SHARED}
-    if mapping.refine_principal_point and not mapping.fix_intrinsics and len(few) < len(photos):
-        options.refine_principal_point = True
-        _adjust(model, options, kept=few)
-    model.update_point_3d_errors()
+    if len(few) == len(photos):
+        return None
+    refined = pycolmap.Reconstruction(model)
+    options.refine_principal_point = True
+    summary = _adjust(refined, options, kept=few)
+    moved = max(_shift(model.camera(number), refined.camera(number)) for number in photos)
+    # By the final cost, which is noise, it is twice the log likelihood ratio: the squared distance in deviations.
+    gained = summary.num_residuals * (summary.initial_cost - summary.final_cost)
+    if moved**2 * summary.final_cost > _CERTAIN**2 * gained:
+        return None
+    if few:  # which were adjusted to the others where these were wrong
+        options.refine_principal_point = False
+        _adjust(refined, options, kept=set())
+    return refined
 
 
-def _adjust(model: pycolmap.Reconstruction, options: pycolmap.BundleAdjustmentOptions, kept: set[int]) -> None:
-    """Adjusts all poses, points and cameras, but for those cameras that are kept."""
+def _shift(before: pycolmap.Camera, after: pycolmap.Camera) -> float:
+    """Of a principal point, as a share of the photo's longer side."""
+    x, y = after.principal_point_x - before.principal_point_x, after.principal_point_y - before.principal_point_y
+    return math.hypot(x, y) / max(before.width, before.height)
+
+
+def _adjust(model: pycolmap.Reconstruction, options: pycolmap.BundleAdjustmentOptions, kept: set[int]) -> Any:
+    """Adjusts all poses, points and cameras, but for those cameras that are kept; the summary is Ceres'."""
     adjusted = pycolmap.BundleAdjustmentConfig()
     for image in model.reg_image_ids():
         adjusted.add_image(image)
@@ -108,7 +147,8 @@ def _adjust(model: pycolmap.Reconstruction, options: pycolmap.BundleAdjustmentOp
         adjusted.set_constant_cam_intrinsics(camera)
     adjusted.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     # Not `pycolmap.bundle_adjustment`, which writes to the terminal whatever the log is set to.
-    pycolmap.create_default_bundle_adjuster(options, adjusted, model).solve()
+    summary: Any = pycolmap.create_default_ceres_bundle_adjuster(options, adjusted, model).solve()
+    return summary.ceres_summary
 
 
 def _map_incrementally(

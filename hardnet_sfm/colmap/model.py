@@ -104,7 +104,10 @@ class Model:
         return np.array([keypoint.xy for keypoint in image.points2D], np.float64).reshape(-1, 2)
 
     def fields_of_view(self) -> NDArray[np.float64]:
-        """(V,) angle that each registered photo sees from top to bottom, radians, without lens distortion."""
+        """(V,) angle that each registered photo sees from top to bottom, radians.
+
+        Without lens distortion, and as if the principal point were in the middle, as viewers draw cameras.
+        """
         images = (self.colmap.image(number) for number in sorted(self.colmap.reg_image_ids()))
         cameras = (self.colmap.camera(image.camera_id) for image in images)
         return np.array([2 * np.arctan(camera.height / (2 * camera.focal_length_y)) for camera in cameras])

@@ -11,7 +11,7 @@ from hardnet_sfm.errors import UsageError
 from hardnet_sfm.networks.pairs import FastPairNetwork, PairNetwork
 from hardnet_sfm.weights import LoadedNetwork
 
-# 64 keep the largest layer of deepcompare-2ch2stream, 96x28x28 in bfloat16, at 10 MB, within a last-level cache.
+# 64 keep the largest layer of deepcompare-2ch2stream, 96x28x28 in bfloat16, at 10 MB a thread, near its core.
 _BATCH = {"cpu": 64, "cuda": 4096}
 
 

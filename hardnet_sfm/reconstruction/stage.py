@@ -42,7 +42,8 @@ class MapOptions:
     fix_intrinsics: bool = False
     """Keep the cameras as given by --camera-params or EXIF."""
     refine_principal_point: bool = True
-    """Refine the principal point of every camera that took eight photos or more, at the end."""
+    """Refine the principal point of cameras that took eight photos or more, at the end, where the photos determine it,
+    also one that --camera-params states; not with --fix-intrinsics."""
     max_error: float = 1.5
     """Largest error of an inlier of a verified pair, pixels of the photo as keypoints were found in it, shrunk if it is
     large. Higher for photos of strong distortion."""
@@ -203,6 +204,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
     from hardnet_sfm.colmap.database import Database, read_fact
     from hardnet_sfm.colmap.log import native_log
     from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly, map_database
+    from hardnet_sfm.colmap.model import Model
 
     with Database(workspace.database) as database:
         names = list(database.ids)
@@ -228,9 +230,8 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
         models = []
         if any_verified:
             folder = readable_folder(images, names, workspace.readable)
-            models = map_database(workspace.database, folder, snapshot, mapping, on_registered)
-            for model in models:
-                adjust_robustly(model.colmap, mapping)
+            mapped = map_database(workspace.database, folder, snapshot, mapping, on_registered)
+            models = [Model(adjust_robustly(model.colmap, mapping)) for model in mapped]
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):

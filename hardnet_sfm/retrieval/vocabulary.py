@@ -47,8 +47,8 @@ class Vocabulary:
     Attributes:
         card: what it was made of: descriptor, weights sha256, data, words, objective ...
         centroids: (W, D) float32.
-        projection: (64, D) float32, orthonormal rows (Jegou, Douze, Schmid, ECCV 2008, section 4.1). With less
-            than 64 dimensions D rows are, and the next D, and so on; bits of different sets are correlated.
+        projection: (64, D) float32, orthonormal rows (Jegou, Douze, Schmid, ECCV 2008, section 4.1). Of fewer
+            than 64 dimensions each D rows are a set of their own; bits of different sets are correlated.
         thresholds: (W, 64) float32, medians of the projected descriptors of each word.
     """
 
