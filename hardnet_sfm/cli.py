@@ -12,7 +12,7 @@ from rich.markup import escape
 from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm import __version__
-from hardnet_sfm.commands.common import Verb, errors_said, output
+from hardnet_sfm.commands.common import GOES_ON, Verb, errors_said, output
 from hardnet_sfm.commands.doctor import Doctor
 from hardnet_sfm.commands.evaluate import Evaluate
 from hardnet_sfm.commands.flags import flag_rules
@@ -102,5 +102,6 @@ def main(args: Sequence[str] | None = None) -> None:
         command = parse(args)
     options: Any = getattr(command, "common", command)
     verb = type(command).__name__.lower()
-    with errors_said(options.debug, usage=f"`hardnet-sfm {verb} --help` says what it takes."):
+    usage = f"`hardnet-sfm {verb} --help` says what it takes."
+    with errors_said(options.debug, usage, getattr(command, "interrupted", GOES_ON)):
         command.run()

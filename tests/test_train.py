@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -434,7 +435,55 @@ def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) ->
     assert (tmp_path / "out.training" / "last.ckpt").read_bytes() == b"hours of work"
 
 
-def test_ctrl_c_is_passed_on_and_leaves_a_checkpoint(patches: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "times", "kept"), [(signal.SIGINT, 1, 5), (signal.SIGTERM, 1, 5), (signal.SIGINT, 2, 3)]
+)
+def test_ctrl_c_ends_a_run_after_the_batch_and_again_at_once(
+    trained: Path, patches: Path, tmp_path: Path, number: int, times: int, kept: int
+) -> None:
+    steps, real = [], losses.LOSSES["hardnet"]
+
+    def interrupting(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        for _ in range(times if len(steps) == 5 else 0):
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    output = tmp_path / "whole.safetensors"
+    # Where tests run in the background, shells have Ctrl-C ignored.
+    before = [(of, signal.signal(of, signal.default_int_handler)) for of in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(losses.LOSSES, "hardnet", interrupting)
+        train([patches], output, BRIEF, CPU, validation=patches)
+    after = [signal.signal(of, answer) for of, answer in before]
+    assert after == [signal.default_int_handler] * 2
+    checkpoint = torch.load(tmp_path / "whole.training" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == kept
+    train([patches], output, _resumed(BRIEF), CPU, validation=patches)
+    expected, found = load_file(trained), load_file(output)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_ctrl_c_in_the_last_batch_leaves_nothing_but_the_measures_to_make(
+    trained: Path, patches: Path, tmp_path: Path
+) -> None:
+    steps, real = [], losses.LOSSES["hardnet"]
+
+    def interrupting(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    output = tmp_path / "whole.safetensors"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(losses.LOSSES, "hardnet", interrupting)
+        train([patches], output, BRIEF, CPU, validation=patches)
+    train([patches], output, _resumed(BRIEF), CPU, validation=patches)
+    assert read_weights(output).metadata["measures"] == read_weights(trained).metadata["measures"]
+
+
+def test_an_error_while_it_trains_leaves_ctrl_c_as_it_was(patches: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with stopped_at_step_five(KeyboardInterrupt()):
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 output = Console(highlight=False, soft_wrap=True)
 
 _INTERRUPTED = 130
-_GOES_ON = "Interrupted. Finished work is kept: the same command goes on from here."
+GOES_ON = "Interrupted. Finished work is kept: the same command goes on from here."
 # Errors of the system that a person can do something about.
 _SYSTEM = {
     errno.ENOSPC: "Make room on the disk, then run the same command again: it goes on from here.",
@@ -46,7 +46,8 @@ Images = Annotated[Path, Positional, arg(metavar="IMAGES")]
 class Verb(Protocol):
     """A subcommand: a frozen dataclass of its options, named as it is typed. The docstring is what help says of it.
 
-    It has the option `debug`, its own or that of `common`.
+    It has the option `debug`, its own or that of `common`. One that does not go on by itself after ctrl-c says how in a
+    class variable `interrupted`.
     """
 
     examples: ClassVar[tuple[str, ...]]
@@ -70,7 +71,7 @@ class Common:
 
 
 @contextmanager
-def errors_said(debug: bool = False, usage: str = "", interrupted: str = _GOES_ON) -> Iterator[None]:
+def errors_said(debug: bool = False, usage: str = "", interrupted: str = GOES_ON) -> Iterator[None]:
     """Runs the block and, where it fails, says why in a line or two and exits.
 
     The status is 1 where it was not done, 2 for wrong usage, 130 after ctrl-c or `kill`.

@@ -92,6 +92,7 @@ class Train:
         "hardnet-sfm train patches.h5 -o my.safetensors --validation held-out.h5 --resume",
         "hardnet-sfm train patches.h5 -o tfeat.safetensors --network tfeat --steps 5000",
     )
+    interrupted: ClassVar[str] = "Interrupted. Go on with the same command and --resume."
 
     patches: Annotated[tuple[Path, ...], Positional, arg(metavar="PATCHES")]
     """patches.h5 files, as `mine` and `warp` make them."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,13 +21,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.networks.architectures import Architecture
 from hardnet_sfm.networks.pairs import PairNetwork
-from hardnet_sfm.progress import progress
+from hardnet_sfm.progress import console, progress
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
 from hardnet_sfm.training.patches import PatchSet
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
 from hardnet_sfm.training.validation import measures_of, scored
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _WARM_UP = 0.02
 WORKERS = 4  # that draw batches while a GPU trains
 _BLOCK = 8192  # patches that are copied to it at once
@@ -344,3 +349,32 @@ class Progress(lightning.Callback):
 
     def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:  # noqa: ARG002
         self._stack.close()
+
+
+class Interruptible(lightning.Callback):
+    """Ctrl-C or `kill` ends a run after the batch that is under way, with a checkpoint of it; a second one at once."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._asked = False
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
+        # In the place of lightning's answer to SIGTERM, which tells the other devices in the midst of whatever they
+        # exchange: all hang.
+        if threading.current_thread() is threading.main_thread():
+            for number in INTERRUPTS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            signal.default_int_handler(number, frame)
+        self._asked = True
+        console.print("Stopping after this batch; again, and it stops at once.")
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        # All devices stop after the same batch: each would wait for the others in the next, or in saving this one.
+        asked = torch.tensor(float(self._asked), device=module.device)
+        if trainer.strategy.reduce(asked, reduce_op="max"):
+            trainer.save_checkpoint(self._checkpoint)
+            raise KeyboardInterrupt

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from threading import Event, Thread, main_thread
@@ -102,7 +102,8 @@ def _join(
     os.environ.update(environment)
     Thread(target=_end_with_parent, daemon=True).start()
     try:
-        target(*args)
+        with suppress(KeyboardInterrupt):  # all stopped after the same batch, which rank 0 tells
+            target(*args)
         says.send("")
     except HardnetSfmError as error:
         says.send(error.message)

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # torch and lightning take seconds to import
     from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.weights import Weights
 
+_LAST = "last.ckpt"
 NORM_BATCH = {"cpu": 256, "cuda": None}
 # What may change when a run is resumed, and does not change what the weights are.
 _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
@@ -65,7 +67,7 @@ def train(
     """Learns a network from patches, and writes a weights file. One that was made of the same before is left as it is.
 
     The folder `NAME.training` beside the output has curves for TensorBoard and, until the run is finished, its last
-    checkpoint, five minutes old at most: Ctrl-C or a crash loses what came after it.
+    checkpoint. Ctrl-C, or SIGTERM, makes one of the batch that is under way; a crash loses five minutes at most.
 
     Args:
         patches: patches.h5 files, or folders in the layout of Brown's PhotoTour or of HPatches' patches.
@@ -116,7 +118,7 @@ def train(
     if start is not None:
         load_into(module.network, start, options.network)
     folder = output.with_name(f"{output.stem}.training")
-    last = folder / "last.ckpt"
+    last = folder / _LAST
     if options.resume:
         _check_checkpoint(last)
     elif last.exists() and rank() == 0:
@@ -292,30 +294,34 @@ def _fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: s
     """Trains until the budget is spent. What was measured last."""
     import torch
 
+    from hardnet_sfm.training.module import INTERRUPTS
+
     trainer = _trainer(module, folder, options, device)
     torch.set_num_threads(threads)
-    before = signal.getsignal(signal.SIGINT)
+    before = [(number, signal.getsignal(number)) for number in INTERRUPTS]
     try:
-        trainer.fit(module, ckpt_path=folder / "last.ckpt" if options.resume else None, weights_only=True)
-    except SystemExit as error:  # which is what lightning makes of Ctrl-C, and switches that off
-        signal.signal(signal.SIGINT, before)
+        trainer.fit(module, ckpt_path=folder / _LAST if options.resume else None, weights_only=True)
+    except SystemExit as error:  # which is what lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, answer in before:
+                signal.signal(number, answer)
+    if module.validates and not trainer.callback_metrics.keys() & set(module.MEASURES):
+        trainer.validate(module, verbose=False)  # which a run that was stopped at its end has not done
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
 
 
 def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, device: str) -> lightning.Trainer:
     import pytorch_lightning as lightning
     import torch
-    from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
+    from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
     from hardnet_sfm.networks.device import fast_type
-    from hardnet_sfm.training.module import Progress
+    from hardnet_sfm.training.module import Interruptible, Progress
     from hardnet_sfm.training.validation import BATCHES
 
-    terminate = signal.getsignal(signal.SIGTERM)
-    # Lightning's answer to SIGTERM tells the other devices, in the midst of whatever they exchange: they all hang.
-    as_before = LambdaCallback(on_train_start=lambda *_: signal.signal(signal.SIGTERM, terminate))
     every = ({"every_n_train_steps": options.validate_every}, {"train_time_interval": timedelta(minutes=5)})
     return lightning.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
@@ -332,9 +338,9 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
         log_every_n_steps=10,
         logger=TensorBoardLogger(folder, name="curves", version=""),
         callbacks=[
-            *(ModelCheckpoint(folder, "last", enable_version_counter=False, **how) for how in every),
+            *(ModelCheckpoint(folder, Path(_LAST).stem, enable_version_counter=False, **how) for how in every),
             *([Progress()] if rank() == 0 else []),
-            *([as_before] if options.devices > 1 else []),
+            Interruptible(folder / _LAST),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
