@@ -58,15 +58,14 @@ class Options:
 class Truth(NamedTuple):
     """True poses by photo, the true camera in COLMAP's terms, and how many of the unit of error a unit of length is.
 
-    Of a model that stands for the truth also the poses after its principal point was refined, and where that is then.
+    Of a model that stands for the truth also the one with its principal point refined, where its photos determine that.
     """
 
     cam_from_world: dict[str, NDArray]
     camera: CameraSetup
     unit: str
     per_unit: float
-    refined: dict[str, NDArray] | None = None
-    principal_point: tuple[float, float] | None = None
+    refined: Model | None = None
 
 
 class Row(NamedTuple):
@@ -83,12 +82,8 @@ def read_truth(folder: Path) -> Truth:
         camera = next(iter(model.colmap.cameras.values()))
         setup = CameraSetup("single", camera.model_name, tuple(map(float, camera.params)))
         poses, per_unit = model.cam_from_world(), 100 / _extent(model)
-        refined = Model(adjust_robustly(model.colmap, _mapping(fixed=False, threads=1)))
-        if refined.colmap is model.colmap:  # the photos leave it open
-            return Truth(poses, setup, "% of extent", per_unit)
-        camera = next(iter(refined.colmap.cameras.values()))
-        point = camera.principal_point_x, camera.principal_point_y
-        return Truth(poses, setup, "% of extent", per_unit, refined.cam_from_world(), point)
+        refined = adjust_robustly(model.colmap, _mapping(fixed=False, threads=1))
+        return Truth(poses, setup, "% of extent", per_unit, None if refined is model.colmap else Model(refined))
     scene = read_strecha(folder)
     return Truth(scene.cam_from_world, CameraSetup("single", "PINHOLE", scene.colmap_pinhole()), "mm", 1000)
 
@@ -159,7 +154,7 @@ def print_table(console: Console, title: str, truth: Truth, fixed: bool, theirs:
     figures: list[tuple[str, str, Callable[[Row], float]]] = [
         (f"registered of {len(truth.cam_from_world)}", ".0f", lambda row: len(row.model.names)),
         *accuracy(truth.cam_from_world, truth, ""),
-        *(accuracy(truth.refined, truth, " *") if truth.refined else ()),
+        *(accuracy(truth.refined.cam_from_world(), truth, " *") if truth.refined else ()),
         ("points", ".0f", lambda row: row.model.points),
         ("observations", ".0f", lambda row: row.model.observations),
         ("mean track length", ".2f", lambda row: row.model.mean_track_length),
@@ -175,9 +170,10 @@ def print_table(console: Console, title: str, truth: Truth, fixed: bool, theirs:
             cells += [format(value, form), format(value / base, ".2f") if base else "-"]
         table.add_row(name, format(base, form), *cells)
     console.print(table)
-    if truth.refined and truth.principal_point:
-        moved = pose_errors(truth.cam_from_world, truth.refined).positions.mean() * truth.per_unit
-        x, y = truth.principal_point
+    if truth.refined:
+        moved = pose_errors(truth.cam_from_world, truth.refined.cam_from_world()).positions.mean() * truth.per_unit
+        camera = next(iter(truth.refined.colmap.cameras.values()))
+        x, y = camera.principal_point_x, camera.principal_point_y
         console.print(f"*: to the model of the set with its principal point refined, to ({x:.1f}, {y:.1f}),")
         console.print(f"   which moves it by {moved:.3g} {truth.unit}.")
     if not fixed:

@@ -27,7 +27,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training import losses, stage
+from hardnet_sfm.training import losses, provenance
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown import write_brown
 from hardnet_sfm.training.module import Budget, NetworkTraining
@@ -218,8 +218,8 @@ def test_metadata_have_the_command_and_the_commit(
 def test_a_package_outside_a_clone_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a repository of the user's may be around it."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    monkeypatch.setattr(stage, "__file__", str(tmp_path / "site-packages" / "hardnet_sfm" / "training" / "stage.py"))
-    assert stage._commit() == ""
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages/hardnet_sfm/training/provenance.py"))
+    assert provenance._commit() == ""
 
 
 def test_curves_for_tensorboard_lie_beside_the_weights(trained: Path) -> None:

@@ -45,14 +45,11 @@ class MatchNet(PairNetwork):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *_convolution(1, 24, 7),
-            _pooling(),
-            *_convolution(24, 64, 5),
-            _pooling(),
+            *_pooled(1, 24, 7),
+            *_pooled(24, 64, 5),
             *_convolution(64, 96, 3),
             *_convolution(96, 96, 3),
-            *_convolution(96, 64, 3),
-            _pooling(),
+            *_pooled(96, 64, 3),
             nn.Flatten(),
             nn.Linear(8 * 8 * 64, DIMENSION),
             nn.ReLU(),
@@ -75,5 +72,7 @@ def _convolution(in_channels: int, channels: int, kernel: int) -> tuple[nn.Modul
     return nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2), nn.ReLU()
 
 
-def _pooling() -> nn.Module:
-    return nn.MaxPool2d(3, 2, ceil_mode=True)
+def _pooled(in_channels: int, channels: int, kernel: int) -> tuple[nn.Module, ...]:
+    """With ReLU after pooling, where a quarter is left to do and the numbers are the same."""
+    convolution, relu = _convolution(in_channels, channels, kernel)
+    return convolution, nn.MaxPool2d(3, 2, ceil_mode=True), relu

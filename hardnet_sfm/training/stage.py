@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -23,6 +20,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.options import CONVEXOPT, TrainOptions
 from hardnet_sfm.training.patches import PatchSet
+from hardnet_sfm.training.provenance import about
 from hardnet_sfm.training.ranks import joined, rank
 from hardnet_sfm.training.sampling import Sampler
 from hardnet_sfm.workspace import digest, locked
@@ -53,6 +51,11 @@ class TrainReport:
     steps: int
     minutes: float
     measures: dict[str, float]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """For the weights file."""
+        return {"minutes": f"{self.minutes:.2f}", "steps": str(self.steps), "measures": json.dumps(self.measures)}
 
 
 def train(
@@ -111,9 +114,9 @@ def train(
         if made.get("fingerprint") == fingerprint:
             return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]))
     sampler, held_out = Sampler(sets, shares, options.sampling, options.seed), _held_out(validation, options)
-    about = _about(sets, options, fingerprint)
+    facts = about(sets, options, fingerprint)
     if options.network == CONVEXOPT:
-        return _optimise(sampler, held_out, output, options, resources, device, recipe, about)
+        return _optimise(sampler, held_out, output, options, resources, device, recipe, facts)
     module = _module(sampler, held_out, options, minutes, recipe, device)
     if start is not None:
         load_into(module.network, start, options.network)
@@ -129,7 +132,7 @@ def train(
             measures = _fit(module, folder, options, device, threads)
         if rank() == 0:
             report = TrainReport(module.global_step, module.seconds / 60, measures)
-            write_weights(output, module.network.state_dict(), about | _done(report))
+            write_weights(output, module.network.state_dict(), facts | report.metadata)
             last.unlink(missing_ok=True)
     return TrainReport(module.global_step, module.seconds / 60, measures)
 
@@ -142,7 +145,7 @@ def _optimise(
     resources: Resources,
     device: str,
     recipe: str,
-    about: dict[str, str],
+    facts: dict[str, str],
 ) -> TrainReport:
     """Learns ConvexOpt, which is no matter of gradient descent; the minutes are those of the last run."""
     import torch
@@ -172,7 +175,7 @@ def _optimise(
             measures = validated(network, held_out, size, device)
         steps = options.convex.region_steps + options.convex.projection_steps
         report = TrainReport(steps, (time.monotonic() - began) / 60, measures)
-        write_weights(output, tensors, about | _done(report))
+        write_weights(output, tensors, facts | report.metadata)
         journal.drop()
     return report
 
@@ -181,33 +184,6 @@ def _unfinished(folder: Path) -> HardnetSfmError:
     return HardnetSfmError(
         f"{folder}: a run that did not finish", "Go on with --resume, or delete the folder to begin anew."
     )
-
-
-def _about(sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str) -> dict[str, str]:
-    """What a weights file says of where it comes from."""
-    from hardnet_sfm.weights import find_architecture
-
-    about = {
-        **find_architecture(options.network).metadata(),
-        "measurement_size": str(sets[0].measurement_size),
-        "licence": options.licence,
-        "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
-        "command": shlex.join([_program(), *sys.argv[1:]]),
-        "commit": _commit(),
-        "seed": str(options.seed),
-        "fingerprint": fingerprint,
-        "options": json.dumps(asdict(options), default=str),
-    }
-    return {name: value for name, value in about.items() if value}
-
-
-def _done(report: TrainReport) -> dict[str, str]:
-    """What a weights file says of what was done."""
-    return {
-        "minutes": f"{report.minutes:.2f}",
-        "steps": str(report.steps),
-        "measures": json.dumps(report.measures),
-    }
 
 
 def _held_out(validation: Path | None, options: TrainOptions) -> Sampler | None:
@@ -345,29 +321,6 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _program() -> str:
-    """Name of what was started, without where it lies."""
-    name = Path(sys.argv[0]).name
-    return "hardnet-sfm" if name == "__main__.py" else name
-
-
-def _commit() -> str:
-    """The commit of the package and whether it was changed since, where it runs from a clone; else nothing."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""  # without git nobody can look the commit up here
-    return described.stdout.strip()
 
 
 def _read(path: Path) -> PatchSet:

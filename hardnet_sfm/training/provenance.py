@@ -1,0 +1,55 @@
+"""What weights say of where they come from, in the metadata of their file."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hardnet_sfm.training.options import TrainOptions
+from hardnet_sfm.training.patches import PatchSet
+
+
+def about(sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str) -> dict[str, str]:
+    """What a weights file says of where it comes from."""
+    from hardnet_sfm.weights import find_architecture
+
+    facts = {
+        **find_architecture(options.network).metadata(),
+        "measurement_size": str(sets[0].measurement_size),
+        "licence": options.licence,
+        "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "commit": _commit(),
+        "seed": str(options.seed),
+        "fingerprint": fingerprint,
+        "options": json.dumps(asdict(options), default=str),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _program() -> str:
+    """Name of what was started, without where it lies."""
+    name = Path(sys.argv[0]).name
+    return "hardnet-sfm" if name == "__main__.py" else name
+
+
+def _commit() -> str:
+    """The commit of the package and whether it was changed since, where it runs from a clone; else nothing."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # without git nobody can look the commit up here
+    return described.stdout.strip()
