@@ -1,10 +1,12 @@
 """Reconstruct, mine, train, reconstruct: what weights that were learned on a folder of photos gain on it.
 
-    python pipelines/closed_loop.py IMAGES --map.camera-mode single --init hardnet-sfm --minutes 30
+    python pipelines/closed_loop.py IMAGES --map.camera-mode single --minutes 10
 
-Options of training are spelled as in `hardnet-sfm train`, those of the other stages after the stage's name. The two
-reconstructions have all options in common but the descriptor: that before is --extract.descriptor, with
---extract.weights. To see what fine-tuning adds to weights, give the same ones there and to --init.
+It fine-tunes the shipped weights for half an hour where nothing else is said; `--init None` learns from scratch, and so
+does any other --network with it. Options of training are spelled as in `hardnet-sfm train`, those of the other stages
+after the stage's name. The two reconstructions have all options in common but the descriptor: that before is
+--extract.descriptor, with --extract.weights. To fine-tune weights of your own, give them there and to --init, and their
+measurement size to --mine.measurement-size.
 
 The gain is measured on the photos that were learned from: it tells what a descriptor made for these photos does for
 them, not how well it does elsewhere; `pipelines/homography.py` and `pipelines/strecha.py` tell that.
@@ -48,13 +50,15 @@ class Options:
     """Folder for both reconstructions, the patches and the weights."""
     validation: Path | None = None
     """patches.h5 of another scene, to measure with while it trains."""
-    train: Annotated[TrainOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainOptions)
+    train: Annotated[TrainOptions, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainOptions(init="hardnet-sfm", minutes=30.0)
+    )
     resources: Annotated[Resources, tyro.conf.OmitArgPrefixes] = field(default_factory=Resources)
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     match: MatchOptions = field(default_factory=MatchOptions)
     map: MapOptions = field(default_factory=MapOptions)
-    mine: MineOptions = field(default_factory=MineOptions)
+    mine: MineOptions = field(default_factory=lambda: MineOptions(measurement_size=20.0))
 
 
 def closed_loop(options: Options) -> tuple[Workspace, Workspace]:
@@ -79,7 +83,7 @@ def closed_loop(options: Options) -> tuple[Workspace, Workspace]:
     trained = train([patches], weights, options.train, options.resources, validation=options.validation)
     measures = "".join(f", {name} {value:.4f}" for name, value in trained.measures.items())
     said.print(f"learned: {trained.steps} steps in {trained.minutes:.1f} minutes{measures}")
-    mapped(after, replace(options.extract, descriptor="hardnet", weights=weights))
+    mapped(after, replace(options.extract, descriptor=options.train.network, weights=weights))
     return before, after
 
 
