@@ -126,10 +126,15 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
 
     Raises:
         HardnetSfmError: the file is missing, damaged, holds something else, or the disk is full.
-        UsageError: there is no such architecture.
+        UsageError: there is no such architecture, or the source is safetensors or the target.
     """
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}", "Give the path of a PyTorch checkpoint.")
+    if source.suffix == ".safetensors" or target.resolve() == source.resolve():
+        raise UsageError(
+            f"{source} would be converted to {target}, but is no PyTorch checkpoint or would be written over",
+            "Give a .pth file, and another name for --output.",
+        )
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
@@ -183,8 +188,11 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Writes a safetensors file, complete or not at all.
 
     Raises:
-        HardnetSfmError: the disk is full or cannot be written.
+        HardnetSfmError: a weight is not a finite number, or the disk is full or cannot be written.
     """
+    wrong = not_finite(tensors)
+    if wrong:
+        raise HardnetSfmError(f"{path}: not written, as not all of {wrong[0]} are finite numbers")
     try:
         with replacing(path) as beside:
             copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -192,6 +200,11 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             beside.write_bytes(save(copies, dict(metadata)))
     except (safetensors.SafetensorError, OSError) as error:
         raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of those that hold an infinity or something that is not a number."""
+    return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
 
 
 def architecture_of(weights: Weights) -> str:
@@ -238,8 +251,14 @@ def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
     """Puts weights into a network, every tensor or none.
 
     Raises:
-        HardnetSfmError: they are for another architecture, or tensors are missing, unknown or of another shape.
+        HardnetSfmError: they are for another architecture, tensors are missing, unknown or of another shape, or not all
+            numbers in them are finite.
     """
+    wrong = not_finite(weights.tensors)
+    if wrong:
+        raise HardnetSfmError(
+            f"{weights.path}: not all of {wrong[0]} are finite numbers", "Its training failed, or the file is damaged."
+        )
     named = weights.metadata.get("architecture", architecture)
     expected = network.state_dict()
     # Counters of batches seen matter to nobody after training, and some files leave them out.

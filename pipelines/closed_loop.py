@@ -5,8 +5,7 @@
 It fine-tunes the shipped weights for half an hour where nothing else is said; `--init None` learns from scratch, and so
 does any other --network with it. Options of training are spelled as in `hardnet-sfm train`, those of the other stages
 after the stage's name. The two reconstructions have all options in common but the descriptor: that before is
---extract.descriptor, with --extract.weights. To fine-tune weights of your own, give them there and to --init, and their
-measurement size to --mine.measurement-size.
+--extract.descriptor, with --extract.weights. To fine-tune weights of your own, give them there and to --init.
 
 The gain is measured on the photos that were learned from: it tells what a descriptor made for these photos does for
 them, not how well it does elsewhere; `pipelines/homography.py` and `pipelines/strecha.py` tell that.
@@ -58,7 +57,7 @@ class Options:
     pair: PairOptions = field(default_factory=PairOptions)
     match: MatchOptions = field(default_factory=MatchOptions)
     map: MapOptions = field(default_factory=MapOptions)
-    mine: MineOptions = field(default_factory=lambda: MineOptions(measurement_size=20.0))
+    mine: MineOptions = field(default_factory=MineOptions)
 
 
 def closed_loop(options: Options) -> tuple[Workspace, Workspace]:

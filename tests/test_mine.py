@@ -54,6 +54,8 @@ from hardnet_sfm.training.patches import PatchSet, read_patches
 from hardnet_sfm.workspace import Workspace
 
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500)  # as `made` has
+# Patches as wide as the bounds on how alike they look were measured with: the wider, the more parallax changes.
+NARROW = MineOptions(measurement_size=12.0)
 LONG = MineOptions(min_track=5)  # fewer patches, where it matters that they are the same
 ONE_CAMERA = MapOptions(camera_mode="single")
 DETECT = make_detector("opencv-dog", DetectorOptions(3000, 0.02 / 3, 10.0, upright=False, affine_shape=False))
@@ -75,7 +77,7 @@ def axes(made: Workspace, tracks: Tracks) -> Float32:
 @pytest.fixture(scope="module")
 def mined(made: Workspace, small_scene: tuple[Path, Scene], tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
     path = tmp_path_factory.mktemp("mined") / "patches.h5"
-    mine(made.root, small_scene[0], path)
+    mine(made.root, small_scene[0], path, NARROW)
     return read_patches(path)
 
 
@@ -476,7 +478,7 @@ class TestSources:
         shutil.copytree(model, tmp_path / "elsewhere")
         with pytest.raises(HardnetSfmError, match="no scales and orientations"):
             mine(tmp_path / "elsewhere", small_scene[0], tmp_path / "p.h5")
-        report = mine(tmp_path / "elsewhere", small_scene[0], tmp_path / "p.h5", detect=DETECT)
+        report = mine(tmp_path / "elsewhere", small_scene[0], tmp_path / "p.h5", NARROW, detect=DETECT)
         again = read_patches(tmp_path / "p.h5")
         # Keypoints with several orientations are told apart by position no more, so some of these are lost.
         assert report.patches > 0.8 * len(mined)
@@ -501,7 +503,7 @@ class TestSources:
         place = Workspace(tmp_path / "out")
         hardnet_sfm.reconstruct(images, place.root, extract_options=FEW, map_options=ONE_CAMERA)
         assert read_tracks(place.sparse / "0").sizes.tolist() == [[360, 480]] * 8
-        mine(place.root, images, tmp_path / "p.h5")
+        mine(place.root, images, tmp_path / "p.h5", NARROW)
         found = read_patches(tmp_path / "p.h5")
         assert len(found) > 0.9 * len(mined)
         first, last = pairs_of(found)[::3].T

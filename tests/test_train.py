@@ -35,7 +35,7 @@ from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import train
-from hardnet_sfm.weights import read_weights
+from hardnet_sfm.weights import read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -426,6 +426,32 @@ def test_patches_of_different_size_are_a_clear_error(patches: Path, tmp_path: Pa
         train([patches, tmp_path / "wide.h5"], tmp_path / "out.safetensors", BRIEF, CPU)
 
 
+def test_patches_to_validate_with_have_the_same_size_and_no_file_comes_twice(patches: Path, tmp_path: Path) -> None:
+    write_patches(tmp_path / "wide.h5", replace(read_patches(patches), measurement_size=15.0))
+    with pytest.raises(HardnetSfmError, match=r"made\.h5: 12, .*wide\.h5: 15"):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU, validation=tmp_path / "wide.h5")
+    with pytest.raises(UsageError, match=r"made\.h5 is there twice"):
+        train([patches, patches], tmp_path / "out.safetensors", BRIEF, CPU)
+
+
+def test_another_licence_other_patches_to_validate_with_and_other_folders_are_other_runs(
+    patches: Path, tmp_path: Path
+) -> None:
+    options, output = replace(BRIEF, steps=1), tmp_path / "out.safetensors"
+    assert train([patches], output, options, CPU).computed
+    assert not train([patches], output, options, CPU).computed
+    assert train([patches], output, replace(options, licence="MIT"), CPU).computed
+    assert train([patches], output, options, CPU, validation=patches).measures.keys() == {"fpr95", "map"}
+    write_brown(read_patches(patches), tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    sheet = next((tmp_path / "other").glob("*.bmp"))
+    changed = cv2.imread(str(sheet), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(sheet), np.ascontiguousarray(255 - changed))
+    assert train([tmp_path / "one"], output, options, CPU).computed
+    assert train([tmp_path / "other"], output, options, CPU).computed
+    assert not train([tmp_path / "other"], output, options, CPU).computed
+
+
 def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) -> None:
     (tmp_path / "out.training").mkdir()
     (tmp_path / "out.training" / "last.ckpt").write_bytes(b"hours of work")
@@ -433,6 +459,31 @@ def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) ->
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
     assert "--resume" in raised.value.hint
     assert (tmp_path / "out.training" / "last.ckpt").read_bytes() == b"hours of work"
+
+
+def test_weights_that_are_no_numbers_are_kept_nowhere(patches: Path, tmp_path: Path) -> None:
+    """The gradient is none, the loss was one: what follows the step must not take the place of the last checkpoint."""
+    steps, real = [], losses.LOSSES["hardnet"]
+
+    def with_bad_gradient(*args: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        loss = real(*args)
+        if len(steps) in (6, 7):
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    output, last = tmp_path / "out.safetensors", tmp_path / "out.training" / "last.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(losses.LOSSES, "hardnet", with_bad_gradient)
+        with pytest.raises(HardnetSfmError, match=r"after step 6 not all of .* are finite numbers") as raised:
+            train([patches], output, BRIEF, CPU)
+        assert "--resume" in raised.value.hint
+        assert torch.load(last, weights_only=True)["global_step"] == 3
+        with pytest.raises(HardnetSfmError, match="finite numbers"):
+            train([patches], tmp_path / "one.safetensors", replace(BRIEF, steps=1), CPU)
+    assert not output.exists() and not (tmp_path / "one.safetensors").exists()
+    with pytest.raises(HardnetSfmError, match=r"not written, as not all of a are finite numbers"):
+        write_weights(output, {"a": torch.tensor([1.0, torch.inf])}, {})
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from hardnet_sfm.training.warps import (
     warped_patches,
 )
 
-FEW = WarpOptions(views=3, points=200, max_keypoints=600)
+FEW = WarpOptions(views=3, points=200, max_keypoints=600, measurement_size=12.0)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from kornia.feature import HardNet as KorniaHardNet
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 import hardnet_sfm
 from hardnet_sfm.cli import main
@@ -23,7 +23,15 @@ from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.weights import convert, find_weights, read_weights, shipped_names, verify, write_weights
+from hardnet_sfm.weights import (
+    convert,
+    find_weights,
+    load_network,
+    read_weights,
+    shipped_names,
+    verify,
+    write_weights,
+)
 
 
 @pytest.fixture
@@ -142,6 +150,34 @@ def test_shipped_weights_are_what_their_cards_say() -> None:
 def test_weights_that_there_are_not_are_named() -> None:
     with pytest.raises(HardnetSfmError, match="no weights of the name nowhere"):
         find_weights("nowhere")
+
+
+def test_converting_never_writes_over_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = HardNet()
+    kept, checkpoint = tmp_path / "mine.safetensors", tmp_path / "theirs.pth"
+    write_weights(kept, network.state_dict(), {"architecture": "hardnet", "measurement_size": "20", "seed": "7"})
+    torch.save(network.state_dict(), checkpoint)
+    before = kept.read_bytes(), checkpoint.read_bytes()
+    for arguments in ([kept], [checkpoint, "-o", checkpoint], [kept, "-o", tmp_path / "other.safetensors"]):
+        with pytest.raises(SystemExit) as exit:
+            main(["weights", "convert", *map(str, arguments)])
+        assert exit.value.code == 2
+        assert "is no PyTorch checkpoint or would be written over" in capsys.readouterr().err
+    assert (kept.read_bytes(), checkpoint.read_bytes()) == before
+    main(["weights", "convert", str(checkpoint), "--measurement-size", "15"])
+    assert read_weights(tmp_path / "theirs.safetensors").metadata["measurement_size"] == "15.0"
+    for size in ("0", "nan", "inf"):
+        with pytest.raises(SystemExit):
+            main(["weights", "convert", str(checkpoint), "--measurement-size", size])
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    tensors = HardNet().state_dict()
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(save(tensors, {"architecture": "hardnet"}))
+    with pytest.raises(HardnetSfmError, match=r"damaged\.safetensors: not all of features\.\S+ are finite numbers"):
+        load_network(path)
 
 
 def test_command_shows_and_converts(

@@ -114,7 +114,10 @@ class Train:
             self.patches, self.output, self.train, self.resources, validation=self.validation, shares=self.shares
         )
         measures = "".join(f", {name} {value:.4f}" for name, value in report.measures.items())
-        output.print(f"{escape(str(self.output))}: {report.steps} steps in {report.minutes:.1f} minutes{measures}")
+        made = "" if report.computed else "; up to date"
+        output.print(
+            f"{escape(str(self.output))}: {report.steps} steps in {report.minutes:.1f} minutes{measures}{made}"
+        )
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class Weights:
     """convert: .safetensors file to make. Default: beside the checkpoint."""
     architecture: str | None = None
     """convert: the network that they are of, as `train --network` has it. Default: recognised by names and shapes."""
+    measurement_size: float | None = None
+    """convert: sigmas of the keypoint across the patches they were trained with. Default: 12."""
     debug: bool = False
     """Show where in the program an error came from."""
 
@@ -146,10 +151,11 @@ class Weights:
                 f"weights {self.action} takes {'no name' if self.name else 'a name or a file'}",
                 "`hardnet-sfm weights list` has the names of those that come with the package.",
             )
-        for option in ("output", "architecture"):
+        for option in ("output", "architecture", "measurement_size"):
             if getattr(self, option) is not None and self.action != "convert":
+                flag = option.replace("_", "-")
                 raise UsageError(
-                    f"--{option} has no effect with weights {self.action}", "Only weights convert writes a file."
+                    f"--{flag} has no effect with weights {self.action}", "Only weights convert writes a file."
                 )
         if self.action == "list":
             for name in shipped_names():
@@ -160,7 +166,10 @@ class Weights:
         assert self.name is not None
         if self.action == "convert":
             target = self.output or Path(self.name).with_suffix(".safetensors")
-            convert(Path(self.name), target, self.architecture)
+            size = 12.0 if self.measurement_size is None else self.measurement_size
+            if not 0 < size < float("inf"):
+                raise UsageError("--measurement-size must be above 0, and finite")
+            convert(Path(self.name), target, self.architecture, size)
             output.print(escape(str(target)))
             return
         path = find_weights(self.name)

@@ -27,7 +27,9 @@ from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_n
 from hardnet_sfm.training.patches import PatchSet
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
 from hardnet_sfm.training.validation import measures_of, scored
+from hardnet_sfm.weights import not_finite
 
+_GO_BACK = "Go on with a lower --learning-rate, with --resume where the folder beside the output has a last.ckpt."
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _WARM_UP = 0.02
 WORKERS = 4  # that draw batches while a GPU trains
@@ -277,10 +279,7 @@ class NetworkTraining(lightning.LightningModule):
         # The mean of all devices is no number if that of one is none: they stop together.
         mean = self.trainer.strategy.reduce(loss.detach().clone())
         if not torch.isfinite(mean):
-            raise HardnetSfmError(
-                f"the loss is {mean.item()} at step {self.global_step}",
-                "Go on from the last good checkpoint with --resume and a lower --learning-rate.",
-            )
+            raise HardnetSfmError(f"the loss is {mean.item()} at step {self.global_step}", _GO_BACK)
         self.log("loss", mean)
         return loss
 
@@ -314,6 +313,10 @@ class NetworkTraining(lightning.LightningModule):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Gradients may be no numbers where the loss is one. Raised here, nothing is written, and the last file stays.
+        wrong = not_finite(self.network.state_dict())
+        if wrong:
+            raise HardnetSfmError(f"after step {self.global_step} not all of {wrong[0]} are finite numbers", _GO_BACK)
         checkpoint["seconds"], checkpoint["recipe"] = self.seconds, self._recipe
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

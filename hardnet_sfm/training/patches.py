@@ -84,6 +84,13 @@ class PatchSet:
     def __len__(self) -> int:
         return len(self.point)
 
+    @property
+    def matchable(self) -> NDArray[np.int64]:
+        """Numbers of the points that are seen in two photos or more."""
+        # Somewhere among such a point's rows the photo changes.
+        changes = (np.diff(self.point) == 0) & (np.diff(self.image) != 0)
+        return np.unique(self.point[1:][changes])
+
     def take(self, rows: NDArray[np.integer[Any]]) -> Grey:
         """The patches at the given row numbers, (..., 64, 64) uint8 for rows of any shape; a copy."""
         return np.asarray(self.patches[rows])

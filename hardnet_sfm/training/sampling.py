@@ -149,9 +149,7 @@ class _Index:
         point, image = patch_set.point, patch_set.image
         count = int(point[-1]) + 1
         self._starts = np.searchsorted(point, np.arange(count + 1))
-        # Seen in two photos: somewhere among a point's rows the photo changes.
-        changes = np.concatenate([[False], (np.diff(point) == 0) & (np.diff(image) != 0)])
-        self.points = np.unique(point[changes])
+        self.points = patch_set.matchable
         self._usable = np.zeros(count, bool)
         self._usable[self.points] = True
         self._by_image = np.argsort(image, kind="stable")

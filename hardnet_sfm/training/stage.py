@@ -13,8 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
@@ -46,11 +49,13 @@ class TrainReport:
         minutes: of training.
         measures: of the last validation: false positive rate at 95 % recall and mean average precision of matching;
             empty without patches to validate with.
+        computed: whether it trained now, or found what it would have made.
     """
 
     steps: int
     minutes: float
     measures: dict[str, float]
+    computed: bool = True
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -82,7 +87,7 @@ def train(
 
     Raises:
         HardnetSfmError: lightning is not installed, patches or a checkpoint are damaged, patches have too few points or
-            were cut in different sizes, or the loss is not a number.
+            were cut in different sizes, or the loss or a weight is not a finite number.
         UsageError: an option makes no sense.
     """
     try:
@@ -92,32 +97,32 @@ def train(
             f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
         ) from error
 
+    from hardnet_sfm.training.validation import held_out_sampler
     from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, output, options, resources)
     options = options.completed()
-    sets = [_read(path) for path in patches]
-    if len({patch_set.measurement_size for patch_set in sets}) > 1:
-        sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in sets)
-        raise HardnetSfmError(f"patches of different size, in sigmas: {sizes}", "Mine them anew, all in one size.")
+    sets, held_out = _read_all(patches, validation)
     if shares is None:
         shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
-    if len(shares) != len(sets) or min(shares, default=0) <= 0:
+    if len(shares) != len(sets) or not all(0 < share < float("inf") for share in shares):
         raise UsageError(f"{len(shares)} shares for {len(sets)} files of patches: one above 0 is needed for each")
     start = read_weights(find_weights(options.init)) if options.init is not None else None
     recipe = _recipe(sets, shares, options, start)
     minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
-    fingerprint = digest(recipe, minutes, options.steps, options.validate_every, options.learning_rate)
+    changeable = (minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
+    fingerprint = digest(recipe, changeable, _identity(held_out) if held_out is not None else None)
     if output.is_file():
         made = read_weights(output).metadata
         if made.get("fingerprint") == fingerprint:
-            return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]))
-    sampler, held_out = Sampler(sets, shares, options.sampling, options.seed), _held_out(validation, options)
+            return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
+    sampler = Sampler(sets, shares, options.sampling, options.seed)
+    watched = held_out_sampler(held_out) if held_out is not None else None
     facts = about(sets, options, fingerprint)
     if options.network == CONVEXOPT:
-        return _optimise(sampler, held_out, output, options, resources, device, recipe, facts)
-    module = _module(sampler, held_out, options, minutes, recipe, device)
+        return _optimise(sampler, watched, output, options, resources, device, recipe, facts)
+    module = _module(sampler, watched, options, minutes, recipe, device)
     if start is not None:
         load_into(module.network, start, options.network)
     folder = output.with_name(f"{output.stem}.training")
@@ -186,15 +191,6 @@ def _unfinished(folder: Path) -> HardnetSfmError:
     )
 
 
-def _held_out(validation: Path | None, options: TrainOptions) -> Sampler | None:
-    """Of what is validated with, if anything."""
-    if validation is None:
-        return None
-    from hardnet_sfm.training.validation import BATCH_SIZE, held_out_sampler
-
-    return held_out_sampler(_read(validation), min(BATCH_SIZE, options.sampling.batch_size))
-
-
 def _train_along(
     patches: Sequence[Path],
     output: Path,
@@ -216,6 +212,13 @@ def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resourc
     options.check()
     if output.suffix != ".safetensors":
         raise UsageError(f"{output}: weights are files that end in .safetensors", "Give --output a name that ends so.")
+    twice = [
+        str(path) for number, path in enumerate(patches) if path.resolve() in [p.resolve() for p in patches[:number]]
+    ]
+    if twice:
+        raise UsageError(
+            f"{twice[0]} is there twice", "Its points would be negatives of themselves. Give it a larger share."
+        )
     if not patches:
         raise UsageError("no patches to train on", "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`.")
     device = resolve_device(resources.device)
@@ -229,13 +232,19 @@ def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resourc
 
 def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOptions, start: Weights | None) -> str:
     """Fingerprint of all that a run must not change when it is resumed."""
-    data = [(of.source, of.measurement_size, len(of), dict(of.options)) for of in sets]
+    data = [_identity(of) for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
     if options.network == "hardnet":
         del kept["network"]  # runs from before there was a choice are of it, and go on
     if options.network != CONVEXOPT:
         del kept["convex"]  # which is nothing to them
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
+
+
+def _identity(of: PatchSet) -> tuple[object, ...]:
+    """What tells patches from others: what made them, or where that is not known, as of others' layouts, themselves."""
+    made_of = dict(of.options) or sha256(np.ascontiguousarray(of.patches).data).hexdigest()
+    return of.source, of.measurement_size, len(of), made_of
 
 
 def _module(
@@ -321,6 +330,16 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def _read_all(patches: Sequence[Path], validation: Path | None) -> tuple[list[PatchSet], PatchSet | None]:
+    """Those to train on, and to validate with; raises HardnetSfmError where they were cut in different sizes."""
+    sets, held_out = [_read(path) for path in patches], None if validation is None else _read(validation)
+    everything = sets if held_out is None else [*sets, held_out]
+    if len({patch_set.measurement_size for patch_set in everything}) > 1:
+        sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in everything)
+        raise HardnetSfmError(f"patches of different size, in sigmas: {sizes}", "Mine them anew, all in one size.")
+    return sets, held_out
 
 
 def _read(path: Path) -> PatchSet:

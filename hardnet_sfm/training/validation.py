@@ -16,8 +16,13 @@ BATCH_SIZE = 512
 RIVALS = 8
 
 
-def held_out_sampler(patches: PatchSet, batch_size: int = BATCH_SIZE) -> Sampler:
-    """Batches to validate on, the same in every run: all of two photos at a time, where these share enough points."""
+def held_out_sampler(patches: PatchSet, batch_size: int | None = None) -> Sampler:
+    """Batches to validate on, the same in every run: all of two photos at a time, where these share enough points.
+
+    Of 512 pairs where nothing else is said, or of all points that there are: measures depend on it.
+    """
+    if batch_size is None:
+        batch_size = max(2, min(BATCH_SIZE, len(patches.matchable)))
     apart = SamplingOptions(batch_size, same_photos=1.0, a_pair_of_photos=batch_size)
     return Sampler([patches], [1.0], apart, seed=0)
 

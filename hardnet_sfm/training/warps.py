@@ -45,8 +45,8 @@ class WarpOptions:
     """Larger photos are shrunk, longer side, pixels."""
     detector: str = "opencv-dog"
     """What finds the points."""
-    measurement_size: float = 12.0
-    """Sigmas of the keypoint across a patch."""
+    measurement_size: float = 20.0
+    """Sigmas of the keypoint across a patch. 20 as the shipped weights have; 12 is usual in the literature."""
     max_distance: float = 0.6
     """From where the homography puts a keypoint to where it is found again, sigmas, and at most 3 pixels."""
     max_scale: float = 0.4
