@@ -370,9 +370,23 @@ class TestFilters:
         long = {n for n, photos in zip(precise, photos_of_point(tracks, precise), strict=True) if photos >= 4}
         assert set(rows) <= long
 
-    @pytest.mark.parametrize("wrong", [{"min_track": 1}, {"max_scale_ratio": 0.5}, {"max_error": 0}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"min_track": 1},
+            {"max_depth_ratio": np.inf},
+            {"max_scale_ratio": 0.5},
+            {"max_scale_ratio": 1.0},
+            {"max_error": 0},
+            {"max_error": np.nan},
+            {"max_angle": np.inf},
+            {"max_turn": np.nan},
+            {"measurement_size": np.inf},
+            {"measurement_size": np.nan},
+        ],
+    )
     def test_options_that_make_no_sense(self, wrong: dict[str, int | float]) -> None:
-        with pytest.raises(UsageError, match="--" + next(iter(wrong)).replace("_", "-")):
+        with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')} must be"):
             MineOptions(**wrong).check()  # type: ignore[arg-type]
 
 

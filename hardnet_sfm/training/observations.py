@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import check_above, check_least
 from hardnet_sfm.keypoints import Float32
 
 if TYPE_CHECKING:  # pycolmap takes a second to import
@@ -64,12 +64,8 @@ class MineOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
-        for name, least in (("min_track", 2), ("max_depth_ratio", 1), ("max_scale_ratio", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
-        for name in ("max_error", "max_angle", "max_turn", "measurement_size"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be more than 0")
+        check_least(self, min_track=2, max_depth_ratio=1)
+        check_above(self, max_scale_ratio=1, max_error=0, max_angle=0, max_turn=0, measurement_size=0)
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides what the patches are, fit for JSON."""
