@@ -198,7 +198,7 @@ class TestDatabase:
         assert frames_of_table(filled_in) is None
 
     def test_a_missing_database_is_not_made(self, tmp_path: Path) -> None:
-        with pytest.raises(HardnetSfmError, match="no COLMAP database"), keypoint_tables(tmp_path / "database.db"):
+        with pytest.raises(HardnetSfmError, match="no such file"), keypoint_tables(tmp_path / "database.db"):
             pass
         assert not list(tmp_path.iterdir())
 
@@ -587,12 +587,25 @@ class TestBadInput:
         return shutil.copytree(small_scene[0], tmp_path / "images")
 
     def test_missing_photos_are_passed_over_and_named(self, made: Workspace, images: Path, tmp_path: Path) -> None:
+        of_all = mine(made.root, images, tmp_path / "all.h5", LONG)
+        assert of_all.dropped["no photo"] == 0
         (images / "view_002.jpg").unlink()
         (images / "view_005.jpg").write_bytes(b"")
         report = mine(made.root, images, tmp_path / "p.h5", LONG)
         assert sorted(report.skipped) == ["view_002.jpg", "view_005.jpg"]
         assert report.photos == 6
         assert not {"view_002.jpg", "view_005.jpg"} & set(read_patches(tmp_path / "p.h5").images)
+        photos = pycolmap.Reconstruction(made.sparse / "0").images.values()
+        assert report.dropped["no photo"] == sum(image.num_points3D for image in photos if image.name in report.skipped)
+        assert report.dropped["no keypoint"] == of_all.dropped["no keypoint"] == 0
+        assert report.patches + sum(report.dropped.values()) == report.observations
+
+    @pytest.mark.parametrize("name", ["nowhere.h5", "nowhere.db"])
+    def test_keypoints_that_are_not_there(self, made: Workspace, images: Path, tmp_path: Path, name: str) -> None:
+        with pytest.raises(HardnetSfmError, match=rf"^no such file: .*{name}") as raised:
+            mine(made.root, images, tmp_path / "p.h5", MineOptions(keypoints=tmp_path / name))
+        assert "features.h5 or database.db" in raised.value.hint
+        assert not (tmp_path / "p.h5").exists() and not (tmp_path / name).exists()
 
     def test_all_photos_missing(self, made: Workspace, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no such folder"):

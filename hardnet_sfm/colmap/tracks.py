@@ -191,7 +191,7 @@ def keypoint_tables(database: Path) -> Iterator[KeypointTables]:
         HardnetSfmError: there is none, or it is damaged.
     """
     if not database.is_file():  # COLMAP would make one
-        raise HardnetSfmError(f"no COLMAP database at {database}", "Run `hardnet-sfm map` again: it makes one.")
+        raise HardnetSfmError(f"no such file: {database}", "Give the features.h5 or database.db of the model.")
     try:
         opened = pycolmap.Database.open(database)
     except RuntimeError as error:

@@ -99,7 +99,7 @@ class _Sieve:
         self.dropped[name] = int(len(passing) - len(self.rows))
 
 
-def select(tracks: Tracks, axes: Float32, options: MineOptions) -> Selection:
+def select(tracks: Tracks, axes: Float32, options: MineOptions, readable: Mask | None = None) -> Selection:
     """Drops observations that are not, or may not be, views of the same thing as the rest of their track.
 
     Each filter looks at what the ones before it left.
@@ -108,9 +108,12 @@ def select(tracks: Tracks, axes: Float32, options: MineOptions) -> Selection:
         tracks: N observations of a model.
         axes: (N, 2, 2) frame of each in COLMAP's pixels per sigma, NaN where no keypoint was found for it.
         options: tolerances.
+        readable: (V,) which photos there are; all by default.
     """
     sieve = _Sieve(len(axes))
-    sieve.keep("no keypoint", np.isfinite(axes[:, 0, 0]))
+    if readable is not None:
+        sieve.keep("no photo", readable[tracks.photo])
+    sieve.keep("no keypoint", np.isfinite(axes[sieve.rows, 0, 0]))
     sieve.keep("reprojection error", tracks.error[sieve.rows] <= options.max_error)
     sieve.keep("short track", photos_of_point(tracks, sieve.rows) >= options.min_track)
     rays = rays_to_cameras(tracks, sieve.rows)
