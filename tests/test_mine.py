@@ -453,6 +453,23 @@ class TestPatches:
         assert all(tuple(xyz) in known for xyz in mined.xyz.tolist())
         assert (mined.angle >= 0).all() and (mined.angle <= 50).all()
 
+    def test_are_of_the_models_points_by_their_numbers(self, mined: PatchSet, made: Workspace) -> None:
+        """Every patch lies where pycolmap has an observation of that point in that photo."""
+        model = pycolmap.Reconstruction(made.sparse / "0")
+        assert mined.point_id is not None and mined.point_id.dtype == np.int64
+        assert (np.diff(mined.point_id) > 0).all()
+        np.testing.assert_array_equal(
+            mined.xyz, [model.point3D(number).xyz.astype(np.float32) for number in mined.point_id.tolist()]
+        )
+        seen: dict[tuple[str, int], list[NDArray[np.float64]]] = {}
+        for number, point in model.points3D.items():
+            for element in point.track.elements:
+                image = model.image(element.image_id)
+                seen.setdefault((image.name, number), []).append(image.point2D(element.point2D_idx).xy - 0.5)
+        for n in range(len(mined)):
+            of_point = seen[mined.images[mined.image[n]], int(mined.point_id[mined.point[n]])]
+            assert min(np.abs(mined.frame[n, :, 2] - xy).max() for xy in of_point) < 1e-3
+
     def test_do_not_depend_on_the_number_of_threads(
         self, made: Workspace, small_scene: tuple[Path, Scene], of_long_tracks: PatchSet, tmp_path: Path
     ) -> None:

@@ -267,7 +267,7 @@ def _cut_all(
             for number, future in stream:
                 writer.put(names[number], prints[number], {**columns[number], "patches": future.result()})
                 advance(note=names[number])
-        writer.commit(list(names.values()), "sfm", options.measurement_size, extent(tracks), made_of)
+        writer.commit(list(names.values()), "sfm", options.measurement_size, extent(tracks), made_of, keep_ids=True)
     return len(due)
 
 
