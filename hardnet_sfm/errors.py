@@ -1,5 +1,6 @@
 """Errors meant for the person at the terminal: what is wrong, in which file, what to do."""
 
+import math
 from typing import Any, get_args
 
 
@@ -32,3 +33,27 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raises UsageError where the value of an option is none of those of a Literal type."""
     if value not in get_args(choices):
         raise UsageError(f"--{name}: {value} is not one of {', '.join(map(str, get_args(choices)))}")
+
+
+def check_least(options: object, **least: float) -> None:
+    """Raises UsageError where a field of the options is less than what is given for it, or not finite; None passes."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and not bound <= value < math.inf:
+            raise UsageError(f"{_flag(name)} must be at least {bound}{_and_finite(value)}")
+
+
+def check_above(options: object, **bounds: float) -> None:
+    """Raises UsageError where a field of the options is not above what is given for it, or not finite; None passes."""
+    for name, bound in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not bound < value < math.inf:
+            raise UsageError(f"{_flag(name)} must be above {bound}{_and_finite(value)}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _and_finite(value: float) -> str:
+    return "" if isinstance(value, int) else " and finite"

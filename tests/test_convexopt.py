@@ -607,11 +607,12 @@ class TestTraining:
         {"features": 8},
         {"sparsity": 1.0},
         {"nuclear": -0.1},
+        {"nuclear": np.nan},
         {"dimension": 129},
         {"dimension": 0},
         {"region_steps": 0},
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')} must be"):
         replace(ConvexOptions(), **wrong).check()

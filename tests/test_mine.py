@@ -198,7 +198,7 @@ class TestDatabase:
         assert frames_of_table(filled_in) is None
 
     def test_a_missing_database_is_not_made(self, tmp_path: Path) -> None:
-        with pytest.raises(HardnetSfmError, match="no COLMAP database"), keypoint_tables(tmp_path / "database.db"):
+        with pytest.raises(HardnetSfmError, match="no such file"), keypoint_tables(tmp_path / "database.db"):
             pass
         assert not list(tmp_path.iterdir())
 
@@ -370,9 +370,23 @@ class TestFilters:
         long = {n for n, photos in zip(precise, photos_of_point(tracks, precise), strict=True) if photos >= 4}
         assert set(rows) <= long
 
-    @pytest.mark.parametrize("wrong", [{"min_track": 1}, {"max_scale_ratio": 0.5}, {"max_error": 0}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"min_track": 1},
+            {"max_depth_ratio": np.inf},
+            {"max_scale_ratio": 0.5},
+            {"max_scale_ratio": 1.0},
+            {"max_error": 0},
+            {"max_error": np.nan},
+            {"max_angle": np.inf},
+            {"max_turn": np.nan},
+            {"measurement_size": np.inf},
+            {"measurement_size": np.nan},
+        ],
+    )
     def test_options_that_make_no_sense(self, wrong: dict[str, int | float]) -> None:
-        with pytest.raises(UsageError, match="--" + next(iter(wrong)).replace("_", "-")):
+        with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')} must be"):
             MineOptions(**wrong).check()  # type: ignore[arg-type]
 
 
@@ -438,6 +452,23 @@ class TestPatches:
         known = {tuple(xyz) for xyz in tracks.xyz.astype(np.float32).tolist()}
         assert all(tuple(xyz) in known for xyz in mined.xyz.tolist())
         assert (mined.angle >= 0).all() and (mined.angle <= 50).all()
+
+    def test_are_of_the_models_points_by_their_numbers(self, mined: PatchSet, made: Workspace) -> None:
+        """Every patch lies where pycolmap has an observation of that point in that photo."""
+        model = pycolmap.Reconstruction(made.sparse / "0")
+        assert mined.point_id is not None and mined.point_id.dtype == np.int64
+        assert (np.diff(mined.point_id) > 0).all()
+        np.testing.assert_array_equal(
+            mined.xyz, [model.point3D(number).xyz.astype(np.float32) for number in mined.point_id.tolist()]
+        )
+        seen: dict[tuple[str, int], list[NDArray[np.float64]]] = {}
+        for number, point in model.points3D.items():
+            for element in point.track.elements:
+                image = model.image(element.image_id)
+                seen.setdefault((image.name, number), []).append(image.point2D(element.point2D_idx).xy - 0.5)
+        for n in range(len(mined)):
+            of_point = seen[mined.images[mined.image[n]], int(mined.point_id[mined.point[n]])]
+            assert min(np.abs(mined.frame[n, :, 2] - xy).max() for xy in of_point) < 1e-3
 
     def test_do_not_depend_on_the_number_of_threads(
         self, made: Workspace, small_scene: tuple[Path, Scene], of_long_tracks: PatchSet, tmp_path: Path
@@ -573,12 +604,25 @@ class TestBadInput:
         return shutil.copytree(small_scene[0], tmp_path / "images")
 
     def test_missing_photos_are_passed_over_and_named(self, made: Workspace, images: Path, tmp_path: Path) -> None:
+        of_all = mine(made.root, images, tmp_path / "all.h5", LONG)
+        assert of_all.dropped["no photo"] == 0
         (images / "view_002.jpg").unlink()
         (images / "view_005.jpg").write_bytes(b"")
         report = mine(made.root, images, tmp_path / "p.h5", LONG)
         assert sorted(report.skipped) == ["view_002.jpg", "view_005.jpg"]
         assert report.photos == 6
         assert not {"view_002.jpg", "view_005.jpg"} & set(read_patches(tmp_path / "p.h5").images)
+        photos = pycolmap.Reconstruction(made.sparse / "0").images.values()
+        assert report.dropped["no photo"] == sum(image.num_points3D for image in photos if image.name in report.skipped)
+        assert report.dropped["no keypoint"] == of_all.dropped["no keypoint"] == 0
+        assert report.patches + sum(report.dropped.values()) == report.observations
+
+    @pytest.mark.parametrize("name", ["nowhere.h5", "nowhere.db"])
+    def test_keypoints_that_are_not_there(self, made: Workspace, images: Path, tmp_path: Path, name: str) -> None:
+        with pytest.raises(HardnetSfmError, match=rf"^no such file: .*{name}") as raised:
+            mine(made.root, images, tmp_path / "p.h5", MineOptions(keypoints=tmp_path / name))
+        assert "features.h5 or database.db" in raised.value.hint
+        assert not (tmp_path / "p.h5").exists() and not (tmp_path / name).exists()
 
     def test_all_photos_missing(self, made: Workspace, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no such folder"):

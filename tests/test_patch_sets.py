@@ -70,6 +70,21 @@ def test_a_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [expected.path]
 
 
+def test_numbers_of_points_in_their_model_are_kept_where_they_are_known(tmp_path: Path) -> None:
+    """Older files have none, nor have patches that are of no model."""
+    plain = a_set(tmp_path / "patches.h5")
+    numbered = replace(plain, point_id=np.cumsum(np.arange(30)) * 10**12)
+    write_patches(numbered.path, numbered)
+    assert_same(read_patches(numbered.path), numbered)
+    with h5py.File(numbered.path, "r+") as file:
+        assert (str(file["point_id"].dtype), file["point_id"].shape) == ("int64", (30,))
+        del file["point_id"]
+    assert read_patches(numbered.path).point_id is None
+    assert_same(read_patches(numbered.path), plain)
+    with pytest.raises(HardnetSfmError, match=r"point_id is of shape \(29,\), expected \(30,\)"):
+        write_patches(plain.path, replace(plain, point_id=np.arange(29)))
+
+
 def test_the_file_has_the_documented_types_and_shapes(tmp_path: Path) -> None:
     expected = a_set(tmp_path / "patches.h5")
     write_patches(expected.path, replace(expected, extent=math.nan))
@@ -209,7 +224,7 @@ def mined(path: Path, names: tuple[str, ...] = NAMES, count: int = 25) -> Path:
         for name in names:
             if name not in writer.done:
                 writer.put(name, "f", photo(name, count))
-        writer.commit(names, "sfm", 12.0, 7.5, {"min_track": 2})
+        writer.commit(names, "sfm", 12.0, 7.5, {"min_track": 2}, keep_ids=True)
     return path
 
 
@@ -236,6 +251,8 @@ def test_mined_patches_are_sorted_by_point_then_photo(count: int, tmp_path: Path
         values = [arrays[name][row] for seen in expected for _, arrays, row in seen]
         np.testing.assert_array_equal(getattr(found, name), values)
     np.testing.assert_array_equal(found.xyz, [arrays["xyz"][row] for ((_, arrays, row), *_) in expected])
+    assert found.point_id is not None
+    assert found.point_id.tolist() == [point for point, seen in sorted(of_point.items()) if len(seen) > 1]
     assert [*tmp_path.iterdir()] == [found.path]
 
 
@@ -249,7 +266,7 @@ def test_a_photo_put_again_is_replaced_and_one_not_asked_for_is_left_out(tmp_pat
         for name in NAMES[:4]:
             writer.put(name, "f", photo(name))
         assert writer.done == {**dict.fromkeys(NAMES[:4], "f"), NAMES[5]: "f"}
-        writer.commit(NAMES[:4], "sfm", 12.0, 7.5, {"min_track": 2})
+        writer.commit(NAMES[:4], "sfm", 12.0, 7.5, {"min_track": 2}, keep_ids=True)
     assert path.read_bytes() == mined(tmp_path / "other.h5", NAMES[:4]).read_bytes()
 
 
@@ -314,7 +331,7 @@ def _mine(path: Path, limit: int | None, pipe: Connection) -> None:
                     writer.put(name, "f", photo(name))
                     pipe.send(name)
             pipe.send("commit")
-            writer.commit(NAMES, "sfm", 12.0, 7.5, {"min_track": 2})
+            writer.commit(NAMES, "sfm", 12.0, 7.5, {"min_track": 2}, keep_ids=True)
         pipe.send("done")
     except HardnetSfmError as error:
         pipe.send(f"error: {error}")

@@ -143,7 +143,18 @@ def test_too_few_points_for_a_batch_are_a_clear_error() -> None:
     assert "--batch-size" in raised.value.hint
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 1}, {"same_photos": 1.5}, {"near": -1.0}, {"a_pair_of_photos": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 1},
+        {"a_pair_of_photos": 0},
+        {"same_photos": 1.5},
+        {"same_photos": np.nan},
+        {"near": -1.0},
+        {"near": np.nan},
+        {"near_pixels": np.inf},
+    ],
+)
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')} must be"):
         Sampler([patch_set()], [1], SamplingOptions(**wrong), seed=0)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -411,6 +412,19 @@ def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_pa
         (TrainOptions(steps=-1), "--steps"),
         (TrainOptions(seed=-1), "--seed"),
         (TrainOptions(dropout=1.0), "--dropout"),
+        (TrainOptions(dropout=math.nan), "--dropout"),
+        (TrainOptions(minutes=math.inf), "--minutes must be above 0 and finite"),
+        (TrainOptions(minutes=math.nan), "--minutes must be above 0 and finite"),
+        (TrainOptions(learning_rate=math.inf), "--learning-rate must be above 0 and finite"),
+        (TrainOptions(weight_decay=-1.0), "--weight-decay must be at least 0 and finite"),
+        (TrainOptions(weight_decay=math.inf), "--weight-decay must be at least 0 and finite"),
+        (TrainOptions(norm_batch=1), "--norm-batch must be at least 2$"),
+        *(
+            (TrainOptions(augment=replace(NONE, **{name: wrong})), f"--{name} must be at least 0 and finite")
+            for name in ("shift", "turn", "scale", "light", "noise")
+            for wrong in (-1.0, math.nan, math.inf)
+        ),
+        (TrainOptions(sampling=SamplingOptions(near=math.nan)), "--near must be at least 0 and finite"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

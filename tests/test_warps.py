@@ -219,11 +219,24 @@ class TestStage:
         for point in range(len(found.xyz)):
             assert len(set(photo_of[found.point == point])) == 1
 
-    @pytest.mark.parametrize("wrong", [{"views": 0}, {"points": 1}, {"seed": -1}, {"max_turn": 0.0}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"views": 0},
+            {"points": 1},
+            {"seed": -1},
+            {"still": np.nan},
+            {"max_turn": 0.0},
+            {"max_distance": np.nan},
+            {"max_scale": np.inf},
+            {"measurement_size": np.inf},
+            {"measurement_size": np.nan},
+        ],
+    )
     def test_options_that_make_no_sense_are_refused(
         self, photos: Path, tmp_path: Path, wrong: dict[str, float]
     ) -> None:
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')} must be"):
             warp(photos, tmp_path / "out.h5", WarpOptions(**wrong))  # type: ignore[arg-type]
 
     def test_photos_that_cannot_be_read_are_an_error(self, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Float32
 
 Float64 = NDArray[np.float64]
+_HINT = "Give the features.h5 or database.db of the model."
 _ANGLES_AT_ONCE = 1_000_000  # of pairs of rays, 8 MB
 
 
@@ -191,13 +192,11 @@ def keypoint_tables(database: Path) -> Iterator[KeypointTables]:
         HardnetSfmError: there is none, or it is damaged.
     """
     if not database.is_file():  # COLMAP would make one
-        raise HardnetSfmError(f"no COLMAP database at {database}", "Run `hardnet-sfm map` again: it makes one.")
+        raise HardnetSfmError(f"no such file: {database}", _HINT)
     try:
         opened = pycolmap.Database.open(database)
     except RuntimeError as error:
-        raise HardnetSfmError(
-            f"{database}: not a COLMAP database, or damaged", "Delete it and run `hardnet-sfm map` again."
-        ) from error
+        raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged", _HINT) from error
     try:
         yield KeypointTables(opened)
     finally:

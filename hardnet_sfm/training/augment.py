@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hardnet_sfm.errors import check_least
+
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options only
     from torch import Tensor
 
@@ -25,6 +27,10 @@ class AugmentOptions:
     """Largest change of the logarithm of the gamma."""
     noise: float = 0.01
     """Standard deviation of noise of each pixel, of a range of 1, at most; evenly drawn for each patch."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        check_least(self, shift=0, turn=0, scale=0, light=0, noise=0)
 
 
 def augmented(anchors: Tensor, positives: Tensor, size: int, options: AugmentOptions) -> tuple[Tensor, Tensor]:

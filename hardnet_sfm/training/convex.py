@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_above, check_least
 from hardnet_sfm.journal import Journal
 from hardnet_sfm.progress import progress
 from hardnet_sfm.training.sampling import Sampler
@@ -64,15 +64,11 @@ class ConvexOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
-        for name, least in (("pairs", 2), ("radii", 2), ("angles", 2), ("sigmas", 2), ("features", 64)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} must be at least {least}")
+        check_least(self, pairs=2, radii=2, angles=2, sigmas=2, features=64)
+        check_above(self, region_steps=0, projection_steps=0)
         for name in ("sparsity", "nuclear"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} must be from 0 to below 1")
-        for name in ("region_steps", "projection_steps"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be above 0")
         if not 1 <= self.dimension <= 128:
             raise UsageError("--dimension must be from 1 to 128")
 

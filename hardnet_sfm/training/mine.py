@@ -117,12 +117,14 @@ def mine(
     axes = np.full((len(tracks.point), 2, 2), np.nan, np.float32)
     for number, view in views.items():
         axes[tracks.of_photo(number)] = view.frames.axes
-    selection = select(tracks, axes, options)
+    readable = np.isin(np.arange(len(tracks.names)), list(views))
+    selection = select(tracks, axes, options, readable)
     if not len(selection.rows):
         drops = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
         raise HardnetSfmError(
             f"{folder}: none of the {len(tracks.point)} observations can be used (dropped: {drops})",
-            "Where most have no keypoint, features or database belong to another model; else weaken the filter.",
+            "Where most have no photo, give the folder with all of them; where most have no keypoint, features or "
+            "database belong to another model; else weaken the filter.",
         )
     columns = _columns(tracks, views, selection)
     with locked(output.parent, output.name):
@@ -216,7 +218,7 @@ def _columns(tracks: Tracks, views: dict[int, _View], selection: Selection) -> d
         of_view = view.frames.select(rows - tracks.of_photo(number).start)
         upright = of_view.through(upright_from_stored(view.orientation, view.size))
         columns[number] = {
-            "point": tracks.point[rows],
+            "point": tracks.point_ids[tracks.point[rows]],
             "frame": np.concatenate([upright.axes, upright.xy[:, :, None]], 2),
             "angle": selection.angle[part],
             "xyz": tracks.xyz[tracks.point[rows]].astype(np.float32),
@@ -265,7 +267,7 @@ def _cut_all(
             for number, future in stream:
                 writer.put(names[number], prints[number], {**columns[number], "patches": future.result()})
                 advance(note=names[number])
-        writer.commit(list(names.values()), "sfm", options.measurement_size, extent(tracks), made_of)
+        writer.commit(list(names.values()), "sfm", options.measurement_size, extent(tracks), made_of, keep_ids=True)
     return len(due)
 
 

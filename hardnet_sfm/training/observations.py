@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import check_above, check_least
 from hardnet_sfm.keypoints import Float32
 
 if TYPE_CHECKING:  # pycolmap takes a second to import
@@ -64,12 +64,8 @@ class MineOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
-        for name, least in (("min_track", 2), ("max_depth_ratio", 1), ("max_scale_ratio", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
-        for name in ("max_error", "max_angle", "max_turn", "measurement_size"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be more than 0")
+        check_least(self, min_track=2, max_depth_ratio=1)
+        check_above(self, max_scale_ratio=1, max_error=0, max_angle=0, max_turn=0, measurement_size=0)
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides what the patches are, fit for JSON."""
@@ -103,7 +99,7 @@ class _Sieve:
         self.dropped[name] = int(len(passing) - len(self.rows))
 
 
-def select(tracks: Tracks, axes: Float32, options: MineOptions) -> Selection:
+def select(tracks: Tracks, axes: Float32, options: MineOptions, readable: Mask | None = None) -> Selection:
     """Drops observations that are not, or may not be, views of the same thing as the rest of their track.
 
     Each filter looks at what the ones before it left.
@@ -112,9 +108,12 @@ def select(tracks: Tracks, axes: Float32, options: MineOptions) -> Selection:
         tracks: N observations of a model.
         axes: (N, 2, 2) frame of each in COLMAP's pixels per sigma, NaN where no keypoint was found for it.
         options: tolerances.
+        readable: (V,) which photos there are; all by default.
     """
     sieve = _Sieve(len(axes))
-    sieve.keep("no keypoint", np.isfinite(axes[:, 0, 0]))
+    if readable is not None:
+        sieve.keep("no photo", readable[tracks.photo])
+    sieve.keep("no keypoint", np.isfinite(axes[sieve.rows, 0, 0]))
     sieve.keep("reprojection error", tracks.error[sieve.rows] <= options.max_error)
     sieve.keep("short track", photos_of_point(tracks, sieve.rows) >= options.min_track)
     rays = rays_to_cameras(tracks, sieve.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import UsageError, check_above, check_least
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.convex import ConvexOptions
 from hardnet_sfm.training.sampling import SamplingOptions
@@ -71,15 +71,10 @@ class TrainOptions:
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
         self.sampling.check()
+        self.augment.check()
         self.convex.check()
-        for name in ("minutes", "steps", "learning_rate", "validate_every", "devices"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be above 0")
-        if self.norm_batch is not None and self.norm_batch < 2:
-            raise UsageError("--norm-batch must be at least 2")
-        if self.seed < 0:
-            raise UsageError("--seed must be at least 0")
+        check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0)
+        check_least(self, weight_decay=0, norm_batch=2, seed=0)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be from 0 to below 1")
 

@@ -2,9 +2,9 @@
 
 The root's attributes: `format`; `source` (sfm, warps, brown, hpatches); `measurement_size`, sigmas across a patch;
 `extent`, the size of the model; `images`, a JSON list of photo names; `options`, a JSON object of what made the file.
-Its data sets, of N patches of P points, are the arrays of `PatchSet`. Patches are sorted by point, those of a point by
-photo. They lie in one uncompressed block, so that a reader maps the file into memory and pages in what it draws; the
-system's page cache keeps what is drawn often.
+Its data sets, of N patches of P points, are the arrays of `PatchSet`, `point_id` where it is known. Patches are sorted
+by point, those of a point by photo. They lie in one uncompressed block, so that a reader maps the file into memory and
+pages in what it draws; the system's page cache keeps what is drawn often.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "angle": np.float32,
     "xyz": np.float32,
 }
+_POINT_ID = "point_id"  # of mined patches alone
 _PUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "patches": (np.uint8, (PATCH_SIZE, PATCH_SIZE)),
     "point": (np.int64, ()),
@@ -66,6 +67,7 @@ class PatchSet:
         xyz: (P, 3) float32, position of each point in the units of its model. NaN where unknown.
         extent: size of the model in these units. NaN where unknown.
         options: what made it.
+        point_id: (P,) int64, COLMAP's number of each point in the model that it was mined from; None of other patches.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class PatchSet:
     xyz: Float32
     extent: float = math.nan
     options: Mapping[str, Any] = field(default_factory=dict)
+    point_id: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.point)
@@ -121,6 +124,8 @@ class PatchSet:
             "angle": (patches,),
             "xyz": (points, 3),
         }
+        if self.point_id is not None:
+            shapes["point_id"] = (points,)
         for name, shape in shapes.items():
             found = getattr(self, name).shape
             if found != shape:
@@ -149,7 +154,8 @@ def read_patches(path: Path) -> PatchSet:
             facts = dict(file.attrs)
             if facts.get("format") != FORMAT:
                 raise ValueError(f"its format is {facts.get('format', 'not given')!r}, not {FORMAT!r}")
-            columns = {name: file[name][()].astype(kind, casting="same_kind") for name, kind in _COLUMNS.items()}
+            kinds = _COLUMNS | ({_POINT_ID: np.int64} if _POINT_ID in file else {})
+            columns = {name: file[name][()].astype(kind, casting="same_kind") for name, kind in kinds.items()}
             patches = _mapped(path, file["patches"])
         return PatchSet(
             path,
@@ -221,6 +227,8 @@ def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.in
             file.attrs.update(facts)
             for name in _COLUMNS:
                 file.create_dataset(name, data=getattr(patch_set, name))
+            if patch_set.point_id is not None:
+                file.create_dataset(_POINT_ID, data=patch_set.point_id)
             stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8).id
             place = stored.get_space()
             # Not `dataset[rows] = patches`: a photo's rows are mostly apart, and h5py takes 0.14 ms to understand each.
@@ -299,18 +307,21 @@ class PatchWriter:
         measurement_size: float,
         extent: float = math.nan,
         options: Mapping[str, Any] | None = None,
+        *,
+        keep_ids: bool = False,
     ) -> None:
         """Makes the file of the patches of the given photos, and drops the journal.
 
-        Points are numbered anew in rising order of their numbers; those with one patch are left out. The patches of a
-        point come in the order of `names`, those of one photo as they were put.
+        Points are numbered anew in rising order of their numbers, which with `keep_ids` become `PatchSet.point_id`;
+        those with one patch are left out. The patches of a point come in the order of `names`, those of one photo as
+        they were put.
 
         Raises:
             HardnetSfmError: the disk is full or cannot be written, or no point has two patches; a file that was there
                 and the journal are kept.
         """
         columns, count = self._columns(names)
-        _, first, of_patch, sizes = np.unique(
+        ids, first, of_patch, sizes = np.unique(
             columns["point"], return_index=True, return_inverse=True, return_counts=True
         )
         kept = sizes >= 2
@@ -330,6 +341,7 @@ class PatchWriter:
             xyz=columns["xyz"][first[kept]],
             extent=extent,
             options=options or {},
+            point_id=ids[kept] if keep_ids else None,
         )
         row = np.full(len(of_patch), -1)
         row[order] = np.arange(len(order))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_least
 from hardnet_sfm.training.patches import PatchSet
 
 Grey = NDArray[np.uint8]
@@ -34,10 +34,9 @@ class SamplingOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
-        if self.batch_size < 2 or self.a_pair_of_photos < 1:
-            raise UsageError("--batch-size must be at least 2, and --a-pair-of-photos at least 1")
-        if not 0 <= self.same_photos <= 1 or self.near < 0 or self.near_pixels < 0:
-            raise UsageError("--same-photos must be from 0 to 1, and --near and --near-pixels at least 0")
+        check_least(self, batch_size=2, a_pair_of_photos=1, near=0, near_pixels=0)
+        if not 0 <= self.same_photos <= 1:
+            raise UsageError("--same-photos must be from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_above, check_least
 from hardnet_sfm.images import list_photos, read_photo, resize_to_fit, sha256_of
 from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
 from hardnet_sfm.patches import extract_patches
@@ -58,14 +58,10 @@ class WarpOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
-        for name, least in (("views", 1), ("points", 2), ("max_keypoints", 2), ("max_image_size", 64), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+        check_least(self, views=1, points=2, max_keypoints=2, max_image_size=64, seed=0)
+        check_above(self, measurement_size=0, max_distance=0, max_scale=0, max_turn=0)
         if not 0 <= self.still <= 1:
             raise UsageError("--still must be from 0 to 1")
-        for name in ("measurement_size", "max_distance", "max_scale", "max_turn"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be above 0")
 
 
 @dataclass(frozen=True)

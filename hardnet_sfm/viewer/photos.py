@@ -23,7 +23,7 @@ KeypointColour = Literal["track length", "triangulated or not"]
 KEYPOINT_COLOURS: tuple[KeypointColour, ...] = get_args(KeypointColour)
 
 SIZE = 96  # of a patch, pixels
-MEASUREMENT_SIZE = 12.0  # sigmas across a patch, as `mine` cuts them
+MEASUREMENT_SIZE = 20.0  # sigmas across a patch, as `mine` cuts them
 LONGEST_SIDE = 1400  # of a photo in the page, pixels
 _SMALL_SIDE = 512  # of a photo in its frustum
 _GUESSED = 4.0  # sigma of a keypoint of which only the position is known, pixels
