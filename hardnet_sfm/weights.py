@@ -192,7 +192,10 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     wrong = not_finite(tensors)
     if wrong:
-        raise HardnetSfmError(f"{path}: not written, as not all of {wrong[0]} are finite numbers")
+        raise HardnetSfmError(
+            f"{path}: not written, as not all of {wrong[0]} are finite numbers",
+            "Train again with a lower --learning-rate.",
+        )
     try:
         with replacing(path) as beside:
             copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
