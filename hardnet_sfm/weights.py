@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import sha256_of
-from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture, recognised, under_names_of
+from hardnet_sfm.networks.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    part_of_whole,
+    recognised,
+    under_names_of,
+)
 from hardnet_sfm.workspace import replacing
 
 # An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
@@ -121,7 +127,8 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
     Args:
         source: .pth file with a state dict, bare or under "state_dict" as the authors of HardNet have it.
         target: .safetensors file to make.
-        architecture: what the weights are of. Where None, they are recognised by their names and shapes.
+        architecture: what the weights are of, or what is to be taken of them, as the towers of "deepcompare-siam" for
+            "deepcompare-siam-l2". Where None, they are recognised by their names and shapes.
         measurement_size: sigmas of the keypoint across the patches they were trained with.
 
     Raises:
@@ -141,11 +148,17 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
         raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
     name = architecture or recognised(tensors)
     if name is None:
-        raise HardnetSfmError(f"{source}: weights of no network that is known here", f"Known are: {_known()}.")
+        raise HardnetSfmError(
+            f"{source}: weights of no network that is known here",
+            f"Known are: {_known()}. Where a network has two towers, tensors have to be named after them.",
+        )
     of = find_architecture(name)
     named = under_names_of(of, tensors)
     if named is None:
-        raise HardnetSfmError(f"{source}: not weights of {of.title}", "Leave out --architecture to have it found.")
+        hint = f"Name them after their towers, {' and '.join(of.towers)}." if of.towers else ""
+        raise HardnetSfmError(
+            f"{source}: not weights of {of.title}", f"Leave out --architecture to have it found. {hint}".strip()
+        )
     write_weights(target, named, {**of.metadata(), "measurement_size": str(measurement_size), "source": source.name})
 
 
@@ -228,7 +241,8 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
 
     Args:
         path: .safetensors file.
-        name: of the architecture that it has to be of; any where None.
+        name: of the architecture that it has to be of, or that is part of what it is of, as "deepcompare-siam-l2" is
+            of "deepcompare-siam"; any where None.
 
     Raises:
         HardnetSfmError: the file is missing or damaged, its weights are of another or of no known architecture, or its
@@ -251,7 +265,7 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
 
 
 def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
-    """Puts weights into a network, every tensor or none.
+    """Puts weights into a network, every tensor or none; of a network that it is part of, the part.
 
     Raises:
         HardnetSfmError: they are for another architecture, tensors are missing, unknown or of another shape, or not all
@@ -262,14 +276,18 @@ def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
         raise HardnetSfmError(
             f"{weights.path}: not all of {wrong[0]} are finite numbers", "Its training failed, or the file is damaged."
         )
+    of, tensors = ARCHITECTURES[architecture], weights.tensors
     named = weights.metadata.get("architecture", architecture)
+    if weights.metadata.get("architecture", of.part_of) == of.part_of:
+        part = part_of_whole(of, tensors)
+        named, tensors = (named, tensors) if part is None else (architecture, part)
     expected = network.state_dict()
     # Counters of batches seen matter to nobody after training, and some files leave them out.
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
-    missing = sorted(set(expected) - set(weights.tensors) - counters)
-    unknown = sorted(set(weights.tensors) - set(expected))
-    both = expected.keys() & weights.tensors.keys()
-    reshaped = [name for name in both if expected[name].shape != weights.tensors[name].shape]
+    missing = sorted(set(expected) - set(tensors) - counters)
+    unknown = sorted(set(tensors) - set(expected))
+    both = expected.keys() & tensors.keys()
+    reshaped = [name for name in both if expected[name].shape != tensors[name].shape]
     if named != architecture or missing or unknown or reshaped:
         problems = (("missing", missing), ("unknown", unknown), ("of another shape", sorted(reshaped)))
         details = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in problems if names)
@@ -278,4 +296,4 @@ def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
             + (f" ({details})" if details else ""),
             "Choose the --descriptor or --network that these weights belong to.",
         )
-    network.load_state_dict(weights.tensors, strict=False)
+    network.load_state_dict(tensors, strict=False)

@@ -31,10 +31,11 @@ from hardnet_sfm.benchmark.photos import (
 from hardnet_sfm.benchmark.rows import Competitor, competitors
 from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.baseline import ColmapSift
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.matching.rescore import short_lists
 from hardnet_sfm.networks import pairs as pairs_module
+from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 
@@ -138,8 +139,38 @@ def test_hpatches_verifies_and_says_that_it_does_no_more(tmp_path: Path) -> None
 
 
 def test_nearest_neighbours_need_descriptors(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="compares patches by a network"):
+    with pytest.raises(UsageError, match=r"matchnet would have to compare all N\^2 pairs of them"):
         evaluate_w1bs(tmp_path, [row_of("matchnet", tmp_path)], ONE)
+
+
+def test_descriptors_take_the_weights_that_are_theirs(tmp_path: Path) -> None:
+    files = {name: str(saved(name, tmp_path)) for name in ("tfeat", "matchnet", "deepcompare-siam")}
+    rows = competitors(["rootsift", "tfeat", "matchnet"], list(files.values()))
+    expected = [("rootsift", False), ("tfeat", False), ("matchnet", True), ("deepcompare-siam", True)]
+    assert [(row.name, row.compares) for row in rows] == expected
+    assert [row.descriptor for row in rows] == [row.name for row in rows]
+    assert [str(row.weights) for row in rows[1:]] == list(files.values())
+    (tmp_path / "other.safetensors").write_bytes(Path(files["tfeat"]).read_bytes())
+    both = competitors(["tfeat"], [files["tfeat"], str(tmp_path / "other.safetensors")])
+    assert [(row.name, row.descriptor) for row in both] == [("tfeat", "tfeat"), ("other", "tfeat")]
+    (without,) = competitors(["tfeat"], [])
+    with pytest.raises(HardnetSfmError, match="without trained TFeat weights"):
+        without.make()
+
+
+def test_towers_of_a_network_that_compares_are_a_row_by_distance(tmp_path: Path) -> None:
+    path = saved("deepcompare-siam", tmp_path)
+    whole, towers = competitors(["deepcompare-siam", "deepcompare-siam-l2"], [str(path)])
+    assert (whole.name, whole.compares) == ("deepcompare-siam", True)
+    assert (towers.name, towers.compares) == ("deepcompare-siam-l2", False)
+    assert whole.folder != towers.folder and towers.weights == whole.weights == path
+    network, patches = whole.load().network, torch.rand(4, 1, 64, 64)
+    assert isinstance(network, PairNetwork)
+    with torch.inference_mode():
+        expected = nn.functional.normalize(network.describe(patches))
+        assert torch.equal(towers.make().network(patches), expected)
+        assert torch.equal(towers.load().network(patches), expected)
+    assert competitors(["deepcompare-siam-l2"], [str(path)]) == [towers]
 
 
 def test_ranked_are_the_best_of_both_by_the_odds_of_the_next_best() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import scipy.signal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
@@ -107,23 +109,11 @@ def test_deepdesc_has_the_parameters_that_the_paper_counts() -> None:
     assert parameters_of(DeepDesc()) + 2 * (32 + 64 + 128) == 46_272
 
 
-def multiply_adds(network: nn.Module, run: Callable[[], object]) -> int:
-    """Of convolutions, sparse ones as the dense ones that they are computed as, and fully connected layers, a patch."""
-    total = 0
-
-    def count(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        dense = layer.inputs / layer.in_channels if isinstance(layer, SparseConvolution) else 1
-        total += round(output[0].numel() * layer.weight[0].numel() * dense)
-
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    with torch.inference_mode():
+def mflop(run: Callable[[], object]) -> float:
+    """Of convolutions, sparse ones as the dense ones that they are computed as, and matrix products."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
         run()
-    for hook in hooks:
-        hook.remove()
-    return total
+    return counter.get_total_flops() / 1e6
 
 
 @every_architecture
@@ -136,11 +126,12 @@ def test_description_states_size_and_cost(architecture: Architecture) -> None:
     if isinstance(network, PairNetwork):
         parts = network.describe(patches, 0), network.describe(patches, 1)
         costs = [
-            multiply_adds(network, lambda: network.describe(patches)),
-            multiply_adds(network, lambda: network.compare(*parts)),
+            mflop(lambda: network.describe(patches)),
+            mflop(lambda: network.compare(*parts)),
         ]
     else:
-        costs = [multiply_adds(network, lambda: network(patches))]
+        costs = [mflop(lambda: network(patches))]
+        assert costs[0] > 0
     if architecture.name == "matchnet":
         assert isinstance(network.features, nn.Module) and isinstance(network.metric, nn.Module)
         counts = [parameters_of(network.features), parameters_of(network.metric)]
@@ -151,8 +142,7 @@ def test_description_states_size_and_cost(architecture: Architecture) -> None:
     if architecture.name == "deepcompare-pseudo-siam":
         said = inspect.getdoc(type(built("deepcompare-siam"))) or ""  # which it refers to
     for cost in costs:
-        flop = 2 * cost / 1e6
-        assert (f"({flop:.0f} MFLOP)" in said) if flop > 10 else (not cost or f"({flop:.1f} MFLOP)" in said), flop
+        assert (f"({cost:.0f} MFLOP)" in said) if cost > 10 else (not cost or f"({cost:.1f} MFLOP)" in said), cost
 
 
 @every_architecture
@@ -319,7 +309,8 @@ def deepcompare(name: str, of: dict[str, Tensor], pair: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PUBLISHED_MIB)
-def test_deepcompare_with_weights_in_the_authors_layout_is_what_they_compute(name: str, tmp_path: Path) -> None:
+def test_deepcompare_by_the_names_of_the_authors_code_is_what_that_computes(name: str, tmp_path: Path) -> None:
+    """Tensors of their Torch7 files have these names in their PyTorch code; no file of theirs is read here."""
     weights, architecture = published(name), ARCHITECTURES[name]
     torch.save(weights, tmp_path / "theirs.pth")
     convert(tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
@@ -331,14 +322,74 @@ def test_deepcompare_with_weights_in_the_authors_layout_is_what_they_compute(nam
         torch.testing.assert_close(loaded.network(patches, patches.flip(0)), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["deepcompare-2ch2stream", "deepcompare-siam2stream"])
+def test_streams_are_told_apart_by_their_names_whatever_their_order(name: str) -> None:
+    theirs, ours = published(name), built(name).state_dict()
+    for order in itertools.permutations(("fovea", "retina", "fc")):
+        given = {key: tensor for start in order for key, tensor in theirs.items() if key.startswith(start)}
+        found = under_names_of(ARCHITECTURES[name], given)
+        assert found is not None and found.keys() == ours.keys()
+        assert all(torch.equal(found[key], ours[key]) for key in ours)
+    assert recognised(given) == name
+
+
+@pytest.mark.parametrize("name", [name for name, of in ARCHITECTURES.items() if of.towers])
+def test_towers_of_the_same_shapes_are_not_told_apart_by_their_order(name: str, tmp_path: Path) -> None:
+    architecture = ARCHITECTURES[name]
+    tensors = {k: v for k, v in built(name).state_dict().items() if not k.endswith("num_batches_tracked")}
+    modules = list(dict.fromkeys(key.split(".")[0] for key in tensors))
+    assert tuple(modules[:2]) == architecture.towers
+    turned = {f"module.{key}": tensors[key] for start in modules[::-1] for key in tensors if key.startswith(start)}
+    found = under_names_of(architecture, turned)
+    assert found is not None and all(torch.equal(found[key], tensors[key]) for key in tensors)
+    torch.save({str(number): tensor for number, tensor in enumerate(tensors.values())}, tmp_path / "a.pth")
+    with pytest.raises(HardnetSfmError, match="not weights of") as raised:
+        convert(tmp_path / "a.pth", tmp_path / "a.safetensors", name)
+    assert f"after their towers, {' and '.join(architecture.towers)}" in raised.value.hint
+    with pytest.raises(HardnetSfmError, match="weights of no network") as raised:
+        convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
+    assert "tensors have to be named after them" in raised.value.hint
+
+
 @pytest.mark.parametrize("name", ["deepcompare-siam", "deepcompare-siam2stream"])
-def test_deepcompares_l2_form_has_its_towers_at_unit_length(name: str) -> None:
-    whole, tower = built(name), built(f"{name}-l2")
-    tower.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("decision")})
-    patches = patches_for(ARCHITECTURES[name])
-    assert isinstance(whole, PairNetwork)
-    with torch.inference_mode():
-        torch.testing.assert_close(tower(patches), F.normalize(whole.describe(patches)))
+class TestL2FormOfDeepCompare:
+    def test_has_the_descriptions_of_the_network_that_scores_pairs(self, name: str, tmp_path: Path) -> None:
+        whole, patches, path = built(name), patches_for(ARCHITECTURES[name]), tmp_path / "a.safetensors"
+        assert isinstance(whole, PairNetwork)
+        with torch.inference_mode():
+            expected = F.normalize(whole.describe(patches))
+        for metadata in ({"architecture": name, "measurement_size": "9.5"}, {"measurement_size": "9.5"}):
+            write_weights(path, whole.state_dict(), metadata)
+            descriptor = make_descriptor(f"{name}-l2", path)
+            assert descriptor.measurement_size == 9.5
+            assert descriptor.weights_sha256 == read_weights(path).sha256
+            with torch.inference_mode():
+                assert torch.equal(descriptor.network(patches), expected)
+        assert load_network(path).architecture.name == name
+
+    def test_is_converted_from_its_weights(self, name: str, tmp_path: Path) -> None:
+        expected = built(name).state_dict()
+        for tensors in (expected, published(name)):
+            torch.save(tensors, tmp_path / "a.pth")
+            convert(tmp_path / "a.pth", tmp_path / "a.safetensors", f"{name}-l2", 9.5)
+            found = read_weights(tmp_path / "a.safetensors")
+            assert (found.metadata["architecture"], found.metadata["measurement_size"]) == (f"{name}-l2", "9.5")
+            assert found.tensors.keys() == {key for key in expected if not key.startswith("decision")}
+            assert all(torch.equal(tensor, expected[key]) for key, tensor in found.tensors.items())
+
+    def test_takes_no_other_weights(self, name: str, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        lacking = {key: tensor for key, tensor in built(name).state_dict().items() if key != "decision.0.bias"}
+        write_weights(path, lacking, {"architecture": name})
+        with pytest.raises(HardnetSfmError, match=f"weights of {name}, not of {name}-l2"):
+            load_network(path, f"{name}-l2")
+        write_weights(path, built(f"{name}-l2").state_dict(), {"architecture": f"{name}-l2"})
+        with pytest.raises(HardnetSfmError, match=f"weights of {name}-l2, not of {name}"):
+            load_network(path, name)
+        pseudo = "deepcompare-pseudo-siam"
+        write_weights(path, built(pseudo).state_dict(), {"architecture": pseudo})
+        with pytest.raises(HardnetSfmError, match=f"weights of {pseudo}, not of {name}-l2"):
+            load_network(path, f"{name}-l2")
 
 
 def test_pseudo_siamese_is_siamese_where_both_towers_are_the_same() -> None:

@@ -408,6 +408,7 @@ def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_pa
         (TrainOptions(network="deepcompare-2ch", loss="softmax"), "--loss softmax is of distances .* scores pairs"),
         (TrainOptions(network="tfeat", loss="l2net"), "--loss l2net looks at normalised layers"),
         (TrainOptions(network="tfeat", dropout=0.2), "--dropout has no effect: tfeat has none"),
+        (TrainOptions(network="tfeat", norm_batch=128), "--norm-batch has no effect: tfeat has no batch normalis"),
         (TrainOptions(minutes=0), "--minutes"),
         (TrainOptions(steps=-1), "--steps"),
         (TrainOptions(seed=-1), "--seed"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.benchmark.comparing import PairStream
 from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation import brown, hpatches
 from hardnet_sfm.evaluation.hpatches_tasks import (
     POOLS,
@@ -130,8 +131,15 @@ def evaluate_w1bs(
 
     Raises:
         HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
+        UsageError: a row is a network that compares patches.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    if comparing := next((row.name for row in rows if row.compares), None):
+        raise UsageError(
+            f"w1bs takes the nearest of N patches for each of N, and {comparing} would have to compare all N^2 pairs "
+            "of them by its network, a million where there are a thousand",
+            "Measure it with hardnet-sfm evaluate brown | hpatches | homography | pairs.",
+        )
     descriptors, columns = made(rows), find_columns(Path(folder))
     values: dict[str, dict[str, float]] = {}
     details: dict[str, dict[str, float]] = {}

@@ -13,7 +13,7 @@ from hardnet_sfm.images import sha256_of
 
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
     from hardnet_sfm.features.descriptors import Descriptor
-    from hardnet_sfm.weights import LoadedNetwork
+    from hardnet_sfm.weights import LoadedNetwork, Weights
 
 DESCRIPTORS = ("rootsift", "hardnet")
 
@@ -77,7 +77,11 @@ class Competitor:
 
 
 def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:
-    """Descriptors by their names, with the weights that come with the package, then others with the weights given.
+    """Descriptors by their names, then whatever else the given weights are of.
+
+    Descriptors whose weights come with the package have those. Others take the given weights that are of them: a row
+    for each file, called as the file is. Those of a larger network that a descriptor is part of will do, and the row's
+    name says so: `deepcompare-siam-l2` takes deepcompare-siam.safetensors for a row of that name and "-l2".
 
     Args:
         descriptors: names that `ExtractOptions.descriptor` takes.
@@ -88,19 +92,28 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
         UsageError: two have the same name, or there is none at all.
     """
     from hardnet_sfm.features.descriptors import SHIPPED
-    from hardnet_sfm.weights import architecture_of, find_architecture, find_weights, read_weights
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
+    from hardnet_sfm.weights import architecture_of, find_weights, read_weights
+
+    given = [read_weights(find_weights(one)) for one in weights]
+    of = {one.path: architecture_of(one) for one in given}
+
+    def with_weights(descriptor: str, one: Weights) -> Competitor:
+        name = one.path.stem + descriptor.removeprefix(of[one.path])
+        return Competitor(name, descriptor, one.path, one.sha256, ARCHITECTURES[descriptor].metric != "l2")
 
     found: list[Competitor] = []
+    taken: set[Path] = set()
     for descriptor in descriptors:
-        path = find_weights(SHIPPED[descriptor]) if descriptor in SHIPPED else None
-        name = path.stem if path else descriptor
-        found.append(Competitor(name, descriptor, path, sha256_of(path) if path else ""))
-    for given in weights:
-        loaded = read_weights(find_weights(given))
-        network = find_architecture(architecture_of(loaded))
-        found.append(
-            Competitor(loaded.path.stem, network.name, loaded.path, loaded.sha256, compares=network.metric != "l2")
-        )
+        if descriptor in SHIPPED:
+            path = find_weights(SHIPPED[descriptor])
+            found.append(Competitor(path.stem, descriptor, path, sha256_of(path)))
+            continue
+        network = ARCHITECTURES.get(descriptor)
+        own = [one for one in given if network and of[one.path] in (network.name, network.part_of)]
+        found += [with_weights(descriptor, one) for one in own] or [Competitor(descriptor, descriptor, None, "")]
+        taken |= {one.path for one in own}
+    found += [with_weights(of[one.path], one) for one in given if one.path not in taken]
     names = [one.name for one in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two rows of the table would be called {twice[0]}", "Rename one of the files.")

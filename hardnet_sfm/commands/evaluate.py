@@ -34,9 +34,10 @@ class TableOptions:
     """What is compared, and where it goes."""
 
     descriptor: tuple[str, ...] = ("rootsift", "hardnet")
-    """Rows of the table. hardnet: with the weights that come with the package."""
+    """Rows of the table. hardnet: with the weights that come with the package; other networks: with those of --weights
+    that are of them."""
     weights: tuple[str, ...] = ()
-    """More rows: .safetensors files."""
+    """.safetensors files. Those that no --descriptor takes are more rows, of the networks that they are of."""
     json: Path | None = None
     """Write everything here, the score of each query, pair or sequence included."""
     csv: Path | None = None

@@ -137,7 +137,8 @@ class Weights:
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """convert: .safetensors file to make. Default: beside the checkpoint."""
     architecture: str | None = None
-    """convert: the network that they are of, as `train --network` has it. Default: recognised by names and shapes."""
+    """convert: the network that they are of, as `train --network` has it, or that is to be taken of them, as
+    deepcompare-siam-l2 is of deepcompare-siam. Default: recognised by names and shapes."""
     measurement_size: float | None = None
     """convert: sigmas of the keypoint across the patches they were trained with. Default: 12."""
     debug: bool = False

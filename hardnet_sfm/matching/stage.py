@@ -40,8 +40,8 @@ class MatchOptions:
     """Weights of a network that compares patches (matchnet, deepcompare-2ch and its like), .safetensors: it scores each
     keypoint's nearest neighbours, and the best of both sides is the match; --max-ratio is then of the odds that it
     gives the next best. Slow: up to 10 evaluations a keypoint with the default short list, so two photos of 8192
-    keypoints take 82 thousand. With deepcompare-2ch these are 3 TFLOP, 17 seconds on two cores; matchnet and
-    deepcompare-siam need half that and a tenth for each photo, once, and then a second for a pair."""
+    keypoints take 82 thousand. With deepcompare-2ch these are 3 TFLOP, 10 seconds on two cores; matchnet and
+    deepcompare-siam need a third of that and a tenth for each photo, once, and then a second for a pair."""
     short_list: int = 5
     """Neighbours of each keypoint, by descriptor, that --rescore looks at; its cost grows with them."""
     min_score: float = 0.0

@@ -48,7 +48,8 @@ class Architecture:
             Networks of the last two kinds are `hardnet_sfm.networks.pairs.PairNetwork`s, others plain modules.
         dimension: of a descriptor, the most where it is learned, or of what the metric network gets of a patch; 0 for a
             pair network.
-        loss: that it was published with, by its name in `hardnet_sfm.training.losses`.
+        loss: that it was published with, by its name in `hardnet_sfm.training.losses`; of a network that was published
+            as a part of another, and not trained by itself, the loss that is taken here.
         normalisation: of each patch, for people. The network does it itself, from grey values in [0, 1].
         gain: of the orthogonal matrices that training starts from.
         learning_rate: that training takes if not told otherwise, of AdamW.
@@ -59,6 +60,9 @@ class Architecture:
         normalised: whether it has batch normalisation, which `fused()` folds into its convolutions for inference.
         supervised: modules whose outputs L2-Net's loss looks at, too.
         shaped_as: the network with room for given weights, where sizes are learned, too, and each file has its own.
+        towers: modules of the same shapes, in their order, whose weights only their names tell apart.
+        part_of: another architecture that has all its layers, by the same names, and more: weights of that are weights
+            of this, too.
     """
 
     name: str
@@ -77,6 +81,8 @@ class Architecture:
     normalised: bool = False
     supervised: tuple[str, ...] = ()
     shaped_as: Callable[[Mapping[str, Tensor]], nn.Module] | None = None
+    towers: tuple[str, ...] = ()
+    part_of: str | None = None
 
     def build(self, dropout: float | None = None, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
         """The network with weights drawn by chance; the default dropout where None.
@@ -101,9 +107,16 @@ class Architecture:
 
 
 def _l2net(
-    name: str, title: str, make: Callable[..., nn.Module], size: int, dimension: int, loss: str, towers: tuple[str, ...]
+    name: str,
+    title: str,
+    make: Callable[..., nn.Module],
+    size: int,
+    dimension: int,
+    loss: str,
+    towers: tuple[str, ...] = (),
 ) -> Architecture:
-    """A network with the layers of L2-Net in each of its towers."""
+    """A network with the layers of L2-Net, or with several towers of them."""
+    prefixes = [f"{tower}." for tower in towers] or [""]
     return Architecture(
         name,
         title,
@@ -117,15 +130,16 @@ def _l2net(
         dropout=0.1,
         normalised=True,
         # The first and the last batch normalisation.
-        supervised=tuple(f"{tower}features.{number}" for tower in towers for number in (1, 20)),
+        supervised=tuple(f"{tower}features.{number}" for tower in prefixes for number in (1, 20)),
+        towers=towers,
     )
 
 
 # Where weights fit several, as those of hardnet and l2net do, they are taken to be of the first.
 _ALL = (
-    _l2net("hardnet", "HardNet", HardNet, 32, 128, "hardnet", ("",)),
-    _l2net("l2net", "L2-Net", HardNet, 32, 128, "l2net", ("",)),
-    _l2net("l2net-cs", "CS L2-Net", CentreSurroundL2Net, 64, 256, "l2net", ("surround.", "centre.")),
+    _l2net("hardnet", "HardNet", HardNet, 32, 128, "hardnet"),
+    _l2net("l2net", "L2-Net", HardNet, 32, 128, "l2net"),
+    _l2net("l2net-cs", "CS L2-Net", CentreSurroundL2Net, 64, 256, "l2net", ("surround", "centre")),
     Architecture("tfeat", "TFeat", tfeat, 32, "l2", 128, "triplet-swap", gain=_TANH, unit_length=False),
     Architecture(
         "convexopt",
@@ -143,11 +157,27 @@ _ALL = (
     Architecture("matchnet", "MatchNet", MatchNet, 64, "metric network", 512, "cross-entropy", "(grey - 128) / 160"),
     Architecture("deepcompare-2ch", "DeepCompare 2ch", TwoChannel, 64, "pair network", 0, "hinge", _MEAN),
     Architecture(
-        "deepcompare-2ch2stream", "DeepCompare 2ch-2stream", TwoChannelTwoStream, 64, "pair network", 0, "hinge", _MEAN
+        "deepcompare-2ch2stream",
+        "DeepCompare 2ch-2stream",
+        TwoChannelTwoStream,
+        64,
+        "pair network",
+        0,
+        "hinge",
+        _MEAN,
+        towers=("surround", "centre"),
     ),
     Architecture("deepcompare-siam", "DeepCompare siam", Siamese, 64, "metric network", 256, "hinge", _MEAN),
     Architecture(
-        "deepcompare-pseudo-siam", "DeepCompare pseudo-siam", PseudoSiamese, 64, "metric network", 256, "hinge", _MEAN
+        "deepcompare-pseudo-siam",
+        "DeepCompare pseudo-siam",
+        PseudoSiamese,
+        64,
+        "metric network",
+        256,
+        "hinge",
+        _MEAN,
+        towers=("first", "second"),
     ),
     Architecture(
         "deepcompare-siam2stream",
@@ -158,8 +188,19 @@ _ALL = (
         512,
         "hinge",
         _MEAN,
+        towers=("centre", "surround"),
     ),
-    Architecture("deepcompare-siam-l2", "DeepCompare siam-l2", SiameseL2, 64, "l2", 256, "contrastive", _MEAN),
+    Architecture(
+        "deepcompare-siam-l2",
+        "DeepCompare siam-l2",
+        SiameseL2,
+        64,
+        "l2",
+        256,
+        "contrastive",
+        _MEAN,
+        part_of="deepcompare-siam",
+    ),
     Architecture(
         "deepcompare-siam2stream-l2",
         "DeepCompare siam-2stream-l2",
@@ -169,9 +210,14 @@ _ALL = (
         512,
         "contrastive",
         _MEAN,
+        towers=("centre", "surround"),
+        part_of="deepcompare-siam2stream",
     ),
 )
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
+# What the authors of DeepCompare call the towers of their two streams: their fovea sees the whole patch at half the
+# resolution, their retina its inner half.
+_AUTHORS_NAMES = {"fovea": "surround", "retina": "centre"}
 
 
 def recognised(tensors: Mapping[str, Tensor]) -> str | None:
@@ -185,18 +231,40 @@ def under_names_of(architecture: Architecture, tensors: Mapping[str, Tensor]) ->
     """Weights under the names and in the shapes that the architecture has for them; None where they do not fit.
 
     Tensors of other names are taken in their order, as files converted from Torch7 or saved from DataParallel have
-    them; matrices as Torch7 stores convolutions, (outputs, inputs * K * K), are given their shape.
+    them; matrices as Torch7 stores convolutions, (outputs, inputs * K * K), are given their shape. Of towers that have
+    the same shapes each tensor's name has to say of which it is, as in `surround.0.weight`, or `fovea.conv0.weight` as
+    the authors of DeepCompare have it. Weights of a network that this one is part of are cut down to the part.
     """
     expected = architecture.shapes(tensors)
     given = {name: tensor for name, tensor in tensors.items() if not _counts_batches(name)}
     if _shapes(given) == expected:
         return dict(tensors)
     if len(given) != len(expected):
+        whole = under_names_of(ARCHITECTURES[architecture.part_of], tensors) if architecture.part_of else None
+        return None if whole is None else part_of_whole(architecture, whole)
+    towers = [*architecture.towers, None]  # what is of no tower comes last, as in all modules here
+    in_order = sorted(given.items(), key=lambda item: towers.index(_tower(architecture, item[0])))
+    pairs = list(zip(expected.items(), in_order, strict=True))
+    for (name, shape), (theirs, tensor) in pairs:
+        if tensor.numel() != shape.numel() or tensor.shape[:1] != shape[:1]:
+            return None
+        if _tower(architecture, name) != _tower(architecture, theirs):
+            return None
+    return {name: tensor.reshape(shape) for (name, shape), (_, tensor) in pairs}
+
+
+def part_of_whole(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """What an architecture that is part of another takes of the other's weights; None where they are not of that."""
+    if architecture.part_of is None or _shapes(tensors) != ARCHITECTURES[architecture.part_of].shapes(tensors):
         return None
-    pairs = list(zip(expected.items(), given.values(), strict=True))
-    if any(tensor.numel() != shape.numel() or tensor.shape[:1] != shape[:1] for (_, shape), tensor in pairs):
-        return None
-    return {name: tensor.reshape(shape) for (name, shape), tensor in pairs}
+    return {name: tensors[name] for name in architecture.shapes(tensors)}
+
+
+def _tower(architecture: Architecture, name: str) -> str | None:
+    """The tower that a tensor is of by its name; None where it is of none, or the name does not say."""
+    first = name.removeprefix("module.").partition(".")[0]  # DataParallel puts all in a module
+    first = _AUTHORS_NAMES.get(first, first)
+    return first if first in architecture.towers else None
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

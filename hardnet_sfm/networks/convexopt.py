@@ -93,8 +93,9 @@ class ConvexOpt(nn.Module):
     | cropping, weights | 8xM |
     | projection | D |
 
-    M (4 + 8 D) numbers are learned, 82 240 of 80 regions and 128 dimensions; regions and dimensions are as many as the
-    learning leaves. Until weights are loaded they are drawn by chance.
+    M (4 + 8 D) numbers are learned, 82 240 of 80 regions and 128 dimensions, which cost 3.2 M multiply-adds (6.5 MFLOP)
+    a patch; regions and dimensions are as many as the learning leaves. Until weights are loaded they are drawn by
+    chance.
 
     Args:
         regions: M.

@@ -5,6 +5,9 @@ The layers are those of the weights that the authors published. In three places 
 ends in one fully connected layer, not in F(256)-ReLU-F(1); the decision of siam-2stream has 1024 units, not 512, and no
 ReLU follows its last convolution.
 
+The -l2 forms were not trained by themselves: the authors take the towers of a trained siam or siam-2stream, and compare
+their outputs by L2 distance. Weights of those load here as weights of these, without the decision.
+
 C(n, k, s) is a convolution to n channels with kernel k and stride s, P(2, 2) max pooling, F(n) fully connected. Patches
 have 64x64 pixels; each one's mean is taken from it. ReLU before max pooling is computed after it, of a quarter of the
 values: the result is the same.
@@ -76,7 +79,7 @@ class TwoChannelTwoStream(PairNetwork):
 
 
 class SiameseL2(nn.Module):
-    """siam-l2: a tower whose output, scaled to unit length, is compared by its L2 distance.
+    """siam-l2: the tower of siam, whose output, scaled to unit length, is compared by its L2 distance.
 
     C(96,7,3)-ReLU-P(2,2)-C(192,5,1)-ReLU-P(2,2)-C(256,3,1)-ReLU. 908 416 parameters, 19 M multiply-adds (38 MFLOP).
 
@@ -129,7 +132,9 @@ class PseudoSiamese(PairNetwork):
 
 
 class SiameseTwoStreamL2(nn.Module):
-    """siam-2stream-l2: a tower for the centre and one for the surround; both outputs together have unit length.
+    """siam-2stream-l2: the towers of siam-2stream, one for the centre and one for the surround.
+
+    Both outputs together have unit length, and are compared by their L2 distance.
 
     Each C(96,4,2)-ReLU-P(2,2)-C(192,3,1)-ReLU-C(256,3,1)-ReLU-C(256,3,1). 2 400 832 parameters, 18 M multiply-adds
     (36 MFLOP) a patch.

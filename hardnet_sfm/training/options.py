@@ -42,7 +42,8 @@ class TrainOptions:
     """For networks whose descriptors are compared by distance: hardnet (hardest in the batch), hardnet+gor,
     hardnet+sos, dynamic-margin, contrastive, softmax, hardest-softmax, l2net, random-triplet, triplet-swap or
     mined-contrastive; for those that score pairs, as matchnet: hinge or cross-entropy; see
-    `hardnet_sfm.training.losses`. Default: what the network was published with."""
+    `hardnet_sfm.training.losses`. Default: what the network was published with; contrastive for deepcompare-siam-l2 and
+    deepcompare-siam2stream-l2, which were published as parts of deepcompare-siam and deepcompare-siam2stream."""
     learning_rate: float | None = None
     """Of AdamW, at its highest. Default: 3e-3 for networks with batch normalisation, as hardnet, else 3e-4."""
     weight_decay: float = 1e-4
@@ -120,6 +121,8 @@ class TrainOptions:
             )
         if self.dropout is not None and network.dropout is None:
             raise UsageError(f"--dropout has no effect: {network.name} has none")
+        if self.norm_batch is not None and not network.normalised:
+            raise UsageError(f"--norm-batch has no effect: {network.name} has no batch normalisation")
         return replace(
             self,
             loss=loss,
