@@ -137,11 +137,10 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
     """
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}", "Give the path of a PyTorch checkpoint.")
-    if source.suffix == ".safetensors" or target.resolve() == source.resolve():
-        raise UsageError(
-            f"{source} would be converted to {target}, but is no PyTorch checkpoint or would be written over",
-            "Give a .pth file, and another name for --output.",
-        )
+    if source.suffix == ".safetensors":
+        raise UsageError(f"{source}: safetensors already, not a PyTorch checkpoint", "Give a .pth file.")
+    if target.resolve() == source.resolve():
+        raise UsageError(f"{source} would be written over by what is made of it", "Give another name for --output.")
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
