@@ -26,6 +26,7 @@ from hardnet_sfm.networks.architectures import (
 from hardnet_sfm.workspace import replacing
 
 # An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
+_CUSTOMARY_SIZE = 12.0  # sigmas across a patch, since Brown's data set
 _FOLDERS = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")
 
 
@@ -118,7 +119,7 @@ def load_tensors(path: Path, hint: str) -> Any:
         raise HardnetSfmError(f"{path}: damaged, or not a file of tensors alone", hint) from error
 
 
-def convert(source: Path, target: Path, architecture: str | None = None, measurement_size: float = 12.0) -> None:
+def convert(source: Path, target: Path, architecture: str | None = None, measurement_size: float | None = None) -> None:
     """Writes the state dict of a PyTorch checkpoint as a safetensors file.
 
     The checkpoint is read by PyTorch's reader for tensors only, which runs no code that is in the file. Tensors get the
@@ -129,16 +130,19 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
         target: .safetensors file to make.
         architecture: what the weights are of, or what is to be taken of them, as the towers of "deepcompare-siam" for
             "deepcompare-siam-l2". Where None, they are recognised by their names and shapes.
-        measurement_size: sigmas of the keypoint across the patches they were trained with.
+        measurement_size: sigmas of the keypoint across the patches they were trained with; 12 by default.
 
     Raises:
         HardnetSfmError: the file is missing, damaged, holds something else, or the disk is full.
-        UsageError: there is no such architecture, or the source is safetensors or the target.
+        UsageError: there is no such architecture or size, or the source is a safetensors file, or is the target.
     """
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}", "Give the path of a PyTorch checkpoint.")
     if source.suffix == ".safetensors":
         raise UsageError(f"{source}: safetensors already, not a PyTorch checkpoint", "Give a .pth file.")
+    size = _CUSTOMARY_SIZE if measurement_size is None else measurement_size
+    if not 0 < size < float("inf"):
+        raise UsageError(f"--measurement-size must be above 0 and finite: {size}")
     if target.resolve() == source.resolve():
         raise UsageError(f"{source} would be written over by what is made of it", "Give another name for --output.")
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
@@ -158,7 +162,7 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
         raise HardnetSfmError(
             f"{source}: not weights of {of.title}", f"Leave out --architecture to have it found. {hint}".strip()
         )
-    write_weights(target, named, {**of.metadata(), "measurement_size": str(measurement_size), "source": source.name})
+    write_weights(target, named, {**of.metadata(), "measurement_size": str(size), "source": source.name})
 
 
 def find_architecture(name: str) -> Architecture:
@@ -206,7 +210,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     if wrong:
         raise HardnetSfmError(
             f"{path}: not written, as not all of {wrong[0]} are finite numbers",
-            "Train again with a lower --learning-rate.",
+            "Where they were trained here, try a lower --learning-rate; else their file is damaged.",
         )
     try:
         with replacing(path) as beside:
@@ -252,7 +256,7 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
     network = architecture.build(tensors=weights.tensors)
     load_into(network, weights, architecture.name)
     try:
-        measurement_size = float(weights.metadata.get("measurement_size", 12.0))
+        measurement_size = float(weights.metadata.get("measurement_size", _CUSTOMARY_SIZE))
         if not 0 < measurement_size < float("inf"):
             raise ValueError(f"not a positive number: {measurement_size}")
     except ValueError as error:

@@ -2,10 +2,10 @@
 
     python pipelines/closed_loop.py IMAGES --map.camera-mode single --minutes 10
 
-It fine-tunes the shipped weights for half an hour where nothing else is said; `--init None` learns from scratch, and so
-does any other --network with it. Options of training are spelled as in `hardnet-sfm train`, those of the other stages
-after the stage's name. The two reconstructions have all options in common but the descriptor: that before is
---extract.descriptor, with --extract.weights. To fine-tune weights of your own, give them there and to --init.
+It fine-tunes the shipped weights for half an hour where nothing else is said. `--init None` learns from scratch, which
+another --network that describes patches needs, too. Options of training are spelled as in `hardnet-sfm train`, those of
+the other stages after the stage's name. The two reconstructions have all options in common but the descriptor: that
+before is --extract.descriptor, with --extract.weights. To fine-tune weights of your own, give them there and to --init.
 
 The gain is measured on the photos that were learned from: it tells what a descriptor made for these photos does for
 them, not how well it does elsewhere; `pipelines/homography.py` and `pipelines/strecha.py` tell that.
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
@@ -34,6 +35,7 @@ from hardnet_sfm.training.mine import mine
 from hardnet_sfm.training.observations import MineOptions
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.stage import train
+from hardnet_sfm.weights import find_architecture, find_weights, load_network
 from hardnet_sfm.workspace import Workspace, read_json
 
 said = Console(highlight=False)
@@ -60,8 +62,22 @@ class Options:
     mine: MineOptions = field(default_factory=MineOptions)
 
 
+def check(options: TrainOptions) -> None:
+    """Raises HardnetSfmError where training, which comes late, would; or where what it makes cannot describe photos."""
+    options.check()
+    network = find_architecture(options.completed().network)
+    if network.metric != "l2":
+        raise UsageError(
+            f"--network {network.name} compares patches and describes none: photos cannot be matched by it alone",
+            "Train it with hardnet-sfm train, and use it with hardnet-sfm match --rescore.",
+        )
+    if options.init is not None:
+        load_network(find_weights(options.init), network.name)
+
+
 def closed_loop(options: Options) -> tuple[Workspace, Workspace]:
     """Runs the loop; what an earlier run finished is kept. The workspaces before and after."""
+    check(options.train)
     before, after = Workspace(options.workspace / "before"), Workspace(options.workspace / "after")
     patches, weights = options.workspace / "patches.h5", options.workspace / "learned.safetensors"
 

@@ -88,3 +88,25 @@ def test_the_loop_prints_what_both_reconstructions_are_and_does_nothing_twice(
 def written(folder: Path) -> dict[Path, int]:
     """When each file of results was written; locks are of the run alone."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--network matchnet --init None", "matchnet compares patches and describes none"),
+        ("--network tfeat", "weights of hardnet, not of tfeat"),
+        ("--network convexopt --init None", "minutes has no effect"),
+    ],
+)
+def test_what_cannot_be_learned_is_said_before_hours_of_work(
+    options: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The folder of photos, which is not there, is not looked at yet."""
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, str(tmp_path / "nowhere"), *options.split()])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -22,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
@@ -31,7 +32,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, provenance
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown import write_brown
-from hardnet_sfm.training.module import Budget, NetworkTraining
+from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, loader_of
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
@@ -474,6 +475,18 @@ def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) ->
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
     assert "--resume" in raised.value.hint
     assert (tmp_path / "out.training" / "last.ckpt").read_bytes() == b"hours of work"
+
+
+def test_ctrl_c_for_all_processes_of_a_terminal_leaves_those_that_draw_batches(patches: Path) -> None:
+    batches = Batches(Sampler([read_patches(patches)], [1.0], BRIEF.sampling, 0), 0, 1)
+    drawn = iter(loader_of(batches, workers=2))
+    assert isinstance(drawn, _MultiProcessingDataLoaderIter)
+    first = next(drawn)["anchors"]
+    for worker in drawn._workers:
+        os.kill(worker.pid, signal.SIGINT)
+    rest = [next(drawn)["anchors"] for _ in range(8)]
+    here = iter(batches)
+    assert all(torch.equal(found, next(here)["anchors"]) for found in (first, *rest))
 
 
 def test_weights_that_are_no_numbers_are_kept_nowhere(patches: Path, tmp_path: Path) -> None:

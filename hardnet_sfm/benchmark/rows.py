@@ -77,7 +77,7 @@ class Competitor:
 
 
 def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:
-    """Descriptors by their names, then whatever else the given weights are of.
+    """Descriptors by their names, then a row for each file of weights that none of them took.
 
     Descriptors whose weights come with the package have those. Others take the given weights that are of them: a row
     for each file, called as the file is. Those of a larger network that a descriptor is part of will do, and the row's

@@ -92,7 +92,9 @@ class Train:
         "hardnet-sfm train patches.h5 -o my.safetensors --validation held-out.h5 --resume",
         "hardnet-sfm train patches.h5 -o tfeat.safetensors --network tfeat --steps 5000",
     )
-    interrupted: ClassVar[str] = "Interrupted. Go on with the same command and --resume."
+    interrupted: ClassVar[str] = (
+        "Interrupted. Go on with the same command, and --resume where the folder beside the output has a last.ckpt."
+    )
 
     patches: Annotated[tuple[Path, ...], Positional, arg(metavar="PATCHES")]
     """patches.h5 files, as `mine` and `warp` make them."""
@@ -167,10 +169,7 @@ class Weights:
         assert self.name is not None
         if self.action == "convert":
             target = self.output or Path(self.name).with_suffix(".safetensors")
-            size = 12.0 if self.measurement_size is None else self.measurement_size
-            if not 0 < size < float("inf"):
-                raise UsageError("--measurement-size must be above 0, and finite")
-            convert(Path(self.name), target, self.architecture, size)
+            convert(Path(self.name), target, self.architecture, self.measurement_size)
             output.print(escape(str(target)))
             return
         path = find_weights(self.name)

@@ -43,7 +43,7 @@ class Rescorer:
     each and k = 5 that are 41 to 82 thousand comparisons: 3.4 TFLOP with deepcompare-2ch (42 MFLOP each), 6.6 with
     deepcompare-2ch2stream, 0.13 with matchnet and 0.04 with deepcompare-siam, which need 3.1 and 0.6 more for the
     descriptions of the two photos, once for all pairs of a photo. Nearest neighbours alone take 0.02. A core with
-    bfloat16 compares 4000 pairs a second with deepcompare-2ch, 1800 with deepcompare-2ch2stream, and describes 1200
+    bfloat16 compares 4000 pairs a second with deepcompare-2ch, 1800 with deepcompare-2ch2stream, and describes 1400
     patches with matchnet and 5400 with deepcompare-siam.
 
     Args:

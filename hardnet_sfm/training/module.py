@@ -25,6 +25,7 @@ from hardnet_sfm.progress import console, progress
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
 from hardnet_sfm.training.patches import PatchSet
+from hardnet_sfm.training.ranks import rank
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
 from hardnet_sfm.training.validation import measures_of, scored
 from hardnet_sfm.weights import not_finite
@@ -122,6 +123,16 @@ class Resident:
         return dict(zip(("anchors", "positives"), self._patches[rows], strict=True))
 
 
+def loader_of(batches: Batches, workers: int) -> DataLoader[dict[str, Tensor]]:
+    """Draws batches, in so many processes; 0: in this one."""
+    return DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_heedless if workers else None)
+
+
+def _heedless(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C goes to all processes of a terminal: those that draw must live until the batch under way has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class NetworkTraining(lightning.LightningModule):
     """Trains a network on pairs of patches.
 
@@ -191,7 +202,7 @@ class NetworkTraining(lightning.LightningModule):
         workers = WORKERS if self.device.type == "cuda" else 0
         self._resident = Resident.where_it_fits(self._sampler.sets, self.device)
         batches = Batches(self._sampler, self._number, self.trainer.world_size, drawn=self._resident is not None)
-        return DataLoader(batches, batch_size=None, num_workers=workers)
+        return loader_of(batches, workers)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         if self._resident is not None and "rows" in batch:
@@ -323,7 +334,7 @@ class NetworkTraining(lightning.LightningModule):
         if checkpoint["recipe"] != self._recipe:
             raise HardnetSfmError(
                 "the checkpoint is of a run on other patches or with other options",
-                "Go on with the same ones; only --minutes, --steps, --validate-every and --learning-rate may change.",
+                "Use the same; --minutes, --steps, --validate-every, --learning-rate and --licence may change.",
             )
         self.seconds = checkpoint["seconds"]
 
@@ -350,12 +361,18 @@ class Progress(lightning.Callback):
         self._advance(done - self._shown, ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
         self._shown = done
 
+    def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:  # noqa: ARG002
+        self._stack.close()  # or the bar stays, as lightning then leaves out the hook below
+
     def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:  # noqa: ARG002
         self._stack.close()
 
 
 class Interruptible(lightning.Callback):
-    """Ctrl-C or `kill` ends a run after the batch that is under way, with a checkpoint of it; a second one at once."""
+    """Ctrl-C or `kill` ends a run after the batch that is under way, with a checkpoint of it; a second one at once.
+
+    Where it is validating, that is the batch after; when that is all that is left, the run is finished.
+    """
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
@@ -370,10 +387,12 @@ class Interruptible(lightning.Callback):
                     signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and rank() > 0:
+            return  # that is for rank 0 to say, which ends the others
         if self._asked:
             signal.default_int_handler(number, frame)
         self._asked = True
-        console.print("Stopping after this batch; again, and it stops at once.")
+        console.print("Stopping after this batch, with a checkpoint; again, and it stops at once.")
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
         # All devices stop after the same batch: each would wait for the others in the next, or in saving this one.

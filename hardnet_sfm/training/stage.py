@@ -243,7 +243,9 @@ def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOpt
 
 def _identity(of: PatchSet) -> tuple[object, ...]:
     """What tells patches from others: what made them, or where that is not known, as of others' layouts, themselves."""
-    made_of = dict(of.options) or sha256(np.ascontiguousarray(of.patches).data).hexdigest()
+    made_of = dict(of.options) or [
+        sha256(np.ascontiguousarray(array).data).hexdigest() for array in (of.patches, of.point)
+    ]
     return of.source, of.measurement_size, len(of), made_of
 
 
@@ -286,14 +288,15 @@ def _fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: s
     before = [(number, signal.getsignal(number)) for number in INTERRUPTS]
     try:
         trainer.fit(module, ckpt_path=folder / _LAST if options.resume else None, weights_only=True)
+        if module.validates and not trainer.callback_metrics.keys() & set(module.MEASURES):
+            trainer.validate(module, verbose=False)  # which a run that was stopped at its end has not done
     except SystemExit as error:  # which is what lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, answer in before:
-                signal.signal(number, answer)
-    if module.validates and not trainer.callback_metrics.keys() & set(module.MEASURES):
-        trainer.validate(module, verbose=False)  # which a run that was stopped at its end has not done
+                if answer is not None:  # one that Python did not set
+                    signal.signal(number, answer)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
 
 
@@ -338,7 +341,10 @@ def _read_all(patches: Sequence[Path], validation: Path | None) -> tuple[list[Pa
     everything = sets if held_out is None else [*sets, held_out]
     if len({patch_set.measurement_size for patch_set in everything}) > 1:
         sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in everything)
-        raise HardnetSfmError(f"patches of different size, in sigmas: {sizes}", "Mine them anew, all in one size.")
+        raise HardnetSfmError(
+            f"patches of different size, in sigmas: {sizes}",
+            "Mine them anew, all in one size; Brown's have 12, HPatches' 10.",
+        )
     return sets, held_out
 
 

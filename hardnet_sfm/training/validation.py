@@ -19,7 +19,7 @@ RIVALS = 8
 def held_out_sampler(patches: PatchSet, batch_size: int | None = None) -> Sampler:
     """Batches to validate on, the same in every run: all of two photos at a time, where these share enough points.
 
-    Of 512 pairs where nothing else is said, or of all points that there are: measures depend on it.
+    Of 512 pairs where nothing else is said, or of all points where there are fewer; measures change with this number.
     """
     if batch_size is None:
         batch_size = max(2, min(BATCH_SIZE, len(patches.matchable)))
