@@ -25,8 +25,8 @@ from hardnet_sfm.networks.architectures import (
 )
 from hardnet_sfm.workspace import replacing
 
-# An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
 _CUSTOMARY_SIZE = 12.0  # sigmas across a patch, since Brown's data set
+# An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
 _FOLDERS = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,17 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.networks.architectures import Architecture
 from hardnet_sfm.networks.pairs import PairNetwork
-from hardnet_sfm.progress import console, progress
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
 from hardnet_sfm.training.patches import PatchSet
-from hardnet_sfm.training.ranks import rank
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
 from hardnet_sfm.training.validation import measures_of, scored
 from hardnet_sfm.weights import not_finite
 
 _GO_BACK = "Go on with a lower --learning-rate, with --resume where the folder beside the output has a last.ckpt."
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _WARM_UP = 0.02
 WORKERS = 4  # that draw batches while a GPU trains
 _BLOCK = 8192  # patches that are copied to it at once
@@ -337,66 +330,3 @@ class NetworkTraining(lightning.LightningModule):
                 "Use the same; --minutes, --steps, --validate-every, --learning-rate and --licence may change.",
             )
         self.seconds = checkpoint["seconds"]
-
-
-class Progress(lightning.Callback):
-    """The package's own progress bar: of steps, or of seconds where the budget is time."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._shown = 0
-
-    def _done(self, module: NetworkTraining) -> int:
-        return module.global_step if module.budget.steps is not None else round(module.seconds)
-
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
-        assert isinstance(module, NetworkTraining)
-        self._shown = self._done(module)
-        self._advance = self._stack.enter_context(progress("train", module.budget.total, self._shown))
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        assert isinstance(module, NetworkTraining)
-        done = min(self._done(module), module.budget.total)
-        measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "learning rate"}
-        self._advance(done - self._shown, ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
-        self._shown = done
-
-    def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:  # noqa: ARG002
-        self._stack.close()  # or the bar stays, as lightning then leaves out the hook below
-
-    def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:  # noqa: ARG002
-        self._stack.close()
-
-
-class Interruptible(lightning.Callback):
-    """Ctrl-C or `kill` ends a run after the batch that is under way, with a checkpoint of it; a second one at once.
-
-    Where it is validating, that is the batch after; when that is all that is left, the run is finished.
-    """
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-        self._asked = False
-
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
-        # In the place of lightning's answer to SIGTERM, which tells the other devices in the midst of whatever they
-        # exchange: all hang.
-        if threading.current_thread() is threading.main_thread():
-            for number in INTERRUPTS:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and rank() > 0:
-            return  # that is for rank 0 to say, which ends the others
-        if self._asked:
-            signal.default_int_handler(number, frame)
-        self._asked = True
-        console.print("Stopping after this batch, with a checkpoint; again, and it stops at once.")
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        # All devices stop after the same batch: each would wait for the others in the next, or in saving this one.
-        asked = torch.tensor(float(self._asked), device=module.device)
-        if trainer.strategy.reduce(asked, reduce_op="max"):
-            trainer.save_checkpoint(self._checkpoint)
-            raise KeyboardInterrupt

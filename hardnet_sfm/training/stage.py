@@ -281,7 +281,7 @@ def _fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: s
     """Trains until the budget is spent. What was measured last."""
     import torch
 
-    from hardnet_sfm.training.module import INTERRUPTS
+    from hardnet_sfm.training.callbacks import INTERRUPTS
 
     trainer = _trainer(module, folder, options, device)
     torch.set_num_threads(threads)
@@ -307,7 +307,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
     from pytorch_lightning.loggers import TensorBoardLogger
 
     from hardnet_sfm.networks.device import fast_type
-    from hardnet_sfm.training.module import Interruptible, Progress
+    from hardnet_sfm.training.callbacks import Interruptible, Progress
     from hardnet_sfm.training.validation import BATCHES
 
     every = ({"every_n_train_steps": options.validate_every}, {"train_time_interval": timedelta(minutes=5)})
