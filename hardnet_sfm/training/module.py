@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,11 +119,27 @@ class Resident:
 
 def loader_of(batches: Batches, workers: int) -> DataLoader[dict[str, Tensor]]:
     """Draws batches, in so many processes; 0: in this one."""
-    return DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_heedless if workers else None)
+    return _Loader(batches, batch_size=None, num_workers=workers, worker_init_fn=_heedless if workers else None)
+
+
+class _Loader(DataLoader[dict[str, Tensor]]):
+    """Ctrl-C goes to all processes of a terminal: those that draw must live until the batch under way has ended.
+
+    They ignore it from their first line of ours on. Until then it is held back from them: a process inherits which
+    signals are blocked, and this one is given what came meanwhile. Windows can block none.
+    """
+
+    def __iter__(self) -> Any:
+        if sys.platform == "win32":
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _heedless(worker: int) -> None:  # noqa: ARG001
-    """Ctrl-C goes to all processes of a terminal: those that draw must live until the batch under way has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
