@@ -49,8 +49,8 @@ class Options:
     """Folder of photos."""
     workspace: Path = Path("closed-loop-out")
     """Folder for both reconstructions, the patches and the weights."""
-    validation: Path | None = None
-    """patches.h5 of another scene, to measure with while it trains."""
+    validation: tuple[Path, ...] = ()
+    """patches.h5 files of other scenes, to measure with while it trains."""
     train: Annotated[TrainOptions, tyro.conf.OmitArgPrefixes] = field(
         default_factory=lambda: TrainOptions(init="hardnet-sfm", minutes=30.0)
     )

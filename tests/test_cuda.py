@@ -96,5 +96,5 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
 @pytest.mark.parametrize("network", [name for name in ARCHITECTURES if name != "convexopt"])
 def test_every_network_learns(network: str, patches: Path, tmp_path: Path) -> None:
     options = TrainOptions(network=network, steps=20, validate_every=20, sampling=SamplingOptions(batch_size=64))
-    report = train([patches], tmp_path / f"{network}.safetensors", options, GPU, validation=patches)
+    report = train([patches], tmp_path / f"{network}.safetensors", options, GPU, validation=[patches])
     assert report.steps == 20 and np.isfinite(list(report.measures.values())).all()

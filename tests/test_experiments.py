@@ -33,7 +33,7 @@ from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.stage import train
-from hardnet_sfm.training.validation import BATCHES, held_out_sampler, measures_of, validated
+from hardnet_sfm.training.validation import BATCHES, HeldOutBatches, measures_of, validated
 from hardnet_sfm.weights import LoadedNetwork, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,8 +85,8 @@ class TestHeldOut:
     def test_measures_are_those_that_training_validates_with(self, hard: Path) -> None:
         """Of one network, in float32; patches there are not rounded when they are halved."""
         network = make_descriptor("rootsift", None).network
-        sampler = held_out_sampler(read_patches(hard), 32)
-        expected = validated(network, sampler, 32, "cpu")
+        batches = HeldOutBatches([read_patches(hard)], 32)
+        expected = validated(network, batches, 32, "cpu")
         assert 0.02 < expected["fpr95"] < 0.7  # or it would tell nothing
         found = HeldOut(hard, 32).measures(Descriptor(network, 32, 12.0), CPU)
         assert found["fpr95"] == pytest.approx(expected["fpr95"], abs=0.01)
@@ -101,9 +101,9 @@ class TestHeldOut:
 
         descriptor = Descriptor(torch.nn.Sequential(Pixels(), UnitLength()), 32, 6.0)
         found = HeldOut(hard, 32).measures(descriptor, CPU)
-        sampler, measures = held_out_sampler(read_patches(hard), 32), []
+        batches, measures = HeldOutBatches([read_patches(hard)], 32), []
         for number in range(BATCHES):
-            batch = sampler(number)
+            batch = batches(number)
             first, second = (
                 side[:, 16:48, 16:48].reshape(32, -1) - side[:, 16:48, 16:48].mean((1, 2))[:, None]
                 for side in (batch.anchors, batch.positives)
@@ -131,9 +131,9 @@ class TestHeldOut:
 
         loaded = LoadedNetwork(Near(), replace(ARCHITECTURES["matchnet"], patch_size=32), 6.0, "")
         found = HeldOut(hard, 32).measures_of_pairs(loaded, CPU)
-        sampler, rates = held_out_sampler(read_patches(hard), 32), []
+        batches, rates = HeldOutBatches([read_patches(hard)], 32), []
         for number in range(BATCHES):
-            batch = sampler(number)
+            batch = batches(number)
             sides = [side[:, 16:48, 16:48].reshape(32, -1) / 255 for side in (batch.anchors, batch.positives)]
             distances, same = [], []
             for anchor, rival in itertools.product(range(32), range(9)):

@@ -44,7 +44,7 @@ def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that two processes made without interruption."""
     output = tmp_path_factory.mktemp("trained") / "two.safetensors"
     before = dict(os.environ)
-    report = train([patches], output, TWO, CPU, validation=patches)
+    report = train([patches], output, TWO, CPU, validation=[patches])
     assert report.steps == 4
     assert set(report.measures) == {"fpr95", "map"}
     assert dict(os.environ) == before
@@ -101,14 +101,14 @@ def test_a_run_on_two_devices_that_was_stopped_ends_with_the_same_weights(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setitem(losses.LOSSES, "hardnet", stopping)
-        train([patches], output, TWO, CPU, validation=patches)
+        train([patches], output, TWO, CPU, validation=[patches])
     signal.signal(signal.SIGTERM, before)
     assert not output.exists()
     with pytest.raises(HardnetSfmError, match="a run that did not finish"):
-        train([patches], output, TWO, CPU, validation=patches)
+        train([patches], output, TWO, CPU, validation=[patches])
     with pytest.raises(HardnetSfmError, match="with other options"):
-        train([patches], output, replace(TWO, devices=1, resume=True), CPU, validation=patches)
-    assert train([patches], output, replace(TWO, resume=True), CPU, validation=patches).steps == 4
+        train([patches], output, replace(TWO, devices=1, resume=True), CPU, validation=[patches])
+    assert train([patches], output, replace(TWO, resume=True), CPU, validation=[patches]).steps == 4
     expected, found = load_file(trained), load_file(output)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert not (tmp_path / "two.training" / "last.ckpt").exists()

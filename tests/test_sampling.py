@@ -104,7 +104,7 @@ def test_patches_that_lie_on_the_device_give_the_same_batches() -> None:
     sets = [patch_set(seed=1, shade=1), patch_set(200, seed=2, shade=2)]
     sampler = Sampler(sets, [3, 1], OPTIONS, seed=4)
     resident = Resident(sets, torch.device("cpu"))
-    batches, drawn = iter(Batches(sampler, 5, 2)), iter(Batches(sampler, 5, 2, drawn=True))
+    batches, drawn = iter(Batches(sampler, 5, 2)), iter(Batches(sampler.draw, 5, 2))
     for _ in range(3):
         expected, draw = next(batches), next(drawn)
         found = {**resident(draw["rows"]), "allowed": draw["allowed"]}

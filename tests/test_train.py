@@ -157,13 +157,13 @@ def test_budget_is_whichever_ends_first() -> None:
     assert Budget(10, 100).spent(6000, 50) == 1
 
 
-def write_noisy_patches(path: Path) -> None:
-    """A patches.h5 of 60 points in three photos of different noise."""
-    looks = np.repeat(random_patches(60, 1), 3, 0)
-    looks = np.uint8((looks + np.random.default_rng(1).normal(0, 10, looks.shape)).clip(0, 255))
-    unknown = np.full((180, 2, 3), np.nan, np.float32)
-    point, image = np.repeat(np.arange(60), 3), np.tile(np.arange(3, dtype=np.int32), 60)
-    places = np.full((60, 3), np.nan, np.float32)
+def write_noisy_patches(path: Path, points: int = 60, noise: float = 10) -> None:
+    """A patches.h5 of points in three photos of different noise."""
+    looks = np.repeat(random_patches(points, 1), 3, 0)
+    looks = np.uint8((looks + np.random.default_rng(1).normal(0, noise, looks.shape)).clip(0, 255))
+    unknown = np.full((3 * points, 2, 3), np.nan, np.float32)
+    point, image = np.repeat(np.arange(points), 3), np.tile(np.arange(3, dtype=np.int32), points)
+    places = np.full((points, 3), np.nan, np.float32)
     write_patches(
         path, PatchSet(path, "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
     )
@@ -180,7 +180,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a run without interruption."""
     output = tmp_path_factory.mktemp("trained") / "whole.safetensors"
-    report = train([patches], output, BRIEF, CPU, validation=patches)
+    report = train([patches], output, BRIEF, CPU, validation=[patches])
     assert report.steps == 6
     assert set(report.measures) == {"fpr95", "map"}
     return output
@@ -261,9 +261,9 @@ def stopped_at_step_five(error: BaseException) -> Iterator[None]:
 def test_a_run_that_was_stopped_ends_with_the_same_weights(trained: Path, patches: Path, tmp_path: Path) -> None:
     output = tmp_path / "whole.safetensors"
     with stopped_at_step_five(MemoryError("a process is killed")):
-        train([patches], output, BRIEF, CPU, validation=patches)
+        train([patches], output, BRIEF, CPU, validation=[patches])
     assert not output.exists()
-    report = train([patches], output, _resumed(BRIEF), CPU, validation=patches)
+    report = train([patches], output, _resumed(BRIEF), CPU, validation=[patches])
     assert report.steps == 6
     expected, found = load_file(trained), load_file(output)
     for name, tensor in expected.items():
@@ -323,7 +323,7 @@ def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monk
 
     monkeypatch.setitem(losses.LOSSES, "l2net", watched)
     options = TrainOptions(steps=2, loss="l2net", sampling=SamplingOptions(batch_size=16))
-    train([patches], tmp_path / "out.safetensors", options, CPU, validation=patches)
+    train([patches], tmp_path / "out.safetensors", options, CPU, validation=[patches])
     assert [[side.shape for side in layer] for layer in seen[0]] == [[(16, 32 * 32 * 32)] * 2, [(16, 128)] * 2]
     assert len(seen) == 2 and all(len(features) == 2 for features in seen)
 
@@ -379,7 +379,7 @@ def test_other_options_or_patches_do_not_resume_a_run(patches: Path, tmp_path: P
 
 def test_weights_that_were_made_of_the_same_stay(trained: Path, patches: Path) -> None:
     before = trained.stat().st_mtime_ns
-    report = train([patches], trained, BRIEF, CPU, validation=patches)
+    report = train([patches], trained, BRIEF, CPU, validation=[patches])
     assert (report.steps, set(report.measures)) == (6, {"fpr95", "map"})
     assert trained.stat().st_mtime_ns == before
 
@@ -436,6 +436,31 @@ def test_options_that_make_no_sense_are_refused(
         train([patches], tmp_path / "out.safetensors", options, CPU)
 
 
+def test_curves_are_those_of_the_last_run(patches: Path, tmp_path: Path) -> None:
+    """And not of one whose weights it took the place of."""
+    output = tmp_path / "out.safetensors"
+    for steps in (20, 10):
+        train([patches], output, replace(BRIEF, steps=steps), CPU)
+    events = EventAccumulator(str(tmp_path / "out.training" / "curves")).Reload()
+    assert [scalar.step for scalar in events.Scalars("loss")] == [9]
+
+
+def test_measures_of_two_scenes_are_the_means_of_both(patches: Path, tmp_path: Path) -> None:
+    """However many points a scene has, and so pairs its batches."""
+    many, few, output = tmp_path / "many.h5", tmp_path / "few.h5", tmp_path / "out.safetensors"
+    write_noisy_patches(many, noise=80)
+    write_noisy_patches(few, points=12, noise=120)
+    found = [
+        train([patches], output, replace(BRIEF, steps=1), CPU, validation=held_out)
+        for held_out in ([many], [few], [many, few])
+    ]
+    assert all(report.computed for report in found)
+    one, other, both = (report.measures for report in found)
+    for name in ("fpr95", "map"):
+        assert abs(one[name] - other[name]) > 0.02
+        assert both[name] == pytest.approx((one[name] + other[name]) / 2, abs=1e-6)
+
+
 def test_patches_of_different_size_are_a_clear_error(patches: Path, tmp_path: Path) -> None:
     write_patches(tmp_path / "wide.h5", replace(read_patches(patches), measurement_size=15.0))
     with pytest.raises(HardnetSfmError, match=r"patches of different size, in sigmas: .*made\.h5: 12, .*wide\.h5: 15"):
@@ -445,7 +470,7 @@ def test_patches_of_different_size_are_a_clear_error(patches: Path, tmp_path: Pa
 def test_patches_to_validate_with_have_the_same_size_and_no_file_comes_twice(patches: Path, tmp_path: Path) -> None:
     write_patches(tmp_path / "wide.h5", replace(read_patches(patches), measurement_size=15.0))
     with pytest.raises(HardnetSfmError, match=r"made\.h5: 12, .*wide\.h5: 15"):
-        train([patches], tmp_path / "out.safetensors", BRIEF, CPU, validation=tmp_path / "wide.h5")
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU, validation=[tmp_path / "wide.h5"])
     with pytest.raises(UsageError, match=r"made\.h5 is there twice"):
         train([patches, patches], tmp_path / "out.safetensors", BRIEF, CPU)
 
@@ -457,7 +482,7 @@ def test_another_licence_other_patches_to_validate_with_and_other_folders_are_ot
     assert train([patches], output, options, CPU).computed
     assert not train([patches], output, options, CPU).computed
     assert train([patches], output, replace(options, licence="MIT"), CPU).computed
-    assert train([patches], output, options, CPU, validation=patches).measures.keys() == {"fpr95", "map"}
+    assert train([patches], output, options, CPU, validation=[patches]).measures.keys() == {"fpr95", "map"}
     write_brown(read_patches(patches), tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     sheet = next((tmp_path / "other").glob("*.bmp"))
@@ -533,12 +558,12 @@ def test_ctrl_c_ends_a_run_after_the_batch_and_again_at_once(
     before = [(of, signal.signal(of, signal.default_int_handler)) for of in (signal.SIGINT, signal.SIGTERM)]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setitem(losses.LOSSES, "hardnet", interrupting)
-        train([patches], output, BRIEF, CPU, validation=patches)
+        train([patches], output, BRIEF, CPU, validation=[patches])
     after = [signal.signal(of, answer) for of, answer in before]
     assert after == [signal.default_int_handler] * 2
     checkpoint = torch.load(tmp_path / "whole.training" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == kept
-    train([patches], output, _resumed(BRIEF), CPU, validation=patches)
+    train([patches], output, _resumed(BRIEF), CPU, validation=[patches])
     expected, found = load_file(trained), load_file(output)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
@@ -557,8 +582,8 @@ def test_ctrl_c_in_the_last_batch_leaves_nothing_but_the_measures_to_make(
     output = tmp_path / "whole.safetensors"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setitem(losses.LOSSES, "hardnet", interrupting)
-        train([patches], output, BRIEF, CPU, validation=patches)
-    train([patches], output, _resumed(BRIEF), CPU, validation=patches)
+        train([patches], output, BRIEF, CPU, validation=[patches])
+    train([patches], output, _resumed(BRIEF), CPU, validation=[patches])
     assert read_weights(output).metadata["measures"] == read_weights(trained).metadata["measures"]
 
 

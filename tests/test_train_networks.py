@@ -185,7 +185,7 @@ def test_trained_weights_say_what_they_are_and_load_back(name: str, patches: Pat
 @pytest.mark.parametrize("name", [name for name in BY_DESCENT if name != "hardnet"])
 def test_every_network_is_trained_and_measured_by_the_one_trainer(name: str, patches: Path, tmp_path: Path) -> None:
     options = TrainOptions(network=name, steps=3, validate_every=3, sampling=FEW)
-    report = train([patches], tmp_path / "out.safetensors", options, CPU, validation=patches)
+    report = train([patches], tmp_path / "out.safetensors", options, CPU, validation=[patches])
     assert report.steps == 3 and set(report.measures) == {"fpr95", "map"}
     assert load_network(tmp_path / "out.safetensors").architecture.name == name
 

@@ -17,7 +17,7 @@ from hardnet_sfm.networks.pairs import FastPairNetwork
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.patches import read_patches
-from hardnet_sfm.training.validation import BATCH_SIZE, BATCHES, held_out_sampler, measures_of, scored
+from hardnet_sfm.training.validation import BATCH_SIZE, HeldOutBatches, measures_of, scored
 from hardnet_sfm.weights import LoadedNetwork
 
 Grey = NDArray[np.uint8]
@@ -49,14 +49,14 @@ class HeldOut:
             raise UsageError("batches to validate on need three pairs or more")
         patches = read_patches(path)
         self.measurement_size = patches.measurement_size
-        self._sampler = held_out_sampler(patches, batch_size)
+        self._batches = HeldOutBatches([patches], batch_size)
 
     def measures(self, descriptor: Descriptor, resources: Resources) -> dict[str, float]:
         """False positive rate at 95 % recall and mean average precision of matching, means over the batches."""
         describe = PatchStream(descriptor, resources)
         found = []
-        for number in range(BATCHES):
-            batch = self._sampler(number)
+        for number in range(self._batches.count):
+            batch = self._batches(number)
             sides = [self._spanning(side, descriptor.measurement_size) for side in (batch.anchors, batch.positives)]
             first, second = torch.from_numpy(describe(sides).astype(np.float32)).chunk(2)
             distances = (2 - 2 * first @ second.T).clamp(min=0).sqrt()
@@ -74,8 +74,8 @@ class HeldOut:
         device, size = resolve_device(resources.device), loaded.architecture.patch_size
         network = FastPairNetwork(pair_network(loaded), device)
         found = []
-        for number in range(BATCHES):
-            batch = self._sampler(number)
+        for number in range(self._batches.count):
+            batch = self._batches(number)
             sides = [
                 resize_patches(self._spanning(side, loaded.measurement_size), size)
                 for side in (batch.anchors, batch.positives)

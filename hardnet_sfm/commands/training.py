@@ -100,8 +100,8 @@ class Train:
     """patches.h5 files, as `mine` and `warp` make them."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """.safetensors file to make."""
-    validation: Path | None = None
-    """patches.h5 of scenes that are not trained on, to measure with."""
+    validation: tuple[Path, ...] = ()
+    """patches.h5 files of scenes that are not trained on, to measure with."""
     shares: tuple[float, ...] | None = None
     """Share of each of PATCHES in a batch. Default: as the root of its number of points."""
     debug: bool = False

@@ -22,7 +22,7 @@ from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
 from hardnet_sfm.training.patches import PatchSet
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
-from hardnet_sfm.training.validation import measures_of, scored
+from hardnet_sfm.training.validation import HeldOutBatches, measures_of, scored
 from hardnet_sfm.weights import not_finite
 
 _GO_BACK = "Go on with a lower --learning-rate, with --resume where the folder beside the output has a last.ckpt."
@@ -56,27 +56,23 @@ class Budget:
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
-    """The sampler's batches as tensors, every `step`-th from one number on, for ever; workers take turns.
+    """Batches as tensors by the names of their attributes, every `step`-th of them, for ever; workers take turns.
 
     Args:
-        sampler: of the batches.
+        batch: that of a number: the patches of a sampler or, for `Resident`, which ones it draws.
         first: number of the first one.
         step: from one number to the next.
-        drawn: which patches are in each, for `Resident`, instead of the patches.
     """
 
-    def __init__(self, sampler: Sampler, first: int, step: int, drawn: bool = False) -> None:
+    def __init__(self, batch: Callable[[int], Batch | Draw], first: int, step: int) -> None:
         super().__init__()
-        self._sampler, self._first, self._step = sampler, first, step
-        self._of: Callable[[int], Batch | Draw] = sampler.draw if drawn else sampler
-        self._names = ("rows", "allowed") if drawn else ("anchors", "positives", "allowed")
+        self._batch, self._first, self._step = batch, first, step
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = torch.utils.data.get_worker_info()
         number = self._first + (worker.id if worker else 0) * self._step
         while True:
-            batch = self._of(number)
-            yield {name: torch.from_numpy(getattr(batch, name)) for name in self._names}
+            yield {name: torch.from_numpy(array) for name, array in vars(self._batch(number)).items()}
             number += (worker.num_workers if worker else 1) * self._step
 
 
@@ -172,7 +168,7 @@ class NetworkTraining(lightning.LightningModule):
         self,
         architecture: Architecture,
         sampler: Sampler,
-        held_out: Sampler | None,
+        held_out: HeldOutBatches | None,
         loss: str,
         augment: AugmentOptions,
         budget: Budget,
@@ -211,8 +207,8 @@ class NetworkTraining(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         workers = WORKERS if self.device.type == "cuda" else 0
         self._resident = Resident.where_it_fits(self._sampler.sets, self.device)
-        batches = Batches(self._sampler, self._number, self.trainer.world_size, drawn=self._resident is not None)
-        return loader_of(batches, workers)
+        batch = self._sampler if self._resident is None else self._sampler.draw
+        return loader_of(Batches(batch, self._number, self.trainer.world_size), workers)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         if self._resident is not None and "rows" in batch:
@@ -225,9 +221,9 @@ class NetworkTraining(lightning.LightningModule):
         return DataLoader(Batches(self._held_out, self.global_rank, self.trainer.world_size), batch_size=None)
 
     @property
-    def validates(self) -> bool:
-        """Whether there is anything to validate with."""
-        return self._held_out is not None
+    def validation_batches(self) -> int:
+        """How many there are; 0 where there is nothing to validate with."""
+        return 0 if self._held_out is None else self._held_out.count
 
     @property
     def _number(self) -> int:
@@ -313,7 +309,7 @@ class NetworkTraining(lightning.LightningModule):
             measures = measures_of(*scored(network, anchors, positives, allowed), scores=True)
         else:
             measures = measures_of(*self._distances(inputs, allowed))
-        self.log_dict(measures, sync_dist=True)
+        self.log_dict(measures, batch_size=1, sync_dist=True)  # scenes count the same, however small their batches
 
     def _distances(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, B) distances of anchors and positives, which are of the same point, and which of others."""

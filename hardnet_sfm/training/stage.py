@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -32,9 +33,11 @@ if TYPE_CHECKING:  # torch and lightning take seconds to import
     import pytorch_lightning as lightning
 
     from hardnet_sfm.training.module import NetworkTraining
+    from hardnet_sfm.training.validation import HeldOutBatches
     from hardnet_sfm.weights import Weights
 
 _LAST = "last.ckpt"
+_CURVES = "curves"
 NORM_BATCH = {"cpu": 256, "cuda": None}
 # What may change when a run is resumed, and does not change what the weights are.
 _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
@@ -69,7 +72,7 @@ def train(
     options: TrainOptions | None = None,
     resources: Resources | None = None,
     *,
-    validation: Path | None = None,
+    validation: Sequence[Path] = (),
     shares: Sequence[float] | None = None,
 ) -> TrainReport:
     """Learns a network from patches, and writes a weights file. One that was made of the same before is left as it is.
@@ -82,7 +85,7 @@ def train(
         output: the .safetensors file to make.
         options: how.
         resources: how much of the machine.
-        validation: a patches.h5 of scenes that are not trained on.
+        validation: the same, each of a scene that is not trained on; measures are means over scenes.
         shares: of each of `patches` in a batch; by default as many as the root of its number of points.
 
     Raises:
@@ -97,7 +100,7 @@ def train(
             f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
         ) from error
 
-    from hardnet_sfm.training.validation import held_out_sampler
+    from hardnet_sfm.training.validation import HeldOutBatches
     from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
@@ -112,13 +115,13 @@ def train(
     recipe = _recipe(sets, shares, options, start)
     minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
     changeable = (minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
-    fingerprint = digest(recipe, changeable, _identity(held_out) if held_out is not None else None)
+    fingerprint = digest(recipe, changeable, [_identity(of) for of in held_out])
     if output.is_file():
         made = read_weights(output).metadata
         if made.get("fingerprint") == fingerprint:
             return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
     sampler = Sampler(sets, shares, options.sampling, options.seed)
-    watched = held_out_sampler(held_out) if held_out is not None else None
+    watched = HeldOutBatches(held_out) if held_out else None
     facts = about(sets, options, fingerprint)
     if options.network == CONVEXOPT:
         return _optimise(sampler, watched, output, options, resources, device, recipe, facts)
@@ -134,6 +137,8 @@ def train(
     threads = max(1, resources.threads // options.devices)
     with locked(folder) if rank() == 0 else nullcontext(), _quiet():
         with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
+            if rank() == 0 and not options.resume and (folder / _CURVES).exists():
+                shutil.rmtree(folder / _CURVES)  # of an earlier run, whose weights these take the place of
             measures = _fit(module, folder, options, device, threads)
         if rank() == 0:
             report = TrainReport(module.global_step, module.seconds / 60, measures)
@@ -144,7 +149,7 @@ def train(
 
 def _optimise(
     sampler: Sampler,
-    held_out: Sampler | None,
+    held_out: HeldOutBatches | None,
     output: Path,
     options: TrainOptions,
     resources: Resources,
@@ -196,7 +201,7 @@ def _train_along(
     output: Path,
     options: TrainOptions,
     resources: Resources,
-    validation: Path | None,
+    validation: Sequence[Path],
     shares: Sequence[float],
 ) -> None:
     """What the process of another device runs."""
@@ -251,7 +256,7 @@ def _identity(of: PatchSet) -> tuple[object, ...]:
 
 def _module(
     sampler: Sampler,
-    held_out: Sampler | None,
+    held_out: HeldOutBatches | None,
     options: TrainOptions,
     minutes: float | None,
     recipe: str,
@@ -288,7 +293,7 @@ def _fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: s
     before = [(number, signal.getsignal(number)) for number in INTERRUPTS]
     try:
         trainer.fit(module, ckpt_path=folder / _LAST if options.resume else None, weights_only=True)
-        if module.validates and not trainer.callback_metrics.keys() & set(module.MEASURES):
+        if module.validation_batches and not trainer.callback_metrics.keys() & set(module.MEASURES):
             trainer.validate(module, verbose=False)  # which a run that was stopped at its end has not done
     except SystemExit as error:  # which is what lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
@@ -308,7 +313,6 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
 
     from hardnet_sfm.networks.device import fast_type
     from hardnet_sfm.training.callbacks import Interruptible, Progress
-    from hardnet_sfm.training.validation import BATCHES
 
     every = ({"every_n_train_steps": options.validate_every}, {"train_time_interval": timedelta(minutes=5)})
     return lightning.Trainer(
@@ -321,10 +325,10 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
         val_check_interval=options.validate_every,
         check_val_every_n_epoch=None,
         # The same batches, in turn, whatever the number of devices.
-        limit_val_batches=-(-BATCHES // options.devices) if module.validates else 0,
+        limit_val_batches=-(-module.validation_batches // options.devices),
         num_sanity_val_steps=0,
         log_every_n_steps=10,
-        logger=TensorBoardLogger(folder, name="curves", version=""),
+        logger=TensorBoardLogger(folder, name=_CURVES, version=""),
         callbacks=[
             *(ModelCheckpoint(folder, Path(_LAST).stem, enable_version_counter=False, **how) for how in every),
             *([Progress()] if rank() == 0 else []),
@@ -335,10 +339,10 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
     )
 
 
-def _read_all(patches: Sequence[Path], validation: Path | None) -> tuple[list[PatchSet], PatchSet | None]:
+def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:
     """Those to train on, and to validate with; raises HardnetSfmError where they were cut in different sizes."""
-    sets, held_out = [_read(path) for path in patches], None if validation is None else _read(validation)
-    everything = sets if held_out is None else [*sets, held_out]
+    sets, held_out = [_read(path) for path in patches], [_read(path) for path in validation]
+    everything = [*sets, *held_out]
     if len({patch_set.measurement_size for patch_set in everything}) > 1:
         sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in everything)
         raise HardnetSfmError(

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.training.patches import PatchSet
-from hardnet_sfm.training.sampling import Sampler, SamplingOptions
+from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 
-BATCHES = 4
+BATCHES = 4  # of each scene
 BATCH_SIZE = 512
 # Patches that a network of pairs compares each patch with, besides the right one. All would take hours.
 RIVALS = 8
 
 
-def held_out_sampler(patches: PatchSet, batch_size: int | None = None) -> Sampler:
-    """Batches to validate on, the same in every run: all of two photos at a time, where these share enough points.
+class HeldOutBatches:
+    """Batches to validate on, the same in every run: each of one scene, all of two photos where these share enough.
 
-    Of 512 pairs where nothing else is said, or of all points where there are fewer; measures change with this number.
+    Args:
+        scenes: patches of each.
+        batch_size: pairs in each; 512 where nothing is said, or all points of a scene that has fewer. Measures change
+            with this number.
+
+    Attributes:
+        count: of the batches, `BATCHES` a scene.
+
+    Raises:
+        HardnetSfmError: a scene has too few points for a batch.
     """
-    if batch_size is None:
-        batch_size = max(2, min(BATCH_SIZE, len(patches.matchable)))
-    apart = SamplingOptions(batch_size, same_photos=1.0, a_pair_of_photos=batch_size)
-    return Sampler([patches], [1.0], apart, seed=0)
+
+    def __init__(self, scenes: Sequence[PatchSet], batch_size: int | None = None) -> None:
+        self.count = BATCHES * len(scenes)
+        self._samplers = []
+        for patches in scenes:
+            size = batch_size or max(2, min(BATCH_SIZE, len(patches.matchable)))
+            apart = SamplingOptions(size, same_photos=1.0, a_pair_of_photos=size)
+            self._samplers.append(Sampler([patches], [1.0], apart, seed=0))
+
+    def __call__(self, number: int) -> Batch:
+        """The batch of the given number; scenes take turns."""
+        turn, scene = divmod(number, len(self._samplers))
+        return self._samplers[scene](turn)
 
 
 def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:
@@ -73,11 +93,11 @@ def scored(network: PairNetwork, anchors: Tensor, positives: Tensor, allowed: Te
 
 
 @torch.inference_mode()
-def validated(network: nn.Module, sampler: Sampler, patch_size: int, device: str) -> dict[str, float]:
-    """The measures of a network whose descriptors are of unit length, means over the first batches of a sampler."""
+def validated(network: nn.Module, batches: HeldOutBatches, patch_size: int, device: str) -> dict[str, float]:
+    """The measures of a network whose descriptors are of unit length, means over the batches."""
     found = []
-    for number in range(BATCHES):
-        batch = sampler(number)
+    for number in range(batches.count):
+        batch = batches(number)
         sides = []
         for patches in (batch.anchors, batch.positives):
             grey = torch.from_numpy(patches).to(device).unsqueeze(1).float() / 255
@@ -86,4 +106,4 @@ def validated(network: nn.Module, sampler: Sampler, patch_size: int, device: str
         found.append(
             measures_of(distances, torch.eye(len(distances), dtype=torch.bool), torch.from_numpy(batch.allowed))
         )
-    return {name: sum(measures[name] for measures in found) / BATCHES for name in found[0]}
+    return {name: sum(measures[name] for measures in found) / len(found) for name in found[0]}
