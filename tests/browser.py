@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 SCREENSHOTS = Path(__file__).parents[1] / "screenshots"  # kept to be looked at; git does not
 DESKTOP, PHONE = (1280, 900), (375, 812)
@@ -29,7 +29,8 @@ _FLAGS = (
     "--ignore-gpu-blocklist",
     "--disable-accelerated-2d-canvas",  # which without a GPU draws a thousand times slower
 )
-_PATIENCE = 120_000  # milliseconds: of a busy machine
+_PATIENCE = 240_000  # milliseconds: of a busy machine without a GPU
+_POLL = 200
 
 
 def chromium() -> str | None:
@@ -76,6 +77,19 @@ class Visit:
         """What an element looks like: (H, W, 3) uint8, BGR."""
         picture = self.page.locator(selector).first.screenshot()
         return np.asarray(cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+    def painted(self, canvas: Locator) -> int:
+        """How many pixels of a canvas anything is drawn on."""
+        pixels: int = canvas.evaluate(_PAINTED)
+        return pixels
+
+    def wait_until(self, true: Callable[[], bool]) -> None:
+        """Photos are decoded and pages drawn when the machine has time for it."""
+        for _ in range(_PATIENCE // _POLL):
+            if true():
+                return
+            self.page.wait_for_timeout(_POLL)
+        raise AssertionError("waited in vain")
 
     def contrasts(self, selector: str) -> dict[str, float]:
         """The lowest WCAG 2 contrast, 1 to 21, of visible text within a selector to what is behind it, by its words.
@@ -128,6 +142,14 @@ def visit(
     finally:
         context.close()
 
+
+_PAINTED = """
+node => {
+  const copy = new OffscreenCanvas(node.width, node.height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(node, 0, 0);
+  return copy.getImageData(0, 0, node.width, node.height).data.filter((value, i) => i % 4 === 3 && value).length;
+}
+"""
 
 _CONTRASTS = """
 selector => {

@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 PHOTOS = 8
-PAINTED = """
-node => {
-  const copy = new OffscreenCanvas(node.width, node.height).getContext("2d", {willReadFrequently: true});
-  copy.drawImage(node, 0, 0);
-  return copy.getImageData(0, 0, node.width, node.height).data.filter((value, i) => i % 4 === 3 && value).length;
-}
-"""  # pixels of a canvas that anything was drawn on
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +121,12 @@ def test_table_sorts_and_filters(desktop: Visit) -> None:
 def test_photo_shows_its_keypoints_by_track_length(desktop: Visit) -> None:
     desktop.page.locator(".thumb").first.click()
     canvas = desktop.page.locator("dialog canvas")
-    everything = canvas.evaluate(PAINTED)
-    assert everything > 1000
+    desktop.wait_until(lambda: desktop.painted(canvas) > 1000)
+    everything = desktop.painted(canvas)
     desktop.keep("report-photo")
     least = desktop.page.locator("dialog input[type=range]")
     least.fill("3")
-    assert 0 < canvas.evaluate(PAINTED) < everything
+    desktop.wait_until(lambda: 0 < desktop.painted(canvas) < everything)
     first = desktop.page.locator("dialog h2").text_content()
     desktop.page.get_by_role("button", name="Next photo").click()
     assert desktop.page.locator("dialog h2").text_content() != first
@@ -147,8 +140,7 @@ def test_panels_of_pairs_open_and_draw_lines(desktop: Visit) -> None:
     panel.locator("summary").click()
     assert panel.get_attribute("open") is not None
     panel.locator("canvas").scroll_into_view_if_needed()
-    desktop.page.wait_for_timeout(300)
-    assert panel.locator("canvas").evaluate(PAINTED) > 500
+    desktop.wait_until(lambda: desktop.painted(panel.locator("canvas")) > 500)
     desktop.keep("report-pair")
 
 
@@ -183,5 +175,5 @@ def test_page_turns_dark_while_it_is_open(browser: Browser, page: Path) -> None:
         canvas = "#matches .matrix canvas"
         unmatched = seen.pixels(canvas)[8, 8]  # the first photo with itself
         seen.page.emulate_media(color_scheme="dark")
-        seen.page.wait_for_timeout(200)
-        assert unmatched.min() > 200 and seen.pixels(canvas)[8, 8].max() < 60
+        assert unmatched.min() > 200
+        seen.wait_until(lambda: seen.pixels(canvas)[8, 8].max() < 60)

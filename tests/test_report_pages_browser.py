@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from browser import DESKTOP, PHONE, Visit, visit
 from test_report import data_of
-from test_report_browser import PAINTED
 from test_report_learning import landmark_table
 from test_report_retrieval import photo
 from test_report_scores import BROWN, HOMOGRAPHY, HPATCHES, W1BS
@@ -98,9 +97,7 @@ class TestFound:
         (answer,) = data["answers"]
         with opened(browser, found["one"]) as seen:
             seen.page.locator(".result").first.click()
-            canvas = seen.page.locator("dialog canvas").element_handle()
-            # Both photos are decoded first, which takes as long as the machine is busy.
-            seen.page.wait_for_function(f"node => ({PAINTED})(node) > 500", arg=canvas)
+            seen.wait_until(lambda: seen.painted(seen.page.locator("dialog canvas")) > 500)
             title = seen.page.locator("dialog h2")
             assert data["names"][answer["image"][0]] in (title.text_content() or "")
             seen.keep("retrieval-pair")
@@ -212,7 +209,6 @@ class TestEvaluated:
         with opened(browser, evaluated["homography"]) as seen:
             for column in ("mean", "wall"):
                 seen.page.get_by_label("Matching accuracy of").select_option(column)
-                seen.page.wait_for_timeout(200)
                 lines = [
                     [tuple(map(float, point.split(","))) for point in (line.get_attribute("points") or "").split()]
                     for line in seen.page.locator("#curves .line-mark").all()

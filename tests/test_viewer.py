@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 FREE = ViewOptions(port=0)
 CANVAS = "canvas[data-engine]"
-WAIT = 240_000  # ms, at most: without a GPU and on a busy machine a page takes its time
 
 
 @pytest.fixture(scope="module")
@@ -520,15 +519,7 @@ class Looking:
 
     def __init__(self, window: Window, seen: Visit) -> None:
         self.window, self.seen, self.page = window, seen, seen.page
-        self.page.set_default_timeout(WAIT)
         self.page.wait_for_selector(CANVAS)
-
-    def wait_until(self, true: Callable[[], bool]) -> None:
-        for _ in range(WAIT // 200):
-            if true():
-                return
-            self.page.wait_for_timeout(200)
-        raise AssertionError("waited in vain")
 
     def colours(self) -> int:
         """How many the canvas has, beside the panels."""
@@ -565,7 +556,7 @@ def looking(made: Workspace, browser: Browser) -> Iterator[Looking]:
 @pytest.mark.slow
 class TestInABrowser:
     def test_the_model_is_drawn_and_the_token_is_gone_from_the_address(self, looking: Looking) -> None:
-        looking.wait_until(lambda: looking.colours() > 50)
+        looking.seen.wait_until(lambda: looking.colours() > 50)
         assert "token" not in looking.page.url
         for words in ("Selection", "Least track", "Look through this camera"):
             looking.page.get_by_text(words).wait_for()
@@ -602,10 +593,10 @@ class TestInABrowser:
 
     def test_controls_of_the_page_reach_the_model(self, looking: Looking) -> None:
         looking.page.get_by_role("checkbox", name="Names").check()
-        looking.wait_until(lambda: looking.window.server.scene.get_handle_by_name("/names/0") is not None)
+        looking.seen.wait_until(lambda: looking.window.server.scene.get_handle_by_name("/names/0") is not None)
         looking.page.get_by_label("Colour", exact=True).click()
         looking.page.get_by_role("option", name="reprojection error").click()
-        looking.wait_until(lambda: looking.window.legend.visible)
+        looking.seen.wait_until(lambda: looking.window.legend.visible)
         looking.page.get_by_text("px or more").wait_for()
         looking.seen.keep("viewer-colours")
 
