@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ from hardnet_sfm.networks.architectures import (
 from hardnet_sfm.workspace import replacing
 
 _CUSTOMARY_SIZE = 12.0  # sigmas across a patch, since Brown's data set
+# What PyTorch's reader raises of files that are cut off or something else.
+_DAMAGED = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(pickle.UnpicklingError, struct.error),
+)
 # An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
 _FOLDERS = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")
 
@@ -115,11 +121,13 @@ def load_tensors(path: Path, hint: str) -> Any:
     """
     try:
         return torch.load(path, "cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         raise HardnetSfmError(f"{path}: damaged, or not a file of tensors alone", hint) from error
 
 
-def convert(source: Path, target: Path, architecture: str | None = None, measurement_size: float | None = None) -> None:
+def convert(
+    source: Path, target: Path | None = None, architecture: str | None = None, measurement_size: float | None = None
+) -> Path:
     """Writes the state dict of a PyTorch checkpoint as a safetensors file.
 
     The checkpoint is read by PyTorch's reader for tensors only, which runs no code that is in the file. Tensors get the
@@ -127,14 +135,18 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
 
     Args:
         source: .pth file with a state dict, bare or under "state_dict" as the authors of HardNet have it.
-        target: .safetensors file to make.
+        target: .safetensors file to make; by default beside the source, where nothing of that name is there yet.
         architecture: what the weights are of, or what is to be taken of them, as the towers of "deepcompare-siam" for
             "deepcompare-siam-l2". Where None, they are recognised by their names and shapes.
         measurement_size: sigmas of the keypoint across the patches they were trained with; 12 by default.
 
+    Returns:
+        The file that was made.
+
     Raises:
         HardnetSfmError: the file is missing, damaged, holds something else, or the disk is full.
-        UsageError: there is no such architecture or size, or the source is a safetensors file, or is the target.
+        UsageError: there is no such architecture or size, the source is a safetensors file or the target, or no target
+            is given and there is a file of its name.
     """
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}", "Give the path of a PyTorch checkpoint.")
@@ -143,11 +155,18 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
     size = _CUSTOMARY_SIZE if measurement_size is None else measurement_size
     if not 0 < size < float("inf"):
         raise UsageError(f"--measurement-size must be above 0 and finite: {size}")
+    if target is None:
+        target = source.with_suffix(".safetensors")
+        if target.exists():
+            raise UsageError(f"{target} is there already", "Give --output to say which file to write.")
     if target.resolve() == source.resolve():
         raise UsageError(f"{source} would be written over by what is made of it", "Give another name for --output.")
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+    named_tensors = isinstance(tensors, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    )
+    if not named_tensors or not tensors:
         raise HardnetSfmError(f"{source}: no state dict in it", "A state dict maps names of parameters to tensors.")
     name = architecture or recognised(tensors)
     if name is None:
@@ -163,6 +182,7 @@ def convert(source: Path, target: Path, architecture: str | None = None, measure
             f"{source}: not weights of {of.title}", f"Leave out --architecture to have it found. {hint}".strip()
         )
     write_weights(target, named, {**of.metadata(), "measurement_size": str(size), "source": source.name})
+    return target
 
 
 def find_architecture(name: str) -> Architecture:

@@ -103,13 +103,13 @@ def prepare_folder(folder: Path) -> None:
         HardnetSfmError: it is a file, or cannot be made or written to.
     """
     if folder.exists() and not folder.is_dir():
-        raise HardnetSfmError(f"{folder} is a file, a folder is needed", "Choose another --workspace.")
+        raise HardnetSfmError(f"{folder} is a file, a folder is needed", "Choose another place to write to.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, NotADirectoryError) as error:
-        raise HardnetSfmError(f"cannot make {folder}: {error.strerror}", "Choose another --workspace.") from error
+        raise HardnetSfmError(f"cannot make {folder}: {error.strerror}", "Choose another place to write to.") from error
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise HardnetSfmError(f"{folder}: no permission to read and write", "Choose another --workspace.")
+        raise HardnetSfmError(f"{folder}: no permission to read and write", "Choose another place to write to.")
 
 
 @contextmanager
@@ -135,10 +135,10 @@ def locked(folder: Path, file: str = "") -> Iterator[None]:
             f"another hardnet-sfm run is writing {folder / file}"
             if file
             else f"another hardnet-sfm run is working in {folder}",
-            f"Wait for it to end, or give this run its own {'--output' if file else '--workspace'}.",
+            "Wait for it to end, or let this run write elsewhere.",
         ) from error
     except OSError as error:
-        raise HardnetSfmError(f"cannot lock {folder}: {error.strerror}", "Choose another --workspace.") from error
+        raise HardnetSfmError(f"cannot lock {folder}: {error.strerror}", "Choose another place to write to.") from error
     try:
         yield
     finally:

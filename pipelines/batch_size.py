@@ -24,6 +24,7 @@ from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.weights import find_architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class Options(ExperimentOptions):
     """Pairs in a batch."""
     loss: str = "hardnet"
     """As in `train`."""
-    norm_batch: int = 256
-    """As in `train`."""
+    norm_batch: int | None = None
+    """As in `train`. Default: 256, on a GPU, too, for networks with batch normalisation."""
 
     def variants(self) -> dict[str, TrainOptions]:
         """How to train, by size.
@@ -54,13 +55,15 @@ class Options(ExperimentOptions):
         total = self.pairs if self.steps is None else self.steps * max(self.sizes)
         if total is None or total < 1:
             raise UsageError("--pairs and --steps must be above 0")
+        # One number for batches of all sizes, or their statistics would differ as well.
+        norm_batch = 256 if self.norm_batch is None and find_architecture(self.network).normalised else self.norm_batch
         return {
             str(size): TrainOptions(
                 network=self.network,
                 steps=-(-total // size),
                 loss=self.loss,
                 learning_rate=self.learning_rate,
-                norm_batch=self.norm_batch,
+                norm_batch=norm_batch,
                 sampling=SamplingOptions(size),
             )
             for size in sorted(set(self.sizes))

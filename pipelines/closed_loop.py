@@ -24,7 +24,7 @@ from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
@@ -34,7 +34,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.mine import mine
 from hardnet_sfm.training.observations import MineOptions
 from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.stage import train
+from hardnet_sfm.training.stage import check_installed, read_any_patches, train
 from hardnet_sfm.weights import find_architecture, find_weights, load_network
 from hardnet_sfm.workspace import Workspace, read_json
 
@@ -62,22 +62,30 @@ class Options:
     mine: MineOptions = field(default_factory=MineOptions)
 
 
-def check(options: TrainOptions) -> None:
+def check(options: Options) -> None:
     """Raises HardnetSfmError where training, which comes late, would; or where what it makes cannot describe photos."""
-    options.check()
-    network = find_architecture(options.completed().network)
+    check_installed()
+    options.train.check()
+    network = find_architecture(options.train.completed().network)
     if network.metric != "l2":
         raise UsageError(
             f"--network {network.name} compares patches and describes none: photos cannot be matched by it alone",
             "Train it with hardnet-sfm train, and use it with hardnet-sfm match --rescore.",
         )
-    if options.init is not None:
-        load_network(find_weights(options.init), network.name)
+    if options.train.init is not None:
+        load_network(find_weights(options.train.init), network.name)
+    for path in options.validation:
+        size = read_any_patches(path).measurement_size
+        if size != options.mine.measurement_size:
+            raise HardnetSfmError(
+                f"{path}: patches {size:g} sigmas wide, those to train on are {options.mine.measurement_size:g}",
+                "Mine them anew in that size, or say the other as --mine.measurement-size.",
+            )
 
 
 def closed_loop(options: Options) -> tuple[Workspace, Workspace]:
     """Runs the loop; what an earlier run finished is kept. The workspaces before and after."""
-    check(options.train)
+    check(options)
     before, after = Workspace(options.workspace / "before"), Workspace(options.workspace / "after")
     patches, weights = options.workspace / "patches.h5", options.workspace / "learned.safetensors"
 

@@ -96,6 +96,7 @@ def written(folder: Path) -> dict[Path, int]:
         ("--network matchnet --init None", "matchnet compares patches and describes none"),
         ("--network tfeat", "weights of hardnet, not of tfeat"),
         ("--network convexopt --init None", "minutes has no effect"),
+        ("--validation nowhere.h5", "nowhere.h5"),
     ],
 )
 def test_what_cannot_be_learned_is_said_before_hours_of_work(

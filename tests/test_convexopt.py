@@ -585,6 +585,13 @@ class TestTraining:
         with pytest.raises(HardnetSfmError, match="no journal"):
             train([mined], mined.with_name("new.safetensors"), replace(self.OPTIONS, resume=True), self.CPU)
 
+    def test_that_leaves_nothing_writes_nothing(self, mined: Path) -> None:
+        output, brief = mined.with_name("out.safetensors"), replace(BRIEF, nuclear=0.999, projection_steps=3)
+        with pytest.raises(HardnetSfmError, match="no dimension is left") as raised:
+            train([mined], output, replace(self.OPTIONS, convex=brief), self.CPU)
+        assert "--nuclear" in raised.value.hint
+        assert not output.exists()
+
     @pytest.mark.parametrize(
         ("options", "problem"),
         [

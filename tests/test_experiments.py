@@ -92,6 +92,13 @@ class TestHeldOut:
         assert found["fpr95"] == pytest.approx(expected["fpr95"], abs=0.01)
         assert found["map"] == pytest.approx(expected["map"], abs=0.01)
 
+    @pytest.mark.parametrize("distance", [0.0, 0.5])
+    @pytest.mark.parametrize("scores", [False, True])
+    def test_a_network_to_which_all_look_the_same_matches_nothing(self, distance: float, scores: bool) -> None:
+        same = torch.eye(8, dtype=torch.bool)
+        found = measures_of(torch.full((8, 8), distance), same, ~same, scores=scores)
+        assert found == {"fpr95": 1.0, "map": 0.0}
+
     def test_the_centre_of_wide_patches_is_described(self, hard: Path) -> None:
         """A descriptor that spans half as many sigmas sees the middle 32 pixels of 64."""
 
@@ -266,6 +273,8 @@ class TestRecipes:
         by_steps = script.Options(*of, steps=3, sizes=(64, 100)).variants()
         assert {name: one.steps for name, one in by_steps.items()} == {"64": 5, "100": 3}
         assert {one.norm_batch for one in by_pairs.values()} == {256}
+        without = script.Options(*of, pairs=64, network="tfeat").variants()
+        assert {one.completed().norm_batch for one in without.values()} == {None}
         for wrong in (
             {},
             {"pairs": 1, "steps": 1},

@@ -25,7 +25,8 @@ from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.ranks import joined, rank
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import train
-from hardnet_sfm.weights import read_weights
+from hardnet_sfm.training.validation import HeldOutBatches, validated
+from hardnet_sfm.weights import load_network, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,6 +115,20 @@ def test_a_run_on_two_devices_that_was_stopped_ends_with_the_same_weights(
     assert not (tmp_path / "two.training" / "last.ckpt").exists()
     measured = [read_weights(path).metadata["measures"] for path in (trained, output)]
     assert measured[0] == measured[1]
+
+
+@pytest.mark.slow
+def test_three_devices_measure_what_one_does(patches: Path, tmp_path: Path) -> None:
+    """Of eight batches each has three, and the ninth does not count."""
+    scenes = [tmp_path / "easy.h5", tmp_path / "hard.h5"]
+    for scene, noise in zip(scenes, (10, 120), strict=True):
+        write_noisy_patches(scene, noise=noise)
+    output = tmp_path / "out.safetensors"
+    report = train([patches], output, replace(TWO, steps=1, devices=3), CPU, validation=scenes)
+    network = load_network(output).network
+    one, other = (validated(network, HeldOutBatches([read_patches(of)]), 32, "cpu")["map"] for of in scenes)
+    assert one > other + 0.2
+    assert report.measures["map"] == pytest.approx((one + other) / 2, abs=0.01)
 
 
 @pytest.mark.slow

@@ -703,7 +703,7 @@ def test_files_of_one_folder_are_locked_one_by_one(tmp_path: Path) -> None:
             pass
         with pytest.raises(HardnetSfmError) as raised, locked(tmp_path, "a.h5"):
             pass
-        assert raised.value.message.endswith(f"is writing {tmp_path / 'a.h5'}") and "--output" in raised.value.hint
+        assert raised.value.message.endswith(f"is writing {tmp_path / 'a.h5'}")
 
 
 def test_the_same_process_may_lock_a_workspace_twice(tmp_path: Path) -> None:

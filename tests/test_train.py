@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
 
@@ -20,10 +21,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from processes import running
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+import hardnet_sfm.weights
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
@@ -38,6 +41,7 @@ from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, wri
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.stage import train
 from hardnet_sfm.weights import read_weights, write_weights
+from hardnet_sfm.workspace import locked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,11 +210,11 @@ def test_metadata_say_how_they_were_made(trained: Path, patches: Path) -> None:
 def test_metadata_have_the_command_and_the_commit(
     patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["/opt/bin/hardnet-sfm", "train", "a b.h5"])
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/hardnet-sfm", "train", "a b.h5", "l\udce4nd.h5"])
     options = replace(BRIEF, steps=1, licence="CC0-1.0")
     train([patches], tmp_path / "out.safetensors", options, CPU)
     metadata = read_weights(tmp_path / "out.safetensors").metadata
-    assert (metadata["licence"], metadata["command"]) == ("CC0-1.0", "hardnet-sfm train 'a b.h5'")
+    assert (metadata["licence"], metadata["command"]) == ("CC0-1.0", r"hardnet-sfm train 'a b.h5' 'l\udce4nd.h5'")
     clone = Path(__file__).parents[1]
     if (clone / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True, text=True, check=True)
@@ -413,6 +417,7 @@ def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_pa
         (TrainOptions(minutes=0), "--minutes"),
         (TrainOptions(steps=-1), "--steps"),
         (TrainOptions(seed=-1), "--seed"),
+        (TrainOptions(seed=10**14), "--seed must be below"),
         (TrainOptions(dropout=1.0), "--dropout"),
         (TrainOptions(dropout=math.nan), "--dropout"),
         (TrainOptions(minutes=math.inf), "--minutes must be above 0 and finite"),
@@ -459,6 +464,63 @@ def test_measures_of_two_scenes_are_the_means_of_both(patches: Path, tmp_path: P
     for name in ("fpr95", "map"):
         assert abs(one[name] - other[name]) > 0.02
         assert both[name] == pytest.approx((one[name] + other[name]) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("near", [False, True], ids=["one point", "two at one place"])
+def test_a_scene_too_small_to_measure_with_is_refused_before_training(
+    patches: Path, tmp_path: Path, near: bool
+) -> None:
+    write_noisy_patches(tmp_path / "small.h5", points=2 if near else 1)
+    if near:
+        found = read_patches(tmp_path / "small.h5")
+        write_patches(tmp_path / "small.h5", replace(found, xyz=np.zeros((2, 3), np.float32), extent=1.0))
+    with pytest.raises(HardnetSfmError, match=r"small\.h5: too little to measure with"):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU, validation=[tmp_path / "small.h5"])
+
+
+def test_a_finished_run_that_could_not_write_its_weights_is_not_lost(
+    trained: Path, patches: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "whole.safetensors"
+
+    def full(path: Path, *_: object) -> None:
+        raise HardnetSfmError(f"cannot write {path}", "Make room on the disk.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardnet_sfm.weights, "write_weights", full)
+        with pytest.raises(HardnetSfmError, match="cannot write"):
+            train([patches], output, replace(BRIEF, validate_every=100), CPU, validation=[patches])
+    assert torch.load(tmp_path / "whole.training" / "last.ckpt", weights_only=True)["global_step"] == 6
+    report = train([patches], output, _resumed(BRIEF), CPU, validation=[patches])
+    assert (report.steps, report.computed) == (6, True)
+    expected, found = load_file(trained), load_file(output)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert report.measures == pytest.approx(json.loads(read_weights(trained).metadata["measures"]))
+
+
+def _holds(folder: Path, pipe: Connection) -> None:
+    with locked(folder):
+        pipe.send("locked")
+        pipe.recv()
+
+
+def test_a_run_beside_another_of_the_same_output_is_not_told_to_delete_anything(patches: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.training"
+    with running(_holds, folder) as (_, pipe):
+        assert pipe.recv() == "locked"
+        (folder / "last.ckpt").touch()
+        with pytest.raises(HardnetSfmError, match="another hardnet-sfm run is working") as raised:
+            train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    assert "elete" not in raised.value.hint
+
+
+def test_folders_are_no_weights_and_not_all_are_patches(patches: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(UsageError, match=r"out\.safetensors is a folder"):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    with pytest.raises(HardnetSfmError, match=r"neither info\.txt.*nor i_") as raised:
+        train([tmp_path], tmp_path / "a.safetensors", BRIEF, CPU)
+    assert "mine" in raised.value.hint
 
 
 def test_patches_of_different_size_are_a_clear_error(patches: Path, tmp_path: Path) -> None:

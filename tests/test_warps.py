@@ -219,6 +219,20 @@ class TestStage:
         for point in range(len(found.xyz)):
             assert len(set(photo_of[found.point == point])) == 1
 
+    def test_a_photo_that_is_there_twice_is_taken_once(self, photos: Path, tmp_path: Path) -> None:
+        name = min(path.name for path in photos.iterdir() if path.name != "damaged.jpg")
+        for folder, names in (("once", ["a.jpg"]), ("twice", ["a.jpg", "b.jpg"])):
+            (tmp_path / folder).mkdir()
+            for copy in names:
+                (tmp_path / folder / copy).write_bytes((photos / name).read_bytes())
+        once, twice = (warp(tmp_path / folder, tmp_path / f"{folder}.h5", FEW) for folder in ("once", "twice"))
+        assert (twice.patches, twice.points, twice.photos) == (once.patches, once.points, once.photos)
+        assert twice.skipped == {"b.jpg": "the same photo as a.jpg"}
+
+    def test_the_folder_of_photos_is_no_file_to_write(self, photos: Path) -> None:
+        with pytest.raises(UsageError, match="is a folder"):
+            warp(photos, photos, FEW)
+
     @pytest.mark.parametrize(
         "wrong",
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save, save_file
 
 import hardnet_sfm
 from hardnet_sfm.cli import main
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.networks.hardnet import HardNet
@@ -101,7 +102,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04", b"\x80\x02J\x01"])
 def test_what_is_no_checkpoint_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(HardnetSfmError, match=r"a\.pth"):
@@ -109,9 +110,24 @@ def test_what_is_no_checkpoint_is_a_clear_error(tmp_path: Path, content: bytes) 
 
 
 def test_a_checkpoint_without_a_state_dict_is_a_clear_error(tmp_path: Path) -> None:
-    torch.save([torch.ones(2)], tmp_path / "list.pth")
-    with pytest.raises(HardnetSfmError, match="no state dict in it"):
-        convert(tmp_path / "list.pth", tmp_path / "out.safetensors")
+    for content in ([torch.ones(2)], {3: torch.ones(2)}, {"weight": 3}, {}):
+        torch.save(content, tmp_path / "list.pth")
+        with pytest.raises(HardnetSfmError, match="no state dict in it"):
+            convert(tmp_path / "list.pth", tmp_path / "out.safetensors")
+
+
+def test_converted_weights_lie_beside_the_checkpoint_and_take_no_files_place(
+    checkpoint: tuple[Path, KorniaHardNet], tmp_path: Path
+) -> None:
+    source = Path(shutil.copy(checkpoint[0], tmp_path / "mine.pth"))
+    assert convert(source) == tmp_path / "mine.safetensors"
+    before = (tmp_path / "mine.safetensors").read_bytes()
+    with pytest.raises(UsageError, match=r"mine\.safetensors is there already"):
+        convert(source)
+    convert(source, tmp_path / "mine.safetensors", measurement_size=20)
+    assert (tmp_path / "mine.safetensors").read_bytes() != before
+    with pytest.raises(HardnetSfmError, match=r"no such file: \."):
+        convert(Path())
 
 
 def test_verify_holds_a_file_against_its_card(tmp_path: Path) -> None:

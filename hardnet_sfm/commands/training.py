@@ -93,7 +93,8 @@ class Train:
         "hardnet-sfm train patches.h5 -o tfeat.safetensors --network tfeat --steps 5000",
     )
     interrupted: ClassVar[str] = (
-        "Interrupted. Go on with the same command, and --resume where the folder beside the output has a last.ckpt."
+        "Interrupted. Go on with the same command, and --resume where the folder beside the output has a last.ckpt or "
+        "journal."
     )
 
     patches: Annotated[tuple[Path, ...], Positional, arg(metavar="PATCHES")]
@@ -168,9 +169,7 @@ class Weights:
             return
         assert self.name is not None
         if self.action == "convert":
-            target = self.output or Path(self.name).with_suffix(".safetensors")
-            convert(Path(self.name), target, self.architecture, self.measurement_size)
-            output.print(escape(str(target)))
+            output.print(escape(str(convert(Path(self.name), self.output, self.architecture, self.measurement_size))))
             return
         path = find_weights(self.name)
         if self.action == "verify":

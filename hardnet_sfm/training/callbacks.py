@@ -74,6 +74,9 @@ class Interruptible(lightning.Callback):
         self._asked = True
         console.print("Stopping after this batch, with a checkpoint; again, and it stops at once.")
 
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
+        trainer.save_checkpoint(self._checkpoint)  # of a finished run, whose weights may find no place on the disk
+
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
         # All devices stop after the same batch: each would wait for the others in the next, or in saving this one.
         asked = torch.tensor(float(self._asked), device=module.device)

@@ -38,7 +38,7 @@ _HELD_OUT = 5
 
 @dataclass(frozen=True)
 class ConvexOptions:
-    """How ConvexOpt's two convex problems are posed and solved; other networks take no notice of it."""
+    """How ConvexOpt's two convex problems are posed and solved; of --network convexopt alone."""
 
     pairs: int = 16384
     """Matching pairs to learn from, and as many others. Each takes 8 bytes of memory for each ring and for each pooled
@@ -107,7 +107,8 @@ def learn_convexopt(
         recipe: fingerprint of the patches; what is in the journal for another recipe is not used.
 
     Raises:
-        HardnetSfmError: nothing tells matching pairs from others, or the journal is damaged or cannot be written.
+        HardnetSfmError: nothing tells matching pairs from others, a penalty leaves nothing, or the journal is damaged
+            or cannot be written.
         UsageError: an option makes no sense.
     """
     import torch
@@ -122,7 +123,11 @@ def learn_convexopt(
         weights = learn_weights(*_distances(pairs, rings, state), 8 * rings.ring.bincount(), options, seed, state)
         of_region = weights[rings.ring]
         regions, of_region = rings.regions[of_region > 0], of_region[of_region > 0]
+        if not len(regions):
+            raise _nothing_left("region", "--sparsity")
         projection = learn_projection(*_features(pairs, regions, of_region), options, seed, state)
+        if not len(projection):
+            raise _nothing_left("dimension", "--nuclear")
     return {"regions": regions, "weights": of_region, "projection": projection}
 
 
@@ -293,6 +298,10 @@ def _most(gain: Tensor) -> float:
             "nothing tells matching patches from others", "The patches are flat, or their points are wrong."
         )
     return float(gain)
+
+
+def _nothing_left(what: str, penalty: str) -> HardnetSfmError:
+    return HardnetSfmError(f"no {what} is left after the last step", f"Lower {penalty}, or learn from more --pairs.")
 
 
 def _drawn(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:

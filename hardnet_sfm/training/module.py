@@ -192,7 +192,7 @@ class NetworkTraining(lightning.LightningModule):
         self._architecture, self._sampler, self._held_out = architecture, sampler, held_out
         self._loss, self._augment, self.budget, self._seed = loss, augment, budget, seed
         self._learning_rate, self._weight_decay, self._recipe = learning_rate, weight_decay, recipe
-        self._norm_batch = norm_batch
+        self._norm_batch, self._devices = norm_batch, 1
         self.seconds, self._began = 0.0, 0.0
         self._resident: Resident | None = None
         self._layers: list[Tensor] = []
@@ -218,7 +218,8 @@ class NetworkTraining(lightning.LightningModule):
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[Any]:
         if self._held_out is None:
             return []
-        return DataLoader(Batches(self._held_out, self.global_rank, self.trainer.world_size), batch_size=None)
+        self._devices = self.trainer.world_size
+        return DataLoader(Batches(self._held_out, self.global_rank, self._devices), batch_size=None)
 
     @property
     def validation_batches(self) -> int:
@@ -300,7 +301,7 @@ class NetworkTraining(lightning.LightningModule):
         self.log("loss", mean)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         patches = torch.cat([batch["anchors"], batch["positives"]]).unsqueeze(1).float() / 255
         inputs = torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // self._architecture.patch_size)
         network, allowed = self.network, batch["allowed"].cpu()
@@ -309,7 +310,10 @@ class NetworkTraining(lightning.LightningModule):
             measures = measures_of(*scored(network, anchors, positives, allowed), scores=True)
         else:
             measures = measures_of(*self._distances(inputs, allowed))
-        self.log_dict(measures, batch_size=1, sync_dist=True)  # scenes count the same, however small their batches
+        # Scenes count the same, however small their batches; those that even out the devices' numbers do not count.
+        counts = batch_idx * self._devices + self.global_rank < self.validation_batches
+        # Their sum is divided by the number of devices as whole numbers are.
+        self.log_dict(measures, batch_size=self._devices if counts else 0, sync_dist=True)
 
     def _distances(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, B) distances of anchors and positives, which are of the same point, and which of others."""

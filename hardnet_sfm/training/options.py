@@ -10,6 +10,7 @@ from hardnet_sfm.training.convex import ConvexOptions
 from hardnet_sfm.training.sampling import SamplingOptions
 
 CONVEXOPT = "convexopt"
+_SEEDS = 2**40  # torch takes 64 bits, and that of a step is made of the run's
 # What is of gradient descent alone, and nothing to a network that is learned by convex optimisation.
 _OF_DESCENT = (
     "minutes",
@@ -76,6 +77,8 @@ class TrainOptions:
         self.convex.check()
         check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0)
         check_least(self, weight_decay=0, norm_batch=2, seed=0)
+        if self.seed >= _SEEDS:
+            raise UsageError(f"--seed must be below {_SEEDS}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be from 0 to below 1")
 

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.journal import Arrays, Journal
 from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.workspace import replacing
@@ -111,7 +111,7 @@ class PatchSet:
         if not (np.diff(self.point) == 0).any():
             raise HardnetSfmError(
                 f"{self.path}: too few points: none has two patches",
-                "Use more photos of the same scene, or weaker filters.",
+                "Use more photos or sharper ones, or with `mine` weaker filters.",
             )
         return self
 
@@ -178,7 +178,10 @@ def is_made(path: Path, options: Mapping[str, Any]) -> bool:
 
     Raises:
         HardnetSfmError: it is something else, which is not to be written over.
+        UsageError: it is a folder.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "Give --output the name of a file.")
     if not path.exists():
         return False
     try:

@@ -23,7 +23,7 @@ def about(sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str) -> 
         "measurement_size": str(sets[0].measurement_size),
         "licence": options.licence,
         "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
-        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode(),
         "commit": _commit(),
         "seed": str(options.seed),
         "fingerprint": fingerprint,

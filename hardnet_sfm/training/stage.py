@@ -32,6 +32,7 @@ from hardnet_sfm.workspace import digest, locked
 if TYPE_CHECKING:  # torch and lightning take seconds to import
     import pytorch_lightning as lightning
 
+    from hardnet_sfm.journal import Journal
     from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.training.validation import HeldOutBatches
     from hardnet_sfm.weights import Weights
@@ -41,6 +42,16 @@ _CURVES = "curves"
 NORM_BATCH = {"cpu": 256, "cuda": None}
 # What may change when a run is resumed, and does not change what the weights are.
 _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
+
+
+def check_installed() -> None:
+    """Raises HardnetSfmError where the packages that training needs beyond the others are missing."""
+    try:
+        import pytorch_lightning  # noqa: F401
+    except ImportError as error:
+        raise HardnetSfmError(
+            f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -93,12 +104,7 @@ def train(
             were cut in different sizes, or the loss or a weight is not a finite number.
         UsageError: an option makes no sense.
     """
-    try:
-        import pytorch_lightning  # noqa: F401
-    except ImportError as error:
-        raise HardnetSfmError(
-            f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
-        ) from error
+    check_installed()
 
     from hardnet_sfm.training.validation import HeldOutBatches
     from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
@@ -130,12 +136,12 @@ def train(
         load_into(module.network, start, options.network)
     folder = output.with_name(f"{output.stem}.training")
     last = folder / _LAST
-    if options.resume:
-        _check_checkpoint(last)
-    elif last.exists() and rank() == 0:
-        raise _unfinished(folder)
     threads = max(1, resources.threads // options.devices)
     with locked(folder) if rank() == 0 else nullcontext(), _quiet():
+        if options.resume:
+            _check_checkpoint(last)
+        elif last.exists() and rank() == 0:
+            raise _unfinished(folder)
         with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
             if rank() == 0 and not options.resume and (folder / _CURVES).exists():
                 shutil.rmtree(folder / _CURVES)  # of an earlier run, whose weights these take the place of
@@ -160,7 +166,6 @@ def _optimise(
     """Learns ConvexOpt, which is no matter of gradient descent; the minutes are those of the last run."""
     import torch
 
-    from hardnet_sfm.journal import Journal
     from hardnet_sfm.training.convex import learn_convexopt
     from hardnet_sfm.training.validation import validated
     from hardnet_sfm.weights import find_architecture, write_weights
@@ -168,12 +173,8 @@ def _optimise(
     began = time.monotonic()
     folder, architecture = output.with_name(f"{output.stem}.training"), find_architecture(CONVEXOPT)
     kept = folder / "journal"
-    if kept.exists() and not options.resume:
-        raise _unfinished(folder)
-    if options.resume and not kept.is_file():
-        raise HardnetSfmError(f"no journal at {kept}", "Leave out --resume to begin anew.")
     torch.set_num_threads(resources.threads)
-    with locked(folder), closing(Journal(kept)) as journal:
+    with locked(folder), closing(_journal(kept, options.resume)) as journal:
         size = architecture.patch_size
         tensors = learn_convexopt(
             sampler, options.convex, journal, patch_size=size, seed=options.seed, device=device, recipe=recipe
@@ -188,6 +189,17 @@ def _optimise(
         write_weights(output, tensors, facts | report.metadata)
         journal.drop()
     return report
+
+
+def _journal(path: Path, resume: bool) -> Journal:
+    """Of a run that goes on, or a new one; raises HardnetSfmError where there is not what is asked for."""
+    from hardnet_sfm.journal import Journal
+
+    if path.exists() and not resume:
+        raise _unfinished(path.parent)
+    if resume and not path.is_file():
+        raise HardnetSfmError(f"no journal at {path}", "Leave out --resume to begin anew.")
+    return Journal(path)
 
 
 def _unfinished(folder: Path) -> HardnetSfmError:
@@ -217,6 +229,8 @@ def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resourc
     options.check()
     if output.suffix != ".safetensors":
         raise UsageError(f"{output}: weights are files that end in .safetensors", "Give --output a name that ends so.")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder", "Give --output the name of a file.")
     twice = [
         str(path) for number, path in enumerate(patches) if path.resolve() in [p.resolve() for p in patches[:number]]
     ]
@@ -341,7 +355,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
 
 def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:
     """Those to train on, and to validate with; raises HardnetSfmError where they were cut in different sizes."""
-    sets, held_out = [_read(path) for path in patches], [_read(path) for path in validation]
+    sets, held_out = [read_any_patches(path) for path in patches], [read_any_patches(path) for path in validation]
     everything = [*sets, *held_out]
     if len({patch_set.measurement_size for patch_set in everything}) > 1:
         sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in everything)
@@ -352,15 +366,26 @@ def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list
     return sets, held_out
 
 
-def _read(path: Path) -> PatchSet:
-    """Patches in any of the layouts there are."""
+def read_any_patches(path: Path) -> PatchSet:
+    """Patches in any of the layouts there are.
+
+    Raises:
+        HardnetSfmError: it is none of them, or damaged.
+    """
     from hardnet_sfm.training.brown import read_brown
     from hardnet_sfm.training.hpatches import read_hpatches
     from hardnet_sfm.training.patches import read_patches
 
     if not path.is_dir():
         return read_patches(path)
-    return read_brown(path) if (path / "info.txt").is_file() else read_hpatches(path)
+    if (path / "info.txt").is_file():
+        return read_brown(path)
+    if not any(path.glob("[iv]_*")):
+        raise HardnetSfmError(
+            f"{path}: a folder with no patches in it: neither info.txt, as Brown's have, nor i_* and v_*, as HPatches'",
+            "`hardnet-sfm mine` makes a patches.h5 of a model and its photos.",
+        )
+    return read_hpatches(path)
 
 
 def _check_checkpoint(path: Path) -> None:

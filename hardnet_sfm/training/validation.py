@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.training.patches import PatchSet
@@ -30,7 +31,7 @@ class HeldOutBatches:
         count: of the batches, `BATCHES` a scene.
 
     Raises:
-        HardnetSfmError: a scene has too few points for a batch.
+        HardnetSfmError: a scene has too few points for a batch, or they are all too near each other.
     """
 
     def __init__(self, scenes: Sequence[PatchSet], batch_size: int | None = None) -> None:
@@ -39,12 +40,21 @@ class HeldOutBatches:
         for patches in scenes:
             size = batch_size or max(2, min(BATCH_SIZE, len(patches.matchable)))
             apart = SamplingOptions(size, same_photos=1.0, a_pair_of_photos=size)
-            self._samplers.append(Sampler([patches], [1.0], apart, seed=0))
+            if len(patches.matchable) < size:
+                raise _too_small(patches, f"{len(patches.matchable)} points seen in two photos, {size} are needed")
+            sampler = Sampler([patches], [1.0], apart, seed=0)
+            if not all(sampler.draw(number).allowed.any() for number in range(BATCHES)):
+                raise _too_small(patches, "no two points are so far apart that they must look different")
+            self._samplers.append(sampler)
 
     def __call__(self, number: int) -> Batch:
         """The batch of the given number; scenes take turns."""
         turn, scene = divmod(number, len(self._samplers))
         return self._samplers[scene](turn)
+
+
+def _too_small(patches: PatchSet, why: str) -> HardnetSfmError:
+    return HardnetSfmError(f"{patches.path}: too little to measure with: {why}", "Mine a larger scene for it.")
 
 
 def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:
@@ -58,11 +68,12 @@ def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool
     """
     compared = same | others
     # Matching: every anchor takes its nearest, ranked by how much nearer it is than the next: by the ratio of the
-    # distances or by the difference of the scores.
+    # distances or by the difference of the scores. Of several that are equally near, none is found.
     candidates = distances.masked_fill(~compared, torch.inf)
     nearest, second = candidates.topk(2, dim=1, largest=False).values.unbind(1)
-    doubt = nearest - second if scores else nearest / second
-    right = candidates[same] == nearest
+    tied = nearest == second
+    doubt = nearest - second if scores else torch.where(tied, 1, nearest / second)
+    right = (candidates[same] == nearest) & ~tied
     return {
         "fpr95": fpr95(distances[compared].numpy(), same[compared].numpy()),
         "map": average_precision(doubt.numpy(), right.numpy(), len(right)),

@@ -305,9 +305,12 @@ def warp(
         return warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
 
     photos = {name: sha256_of(images / name) for name in names}
+    first = {sha256: name for name, sha256 in reversed(photos.items())}
+    # Their points would have the same numbers, and pixels that are equal in what should be two looks.
+    skipped = {name: f"the same photo as {first[of]}" for name, of in photos.items() if first[of] != name}
+    names = [name for name in names if name not in skipped]
     prints = {name: digest("warps", recipe, photos[name]) for name in names}
     made_of = {**recipe, "fingerprint": digest(prints)}
-    skipped: dict[str, str] = {}
     due: list[str] = []
     with locked(output.parent, output.name), PatchWriter(output) as writer:
         if not is_made(output, made_of):
@@ -331,7 +334,8 @@ def warp(
             writer.commit(kept, "warps", options.measurement_size, _EXTENT, made_of)
     patches = read_patches(output)
     used = len(patches.images) // (options.views + 1)
-    return WarpReport(len(patches), len(patches.xyz), used, len(due) - len(skipped), skipped)
+    computed = sum(name not in skipped for name in due)
+    return WarpReport(len(patches), len(patches.xyz), used, computed, skipped)
 
 
 def _views(name: str, views: int) -> list[str]:
