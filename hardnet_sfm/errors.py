@@ -23,6 +23,10 @@ class HardnetSfmError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+class NoKeypoints(HardnetSfmError):
+    """A query has nothing that could be searched for."""
+
+
 class UsageError(HardnetSfmError):
     """Options that contradict each other or would have no effect (exit status 2)."""
 

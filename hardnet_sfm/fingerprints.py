@@ -45,9 +45,12 @@ def matched_keypoints(path: Path, features: FeatureStore, matches: MatchStore) -
         yield features
         return
     with KeypointStore(path) as store:
-        prints = store.fingerprints()
+        prints, needed = store.fingerprints(), dict.fromkeys(features.names(), 0)
+        for facts in matches.index.values():
+            for name in (str(facts["name0"]), str(facts["name1"])):
+                needed[name] = max(needed.get(name, 0), int(facts.get("view_steps", 0)))
         for name, made_from in features.fingerprints().items():
-            if prints.get(name) not in view_fingerprints(options, made_from):
+            if prints.get(name) not in view_fingerprints(options, made_from)[needed[name] :]:
                 raise HardnetSfmError(
                     f"{path}: not the keypoints of {name} that {matches.path.name} refers to",
                     "Run `hardnet-sfm match --view-synthesis` again.",

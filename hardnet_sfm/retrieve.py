@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
+from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_choice
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescriber, extract
 from hardnet_sfm.fingerprints import feature_fingerprint
 from hardnet_sfm.images import Photo, read_photo, sha256_of
@@ -123,7 +123,8 @@ class Index:
                 is beyond the photo is cut off; `region` of the result is what was left.
 
         Raises:
-            HardnetSfmError: the file is no photo, there are no keypoints, or the descriptor has other weights.
+            HardnetSfmError: the file is no photo, or the descriptor has other weights.
+            NoKeypoints: there are no keypoints.
             UsageError: the box is empty or outside the photo.
         """
         photo, name = _photo(image)
@@ -134,7 +135,7 @@ class Index:
         inside = np.flatnonzero((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1))
         if not len(inside):
             where = name if bbox is None else f"{name}: the box"
-            raise HardnetSfmError(f"{where}: no keypoints in it", "Choose a photo or a box with more detail.")
+            raise NoKeypoints(f"{where}: no keypoints in it", "Choose a photo or a box with more detail.")
         return Described(descriptors[inside], geometry_of(keypoints.select(inside)), region)
 
     def search(

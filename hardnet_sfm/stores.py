@@ -277,7 +277,8 @@ class StoreWriter:
         kind: what it holds.
 
     Attributes:
-        fingerprints: of the entries that are already there, in the store or in a killed run's journal, by key.
+        facts: of the entries that are already there, in the store or in a killed run's journal, by key.
+        fingerprints: of the same.
         header: of the store as it was, empty for a new one.
     """
 
@@ -289,8 +290,8 @@ class StoreWriter:
             with _READERS[kind](path) as store:
                 self.header, self._stored = store.header, dict(store.index)
         self._journal = Journal(path.with_name(f".{path.name}.journal"))
-        known = {**self._stored, **self._journal.facts()}
-        self.fingerprints = {key: str(facts["fingerprint"]) for key, facts in known.items()}
+        self.facts: dict[str, Facts] = {**self._stored, **self._journal.facts()}
+        self.fingerprints = {key: str(facts["fingerprint"]) for key, facts in self.facts.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -306,8 +307,9 @@ class StoreWriter:
         Raises:
             HardnetSfmError: the disk is full or cannot be written; what was put before is kept.
         """
-        self._journal.put(key, {**facts, "fingerprint": fingerprint}, arrays, packed=self.kind.packed)
-        self.fingerprints[key] = fingerprint
+        facts = {**facts, "fingerprint": fingerprint}
+        self._journal.put(key, facts, arrays, packed=self.kind.packed)
+        self.facts[key], self.fingerprints[key] = facts, fingerprint
 
     def commit(self, keys: Collection[str], header: Mapping[str, Any]) -> None:
         """Makes the store hold exactly the entries `keys`, and puts it in its place; does nothing if it is so already.

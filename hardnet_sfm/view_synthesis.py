@@ -208,10 +208,10 @@ class _SecondTry:
         sizes = self._store.size(pair[0]), self._store.size(pair[1])
         return verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification)
 
-    def keep(self, pair: Pair, retried: Retried) -> None:
+    def keep(self, pair: Pair, view_steps: int) -> None:
         for name in pair:
-            if retried.view_steps > max(0, self._kept_steps(name)):
-                self._keep(name, retried.view_steps)
+            if view_steps and view_steps > self._kept_steps(name):
+                self._keep(name, view_steps)
 
     def finish(self) -> None:
         names = self._store.names()

@@ -109,6 +109,8 @@ class Benchmark:
 
 def state_of(path: Path) -> list[Any]:
     """What tells whether data on disk are still the same: names, sizes and times of all files."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder", "Leave out what there are no data for.")
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files if file.is_file()]
     return [path.name, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
@@ -118,10 +120,13 @@ def benchmarks(options: Options) -> list[Benchmark]:
     """All that there are data for, cheap ones first.
 
     Raises:
-        UsageError: contradictory options.
+        UsageError: contradictory options, or data that are not there.
     """
     if (options.oxford5k is None) != (options.paris6k is None):
         raise UsageError("--oxford5k and --paris6k each learn the words of the other", "Give both, or none.")
+    names = [scene_name(images) for images in options.scenes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two of the scenes would be called {twice[0]}", "Rename the folder of one.")
     resources = options.resources
     found = [costs(resources)]
     if options.validation is not None:

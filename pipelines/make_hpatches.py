@@ -174,6 +174,7 @@ def make(options: Options) -> dict[str, int]:
     """
     options.check()
     sequences = read_sequences(options.folder)
+    check_names([sequence.name for sequence in sequences])
     folder = options.output.resolve()
     beside = folder.with_name(f".{folder.name}.tmp")
     references: dict[str, Grey] = {}
@@ -195,6 +196,15 @@ def make(options: Options) -> dict[str, int]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return {name: len(patches) for name, patches in references.items()}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UsageError where lines of the task files, or folders, could not tell sequences from each other."""
+    for name in names:
+        if set(name) & set(',"\r\n'):
+            raise UsageError(f"{name!r}: commas and quotes divide the lines of task files", "Rename the sequence.")
+        if {f"i_{name}", f"v_{name}"} & set(names):
+            raise UsageError(f"{name} may get the name that another sequence has", "Rename one of them.")
 
 
 def cut_sequence(
@@ -278,7 +288,7 @@ def write_tasks(folder: Path, references: Mapping[str, Grey], options: Options) 
     if not splits:
         raise HardnetSfmError("one sequence alone: nothing of it can be told from another", "Give two at least.")
     folder.mkdir()
-    (folder / "splits.json").write_text(json.dumps(splits, indent=1) + "\n", encoding="ascii")
+    (folder / "splits.json").write_text(json.dumps(splits, indent=1) + "\n", encoding="utf-8")
     for number, split in enumerate(splits):
         rng, test = np.random.default_rng([options.seed, len(references), number]), parts[split]
         for task, lines in drawn_pairs(test, references, options.pairs, rng).items():
@@ -327,7 +337,7 @@ def drawn_points(
 
 def _write_lines(path: Path, header: str, lines: Sequence[tuple[object, ...]]) -> None:
     text = [header, *(",".join(map(str, line)) for line in lines), ""]
-    path.write_text("\n".join(text), encoding="ascii")
+    path.write_text("\n".join(text), encoding="utf-8")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,17 @@ class TestBrown:
             ("hardnet-liberty", {}),
             ("NotreDame", {}),
             ("others", {"data": '["sfm statue-of-liberty.h5"]'}),
+            ("statueofliberty", {"data": "[]", "init": '{"file": "a.safetensors", "data": "brown yosemite"}'}),
         ):
             save_file(weights, tmp_path / f"{name}.safetensors", metadata)
         rows = competitors(["rootsift"], [str(path) for path in sorted(tmp_path.glob("*.safetensors"))])
         assert {row.name: trained_on(row) for row in rows} == {
-            "rootsift": (),
-            "NotreDame": ("notredame",),
-            "hardnet-liberty": ("liberty",),
-            "others": (),
-            "ours": ("liberty", "notredame"),
+            "rootsift": set(),
+            "NotreDame": {"notredame"},
+            "hardnet-liberty": {"liberty"},
+            "others": set(),
+            "ours": {"liberty", "notredame"},
+            "statueofliberty": {"yosemite"},
         }
         line = f"evaluate brown {tmp_path}/data --descriptor rootsift --weights {tmp_path}/hardnet-liberty.safetensors"
         main(f"{line} --workers 1 --csv {tmp_path}/t.csv --json {tmp_path}/t.json".split())
@@ -184,6 +187,10 @@ class TestBrown:
         content = json.loads((tmp_path / "t.json").read_text())
         assert content["descriptors"]["hardnet-liberty"]["trained_on"] == ["liberty"]
         assert content["pairs"] == {"liberty": 300, "notredame": 300}
+        shutil.copytree(tmp_path / "data/notredame", tmp_path / "Notre Dame")
+        (measure,) = evaluate_brown(tmp_path / "Notre Dame", rows, ONE).measures
+        assert measure.marked == {("NotreDame", "Notre Dame"), ("ours", "Notre Dame")}
+        assert "mean" not in measure.values["ours"] and "mean" in measure.values["others"]
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -189,6 +189,19 @@ def test_one_city_alone_is_refused(script: ModuleType, tmp_path: Path) -> None:
         script.benchmarks(script.Options(tmp_path, oxford5k=tmp_path))
 
 
+def test_data_that_are_not_there_and_scenes_of_one_name_are_told_before_the_work(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="nowhere: no such file or folder"):
+        script.benchmarks(script.Options(tmp_path, homography=tmp_path / "nowhere"))
+    scenes = tuple(tmp_path / name / "door" / "images" for name in "ab")
+    for images in scenes:
+        images.mkdir(parents=True)
+    assert len(script.benchmarks(script.Options(tmp_path, scenes=scenes[:1]))) == 2
+    with pytest.raises(UsageError, match="two of the scenes would be called door"):
+        script.benchmarks(script.Options(tmp_path, scenes=scenes))
+
+
 def test_cells_that_are_missing_are_said_to_be(script: ModuleType) -> None:
     columns = [script.Column("a", "A, %", ".1%", "lower"), script.Column("b", "B", ".2f", "higher")]
     table = script.DescriptorTable(columns, {"one": {"a": 0.125, "b": 1}, "two": {"a": 0.5}})

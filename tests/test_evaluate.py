@@ -150,6 +150,19 @@ class TestTable:
         assert (table.photos, table.unknown) == (2, ("bad",))
         assert table.rows["rootsift"]["bow"].scores[ORIGINAL]["a_1"].average_precision == 1
 
+    def test_query_without_keypoints_finds_nothing_and_stops_nobody(
+        self, tmp_path: Path, other_city: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "city" / "images").mkdir(parents=True)
+        for number, name in enumerate("ab"):
+            photograph(number, 0, tmp_path / "city" / "images" / f"{name}.jpg")
+        write_query(tmp_path / "city" / "gt", "a_1", "oxc1_a 0 0 320 240", ["a"])
+        write_query(tmp_path / "city" / "gt", "b_1", "oxc1_b 0 0 0.4 0.4", ["b"])
+        table = compare(tmp_path / "city", tmp_path / "work", other_city, methods=("bow",))
+        scores = table.rows["rootsift"]["bow"].scores[ORIGINAL]
+        assert {name: score.average_precision for name, score in scores.items()} == {"a_1": 1, "b_1": 0}
+        assert "b_1: no keypoints in this query" in capsys.readouterr().err
+
 
 class TestCommandLine:
     def test_prints_the_table_and_writes_it(
@@ -183,6 +196,20 @@ class TestCommandLine:
             main(line.split())
         assert exit.value.code == 2
         assert "no such folder" in capsys.readouterr().err
+        assert not (tmp_path / "w").exists()
+
+    def test_tables_are_written_to_files_each_its_own(
+        self, city: Path, other_city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        line = f"evaluate oxford5k {city} --vocabulary {other_city} --workspace {tmp_path / 'w'}"
+        for more, said in (
+            (f"--json {tmp_path}", "is a folder"),
+            ("--csv .", "is a folder"),
+            (f"--csv {tmp_path}/t --json {tmp_path}/t", "--json and --csv are both"),
+        ):
+            with pytest.raises(SystemExit):
+                main(f"{line} {more}".split())
+            assert said in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "w").exists()
 
 

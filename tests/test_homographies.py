@@ -78,6 +78,11 @@ class TestReadSequences:
         (tmp_path / "README").write_text("of HPatches")
         assert [sequence.name for sequence in read_sequences(tmp_path)] == ["i_street", "v_wall"]
 
+    def test_of_a_folder_with_another_in_it(self, tmp_path: Path) -> None:
+        write_sequence(tmp_path / "wall")
+        (tmp_path / "wall" / "thumbnails").mkdir()
+        assert [sequence.name for sequence in read_sequences(tmp_path / "wall")] == ["wall"]
+
     def test_a_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no such folder"):
             read_sequences(tmp_path / "none")
@@ -335,6 +340,7 @@ class TestEvaluate:
             (["--weights", "old.pth"], 1, "no weights of the name old.pth"),
             (["--csv", str(tmp_path / "none/scores.csv")], 2, "no such folder"),
             (["--descriptor", "hardnot"], 2, "Did you mean hardnet?"),
+            (["--max-features", "0"], 2, "--max-features must be at least 1"),
         ):
             monkeypatch.setattr(sys, "argv", ["homography.py", str(tmp_path), *extra])
             with pytest.raises(SystemExit) as exit:

@@ -54,6 +54,16 @@ def test_evd(tmp_path: Path) -> None:
     assert pairs[0].correspondences is None
 
 
+def test_names_with_dots_and_brackets(tmp_path: Path) -> None:
+    evd(tmp_path)
+    for name in ("adam.b", "a[1]"):
+        for of in ("1", "2"):
+            shutil.copy(tmp_path / of / "adam.png", tmp_path / of / f"{name}.png")
+        shutil.copy(tmp_path / "h/adam.txt", tmp_path / f"h/{name}.txt")
+    pairs = {pair.name: pair.photos[1].name for pair in read_image_pairs(tmp_path)}
+    assert pairs == {name: f"{name}.png" for name in ("a[1]", "adam", "adam.b", "there")}
+
+
 def test_wxbs_without_the_pairs_for_validation(tmp_path: Path) -> None:
     pairs = read_image_pairs(wxbs(tmp_path))
     assert [pair.name for pair in pairs] == ["WGABS/kremlin", "WLABS/dh"]

@@ -51,6 +51,16 @@ class TestOriginal:
         assert opened.photos == {"a": "tower/a.jpg", "b": "tower/b.jpg", "c": "c.jpg", "d": "d.jpg"}
         assert opened.others == {}
 
+    def test_crops_of_queries_are_none_of_the_photos(self, tmp_path: Path) -> None:
+        folder = oxford(tmp_path)
+        for path in [*(folder / "jpg").iterdir()]:
+            path.rename(folder / path.name)
+        (folder / "jpg").rmdir()
+        opened = open_landmark_set("oxford5k", folder)
+        assert opened.images == folder
+        assert opened.photos == {"a": "tower/a.jpg", "b": "tower/b.jpg", "c": "c.jpg", "d": "d.jpg"}
+        assert "third_1" in opened.crops
+
     def test_photos_that_ground_truth_names_and_nobody_has_are_told(self, tmp_path: Path) -> None:
         assert open_landmark_set("oxford5k", oxford(tmp_path)).unknown == ["gone"]
 
@@ -107,6 +117,11 @@ class TestRevisited:
         (question,), _ = open_landmark_set("roxford5k", revisited(tmp_path, gnd=[truth])).questions()
         assert isinstance(question.image, np.ndarray)
         assert question.image.shape == (20, 40)
+
+    def test_box_of_another_photo(self, tmp_path: Path) -> None:
+        truth = {"bbx": [500, 10, 600, 20], "easy": [0], "hard": [], "junk": []}
+        with pytest.raises(HardnetSfmError, match=r"q\.jpg: the box of the query q is not on it"):
+            open_landmark_set("roxford5k", revisited(tmp_path, gnd=[truth])).questions()
 
     def test_missing_ground_truth(self, tmp_path: Path) -> None:
         photos(tmp_path / "images", "a.jpg")

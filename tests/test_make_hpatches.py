@@ -57,7 +57,7 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sequences")
     for seed, name in enumerate(("wall", "v_door")):
         write_sequence(folder / name, seed, TILT)
-    for seed, name in enumerate(("street", "i_lamp"), 5):
+    for seed, name in enumerate(("straße", "i_lamp"), 5):
         write_sequence(folder / name, seed, np.eye(3), gamma=1.5)
     return folder
 
@@ -78,7 +78,7 @@ def made(pipeline: ModuleType, sequences: Path, tmp_path_factory: pytest.TempPat
 class TestSet:
     def test_has_the_layout_and_the_names_of_hpatches(self, made: Path) -> None:
         found = find_sequences(made)
-        assert [sequence.name for sequence in found] == ["i_lamp", "i_street", "v_door", "v_wall"]
+        assert [sequence.name for sequence in found] == ["i_lamp", "i_straße", "v_door", "v_wall"]
         assert all(2 <= sequence.count <= 40 for sequence in found)
         for sequence in found:
             assert {path.stem for path in sequence.path.iterdir()} == {*COLUMNS}
@@ -237,6 +237,16 @@ class TestBadInput:
         with pytest.raises(UsageError, match="--pairs must be at least 5"):
             pipeline.make(options(pipeline, sequences, tmp_path / "out", pairs=0))
         assert not [*tmp_path.iterdir()]
+
+    @pytest.mark.parametrize(("name", "says"), [("a,b", "commas"), ("i_wall", "wall may get the name")])
+    def test_names_that_task_files_cannot_have(
+        self, pipeline: ModuleType, tmp_path: Path, name: str, says: str
+    ) -> None:
+        for number, of in enumerate(("wall", name)):
+            write_sequence(tmp_path / "both" / of, number, TILT)
+        with pytest.raises(UsageError, match=says):
+            pipeline.make(options(pipeline, tmp_path / "both", tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
 
     def test_one_sequence_alone(self, pipeline: ModuleType, tmp_path: Path) -> None:
         write_sequence(tmp_path / "alone/wall", 0, TILT)

@@ -404,6 +404,18 @@ def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_pa
     np.testing.assert_allclose(found["features.0.weight"], expected["features.0.weight"], atol=1e-7)
 
 
+def test_weights_say_what_they_were_started_from(trained: Path, patches: Path, tmp_path: Path) -> None:
+    output, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
+    train([patches], output, replace(BRIEF, steps=1, init=str(trained)), CPU)
+    train([patches], again, replace(BRIEF, steps=1, init=str(output)), CPU)
+    start = read_weights(trained)
+    known = {"file": trained.name, "sha256": start.sha256, "data": start.metadata["data"]}
+    assert json.loads(read_weights(output).metadata["init"]) == known
+    second = json.loads(read_weights(again).metadata["init"])
+    assert (second["file"], json.loads(second["init"])) == (output.name, known)
+    assert "init" not in start.metadata
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

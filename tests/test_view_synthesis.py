@@ -22,12 +22,22 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.homographies import pair_truth
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.features.views import DescribedViews, ViewDescriber
+from hardnet_sfm.fingerprints import view_fingerprints
 from hardnet_sfm.matching.pairs import PairOptions, pair
 from hardnet_sfm.matching.stage import MatchOptions, match
 from hardnet_sfm.reconstruction.stage import map_photos
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import FEATURES, FeatureStore, KeypointStore, MatchStore, StoreWriter, pair_key
+from hardnet_sfm.stores import (
+    FEATURES,
+    KEYPOINTS,
+    FeatureStore,
+    KeypointStore,
+    MatchStore,
+    StoreWriter,
+    keypoint_arrays,
+    pair_key,
+)
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace
 
@@ -240,6 +250,15 @@ def test_a_second_run_computes_nothing_and_leaves_the_files_alone(
     assert [path.stat().st_mtime_ns for path in (finished.matches, finished.view_keypoints)] == before
 
 
+def test_keypoints_that_were_deleted_are_made_again_as_they_were(made: Workspace, finished: Workspace) -> None:
+    """As the hint says that is given of a damaged file of them; the matches are still there."""
+    finished.view_keypoints.unlink()
+    assert match_photos(finished, view_options=ONE_STEP, resources=CPU).computed == 0
+    found, expected = contents(finished.view_keypoints), contents(made.view_keypoints)
+    assert found.keys() == expected.keys()
+    assert all(found[key] == expected[key] for key in expected)
+
+
 def test_one_more_step_describes_what_that_step_adds(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     only_the_hard_pair(finished)
     described = counting(monkeypatch)
@@ -287,6 +306,15 @@ def test_map_refuses_keypoints_that_are_not_those_of_the_matches(finished: Works
     other = ViewSynthesisOptions(view_synthesis=True, view_tilts=(3.0,), view_rotation=180)
     match_photos(place, view_options=other, resources=CPU)
     shutil.copy(place.view_keypoints, finished.view_keypoints)
+    with pytest.raises(HardnetSfmError, match="not the keypoints of"):
+        map_photos(finished, resources=CPU)
+    finished.view_keypoints.unlink()
+    with FeatureStore(finished.features) as store, StoreWriter(finished.view_keypoints, KEYPOINTS) as writer:
+        options = ONE_STEP.recipe()
+        for name, made_from in store.fingerprints().items():  # those of the photos alone
+            arrays = keypoint_arrays(store.keypoints(name), store.size(name))
+            writer.put(name, view_fingerprints(options, made_from)[0], arrays, {"keypoints": len(arrays["scores"])})
+        writer.commit(store.names(), {"images": "", "names": store.names(), "options": options})
     with pytest.raises(HardnetSfmError, match="not the keypoints of"):
         map_photos(finished, resources=CPU)
     finished.view_keypoints.unlink()

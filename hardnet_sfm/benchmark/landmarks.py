@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rich.markup import escape
+
 from hardnet_sfm.benchmark.rows import DESCRIPTORS, Competitor, competitors
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError
 from hardnet_sfm.evaluation.landmark_sets import (
     LandmarkSet,
     LandmarkSetName,
@@ -20,7 +22,7 @@ from hardnet_sfm.evaluation.landmark_sets import (
 from hardnet_sfm.evaluation.landmarks import score_rankings
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
 from hardnet_sfm.features.stage import ExtractReport, KeypointOptions, extract
-from hardnet_sfm.progress import progress
+from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions
 from hardnet_sfm.retrieval.stage import index
@@ -180,7 +182,14 @@ def _search(
     seconds = dict.fromkeys(methods, 0.0)
     with progress("search", len(questions) * len(methods)) as advance:
         for question in questions:
-            described = index.describe(question.image, question.box)
+            try:
+                described = index.describe(question.image, question.box)
+            except NoKeypoints:
+                console.print(f"{escape(question.query.name)}: no keypoints in this query, so it finds nothing")
+                for method in methods:
+                    rankings[method][question.query.name] = []
+                    advance(note=f"{what} {method}")
+                continue
             for method in methods:
                 start = time.perf_counter()
                 results = index.search(described, top=None, method=method)

@@ -34,7 +34,7 @@ Float16 = NDArray[np.float16]
 _Verified = Mapping[tuple[hpatches.Level, str], VerificationScore]
 _PAIRS = 2**16
 # How the literature and files write the names of Brown's sets. Other photos of the statue are another set.
-_SPELLED = {"liberty": r"(?<!of[\s_-])liberty", "notredame": r"notre[\s_-]?dame", "yosemite": "yosemite"}
+_SPELLED = {"liberty": r"(?<!of)(?<!of[\s_-])liberty", "notredame": r"notre[\s_-]?dame", "yosemite": "yosemite"}
 
 
 def evaluate_brown(
@@ -78,11 +78,11 @@ def evaluate_brown(
                 values[row][name] = fpr95(distances, pairs[name].matching)
                 curves[row][name] = false_positive_rates(distances, pairs[name].matching).tolist()
     trained = {row.name: trained_on(row) for row in rows}
-    marked = frozenset((row, name) for row in values for name in values[row] if name in trained[row])
+    marked = frozenset((row, name) for row in values for name in values[row] if trained[row] & _sets_named(name))
     for row, figures in values.items():
         if foreign := [figure for name, figure in figures.items() if (row, name) not in marked]:
             figures[MEAN] = float(np.mean(foreign))
-    known = {row: {"trained_on": list(names)} for row, names in trained.items()}
+    known = {row: {"trained_on": [name for name in _SPELLED if name in names]} for row, names in trained.items()}
     return ScoreTable(
         "brown",
         (
@@ -102,10 +102,13 @@ def evaluate_brown(
     )
 
 
-def trained_on(row: Competitor) -> tuple[str, ...]:
+def trained_on(row: Competitor) -> frozenset[str]:
     """Which of Brown's sets the name and the metadata of its weights mention."""
-    stated = row.stated().lower()
-    return tuple(name for name, spelled in _SPELLED.items() if re.search(spelled, stated))
+    return _sets_named(row.stated())
+
+
+def _sets_named(text: str) -> frozenset[str]:
+    return frozenset(name for name, spelled in _SPELLED.items() if re.search(spelled, text.lower()))
 
 
 def _pair_distances(described: Float16, pairs: NDArray[np.int64]) -> NDArray[np.float32]:

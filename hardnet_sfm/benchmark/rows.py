@@ -73,7 +73,7 @@ class Competitor:
         if self.weights is None:
             return ""
         metadata = read_weights(self.weights).metadata
-        return " ".join([self.weights.stem, metadata.get("data", ""), metadata.get("source", "")])
+        return " ".join([self.weights.stem, *(metadata.get(name, "") for name in ("data", "source", "init"))])
 
 
 def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:

@@ -19,7 +19,7 @@ from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.sift import distinct_rows
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.keypoints import Float32, Keypoints
 
 Cost = TypeVar("Cost")
@@ -105,9 +105,14 @@ class ColmapSift:
 
     Args:
         max_features: COLMAP's count: each keypoint may have two orientations, which give a row each.
+
+    Raises:
+        UsageError: it is less than 1.
     """
 
     def __init__(self, max_features: int) -> None:
+        if max_features < 1:
+            raise UsageError("--max-features must be at least 1")
         options = pycolmap.FeatureExtractionOptions(use_gpu=False)
         options.sift.max_num_features = max_features
         with native_log(None):

@@ -53,6 +53,10 @@ class TableOptions:
         for path in (self.json, self.csv):
             if path is not None and not path.parent.is_dir():
                 raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
+            if path is not None and path.is_dir():
+                raise UsageError(f"{path} is a folder", "Give the name of a file.")
+        if self.json is not None and self.csv is not None and self.json.resolve() == self.csv.resolve():
+            raise UsageError(f"--json and --csv are both {self.json}", "Give each its own file.")
         return competitors(self.descriptor, self.weights)
 
     def show(self, table: Results) -> None:

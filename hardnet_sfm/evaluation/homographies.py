@@ -57,7 +57,8 @@ def read_sequences(folder: Path) -> list[HomographySequence]:
     if not folder.is_dir():
         raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [_read_sequence(sequence) for sequence in inside or [folder]]
+    itself = any(path.stem in ("1", "img1") and path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
+    return [_read_sequence(sequence) for sequence in ([folder] if itself or not inside else inside)]
 
 
 def _read_sequence(folder: Path) -> HomographySequence:

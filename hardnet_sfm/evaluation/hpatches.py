@@ -203,7 +203,7 @@ class _Reader:
             return number.get(name, -1)
 
         try:
-            with path.open(encoding="ascii") as file, warnings.catch_warnings():
+            with path.open(encoding="utf-8") as file, warnings.catch_warnings():
                 warnings.simplefilter("error")  # NumPy only warns of an empty file
                 first = file.readline().strip()
                 if first != header:

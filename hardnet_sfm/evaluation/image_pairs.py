@@ -87,7 +87,7 @@ def _wxbs(folder: Path) -> list[ImagePair]:
 
 
 def _photo(folder: Path, stem: str) -> Path:
-    found = [path for path in folder.glob(f"{stem}.*") if path.suffix.lower() in EXTENSIONS]
+    found = [path for path in folder.iterdir() if path.stem == stem and path.suffix.lower() in EXTENSIONS]
     if len(found) != 1:
         raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} named {stem}", _LAYOUT)
     return found[0]

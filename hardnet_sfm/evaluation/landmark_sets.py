@@ -1,6 +1,6 @@
 """Oxford5k, Paris6k and their revisited forms on disk: which photos are searched, and what they are asked for.
 
-DATASET/images/ (or jpg/)      photos, in any tree of folders
+DATASET/images/ (or jpg/)      photos, in any tree of folders; or in DATASET itself
 DATASET/gt/ (or lab/)          NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt
 DATASET/gnd_roxford5k.pkl      ground truth of the revisited protocol (gnd_rparis6k.pkl)
 DATASET/queries/NAME.jpg       what is in a query's box; only needed where its photo is missing
@@ -100,7 +100,12 @@ class LandmarkSet:
             return Question(query, path, query.box)
         # In the revisited protocol the box is cut out before anything is computed.
         x0, y0, x1, y1 = (max(0, round(value)) for value in query.box)
-        return Question(query, read_photo(path).grey[y0:y1, x0:x1], None)
+        crop = read_photo(path).grey[y0:y1, x0:x1]
+        if not crop.size:
+            raise HardnetSfmError(
+                f"{path}: the box of the query {query.name} is not on it", "The ground truth is of other photos."
+            )
+        return Question(query, crop, None)
 
 
 def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
@@ -111,7 +116,10 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
     """
     images = find_images(folder)
     truth = _read_truth(name, folder)
-    everything = _by_stem(list_photos(images))
+    names = list_photos(images)
+    if images == folder:
+        names = [photo for photo in names if not photo.startswith("queries/")]
+    everything = _by_stem(names)
     searched = set(everything) if truth.collection is None else truth.collection & everything.keys()
     if "paris" in name:
         searched -= DAMAGED_PARIS

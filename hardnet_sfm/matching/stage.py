@@ -114,8 +114,8 @@ class SecondTry(Protocol):
     def __call__(self, pair: Pair, found: Matches) -> Retried:
         """Called by several threads at once."""
 
-    def keep(self, pair: Pair, retried: Retried) -> None:
-        """Stores what matches of the pair refer to; they are stored after that."""
+    def keep(self, pair: Pair, view_steps: int) -> None:
+        """Stores what matches of the pair refer to, if it is not; they are stored after that, or were before."""
 
     def finish(self) -> None:
         """Completes what `keep` has stored; the matches are completed after that."""
@@ -194,11 +194,13 @@ def match(
                     found = future.result()
                     facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
                     if second_try:
-                        second_try.keep(pair, found)
+                        second_try.keep(pair, found.view_steps)
                         facts["view_steps"] = found.view_steps
                     writer.put(pair_key(*pair), prints[pair], match_arrays(found.matches, found.keypoints), facts)
                     advance(note=f"{pair[0]} {pair[1]}")
         if second_try:
+            for pair in wanted:  # those of an earlier run, too, whose keypoints may have been deleted
+                second_try.keep(pair, int(writer.facts[pair_key(*pair)]["view_steps"]))
             second_try.finish()
         writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe, "pairs": sha256_of(pairs)})
     with MatchStore(matches) as result:

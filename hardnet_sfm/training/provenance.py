@@ -9,13 +9,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PatchSet
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    from hardnet_sfm.weights import Weights
 
-def about(sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str) -> dict[str, str]:
-    """What a weights file says of where it comes from."""
+
+def about(
+    sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
+) -> dict[str, str]:
+    """What a weights file says of where it comes from, that of what it was started from included."""
     from hardnet_sfm.weights import find_architecture
 
     facts = {
@@ -29,6 +35,9 @@ def about(sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str) -> 
         "fingerprint": fingerprint,
         "options": json.dumps(asdict(options), default=str),
     }
+    if start is not None:
+        known = {name: start.metadata[name] for name in ("data", "source", "init") if name in start.metadata}
+        facts["init"] = json.dumps({"file": start.path.name, "sha256": start.sha256, **known})
     return {name: value for name, value in facts.items() if value}
 
 

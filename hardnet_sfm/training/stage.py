@@ -128,7 +128,7 @@ def train(
             return TrainReport(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
     sampler = Sampler(sets, shares, options.sampling, options.seed)
     watched = HeldOutBatches(held_out) if held_out else None
-    facts = about(sets, options, fingerprint)
+    facts = about(sets, options, fingerprint, start)
     if options.network == CONVEXOPT:
         return _optimise(sampler, watched, output, options, resources, device, recipe, facts)
     module = _module(sampler, watched, options, minutes, recipe, device)
