@@ -330,6 +330,8 @@ class _Views:
         fingerprint = digest(self.fingerprints(name)[step])
         found = _read(path, fingerprint)
         if found is None:
+            if not self._images.is_dir():
+                raise HardnetSfmError(f"no folder of photos at {self._images}", "Say where they are now with --images.")
             photo = read_photo(self._images / name)
             if feature_fingerprint(self._store.header["options"], photo.sha256) != self._made_from[name]:
                 raise HardnetSfmError(

@@ -30,8 +30,10 @@ from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
 from hardnet_sfm.evaluation.strecha import read_strecha
+from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
 from hardnet_sfm.pipeline import reconstruct
 from hardnet_sfm.reconstruction.stage import MapOptions
@@ -98,6 +100,15 @@ def _extent(model: Model) -> float:
     """Largest distance of two cameras: a model made by SfM has no unit of its own."""
     centres = [model.colmap.image(number).projection_center() for number in model.colmap.reg_image_ids()]
     return max(float(((a - b) ** 2).sum() ** 0.5) for a in centres for b in centres)
+
+
+def check(options: Options) -> None:
+    """Raises HardnetSfmError where ours, which comes after COLMAP's, would."""
+    if options.max_features < 1:
+        raise UsageError("--max-features must be at least 1")
+    options.extract.check()
+    for descriptor in options.descriptors:
+        make_descriptor(descriptor, options.weights)
 
 
 def run(options: Options, camera: CameraSetup, fixed: bool, folder: Path) -> tuple[Row, dict[str, Row], float]:
@@ -198,6 +209,7 @@ def accuracy(poses: dict[str, NDArray], truth: Truth, mark: str) -> list[tuple[s
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
     console = Console(width=100)
+    check(options)
     truth = read_truth(options.folder)
     self_calibrated = CameraSetup("single", "SIMPLE_RADIAL")
     with tempfile.TemporaryDirectory() as scratch:

@@ -294,6 +294,26 @@ def test_debug_lets_an_error_through(error: Exception) -> None:
         raise error
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("--max-features 0", "--max-features must be at least 1"),
+        ("--weights weights/hardnet-sfm.safetensors", "rootsift"),
+        ("--descriptors hardnot", "hardnot"),
+    ],
+)
+def test_strecha_says_what_is_wrong_before_colmap_runs(
+    more: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And before it looks for the scene."""
+    path = Path(__file__).parents[1] / "pipelines/strecha.py"
+    monkeypatch.chdir(path.parents[1])
+    monkeypatch.setattr(sys, "argv", ["strecha.py", "nowhere", *more.split()])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(path), run_name="__main__")
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("script", ["closed_loop", "homography", "oxford5k", "paris6k", "strecha"])
 def test_pipelines_say_what_is_wrong_without_a_traceback(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -334,6 +334,10 @@ def test_a_photo_that_is_gone_or_was_changed_is_a_clear_error(
     (images / DOWN).unlink()
     with pytest.raises(HardnetSfmError, match=DOWN):
         match_photos(place, view_options=ONE_STEP, resources=CPU)
+    shutil.rmtree(images)
+    with pytest.raises(HardnetSfmError, match=r"no folder of photos at .*images") as raised:
+        match_photos(place, view_options=ONE_STEP, resources=CPU)
+    assert "--images" in raised.value.hint
 
 
 def test_views_are_described_with_the_weights_of_the_photos(
