@@ -20,6 +20,7 @@ from typing import cast
 import cv2
 import numpy as np
 import pytest
+import pytorch_lightning as lightning
 import torch
 from processes import running
 from safetensors.torch import load_file
@@ -409,10 +410,10 @@ def test_weights_say_what_they_were_started_from(trained: Path, patches: Path, t
     train([patches], output, replace(BRIEF, steps=1, init=str(trained)), CPU)
     train([patches], again, replace(BRIEF, steps=1, init=str(output)), CPU)
     start = read_weights(trained)
-    known = {"file": trained.name, "sha256": start.sha256, "data": start.metadata["data"]}
+    known = {"file": trained.name, "sha256": start.sha256, "data": json.loads(start.metadata["data"])}
     assert json.loads(read_weights(output).metadata["init"]) == known
     second = json.loads(read_weights(again).metadata["init"])
-    assert (second["file"], json.loads(second["init"])) == (output.name, known)
+    assert (second["file"], second["init"]) == (output.name, known)
     assert "init" not in start.metadata
 
 
@@ -510,6 +511,32 @@ def test_a_finished_run_that_could_not_write_its_weights_is_not_lost(
     assert report.measures == pytest.approx(json.loads(read_weights(trained).metadata["measures"]))
 
 
+def test_a_run_that_finished_in_time_learns_nothing_more_when_it_is_resumed(patches: Path, tmp_path: Path) -> None:
+    output, last = tmp_path / "out.safetensors", tmp_path / "out.training" / "last.ckpt"
+    in_time = TrainOptions(minutes=0.01, sampling=BRIEF.sampling)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardnet_sfm.weights, "write_weights", lambda *_: (_ for _ in ()).throw(HardnetSfmError("full")))
+        with pytest.raises(HardnetSfmError, match="full"):
+            train([patches], output, in_time, CPU)
+    kept = torch.load(last, weights_only=True)
+    assert train([patches], output, _resumed(in_time), CPU).steps == kept["global_step"]
+    found = load_file(output)
+    assert all(torch.equal(found[name.removeprefix("network.")], tensor) for name, tensor in kept["state_dict"].items())
+
+
+def test_a_disk_too_full_for_a_checkpoint_may_take_the_weights(trained: Path, patches: Path, tmp_path: Path) -> None:
+    output = tmp_path / "whole.safetensors"
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning.Trainer, "save_checkpoint", full)
+        train([patches], output, replace(BRIEF, validate_every=100), CPU)
+    expected, found = load_file(trained), load_file(output)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
 def _holds(folder: Path, pipe: Connection) -> None:
     with locked(folder):
         pipe.send("locked")
@@ -547,6 +574,11 @@ def test_patches_to_validate_with_have_the_same_size_and_no_file_comes_twice(pat
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU, validation=[tmp_path / "wide.h5"])
     with pytest.raises(UsageError, match=r"made\.h5 is there twice"):
         train([patches, patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    with pytest.raises(UsageError, match=r"made\.h5 is there twice"):
+        train([patches], tmp_path / "out.safetensors", BRIEF, CPU, validation=[patches, patches])
+    with pytest.raises(UsageError, match="no patches to train on") as raised:
+        train([], tmp_path / "out.safetensors", BRIEF, CPU, validation=[patches])
+    assert "--validation" in raised.value.hint
 
 
 def test_another_licence_other_patches_to_validate_with_and_other_folders_are_other_runs(

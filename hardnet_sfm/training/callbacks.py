@@ -75,7 +75,13 @@ class Interruptible(lightning.Callback):
         console.print("Stopping after this batch, with a checkpoint; again, and it stops at once.")
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
-        trainer.save_checkpoint(self._checkpoint)  # of a finished run, whose weights may find no place on the disk
+        # Of a finished run, whose weights may find no place on the disk; or which need less of it than this does.
+        try:
+            trainer.save_checkpoint(self._checkpoint)
+        except OSError as error:
+            if trainer.world_size > 1:
+                raise  # the other devices wait for it
+            console.print(f"no last checkpoint: {error}; the weights are written next")
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
         # All devices stop after the same batch: each would wait for the others in the next, or in saving this one.

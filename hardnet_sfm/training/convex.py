@@ -124,9 +124,11 @@ def learn_convexopt(
         of_region = weights[rings.ring]
         regions, of_region = rings.regions[of_region > 0], of_region[of_region > 0]
         if not len(regions):
+            journal.drop()  # of use with these options alone
             raise _nothing_left("region", "--sparsity")
         projection = learn_projection(*_features(pairs, regions, of_region), options, seed, state)
         if not len(projection):
+            journal.drop()
             raise _nothing_left("dimension", "--nuclear")
     return {"regions": regions, "weights": of_region, "projection": projection}
 

@@ -236,6 +236,8 @@ class NetworkTraining(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self._began = time.monotonic()
+        if self.budget.spent(self.seconds, self.global_step) >= 1:  # finished before it was stopped
+            self.trainer.should_stop = True
 
     def on_validation_end(self) -> None:
         self._began = time.monotonic()

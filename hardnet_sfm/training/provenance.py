@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PatchSet
@@ -36,9 +36,20 @@ def about(
         "options": json.dumps(asdict(options), default=str),
     }
     if start is not None:
-        known = {name: start.metadata[name] for name in ("data", "source", "init") if name in start.metadata}
-        facts["init"] = json.dumps({"file": start.path.name, "sha256": start.sha256, **known})
+        facts["init"] = json.dumps({"file": start.path.name, "sha256": start.sha256, **_history(start)})
     return {name: value for name, value in facts.items() if value}
+
+
+def _history(weights: Weights) -> dict[str, Any]:
+    """What weights say of where they come from; JSON unpacked, or each generation would quote the quotes of the last."""
+    found: dict[str, Any] = {}
+    for name in ("data", "source", "init"):
+        if name in weights.metadata:
+            try:
+                found[name] = json.loads(weights.metadata[name])
+            except ValueError:
+                found[name] = weights.metadata[name]
+    return found
 
 
 def _program() -> str:

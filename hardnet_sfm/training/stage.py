@@ -110,7 +110,7 @@ def train(
     from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
 
     options, resources = options or TrainOptions(), resources or Resources()
-    device = _check(patches, output, options, resources)
+    device = _check(patches, validation, output, options, resources)
     options = options.completed()
     sets, held_out = _read_all(patches, validation)
     if shares is None:
@@ -121,7 +121,9 @@ def train(
     recipe = _recipe(sets, shares, options, start)
     minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
     changeable = (minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
-    fingerprint = digest(recipe, changeable, [_identity(of) for of in held_out])
+    watched_by = [_identity(of) for of in held_out]
+    # Of none and of one set as before there could be several: what was made then is still up to date.
+    fingerprint = digest(recipe, changeable, watched_by if len(watched_by) > 1 else next(iter(watched_by), None))
     if output.is_file():
         made = read_weights(output).metadata
         if made.get("fingerprint") == fingerprint:
@@ -220,7 +222,9 @@ def _train_along(
     train(patches, output, options, resources, validation=validation, shares=shares)
 
 
-def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resources: Resources) -> str:
+def _check(
+    patches: Sequence[Path], validation: Sequence[Path], output: Path, options: TrainOptions, resources: Resources
+) -> str:
     """The device to train on; raises UsageError where something that was asked for makes no sense."""
     import torch
 
@@ -231,15 +235,17 @@ def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resourc
         raise UsageError(f"{output}: weights are files that end in .safetensors", "Give --output a name that ends so.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder", "Give --output the name of a file.")
-    twice = [
-        str(path) for number, path in enumerate(patches) if path.resolve() in [p.resolve() for p in patches[:number]]
-    ]
-    if twice:
-        raise UsageError(
-            f"{twice[0]} is there twice", "Its points would be negatives of themselves. Give it a larger share."
-        )
+    for paths, why in (
+        (patches, "Its points would be negatives of themselves. Give it a larger share."),
+        (validation, "It would count twice."),
+    ):
+        if twice := [str(path) for number, path in enumerate(paths) if path.resolve() in _resolved(paths[:number])]:
+            raise UsageError(f"{twice[0]} is there twice", why)
     if not patches:
-        raise UsageError("no patches to train on", "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`.")
+        hint = "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`."
+        if validation:
+            hint += " Those after --validation are to measure with: name those to train on first."
+        raise UsageError("no patches to train on", hint)
     device = resolve_device(resources.device)
     if device == "cuda" and options.devices > torch.cuda.device_count():
         raise UsageError(
@@ -247,6 +253,10 @@ def _check(patches: Sequence[Path], output: Path, options: TrainOptions, resourc
             "Ask for at most so many, or train on the CPU with --device cpu.",
         )
     return device
+
+
+def _resolved(paths: Sequence[Path]) -> list[Path]:
+    return [path.resolve() for path in paths]
 
 
 def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOptions, start: Weights | None) -> str:

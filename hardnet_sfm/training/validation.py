@@ -97,7 +97,10 @@ def scored(network: PairNetwork, anchors: Tensor, positives: Tensor, allowed: Te
     rows = torch.arange(len(first))
     steps = min(RIVALS, len(first) - 1) + 1
     columns = [(rows + step) % len(first) for step in range(steps)]
-    scores = [network.compare(first, second[column.to(first.device)]).float().cpu() for column in columns]
+    # Not in bfloat16, in whose eight digits the scores of different patches are often the same.
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = first.float(), second.float()
+        scores = [network.compare(first, second[column.to(first.device)]).float().cpu() for column in columns]
     same = torch.zeros(len(first), steps, dtype=torch.bool)
     same[:, 0] = True
     return -torch.stack(scores, 1), same, torch.stack([allowed[rows, column] for column in columns], 1) & ~same

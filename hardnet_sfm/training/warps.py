@@ -307,8 +307,9 @@ def warp(
     photos = {name: sha256_of(images / name) for name in names}
     first = {sha256: name for name, sha256 in reversed(photos.items())}
     # Their points would have the same numbers, and pixels that are equal in what should be two looks.
-    skipped = {name: f"the same photo as {first[of]}" for name, of in photos.items() if first[of] != name}
-    names = [name for name in names if name not in skipped]
+    copies = {name: f"the same photo as {first[of]}" for name, of in photos.items() if first[of] != name}
+    names = [name for name in names if name not in copies]
+    skipped: dict[str, str] = {}
     prints = {name: digest("warps", recipe, photos[name]) for name in names}
     made_of = {**recipe, "fingerprint": digest(prints)}
     due: list[str] = []
@@ -335,7 +336,7 @@ def warp(
     patches = read_patches(output)
     used = len(patches.images) // (options.views + 1)
     computed = sum(name not in skipped for name in due)
-    return WarpReport(len(patches), len(patches.xyz), used, computed, skipped)
+    return WarpReport(len(patches), len(patches.xyz), used, computed, skipped | copies)
 
 
 def _views(name: str, views: int) -> list[str]:
