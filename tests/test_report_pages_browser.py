@@ -207,12 +207,18 @@ class TestEvaluated:
     def test_curves_are_of_the_column_that_is_chosen(self, browser: Browser, evaluated: dict[str, Path]) -> None:
         curve = data_of(evaluated["homography"])["curves"][0]["series"]
         with opened(browser, evaluated["homography"]) as seen:
-            for column in ("mean", "wall"):
-                seen.page.get_by_label("Matching accuracy of").select_option(column)
-                lines = [
+
+            def drawn() -> list[list[tuple[float, ...]]]:
+                return [
                     [tuple(map(float, point.split(","))) for point in (line.get_attribute("points") or "").split()]
                     for line in seen.page.locator("#curves .line-mark").all()
                 ]
+
+            before: list[list[tuple[float, ...]]] = []
+            for column in ("wall", "mean"):
+                seen.page.get_by_label("Matching accuracy of").select_option(column)
+                seen.wait_until(lambda before=before: len(drawn()) == 2 and drawn() != before)  # type: ignore[misc]
+                before = lines = drawn()
                 assert [len(line) for line in lines] == [10, 10]
                 # The plot is linear: places of all points give one scale.
                 (x0, y0), (x1, y1) = lines[0][0], lines[0][-1]

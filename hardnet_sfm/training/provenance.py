@@ -41,7 +41,7 @@ def about(
 
 
 def _history(weights: Weights) -> dict[str, Any]:
-    """What weights say of where they come from; JSON unpacked, or each generation would quote the quotes of the last."""
+    """What weights say of where they come from; JSON unpacked, or each generation would quote the quotes before it."""
     found: dict[str, Any] = {}
     for name in ("data", "source", "init"):
         if name in weights.metadata:
