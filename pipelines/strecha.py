@@ -30,7 +30,7 @@ from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import check_least
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
 from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.features.descriptors import make_descriptor
@@ -104,8 +104,7 @@ def _extent(model: Model) -> float:
 
 def check(options: Options) -> None:
     """Raises HardnetSfmError where ours, which comes after COLMAP's, would."""
-    if options.max_features < 1:
-        raise UsageError("--max-features must be at least 1")
+    check_least(options, max_features=1)
     options.extract.check()
     for descriptor in options.descriptors:
         make_descriptor(descriptor, options.weights)

@@ -166,12 +166,12 @@ class TestBrown:
             save_file(weights, tmp_path / f"{name}.safetensors", metadata)
         rows = competitors(["rootsift"], [str(path) for path in sorted(tmp_path.glob("*.safetensors"))])
         assert {row.name: trained_on(row) for row in rows} == {
-            "rootsift": set(),
-            "NotreDame": {"notredame"},
-            "hardnet-liberty": {"liberty"},
-            "others": set(),
-            "ours": {"liberty", "notredame"},
-            "statueofliberty": {"yosemite"},
+            "rootsift": (),
+            "NotreDame": ("notredame",),
+            "hardnet-liberty": ("liberty",),
+            "others": (),
+            "ours": ("liberty", "notredame"),
+            "statueofliberty": ("yosemite",),
         }
         line = f"evaluate brown {tmp_path}/data --descriptor rootsift --weights {tmp_path}/hardnet-liberty.safetensors"
         main(f"{line} --workers 1 --csv {tmp_path}/t.csv --json {tmp_path}/t.json".split())

@@ -28,7 +28,7 @@ from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descri
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.pairs import PairNetwork
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training import losses, stage
+from hardnet_sfm.training import fitting, losses
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
@@ -185,13 +185,13 @@ class TestCompare:
         self, patches: Path, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trained: list[int] = []
-        fit = stage._fit
+        fit = fitting.fit
 
         def counted(*args: Any) -> dict[str, float]:
             trained.append(1)
             return fit(*args)
 
-        monkeypatch.setattr(stage, "_fit", counted)
+        monkeypatch.setattr(fitting, "fit", counted)
         first = compare("losses", {"a": SMALL}, options_for(patches, hard, tmp_path, (0,)))
         assert len(trained) == 1
         both = compare("losses", {"a": SMALL}, options_for(patches, hard, tmp_path, (0, 1)))

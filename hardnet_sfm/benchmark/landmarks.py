@@ -185,14 +185,11 @@ def _search(
             try:
                 described = index.describe(question.image, question.box)
             except NoKeypoints:
+                described = None
                 console.print(f"{escape(question.query.name)}: no keypoints in this query, so it finds nothing")
-                for method in methods:
-                    rankings[method][question.query.name] = []
-                    advance(note=f"{what} {method}")
-                continue
             for method in methods:
                 start = time.perf_counter()
-                results = index.search(described, top=None, method=method)
+                results = [] if described is None else index.search(described, top=None, method=method)
                 seconds[method] += time.perf_counter() - start
                 rankings[method][question.query.name] = [PurePosixPath(result.image).stem for result in results]
                 advance(note=f"{what} {method}")

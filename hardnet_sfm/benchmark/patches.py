@@ -78,11 +78,13 @@ def evaluate_brown(
                 values[row][name] = fpr95(distances, pairs[name].matching)
                 curves[row][name] = false_positive_rates(distances, pairs[name].matching).tolist()
     trained = {row.name: trained_on(row) for row in rows}
-    marked = frozenset((row, name) for row in values for name in values[row] if trained[row] & _sets_named(name))
+    marked = frozenset(
+        (row, name) for row in values for name in values[row] if any(one in trained[row] for one in _sets_named(name))
+    )
     for row, figures in values.items():
         if foreign := [figure for name, figure in figures.items() if (row, name) not in marked]:
             figures[MEAN] = float(np.mean(foreign))
-    known = {row: {"trained_on": [name for name in _SPELLED if name in names]} for row, names in trained.items()}
+    known = {row: {"trained_on": list(names)} for row, names in trained.items()}
     return ScoreTable(
         "brown",
         (
@@ -102,13 +104,13 @@ def evaluate_brown(
     )
 
 
-def trained_on(row: Competitor) -> frozenset[str]:
+def trained_on(row: Competitor) -> tuple[str, ...]:
     """Which of Brown's sets the name and the metadata of its weights mention."""
     return _sets_named(row.stated())
 
 
-def _sets_named(text: str) -> frozenset[str]:
-    return frozenset(name for name, spelled in _SPELLED.items() if re.search(spelled, text.lower()))
+def _sets_named(text: str) -> tuple[str, ...]:
+    return tuple(name for name, spelled in _SPELLED.items() if re.search(spelled, text.lower()))
 
 
 def _pair_distances(described: Float16, pairs: NDArray[np.int64]) -> NDArray[np.float32]:

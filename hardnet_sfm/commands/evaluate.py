@@ -50,12 +50,13 @@ class TableOptions:
         """The descriptors that are asked for; what cannot be made or written is told before the work."""
         from hardnet_sfm.benchmark.rows import competitors
 
-        for path in (self.json, self.csv):
-            if path is not None and not path.parent.is_dir():
+        given = [path for path in (self.json, self.csv) if path is not None]
+        for path in given:
+            if not path.parent.is_dir():
                 raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
-            if path is not None and path.is_dir():
+            if path.is_dir():
                 raise UsageError(f"{path} is a folder", "Give the name of a file.")
-        if self.json is not None and self.csv is not None and self.json.resolve() == self.csv.resolve():
+        if len({path.resolve() for path in given}) < len(given):
             raise UsageError(f"--json and --csv are both {self.json}", "Give each its own file.")
         return competitors(self.descriptor, self.weights)
 

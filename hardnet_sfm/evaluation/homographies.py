@@ -57,8 +57,7 @@ def read_sequences(folder: Path) -> list[HomographySequence]:
     if not folder.is_dir():
         raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    itself = any(path.stem in ("1", "img1") and path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
-    return [_read_sequence(sequence) for sequence in ([folder] if itself or not inside else inside)]
+    return [_read_sequence(sequence) for sequence in (inside if inside and not _photos(folder, 1) else [folder])]
 
 
 def _read_sequence(folder: Path) -> HomographySequence:
@@ -67,9 +66,17 @@ def _read_sequence(folder: Path) -> HomographySequence:
     return HomographySequence(folder.resolve().name, photos, homographies)
 
 
+def photos_named(folder: Path, *stems: str) -> list[Path]:
+    """Photos of a folder that have one of these names before the suffix."""
+    return [path for path in folder.iterdir() if path.stem in stems and path.suffix.lower() in EXTENSIONS]
+
+
+def _photos(folder: Path, number: int) -> list[Path]:
+    return photos_named(folder, str(number), f"img{number}")
+
+
 def _photo(folder: Path, number: int) -> Path:
-    stems = (str(number), f"img{number}")
-    found = [path for path in folder.iterdir() if path.stem in stems and path.suffix.lower() in EXTENSIONS]
+    found = _photos(folder, number)
     if len(found) != 1:
         raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} with number {number}", _LAYOUT)
     return found[0]

@@ -208,7 +208,14 @@ class _Reader:
                 first = file.readline().strip()
                 if first != header:
                     raise ValueError(f"its first line is {first!r}, not {header!r}")
-                lines = np.loadtxt(file, np.int64, None, ",", converters=dict.fromkeys(names, sequence), ndmin=2)
+                lines = np.loadtxt(
+                    file,
+                    np.int64,
+                    comments=None,
+                    delimiter=",",
+                    converters=dict.fromkeys(names, sequence),
+                    ndmin=2,
+                )
             if lines.shape[1] != header.count(",") + 1:
                 raise ValueError(f"{lines.shape[1]} columns")
         except FileNotFoundError as error:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.homographies import Float64, read_homography
+from hardnet_sfm.evaluation.homographies import Float64, photos_named, read_homography
 from hardnet_sfm.images import EXTENSIONS
 from hardnet_sfm.keypoints import Float32
 
@@ -87,7 +87,7 @@ def _wxbs(folder: Path) -> list[ImagePair]:
 
 
 def _photo(folder: Path, stem: str) -> Path:
-    found = [path for path in folder.iterdir() if path.stem == stem and path.suffix.lower() in EXTENSIONS]
+    found = photos_named(folder, stem)
     if len(found) != 1:
         raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} named {stem}", _LAYOUT)
     return found[0]

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import shutil
-import signal
-import threading
 import time
-import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,15 +23,11 @@ from hardnet_sfm.training.sampling import Sampler
 from hardnet_sfm.workspace import digest, locked
 
 if TYPE_CHECKING:  # torch and lightning take seconds to import
-    import pytorch_lightning as lightning
-
     from hardnet_sfm.journal import Journal
     from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.training.validation import HeldOutBatches
     from hardnet_sfm.weights import Weights
 
-_LAST = "last.ckpt"
-_CURVES = "curves"
 NORM_BATCH = {"cpu": 256, "cuda": None}
 # What may change when a run is resumed, and does not change what the weights are.
 _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
@@ -106,6 +95,7 @@ def train(
     """
     check_installed()
 
+    from hardnet_sfm.training.fitting import LAST, check_checkpoint, fit, quiet
     from hardnet_sfm.training.validation import HeldOutBatches
     from hardnet_sfm.weights import find_weights, load_into, read_weights, write_weights
 
@@ -137,17 +127,15 @@ def train(
     if start is not None:
         load_into(module.network, start, options.network)
     folder = output.with_name(f"{output.stem}.training")
-    last = folder / _LAST
+    last = folder / LAST
     threads = max(1, resources.threads // options.devices)
-    with locked(folder) if rank() == 0 else nullcontext(), _quiet():
+    with locked(folder) if rank() == 0 else nullcontext(), quiet():
         if options.resume:
-            _check_checkpoint(last)
+            check_checkpoint(last)
         elif last.exists() and rank() == 0:
             raise _unfinished(folder)
         with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
-            if rank() == 0 and not options.resume and (folder / _CURVES).exists():
-                shutil.rmtree(folder / _CURVES)  # of an earlier run, whose weights these take the place of
-            measures = _fit(module, folder, options, device, threads)
+            measures = fit(module, folder, options, device, threads)
         if rank() == 0:
             report = TrainReport(module.global_step, module.seconds / 60, measures)
             write_weights(output, module.network.state_dict(), facts | report.metadata)
@@ -239,7 +227,8 @@ def _check(
         (patches, "Its points would be negatives of themselves. Give it a larger share."),
         (validation, "It would count twice."),
     ):
-        if twice := [str(path) for number, path in enumerate(paths) if path.resolve() in _resolved(paths[:number])]:
+        places = [path.resolve() for path in paths]
+        if twice := [str(path) for number, path in enumerate(paths) if places[number] in places[:number]]:
             raise UsageError(f"{twice[0]} is there twice", why)
     if not patches:
         hint = "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`."
@@ -253,10 +242,6 @@ def _check(
             "Ask for at most so many, or train on the CPU with --device cpu.",
         )
     return device
-
-
-def _resolved(paths: Sequence[Path]) -> list[Path]:
-    return [path.resolve() for path in paths]
 
 
 def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOptions, start: Weights | None) -> str:
@@ -306,63 +291,6 @@ def _module(
     )
 
 
-def _fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: str, threads: int) -> dict[str, float]:
-    """Trains until the budget is spent. What was measured last."""
-    import torch
-
-    from hardnet_sfm.training.callbacks import INTERRUPTS
-
-    trainer = _trainer(module, folder, options, device)
-    torch.set_num_threads(threads)
-    before = [(number, signal.getsignal(number)) for number in INTERRUPTS]
-    try:
-        trainer.fit(module, ckpt_path=folder / _LAST if options.resume else None, weights_only=True)
-        if module.validation_batches and not trainer.callback_metrics.keys() & set(module.MEASURES):
-            trainer.validate(module, verbose=False)  # which a run that was stopped at its end has not done
-    except SystemExit as error:  # which is what lightning makes of Ctrl-C
-        raise KeyboardInterrupt from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, answer in before:
-                if answer is not None:  # one that Python did not set
-                    signal.signal(number, answer)
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
-
-
-def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, device: str) -> lightning.Trainer:
-    import pytorch_lightning as lightning
-    import torch
-    from pytorch_lightning.callbacks import ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    from hardnet_sfm.networks.device import fast_type
-    from hardnet_sfm.training.callbacks import Interruptible, Progress
-
-    every = ({"every_n_train_steps": options.validate_every}, {"train_time_interval": timedelta(minutes=5)})
-    return lightning.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=options.devices,
-        strategy="ddp" if options.devices > 1 else "auto",
-        precision="32-true" if fast_type(device) == torch.float32 else "bf16-mixed",
-        max_epochs=-1,
-        max_steps=-1 if options.steps is None else options.steps,
-        val_check_interval=options.validate_every,
-        check_val_every_n_epoch=None,
-        # The same batches, in turn, whatever the number of devices.
-        limit_val_batches=-(-module.validation_batches // options.devices),
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        logger=TensorBoardLogger(folder, name=_CURVES, version=""),
-        callbacks=[
-            *(ModelCheckpoint(folder, Path(_LAST).stem, enable_version_counter=False, **how) for how in every),
-            *([Progress()] if rank() == 0 else []),
-            Interruptible(folder / _LAST),
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
 def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:
     """Those to train on, and to validate with; raises HardnetSfmError where they were cut in different sizes."""
     sets, held_out = [read_any_patches(path) for path in patches], [read_any_patches(path) for path in validation]
@@ -396,36 +324,3 @@ def read_any_patches(path: Path) -> PatchSet:
             "`hardnet-sfm mine` makes a patches.h5 of a model and its photos.",
         )
     return read_hpatches(path)
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Raises HardnetSfmError where it is missing, damaged or something else."""
-    from hardnet_sfm.weights import load_tensors
-
-    hint = "Delete the folder and begin anew."
-    if not path.is_file():
-        raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to begin anew.")
-    loaded = load_tensors(path, hint)
-    if zipfile.is_zipfile(path):  # torch's reader does not look at the checksums
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise HardnetSfmError(f"{path}: damaged, {damaged} in it has another checksum", hint)
-    if not isinstance(loaded, dict) or not loaded.keys() >= {"state_dict", "optimizer_states", "loops", "recipe"}:
-        raise HardnetSfmError(f"{path}: not a checkpoint of `train`", hint)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps lightning's hints and its dependencies' deprecations off the terminal; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

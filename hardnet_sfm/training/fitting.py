@@ -1,0 +1,108 @@
+"""Gradient descent by lightning: the trainer, its checkpoint and its silence."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import threading
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.networks.device import fast_type
+from hardnet_sfm.training.callbacks import INTERRUPTS, Interruptible, Progress
+from hardnet_sfm.training.module import NetworkTraining
+from hardnet_sfm.training.options import TrainOptions
+from hardnet_sfm.training.ranks import rank
+from hardnet_sfm.weights import load_tensors
+
+LAST = "last.ckpt"
+_CURVES = "curves"
+
+
+def fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: str, threads: int) -> dict[str, float]:
+    """Trains until the budget is spent, with checkpoints and curves in the folder. What was measured last."""
+    if rank() == 0 and not options.resume and (folder / _CURVES).exists():
+        shutil.rmtree(folder / _CURVES)  # of an earlier run, whose weights these take the place of
+    trainer = _trainer(module, folder, options, device)
+    torch.set_num_threads(threads)
+    before = [(number, signal.getsignal(number)) for number in INTERRUPTS]
+    try:
+        trainer.fit(module, ckpt_path=folder / LAST if options.resume else None, weights_only=True)
+        if module.validation_batches and not trainer.callback_metrics.keys() & set(module.MEASURES):
+            trainer.validate(module, verbose=False)  # which a run that was stopped at its end has not done
+    except SystemExit as error:  # which is what lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, answer in before:
+                if answer is not None:  # one that Python did not set
+                    signal.signal(number, answer)
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
+
+
+def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, device: str) -> lightning.Trainer:
+    every = ({"every_n_train_steps": options.validate_every}, {"train_time_interval": timedelta(minutes=5)})
+    return lightning.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=options.devices,
+        strategy="ddp" if options.devices > 1 else "auto",
+        precision="32-true" if fast_type(device) == torch.float32 else "bf16-mixed",
+        max_epochs=-1,
+        max_steps=-1 if options.steps is None else options.steps,
+        val_check_interval=options.validate_every,
+        check_val_every_n_epoch=None,
+        # The same batches, in turn, whatever the number of devices.
+        limit_val_batches=-(-module.validation_batches // options.devices),
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=TensorBoardLogger(folder, name=_CURVES, version=""),
+        callbacks=[
+            *(ModelCheckpoint(folder, Path(LAST).stem, enable_version_counter=False, **how) for how in every),
+            *([Progress()] if rank() == 0 else []),
+            Interruptible(folder / LAST),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises HardnetSfmError where it is missing, damaged or something else."""
+    hint = "Delete the folder and begin anew."
+    if not path.is_file():
+        raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to begin anew.")
+    loaded = load_tensors(path, hint)
+    if zipfile.is_zipfile(path):  # torch's reader does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise HardnetSfmError(f"{path}: damaged, {damaged} in it has another checksum", hint)
+    if not isinstance(loaded, dict) or not loaded.keys() >= {"state_dict", "optimizer_states", "loops", "recipe"}:
+        raise HardnetSfmError(f"{path}: not a checkpoint of `train`", hint)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps lightning's hints and its dependencies' deprecations off the terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
