@@ -12,9 +12,14 @@ from hardnet_sfm.stores import VERSION, FeatureStore, KeypointStore, MatchStore,
 from hardnet_sfm.workspace import digest
 
 
-def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str) -> str:
-    """What decides whether a photo's features are up to date: how they are made, and the photo's bytes."""
-    return digest("features", VERSION, recipe, photo_sha256)
+def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str, turn: int = 0) -> str:
+    """What decides whether a photo's features are up to date: how they are made, the photo's bytes and its turn."""
+    return digest("features", VERSION, recipe, photo_sha256, turn)
+
+
+def are_features_of(fingerprint: str, recipe: Mapping[str, Any], photo_sha256: str) -> bool:
+    """Whether features with this fingerprint were made by the recipe from a photo with these bytes, however turned."""
+    return any(fingerprint == feature_fingerprint(recipe, photo_sha256, turn) for turn in (0, 90, 180, 270))
 
 
 def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:

@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 
+# Scales in pixels are the same if they agree to so many decimals: those of one place with two orientations differ by
+# rounding where they are computed from affine frames.
+_DECIMALS = 3
+# Orientations that differ by no more than this, degrees, have nearly the same descriptor.
+_TWIN = 20.0
+
 
 @dataclass(frozen=True)
 class Keypoints:
@@ -58,6 +64,36 @@ class Keypoints:
         affines = None if self.affines is None else self.affines[rows]
         return Keypoints(self.xy[rows], self.scales[rows], self.oris[rows], self.scores[rows], affines)
 
+    def along(self, turn: float) -> Keypoints:
+        """The same places, each once, with one orientation for all.
+
+        Args:
+            turn: the orientation, degrees.
+        """
+        rows = np.column_stack([self.xy, self.scales.round(_DECIMALS)])
+        once = self.select(np.sort(np.unique(rows, axis=0, return_index=True)[1]))
+        radians = np.deg2rad(turn - once.oris)
+        cos, sin = np.cos(radians), np.sin(radians)
+        back = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2).astype(np.float32)
+        affines = None if once.affines is None else once.affines @ back
+        return Keypoints(once.xy, once.scales, np.full_like(once.oris, turn % 360), once.scores, affines)
+
+    def both_ways(self) -> Keypoints:
+        """Each place along 0 degrees, and in rows after these along its estimated orientations.
+
+        Orientations near 0 are left out: their descriptors would be twins of the upright ones, and twins fail each
+        other's ratio test.
+        """
+        upright = self.along(0)
+        apart = self.select(np.flatnonzero(np.abs((self.oris + 180) % 360 - 180) > _TWIN))
+        xy, scales, oris, scores = (
+            np.concatenate([getattr(upright, name), getattr(apart, name)])
+            for name in ("xy", "scales", "oris", "scores")
+        )
+        similar = upright.affines is None or apart.affines is None
+        affines = None if similar else np.concatenate([upright.affines, apart.affines])
+        return Keypoints(xy, scales, oris, scores, affines)
+
     def resized(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Keypoints:
         """The same keypoints in the pixels of the photo resized from one (width, height) to another.
 
@@ -71,6 +107,24 @@ class Keypoints:
         scale = np.float32(np.sqrt(factor.prod()))
         affines = None if self.affines is None else self.affines * scale
         return Keypoints(xy, self.scales * scale, self.oris, self.scores, affines)
+
+
+def strongest(keypoints: Keypoints, strength: Float32, most: int) -> Keypoints:
+    """The rows of the strongest places, strongest first.
+
+    A place is a position with a scale. It may have several orientations, each in a row of its own, and counts once.
+
+    Args:
+        keypoints: N rows.
+        strength: (N,), nearly equal for all rows of a place.
+        most: number of places.
+    """
+    columns = np.column_stack([-strength, keypoints.xy, keypoints.scales]).round(_DECIMALS)
+    # Equal strengths are ordered by the other columns, so that nothing is left to chance.
+    order = np.lexsort((keypoints.oris, *columns.T[::-1]))
+    another = (columns[order[1:]] != columns[order[:-1]]).any(1)
+    places = np.concatenate([[1], 1 + np.cumsum(another)])
+    return keypoints.select(order[places[: len(order)] <= most])
 
 
 def within_reach(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_choice
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescriber, extract
-from hardnet_sfm.fingerprints import feature_fingerprint
+from hardnet_sfm.fingerprints import are_features_of
 from hardnet_sfm.images import Photo, read_photo, sha256_of
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.resources import Resources
@@ -110,7 +110,7 @@ class Index:
             path = self.images / name
             if not path.is_file():
                 found[name] = "gone"
-            elif feature_fingerprint(self.options, sha256_of(path)) != self._lists.fingerprints[name]:
+            elif not are_features_of(self._lists.fingerprints[name], self.options, sha256_of(path)):
                 found[name] = "changed"
         return found
 

@@ -177,6 +177,10 @@ class FeatureStore(KeypointStore):
         """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""
         return int(self.index[name]["exif_orientation"])
 
+    def turn(self, name: str) -> int:
+        """What is upright in a photo that is described upright, degrees in the sense of `Keypoints.oris`: 0, 90 ..."""
+        return int(self.index[name].get("turn", 0))
+
 
 class MatchStore(Store):
     """Putative matches of many pairs of photos. Keys are `pair_key(name0, name1)`."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.fingerprints import feature_fingerprint, view_fingerprints
+from hardnet_sfm.fingerprints import are_features_of, view_fingerprints
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.matching.pairs import Pair
@@ -206,7 +206,7 @@ class _SecondTry:
         from hardnet_sfm.colmap.two_view import verified_matches
 
         sizes = self._store.size(pair[0]), self._store.size(pair[1])
-        return verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification)
+        return len(verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification))
 
     def keep(self, pair: Pair, view_steps: int) -> None:
         for name in pair:
@@ -333,13 +333,13 @@ class _Views:
             if not self._images.is_dir():
                 raise HardnetSfmError(f"no folder of photos at {self._images}", "Say where they are now with --images.")
             photo = read_photo(self._images / name)
-            if feature_fingerprint(self._store.header["options"], photo.sha256) != self._made_from[name]:
+            if not are_features_of(self._made_from[name], self._store.header["options"], photo.sha256):
                 raise HardnetSfmError(
                     f"{self._images / name}: changed since its features were extracted",
                     "Run `hardnet-sfm extract` again.",
                 )
             views = views_of(self._options.tilts[step - 1], self._options.rotation_step)
-            found = self._describe(photo, self.keypoints(name, step - 1), views)
+            found = self._describe(photo, self.keypoints(name, step - 1), views, self._store.turn(name))
             _write(path, fingerprint, found)
         return found
 

@@ -7,7 +7,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.log import native_log
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.keypoints import Float32, Keypoints, strongest
 
 
 def distinct_rows(found: pycolmap.FeatureKeypoints) -> tuple[Float32, NDArray[np.intp]]:
@@ -26,7 +26,7 @@ class ColmapDog:
     pycolmap computes descriptors along with keypoints and holds Python's lock meanwhile, so threads do not overlap.
 
     Args:
-        max_keypoints: at most so many rows, the largest first; each orientation counts.
+        max_keypoints: most places, the largest first. One with two orientations counts once and gives two rows.
         peak_threshold: smallest absolute difference of Gaussians, for grey values in [0, 1].
         edge_threshold: largest ratio of principal curvatures.
         upright: every orientation is 0.
@@ -54,11 +54,10 @@ class ColmapDog:
         rows, _ = distinct_rows(found)
         affines = rows[:, 2:].reshape(-1, 2, 2)
         scales = np.sqrt(np.abs(np.linalg.det(affines)))
-        order = np.argsort(-scales, kind="stable")[: self._max_keypoints]
-        affines, scales = affines[order], scales[order]
         # COLMAP puts the centre of the top-left pixel at (0.5, 0.5) and counts angles in the same sense as we do.
-        xy = rows[order, :2] - np.float32(0.5)
+        xy = rows[:, :2] - np.float32(0.5)
         oris = np.rad2deg(np.arctan2(affines[:, 1, 0], affines[:, 0, 0])) % 360
         # Just below 0 rounds to 360; and an upright affine frame may be sheared.
         oris[(oris >= 360) | self._upright] = 0
-        return Keypoints(xy, scales, oris, scales, affines if self._affine_shape else None)
+        keypoints = Keypoints(xy, scales, oris, scales, affines if self._affine_shape else None)
+        return strongest(keypoints, scales, self._max_keypoints)

@@ -126,7 +126,7 @@ def said_of(report: Report) -> str:
     """What there is now, and what had to be computed for it."""
     match report:
         case ExtractReport():
-            text = f"{report.keypoints} keypoints in {report.photos} photos"
+            text = f"{report.keypoints} keypoints in {report.photos} photos, {report.orientation}"
         case PairReport():
             text = f"{report.pairs} pairs of {report.photos} photos ({report.how})"
         case MatchReport():

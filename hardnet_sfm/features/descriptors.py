@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from hardnet_sfm import weights as weights_files
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.registry import registered
+from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture
 from hardnet_sfm.networks.device import fast_type, in_type
 from hardnet_sfm.networks.rootsift import RootSift
+from hardnet_sfm.patches import extract_patches
 
 _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT = 32, 15.0
 # Weights that come with the package under another name than that of their network.
@@ -138,6 +140,7 @@ class PatchDescriber:
 
     Attributes:
         batch: number of patches that are described at once.
+        device: "cpu" or "cuda".
         precision: "float32", "bfloat16" or "float16".
         patch_size: pixels.
         dimension: D.
@@ -145,8 +148,8 @@ class PatchDescriber:
 
     def __init__(self, descriptor: Descriptor, device: str) -> None:
         self.batch = _BATCH[device]
-        self.patch_size = descriptor.patch_size
-        self._device = torch.device(device)
+        self.patch_size, self._measurement_size = descriptor.patch_size, descriptor.measurement_size
+        self.device, self._device = device, torch.device(device)
         self._dtype = fast_type(device) if descriptor.reduced_precision else torch.float32
         self.precision = str(self._dtype).removeprefix("torch.")
         network = descriptor.network.eval().to(self._device)
@@ -163,3 +166,9 @@ class PatchDescriber:
             # With one channel (N, 1, S, S) counts as both layouts; strides have to say which, or each layer converts.
             described = self._network(inputs.contiguous(memory_format=torch.channels_last))
         return np.asarray(described[: len(patches)].half().cpu().numpy())
+
+    def at(self, grey: NDArray[np.uint8], keypoints: Keypoints) -> NDArray[np.float16]:
+        """(N, D) descriptors of the N keypoints of an (H, W) photo."""
+        patches = extract_patches(grey, keypoints.xy, keypoints.frames(), self.patch_size, self._measurement_size)
+        starts = range(0, max(1, len(patches)), self.batch)
+        return np.concatenate([self(patches[start : start + self.batch]) for start in starts])

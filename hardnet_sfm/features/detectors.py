@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.sift import ColmapDog
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.registry import registered
-from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.keypoints import Keypoints, strongest
 
 Detect = Callable[[NDArray[np.uint8]], Keypoints]
 
@@ -26,7 +26,7 @@ class DetectorOptions:
     """What every detector is asked for.
 
     Attributes:
-        max_keypoints: at most so many rows; each orientation of a keypoint counts.
+        max_keypoints: most places in a photo. A place with two orientations counts once and gives two rows.
         peak_threshold: smallest absolute difference of Gaussians, for grey values in [0, 1].
         edge_threshold: largest ratio of principal curvatures.
         upright: no orientation is estimated, every angle is 0.
@@ -44,9 +44,10 @@ Factory = Callable[[DetectorOptions], Detect]
 
 
 def opencv_dog(options: DetectorOptions) -> Detect:
-    """Difference of Gaussians by OpenCV, which detects without describing; keeps the keypoints of highest contrast.
+    """Difference of Gaussians by OpenCV, which detects without describing.
 
-    Positions agree with COLMAP's: the pyramid's base is upsampled without OpenCV's default bias of 1/4 pixel.
+    Keypoints are ranked by contrast times scale. Positions agree with COLMAP's: the pyramid's base is upsampled without
+    OpenCV's default bias of 1/4 pixel.
     """
     if options.affine_shape:
         raise UsageError("--affine-shape has no effect with --detector opencv-dog", "Use --detector dog.")
@@ -67,10 +68,9 @@ def opencv_dog(options: DetectorOptions) -> Detect:
         if options.upright:
             rows[:, 3] = 0
             rows = np.unique(rows, axis=0)
-        # Equal contrast, as of the orientations of one keypoint, is ordered by the other columns: no chance in it.
-        order = np.lexsort((rows[:, 3], rows[:, 2], rows[:, 1], rows[:, 0], -rows[:, 4]))[: options.max_keypoints]
-        x, y, scale, angle, response = rows[order].T.copy()
-        return Keypoints(np.stack([x, y], 1), scale, angle, response)
+        x, y, scale, angle, contrast = rows.T
+        keypoints = Keypoints(np.stack([x, y], 1), scale, angle, contrast * scale)
+        return strongest(keypoints, keypoints.scores, options.max_keypoints)
 
     return detect
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.fingerprints import feature_fingerprint, what_changed
 from hardnet_sfm.images import Photo, list_photos, read_photo, resize_to_fit, sha256_of
 from hardnet_sfm.keypoints import Keypoints
@@ -26,6 +26,11 @@ from hardnet_sfm.workspace import locked
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do without
     from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber
+    from hardnet_sfm.features.detectors import DetectorOptions
+    from hardnet_sfm.orientation import Orientations
+
+
+Orientation = Literal["auto", "upright", "estimated", "both"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,18 @@ class KeypointOptions:
     detector: str = "opencv-dog"
     """opencv-dog (fast), dog (COLMAP's own), or one that another package registers."""
     max_keypoints: int = 8192
-    """At most so many keypoints a photo; each orientation of a keypoint counts."""
+    """Most keypoints per photo. One with two orientations counts once, as in COLMAP."""
     max_image_size: int = 3200
     """Larger photos are shrunk so that no side is longer, pixels. Keypoints stay in pixels of the photo as it is."""
     peak_threshold: float = 0.02 / 3
     """Smallest contrast of a keypoint, as a difference of Gaussians of grey values in [0, 1]. Lower: more keypoints."""
     edge_threshold: float = 10.0
     """Largest ratio of principal curvatures of a keypoint. Higher: more keypoints on edges."""
-    upright: bool = False
-    """Estimate no orientation: better where all photos were held upright, useless where not."""
+    orientation: Orientation = "auto"
+    """upright: describe all keypoints along the direction of the photo's rows; best for photos that were held upright.
+    estimated: describe each along its gradients, which rotated photos need. both: describe each keypoint both ways.
+    auto: match small copies of some photos both ways and take the better one; upright photos that lie on their side are
+    found and turned."""
     affine_shape: bool = False
     """Estimate local affine frames (--detector dog)."""
     strict: bool = False
@@ -51,6 +59,7 @@ class KeypointOptions:
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
+        check_choice("orientation", self.orientation, Orientation)
         for name, least in (("max_keypoints", 1), ("max_image_size", 32), ("peak_threshold", 0), ("edge_threshold", 1)):
             if not getattr(self, name) >= least:  # nor NaN
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
@@ -83,6 +92,7 @@ class ExtractReport:
         computed: number of photos done in this run; the others were up to date.
         reason: why any had to be computed, for people; empty where none.
         skipped: why a photo could not be read, by its name.
+        orientation: "upright", "estimated" or "both", and why where a trial decided.
     """
 
     photos: int
@@ -90,6 +100,7 @@ class ExtractReport:
     computed: int
     reason: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
+    orientation: str = ""
 
 
 class _Detected(NamedTuple):
@@ -98,7 +109,8 @@ class _Detected(NamedTuple):
     name: str
     sha256: str
     size: tuple[int, int]
-    orientation: int
+    exif_orientation: int
+    turn: int
     keypoints: Keypoints
     patches: NDArray[np.uint8]
 
@@ -132,19 +144,23 @@ def extract(
     names = list_photos(images)
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
-    cut = _Cutter(options, descriptor)
-    recipe = options.recipe(descriptor.weights_sha256)
+    describe = PatchDescriber(descriptor, resolve_device(resources.device))
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
-        due = _due(images, names, writer.fingerprints, recipe)
+        found = None
+        if options.orientation == "auto":
+            found = _orientations(images, names, options, describe, resources.threads, writer.header)
+            options = replace(options, orientation=found.orientation)
+        turned = found.turned if found else {}
+        cut = _Cutter(options, descriptor)
+        recipe = options.recipe(descriptor.weights_sha256)
+        due = _due(images, names, writer.fingerprints, recipe, turned)
         skipped: dict[str, str] = {}
         if due:
-            device = resolve_device(resources.device)
-            describe = PatchDescriber(descriptor, device)
-            describing = resources.threads if device == "cpu" else 1
+            describing = resources.threads if describe.device == "cpu" else 1
             with progress("extract", len(names), len(names) - len(due)) as advance:
                 stream = _detected(
                     due,
-                    lambda name: cut(name, read_photo(images / name)),
+                    lambda name: cut(name, read_photo(images / name), turned.get(name, 0)),
                     resources.threads,
                     skipped,
                     options.strict,
@@ -154,25 +170,51 @@ def extract(
                     arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
                     facts: dict[str, str | int] = {
                         "photo_sha256": photo.sha256,
-                        "exif_orientation": photo.orientation,
+                        "exif_orientation": photo.exif_orientation,
                         "keypoints": len(photo.keypoints),
+                        "turn": photo.turn,
                     }
-                    writer.put(photo.name, feature_fingerprint(recipe, photo.sha256), arrays, facts)
+                    writer.put(photo.name, feature_fingerprint(recipe, photo.sha256, photo.turn), arrays, facts)
                     advance(note=photo.name)
         done = [name for name in names if name not in skipped]
         if not done:
             first = next(iter(skipped.values()))
             raise HardnetSfmError(f"{images}: none of the {len(names)} photos can be read", first)
         header = {"images": str(images.resolve()), "names": done, "options": recipe, "skipped": skipped}
+        if found:
+            header["trial"] = found.facts()
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
     with FeatureStore(features) as store:
         keypoints = sum(store.counts().values())
-    return ExtractReport(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped)
+    orientation = f"{options.orientation}: {found.reason}" if found else options.orientation
+    return ExtractReport(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
+
+
+def _orientations(
+    images: Path,
+    names: list[str],
+    options: ExtractOptions,
+    describe: PatchDescriber,
+    threads: int,
+    header: Mapping[str, Any],
+) -> Orientations:
+    """What a trial finds; of an earlier run with the same descriptor and detector what it found, for its photos."""
+    from hardnet_sfm.orientation import Orientations, choose_orientations
+
+    earlier, known = None, []
+    same = all(header.get("options", {}).get(name) == getattr(options, name) for name in ("descriptor", "detector"))
+    if "trial" in header and same:
+        earlier, known = Orientations(**header["trial"]), header["names"]
+        if set(names) <= set(known):
+            return earlier
+    return choose_orientations(images, names, describe, options.detector, threads, earlier, known)
 
 
 class PhotoDescriber:
     """Detects and describes keypoints in single photos, bit by bit as `extract` does.
+
+    One photo says nothing of how others are turned, so orientations are estimated where `auto` would decide.
 
     Args:
         options: how.
@@ -192,6 +234,8 @@ class PhotoDescriber:
 
         resources = resources or Resources()
         options.check()
+        if options.orientation == "auto":
+            options = replace(options, orientation="estimated")
         descriptor = make_descriptor(options.descriptor, options.weights)
         self.recipe = options.recipe(descriptor.weights_sha256)
         self._cut = _Cutter(options, descriptor)
@@ -199,46 +243,75 @@ class PhotoDescriber:
         self._describe = PatchDescriber(descriptor, device)
         self._threads = resources.threads if device == "cpu" else 1
 
-    def __call__(self, photo: Photo) -> tuple[Keypoints, NDArray[np.float16]]:
-        """N keypoints in pixels of the upright photo, and their (N, D) descriptors."""
-        stream = iter([self._cut("", photo)])
+    def __call__(self, photo: Photo, turn: int = 0) -> tuple[Keypoints, NDArray[np.float16]]:
+        """N keypoints in pixels of the upright photo, and their (N, D) descriptors.
+
+        Args:
+            photo: of any size.
+            turn: where orientation is "upright": what is upright in the photo, degrees.
+        """
+        stream = iter([self._cut("", photo, turn)])
         ((detected, descriptors),) = _described(stream, self._describe, self._threads)
         return detected.keypoints, descriptors
 
 
-def _due(images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any]) -> list[str]:
+def _due(
+    images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
+) -> list[str]:
     """The photos whose features are missing or out of date."""
 
     def current(name: str) -> bool:
         if name not in finished:
             return False
         try:
-            return finished[name] == feature_fingerprint(recipe, sha256_of(images / name))
+            return finished[name] == feature_fingerprint(recipe, sha256_of(images / name), turned.get(name, 0))
         except OSError:
             return False  # reading it again gives the error its proper place
 
     return [name for name in names if not current(name)]
 
 
+def detector_options(options: KeypointOptions, most: int | None = None) -> DetectorOptions:
+    """The same for a detector; for `both` it estimates orientations, and upright keypoints are added to its own.
+
+    Args:
+        options: whose orientation is decided.
+        most: keypoints, where not as many as `options` have.
+    """
+    from hardnet_sfm.features.detectors import DetectorOptions
+
+    return DetectorOptions(
+        max_keypoints=options.max_keypoints if most is None else most,
+        peak_threshold=options.peak_threshold,
+        edge_threshold=options.edge_threshold,
+        upright=options.orientation == "upright",
+        affine_shape=options.affine_shape,
+    )
+
+
 class _Cutter:
     """Detects the keypoints of one photo and cuts their patches; called from several threads at once."""
 
     def __init__(self, options: ExtractOptions, descriptor: Descriptor) -> None:
-        from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+        from hardnet_sfm.features.detectors import make_detector
 
-        shared = ("max_keypoints", "peak_threshold", "edge_threshold", "upright", "affine_shape")
-        chosen = DetectorOptions(**{name: getattr(options, name) for name in shared})
-        self._detect, self._max_image_size = make_detector(options.detector, chosen), options.max_image_size
+        self._orientation = options.orientation
+        self._detect = make_detector(options.detector, detector_options(options))
+        self._max_image_size = options.max_image_size
         self._patch_size, self._measurement_size = descriptor.patch_size, descriptor.measurement_size
 
-    def __call__(self, name: str, photo: Photo) -> _Detected:
+    def __call__(self, name: str, photo: Photo, turn: int) -> _Detected:
         from hardnet_sfm.patches import extract_patches
 
         grey = resize_to_fit(photo.grey, self._max_image_size)
         found = self._detect(grey)
+        if self._orientation == "both":
+            found = found.both_ways()
+        elif turn:
+            found = found.along(turn)
         patches = extract_patches(grey, found.xy, found.frames(), self._patch_size, self._measurement_size)
         keypoints = found.resized((grey.shape[1], grey.shape[0]), photo.size)
-        return _Detected(name, photo.sha256, photo.size, photo.orientation, keypoints, patches)
+        return _Detected(name, photo.sha256, photo.size, photo.orientation, turn, keypoints, patches)
 
 
 def _detected(

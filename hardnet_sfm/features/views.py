@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.features.detectors import Detect, DetectorOptions, make_detector
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.detectors import Detect, make_detector
+from hardnet_sfm.features.stage import ExtractOptions, detector_options
 from hardnet_sfm.images import Affine2, Photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
-from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 
 # Of the blur before a tilt, in pixels for sqrt(t^2 - 1): what makes a blur of 0.8 pixels one of 0.8 t (ASIFT).
@@ -102,11 +101,16 @@ class View:
         rows = np.flatnonzero(((xy - reach >= -0.5) & (xy + reach <= np.array(size) - 0.5)).all(1))
         return with_frames(xy[rows], linear @ found.frames()[rows], found.scores[rows]), rows
 
-    def turned(self, found: Keypoints) -> Keypoints:
-        """Upright keypoints of the view, with the direction that the photo's x axis has there for their orientation."""
-        c, s = cos(radians(self.rotation)) / self.tilt, -sin(radians(self.rotation))
-        turn = np.array([[c, -s], [s, c]]) / sqrt(c**2 + s**2)
-        return with_frames(found.xy, found.frames() @ turn, found.scores)
+    def turned(self, found: Keypoints, turn: float = 0) -> Keypoints:
+        """Upright keypoints of the view, oriented along what is upright in the photo, as the view shows it.
+
+        Args:
+            found: in pixels of the view, all with orientation 0.
+            turn: orientation of what is upright in the photo, degrees.
+        """
+        c, s = cos(radians(turn - self.rotation)) / self.tilt, sin(radians(turn - self.rotation))
+        rotation = np.array([[c, -s], [s, c]]) / sqrt(c**2 + s**2)
+        return with_frames(found.xy, found.frames() @ rotation, found.scores)
 
 
 def views_of(tilt: float, rotation_step: float) -> tuple[View, ...]:
@@ -203,10 +207,10 @@ class ViewDescriber:
         options.check()
         descriptor = make_descriptor(options.descriptor, options.weights)
         self.recipe = options.recipe(descriptor.weights_sha256)
-        self._options, self._measurement_size = options, descriptor.measurement_size
+        self._options = options
         self._describe = PatchDescriber(descriptor, resolve_device(resources.device))
 
-    def __call__(self, photo: Photo, known: Keypoints, views: Sequence[View]) -> DescribedViews:
+    def __call__(self, photo: Photo, known: Keypoints, views: Sequence[View], turn: int = 0) -> DescribedViews:
         """Describes views one after another.
 
         A keypoint that is the same as one of the photo, or of a view before it, is another description of that one.
@@ -215,6 +219,7 @@ class ViewDescriber:
             photo: of any size.
             known: N keypoints of the photo, in its pixels.
             views: directions.
+            turn: where orientation is "upright": what is upright in the photo, degrees.
         """
         grey = resize_to_fit(photo.grey, self._options.max_image_size)
         size = grey.shape[1], grey.shape[0]
@@ -223,10 +228,10 @@ class ViewDescriber:
         for view in views:
             image = view.render(grey)
             found = detectors[view.tilt](image)
-            if self._options.upright:
-                found = view.turned(found)
+            if self._options.orientation == "upright":
+                found = view.turned(found, turn)
             back, inside = view.back(found, size)
-            descriptors.append(self._described(image, found.select(inside)))
+            descriptors.append(self._describe.at(image, found.select(inside)))
             back = back.resized(size, photo.size)
             same = same_keypoints(back, keypoints)
             new = np.flatnonzero(same < 0)
@@ -238,18 +243,8 @@ class ViewDescriber:
         return DescribedViews(keypoints.select(new), ends, np.concatenate(rows), np.concatenate(descriptors))
 
     def _detector(self, tilt: float) -> Detect:
-        options = self._options
-        most = max(1, round(options.max_keypoints / tilt))
-        chosen = DetectorOptions(
-            most, options.peak_threshold, options.edge_threshold, options.upright, options.affine_shape
-        )
-        return make_detector(options.detector, chosen)
-
-    def _described(self, image: NDArray[np.uint8], found: Keypoints) -> NDArray[np.float16]:
-        size, step = self._describe.patch_size, self._describe.batch
-        patches = extract_patches(image, found.xy, found.frames(), size, self._measurement_size)
-        batches = [patches[start : start + step] for start in range(0, max(1, len(patches)), step)]
-        return np.concatenate([self._describe(batch) for batch in batches])
+        most = max(1, round(self._options.max_keypoints / tilt))
+        return make_detector(self._options.detector, detector_options(self._options, most))
 
 
 def _compression(tilt: float) -> Affine2:

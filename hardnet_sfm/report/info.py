@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.fingerprints import feature_fingerprint, inputs_fingerprint, stale_pairs
+from hardnet_sfm.fingerprints import are_features_of, inputs_fingerprint, stale_pairs
 from hardnet_sfm.images import list_photos, sha256_of
 from hardnet_sfm.stores import FeatureStore, MatchStore
 from hardnet_sfm.workspace import CARD, MANIFEST, PHOTOS, Workspace, read_json
@@ -62,8 +62,13 @@ def _features(features: FeatureStore) -> Part:
     if not images.is_dir():
         return Part("features", holds, options, f"the photos are no longer in {images}")
     there, prints = set(list_photos(images)) - set(skipped), features.fingerprints()
-    now = {n: feature_fingerprint(options, sha256_of(images / n)) if n in prints else "" for n in there}
+    now = {n: _current(prints[n], options, sha256_of(images / n)) if n in prints else "" for n in there}
     return Part("features", holds, options, _differences(prints, now))
+
+
+def _current(fingerprint: str, options: Mapping[str, Any], photo_sha256: str) -> str:
+    """The fingerprint where it is of this photo, else empty."""
+    return fingerprint if are_features_of(fingerprint, options, photo_sha256) else ""
 
 
 def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -1,0 +1,312 @@
+"""How keypoints are oriented: a trial on small copies of the photos, for `--orientation auto`.
+
+Most photos are taken upright. Then the direction of gravity is the same in all of them, and describing each keypoint
+along its own gradient throws that away and adds the errors of the estimated angles (the gravity vector assumption of
+Perdoch, Chum and Matas, Efficient representation of local geometry for large scale object retrieval, CVPR 2009).
+Photos from kites, drones and turned phones need the angles. The trial describes small copies of some photos both ways,
+matches them and counts verified matches.
+
+Verified matches of oriented keypoints also tell how far each photo is turned against another one: the angles of matched
+keypoints differ by that. So a phone photo that lies on its side is described along its own upright.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.two_view import Verification, verified_matches
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+from hardnet_sfm.images import read_small
+from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.matching.nearest import (
+    Acceptance,
+    PreparedDescriptors,
+    Rounding,
+    mutual_nearest_neighbours,
+    prepare,
+    rounding_for,
+)
+from hardnet_sfm.progress import Advance, progress
+from hardnet_sfm.workers import in_order, torch_threads
+
+if TYPE_CHECKING:
+    from hardnet_sfm.features.descriptors import PatchDescriber
+
+Pair = tuple[str, str]
+Way = Literal["upright", "estimated"]
+
+# Longest side of the small copies, pixels, and keypoints in each.
+_SIDE, _KEYPOINTS = 640, 800
+_PEAK, _EDGE = 0.02 / 3, 10.0
+# Photos that are matched with all others. They are taken in runs of neighbours, which overlap in most folders.
+_SAMPLE, _RUN = 24, 4
+# Photos beyond the sample that are looked at one by one, to find those that are turned.
+_MOST = 500
+# So strict that photos which share nothing rarely have enough matches to be worth verifying.
+_ACCEPT = Acceptance(max_ratio=0.8)
+_VERIFY = Verification(max_error=3.0, min_inliers=15, seed=0)
+# More matches than this say nothing more of a pair: it is matched either way.
+_ENOUGH = 100
+# How much better estimated orientations have to be.
+_BETTER = 1.05
+# Angles within this many degrees agree, and a turn needs this share of a pair's matches to agree with it.
+_SPREAD, _AGREEING = 20.0, 0.5
+
+
+@dataclass(frozen=True)
+class Orientations:
+    """What the trial found.
+
+    Attributes:
+        orientation: which way gave more verified matches.
+        turned: photos that lie on their side or upside down: the orientation of what is upright in them, in degrees as
+            `Keypoints.oris` counts, a multiple of 90. Only for "upright".
+        pairs: number of pairs of photos that were verified in either way.
+        upright_matches: verified matches of these pairs, at most 100 of each, described upright.
+        estimated_matches: the same with estimated orientations.
+    """
+
+    orientation: Way
+    turned: dict[str, int] = field(default_factory=dict)
+    pairs: int = 0
+    upright_matches: int = 0
+    estimated_matches: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """The same, fit for JSON."""
+        return asdict(self)
+
+    @property
+    def reason(self) -> str:
+        """Why it was decided so, for people."""
+        if not self.pairs:
+            return "no photos of the trial match"
+        text = f"{self.upright_matches} verified matches in a trial, {self.estimated_matches} with estimated angles"
+        return text + (f"; {len(self.turned)} turned photos" if self.turned else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Small:
+    """A small copy of a photo, described in one way.
+
+    Attributes:
+        size: (width, height), pixels.
+        keypoints: N of them, in its pixels.
+        prepared: their descriptors.
+    """
+
+    size: tuple[int, int]
+    keypoints: Keypoints
+    prepared: PreparedDescriptors
+
+
+def choose_orientations(
+    images: Path,
+    names: list[str],
+    describe: PatchDescriber,
+    detector: str,
+    threads: int,
+    earlier: Orientations | None = None,
+    known: Collection[str] = (),
+) -> Orientations:
+    """Decides between upright and estimated orientations, and finds photos that are turned by quarter turns.
+
+    24 photos are matched with each other in both ways. If upright is as good, the other photos, at most 500, are
+    matched with these, to see which of them are turned. Photos that match none of the 24 count as upright.
+
+    Lower bound: 800 descriptors for a photo, a tenth of those of its extraction, and 24 products of 800 x 800 for
+    matching it.
+
+    Args:
+        images: folder of the photos.
+        names: of the photos, in an order in which neighbours are likely to overlap.
+        describe: the descriptor.
+        detector: name of the detector.
+        threads: to use.
+        earlier: what an earlier run found. Its decision stays.
+        known: photos that the earlier run looked at; what it found of them stays.
+
+    Raises:
+        UsageError: there is no such detector.
+    """
+    if earlier is not None and earlier.orientation == "estimated":
+        return earlier
+    with torch_threads(threads) as pool:
+        trial = _Trial(images, describe, detector, pool, threads)
+        old = [name for name in names if name in known]
+        sample = sample_of(old if earlier else names)
+        others = [name for name in names if name not in sample and not (earlier and name in known)]
+        with progress("orient", len(sample) + len(others[:_MOST])) as advance:
+            estimated = dict(trial.described(sample, dict.fromkeys(sample), advance))
+            if earlier is None:
+                found = trial.decide(estimated)
+                if found.orientation == "estimated":
+                    return found
+            else:
+                found = earlier
+            turned = {**found.turned, **trial.turned(others[:_MOST], estimated, found.turned, advance)}
+    return replace(found, turned={name: turned[name] for name in names if name in turned})
+
+
+def sample_of(names: list[str]) -> list[str]:
+    """At most 24 names, in runs of four neighbours that are spread evenly."""
+    if len(names) <= _SAMPLE:
+        return list(names)
+    starts = np.linspace(0, len(names) - _RUN, _SAMPLE // _RUN).astype(int)
+    return [names[start + step] for start in starts for step in range(_RUN)]
+
+
+class _Trial:
+    """Describes and matches small copies of photos.
+
+    Args:
+        images: folder of the photos.
+        describe: the descriptor.
+        detector: name of the detector.
+        pool: of threads in which torch uses one core.
+        threads: how many it has.
+    """
+
+    def __init__(
+        self, images: Path, describe: PatchDescriber, detector: str, pool: ThreadPoolExecutor, threads: int
+    ) -> None:
+        options = DetectorOptions(_KEYPOINTS, _PEAK, _EDGE, upright=False, affine_shape=False)
+        self._detect = make_detector(detector, options)
+        self._images, self._describe, self._pool, self._threads = images, describe, pool, threads
+        self._rounding: Rounding | None = None
+
+    def described(
+        self, names: Iterable[str], turns: Mapping[str, int | None], advance: Advance | None = None
+    ) -> Iterator[tuple[str, Small]]:
+        """Photos that can be read, each described along its turn, or along estimated angles where that is None."""
+
+        def small(name: str) -> tuple[tuple[int, int], Keypoints, NDArray[np.float16]] | None:
+            try:
+                colours = read_small(self._images / name, _SIDE)
+            except HardnetSfmError:
+                return None  # `extract` says which photos cannot be read, and why
+            grey = np.asarray(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), np.uint8)
+            found, turn = self._detect(grey), turns[name]
+            keypoints = found if turn is None else found.along(turn)
+            return (grey.shape[1], grey.shape[0]), keypoints, self._describe.at(grey, keypoints)
+
+        with closing(in_order(self._pool, small, names, self._threads + 2)) as stream:
+            for name, future in stream:
+                result = future.result()
+                if advance:
+                    advance(note=name)
+                if result is not None:
+                    size, keypoints, rows = result
+                    if self._rounding is None:
+                        self._rounding = rounding_for(rows, self._describe.device)
+                    yield name, Small(size, keypoints, prepare(rows, self._rounding))
+
+    def decide(self, estimated: Mapping[str, Small]) -> Orientations:
+        """Which way the photos of the sample match better, and which of them are turned."""
+        pairs = list(combinations(estimated, 2))
+        oriented = dict(zip(pairs, self._matched([(estimated[a], estimated[b]) for a, b in pairs]), strict=True))
+        between = {
+            (a, b): (turn, len(rows))
+            for (a, b), rows in oriented.items()
+            if (turn := turn_between(estimated[a].keypoints, estimated[b].keypoints, rows)) is not None
+        }
+        turned = quarter_turns(between)
+        upright = dict(self.described(estimated, {name: turned.get(name, 0) for name in estimated}))
+        straight = dict(zip(pairs, self._matched([(upright[a], upright[b]) for a, b in pairs]), strict=True))
+        scores = [sum(min(len(rows), _ENOUGH) for rows in found.values()) for found in (straight, oriented)]
+        verified = sum(len(straight[pair]) > 0 or len(oriented[pair]) > 0 for pair in pairs)
+        if scores[1] > _BETTER * scores[0]:
+            return Orientations("estimated", {}, verified, scores[0], scores[1])
+        return Orientations("upright", turned, verified, scores[0], scores[1])
+
+    def turned(
+        self, names: list[str], estimated: Mapping[str, Small], known: Mapping[str, int], advance: Advance
+    ) -> dict[str, int]:
+        """Which of other photos are turned against those of the sample."""
+        upright = dict(self.described(estimated, {name: known.get(name, 0) for name in estimated}))
+        missed = []
+        for name, small in self.described(names, dict.fromkeys(names, 0), advance):
+            if not any(len(rows) for rows in self._matched([(other, small) for other in upright.values()])):
+                missed.append(name)
+        turned = {}
+        for name, small in self.described(missed, dict.fromkeys(missed)):
+            matched = zip(estimated, self._matched([(other, small) for other in estimated.values()]), strict=True)
+            partner, rows = max(matched, key=lambda pair: len(pair[1]), default=("", np.zeros((0, 2), np.int32)))
+            turn = turn_between(estimated[partner].keypoints, small.keypoints, rows) if len(rows) else None
+            if turn is not None and (quarter := _quarter(known.get(partner, 0) + turn)):
+                turned[name] = quarter
+        return turned
+
+    def _matched(self, pairs: list[tuple[Small, Small]]) -> list[NDArray[np.int32]]:
+        """(M, 2) rows of the verified matches of each pair."""
+
+        def match(pair: tuple[Small, Small]) -> NDArray[np.int32]:
+            one, other = pair
+            found = mutual_nearest_neighbours(one.prepared, other.prepared, _ACCEPT)
+            return verified_matches(one.keypoints.xy, other.keypoints.xy, (one.size, other.size), found.pairs, _VERIFY)
+
+        return list(self._pool.map(match, pairs))
+
+
+def turn_between(one: Keypoints, other: Keypoints, rows: NDArray[np.int32]) -> float | None:
+    """By how many degrees the second photo is turned against the first, from -180 to 180; None where matches disagree.
+
+    It is the mode of the differences of orientations.
+
+    Args:
+        one: keypoints of a photo, with estimated orientations.
+        other: the same of another photo.
+        rows: (M, 2) row numbers of matched keypoints.
+    """
+    if not len(rows):
+        return None
+    turns = np.deg2rad((other.oris[rows[:, 1]] - one.oris[rows[:, 0]]).astype(np.float64))
+    directions, candidates = np.exp(1j * turns), np.exp(1j * np.deg2rad(np.arange(0, 360, 5.0)))
+    near = np.abs(np.angle(directions[:, None] / candidates)) <= np.deg2rad(_SPREAD)
+    best = near[:, near.sum(0).argmax()]
+    return float(np.rad2deg(np.angle(directions[best].sum()))) if best.mean() >= _AGREEING else None
+
+
+def quarter_turns(between: Mapping[Pair, tuple[float, int]]) -> dict[str, int]:
+    """Photos that are turned against most of the others, in multiples of 90 degrees.
+
+    Turns are added up along the spanning tree of the pairs with most matches. In each connected part of the photos the
+    direction that most of them have counts as upright.
+
+    Args:
+        between: degrees by which the second photo of a pair is turned against the first, and the number of matches that
+            it is known from.
+    """
+    graph = nx.Graph()
+    for (first, second), (turn, matches) in between.items():
+        graph.add_edge(first, second, matches=matches, turn=turn, start=first)
+    tree = nx.maximum_spanning_tree(graph, weight="matches")
+    turned: dict[str, int] = {}
+    for part in nx.connected_components(tree):
+        root = min(part)
+        turns = {root: 0.0}
+        for known, name in nx.bfs_edges(tree, root):
+            edge = tree[known][name]
+            turns[name] = turns[known] + (edge["turn"] if edge["start"] == known else -edge["turn"])
+        quarters = {name: _quarter(turn) for name, turn in turns.items()}
+        (usual, _) = min(Counter(quarters.values()).items(), key=lambda item: (-item[1], item[0]))
+        turned |= {name: (quarter - usual) % 360 for name, quarter in quarters.items() if quarter != usual}
+    return turned
+
+
+def _quarter(turn: float) -> int:
+    """The nearest quarter turn: 0, 90, 180 or 270."""
+    return round(turn / 90) % 4 * 90
