@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import zip_longest
 from typing import Any
 
 import tyro
@@ -79,8 +80,20 @@ def parse(args: Sequence[str] | None = None) -> Verb:
     kind = _KINDS[verb]
     # Each example is a paragraph of its own: tyro would join them.
     description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
+    if kind is Reconstruct:
+        how["default"] = Reconstruct.with_preset(_preset_in(rest))
     command: Verb = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
     return command
+
+
+def _preset_in(args: Sequence[str]) -> Any:
+    """The preset that is asked for: it decides the defaults of all other options, so it has to be known first."""
+    given = "default"
+    for arg, following in zip_longest(args, args[1:], fillvalue=""):
+        name, equals, value = arg.partition("=")
+        if name == "--preset":
+            given = value if equals else following
+    return given
 
 
 def _print_help() -> None:

@@ -13,6 +13,8 @@ from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
 from hardnet_sfm.images import list_photos
 from hardnet_sfm.matching.pairs import NEIGHBOURS, PairOptions, PairReport, pair
 from hardnet_sfm.matching.stage import MatchOptions, MatchReport
+from hardnet_sfm.presets import PresetName
+from hardnet_sfm.presets import preset as find_preset
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
 from hardnet_sfm.report.write import write_report
 from hardnet_sfm.resources import Resources
@@ -32,6 +34,7 @@ def reconstruct(
     images: Path | str,
     workspace: Path | str = DEFAULT,
     *,
+    preset: PresetName = "default",
     extract_options: ExtractOptions | None = None,
     pair_options: PairOptions | None = None,
     match_options: MatchOptions | None = None,
@@ -48,7 +51,8 @@ def reconstruct(
     Args:
         images: folder of photos, searched recursively; never written to.
         workspace: folder for all that is made, see `hardnet_sfm.workspace.Workspace`.
-        extract_options, pair_options, match_options, map_options: of the four stages.
+        preset: set of options for the stages, see `hardnet_sfm.presets`.
+        extract_options, pair_options, match_options, map_options: of the four stages, instead of the preset's.
         view_options: whether pairs that fail plain matching are matched with synthetic views, and how.
         resources: how much of the machine.
         on_stage: told the name and the report of each stage as it ends.
@@ -68,12 +72,14 @@ def reconstruct(
         (11, 4.6)
     """
     resources, place = resources or Resources(), Workspace(Path(workspace))
-    pair_options, map_options = pair_options or PairOptions(), map_options or MapOptions()
-    view_options = view_options or ViewSynthesisOptions()
+    chosen = find_preset(preset)
+    extract_options, pair_options = extract_options or chosen.extract, pair_options or chosen.pair
+    match_options, view_options = match_options or chosen.match, view_options or chosen.views
+    map_options = map_options or chosen.map
     # What can be refused is refused before the first photo is read.
     for options in (pair_options, map_options):
         options.check()
-    check_together(match_options or MatchOptions(), view_options)
+    check_together(match_options, view_options)
     images = Path(images)
     place.check_apart(images)
     seconds: dict[str, float] = {}
@@ -94,7 +100,7 @@ def reconstruct(
         proposing = time.perf_counter() - start
         run("pair", lambda: pair(place.features, place.pairs, pair_options, proposed))
         seconds["pair"] += proposing
-        weights = extract_options.weights if extract_options and view_options.view_synthesis else None
+        weights = extract_options.weights if view_options.view_synthesis else None
         run(
             "match",
             lambda: match_photos(place, match_options, view_options, resources, images=images, weights=weights),
@@ -110,6 +116,7 @@ def reconstruct(
         seconds["map"], memory["map"] = time.perf_counter() - start, peak_memory_mb()
         if _changed(place, before):
             spent = {
+                "preset": preset,
                 "seconds": {name: round(value, 2) for name, value in seconds.items()},
                 "peak_memory_mb": memory["map"],
                 "peak_memory_mb_by_stage": memory,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from rich.markup import escape
+from tyro import MISSING
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.commands.common import Common, Images, output, print_report
@@ -14,6 +15,7 @@ from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.stage import ExtractOptions, extract
 from hardnet_sfm.matching.pairs import PairOptions, pair
 from hardnet_sfm.matching.stage import MatchOptions
+from hardnet_sfm.presets import PresetName, preset
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.reconstruction.export import Form, export
 from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
@@ -30,11 +32,16 @@ class Reconstruct:
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm reconstruct images/",
-        "hardnet-sfm reconstruct images/ --workspace out --camera-mode single",
+        "hardnet-sfm reconstruct images/ --workspace out --preset thorough",
     )
 
     images: Images
     """Folder of photos, searched recursively, never written to."""
+    preset: PresetName = "default"
+    """Set of options to start from; single options override it, and --help with it shows its values. fast: fewer
+    keypoints from smaller photos. thorough: more keypoints, and synthetic views for pairs that do not match. internet:
+    each photo has a camera of its own, and pairs are proposed by similarity. video: one camera, and each photo is
+    matched with those that follow it."""
     report: bool = True
     """Write report.html, the page to look at."""
     common: Common = field(default_factory=Common)
@@ -45,12 +52,31 @@ class Reconstruct:
     map: MapOptions = field(default_factory=MapOptions)
     resources: Resources = field(default_factory=Resources)
 
+    @classmethod
+    def with_preset(cls, name: PresetName) -> Self:
+        """The defaults of the command line with that preset.
+
+        Raises:
+            UsageError: there is no such preset.
+        """
+        chosen = preset(name)
+        return cls(
+            MISSING,
+            name,
+            extract=chosen.extract,
+            pair=chosen.pair,
+            match=chosen.match,
+            views=chosen.views,
+            map=chosen.map,
+        )
+
     def run(self) -> None:
         from hardnet_sfm.pipeline import reconstruct
 
         reconstruct(
             self.images,
             self.common.workspace,
+            preset=self.preset,
             extract_options=self.extract,
             pair_options=self.pair,
             match_options=self.match,
