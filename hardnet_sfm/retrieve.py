@@ -15,7 +15,7 @@ from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_c
 from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescriber, extract
 from hardnet_sfm.fingerprints import are_features_of
 from hardnet_sfm.images import Photo, read_photo, sha256_of
-from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.keypoints import Keypoints, RankedImage
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.index import InvertedIndex, Manifest
 from hardnet_sfm.retrieval.neighbours import propose
@@ -38,6 +38,10 @@ from hardnet_sfm.workspace import DEFAULT, MANIFEST, Workspace, locked
 Box = tuple[float, float, float, float]
 Report = ExtractReport | VocabularyReport | IndexReport | ProposeReport
 OnStage = Callable[[str, Report], None]
+
+
+# Inliers of an answer that is right for certain, so that no other turn of the query needs to be tried.
+_SURE = 20
 
 
 class Index:
@@ -114,13 +118,14 @@ class Index:
                 found[name] = "changed"
         return found
 
-    def describe(self, image: Path | str | NDArray[np.uint8], bbox: Box | None = None) -> Described:
+    def describe(self, image: Path | str | NDArray[np.uint8], bbox: Box | None = None, turn: int = 0) -> Described:
         """Detects and describes a query as the photos of the index were, once for any number of searches.
 
         Args:
             image: a file, or (H, W) grey or (H, W, 3) RGB pixels, upright.
             bbox: x0, y0, x1, y1 in pixels of the upright photo: keypoints whose centre lies in it are the query. What
                 is beyond the photo is cut off; `region` of the result is what was left.
+            turn: where photos are described upright: what is upright in the query, degrees as `Keypoints.oris` counts.
 
         Raises:
             HardnetSfmError: the file is no photo, or the descriptor has other weights.
@@ -129,7 +134,7 @@ class Index:
         """
         photo, name = _photo(image)
         region = box_on_photo(bbox, photo.size, name)
-        keypoints, descriptors = self._describe(photo)
+        keypoints, descriptors = self._describe(photo, turn)
         x0, y0, x1, y1 = region
         x, y = keypoints.xy.T
         inside = np.flatnonzero((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1))
@@ -147,8 +152,11 @@ class Index:
     ) -> list[RankedImage]:
         """Ranks the photos of the index by how likely they show what a photo shows.
 
+        A photo that lies on its side or upside down finds nothing among photos that are described upright. So where
+        the best answer has fewer than 20 inliers, or the method counts none, the query is tried in all quarter turns.
+
         Args:
-            image: see `describe`, whose result will do too.
+            image: see `describe`, whose result will do too and is searched as it is.
             top: at most so many; None: all that have anything in common with the query.
             method: one of `METHODS`.
             bbox: see `describe`.
@@ -159,18 +167,34 @@ class Index:
         Raises:
             HardnetSfmError, UsageError: see `describe`; or the method is unknown, or `top` less than 1.
         """
+        if not isinstance(image, Described):
+            return self.answer(image, top, method, bbox)[1]
+        if bbox is not None:
+            raise UsageError("a box is for `describe`: this query has been described", "Give the box to `describe`.")
         check_choice("method", method, Method)
         if top is not None and top < 1:
             raise UsageError("--top must be at least 1")
-        if isinstance(image, Described):
-            if bbox is not None:
-                raise UsageError(
-                    "a box is for `describe`: this query has been described", "Give the box to `describe`."
-                )
-            return search(self._lists, image, method, top)  # type: ignore[arg-type]
-        return search(self._lists, self.describe(image, bbox), method, top)  # type: ignore[arg-type]
+        return search(self._lists, image, method, top)  # type: ignore[arg-type]
 
-    def _describe(self, photo: Photo) -> tuple[Any, NDArray[np.float16]]:
+    def answer(
+        self,
+        image: Path | str | NDArray[np.uint8],
+        top: int | None = 20,
+        method: str = DEFAULT_METHOD,
+        bbox: Box | None = None,
+    ) -> tuple[Described, list[RankedImage]]:
+        """The query as it was described for the best answer, and the answer; see `search`."""
+        described = self.describe(image, bbox)
+        best = described, self.search(described, top, method)
+        if self.options.get("orientation") == "upright" and _strength(best[1]) < (_SURE, 0.0):
+            for turn in (90, 180, 270):
+                described = self.describe(image, bbox, turn)
+                found = self.search(described, top, method)
+                if _strength(found) > _strength(best[1]):
+                    best = described, found
+        return best
+
+    def _describe(self, photo: Photo, turn: int) -> tuple[Keypoints, NDArray[np.float16]]:
         if self._describer is None:
             known = {field.name for field in fields(ExtractOptions)}
             chosen = {name: value for name, value in self.options.items() if name in known}
@@ -182,7 +206,12 @@ class Index:
                     "Give their file with --weights, or index the photos again.",
                 )
             self._describer = describer
-        return self._describer(photo)
+        return self._describer(photo, turn)
+
+
+def _strength(answer: list[RankedImage]) -> tuple[int, float]:
+    """Inliers, where the method counts them, and score of the best photo."""
+    return (answer[0].inliers or 0, answer[0].score) if answer else (0, 0.0)
 
 
 def box_on_photo(bbox: Box | None, size: tuple[int, int], name: str) -> Box:

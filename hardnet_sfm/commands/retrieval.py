@@ -138,8 +138,7 @@ class Retrieve:
         with progress("retrieve", len(queries)) as advance:
             for query in queries:
                 try:
-                    described = index.describe(query, self.bbox)
-                    results = index.search(described, self.top, self.method)
+                    described, results = index.answer(query, self.top, self.method, self.bbox)
                 except UsageError:
                     raise
                 except HardnetSfmError as error:
