@@ -13,18 +13,23 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.poses import pose_errors
+from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.pipeline import peak_memory_mb
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workspace import read_json, write_json
@@ -124,6 +129,86 @@ def run_alone(program: Program, images: Path, folder: Path, resources: Resources
         return pool.submit(RUNS[program], images, folder, resources).result()
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What is known of a scene's cameras.
+
+    Attributes:
+        cam_from_world: (3, 4) true pose of each photo.
+        unit: of the position error.
+        per_unit: how many of that unit a unit of length is.
+    """
+
+    cam_from_world: dict[str, NDArray[np.float64]]
+    unit: str
+    per_unit: float
+
+
+def reference_of(scene: Path) -> Reference | None:
+    """Surveyed cameras, or those of a COLMAP model whose principal point was refined; None where there is neither."""
+    from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly
+    from hardnet_sfm.colmap.model import Model
+
+    if (scene / "gt_dense_cameras").is_dir():
+        return Reference(read_strecha(scene).cam_from_world, "mm", 1000)
+    if not (scene / "colmap").is_dir():
+        return None
+    mapping = Mapping("incremental", False, refine_principal_point=True, min_model_size=3, threads=1, seed=0)
+    model = Model(adjust_robustly(Model.read(scene / "colmap").colmap, mapping))
+    poses = model.cam_from_world()
+    centres = [-pose[:, :3].T @ pose[:, 3] for pose in poses.values()]
+    extent = max(float(np.linalg.norm(one - other)) for one in centres for other in centres)
+    return Reference(poses, "% of extent", 100 / extent)
+
+
+def errors_of(reference: Reference, folder: Path, program: Program) -> tuple[float, float]:
+    """Mean position error in the reference's unit, and AUC of pose errors up to 0.1 degree."""
+    from hardnet_sfm.colmap.model import Model
+
+    model = folder / "colmap" if program == "colmap" else folder / "ours" / "sparse" / "0"
+    errors = pose_errors(Model.read(model).cam_from_world(), reference.cam_from_world)
+    return float(errors.positions.mean()) * reference.per_unit, errors.auc(0.1)
+
+
+def print_table(console: Console, options: Options) -> None:
+    """Two rows a scene, and how many times COLMAP's value ours is."""
+    table = Table("", "", *(column for column, _, _ in _COLUMNS), "position error")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for name in options.scenes:
+        folder, reference = options.workspace / name, reference_of(options.data / name)
+        files = {program: folder / f"{program}.json" for program in RUNS}
+        rows = {program: read_json(path) for program, path in files.items() if path.is_file()}
+        for program, figures in rows.items():
+            cells = [form.format(value(figures)) for _, form, value in _COLUMNS]
+            error = ""
+            if reference and "error" not in figures:
+                error = f"{errors_of(reference, folder, program)[0]:.3g} {reference.unit}"
+            table.add_row(Path(name).name if program == "colmap" else "", program, *cells, error)
+        if len(rows) == len(RUNS):
+            ratios = [_ratio(value(rows["ours"]), value(rows["colmap"])) for _, _, value in _COLUMNS]
+            table.add_row("", "ours / colmap", *ratios, "", end_section=True)
+    console.print(table)
+
+
+def _ratio(ours: float, theirs: float) -> str:
+    return f"{ours / theirs:.2f}" if theirs else "-"
+
+
+def _observations_a_photo(figures: Mapping[str, Any]) -> float:
+    return float(figures.get("observations", 0) / max(1, figures.get("photos", 0)))
+
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
+    ("registered", "{:.0f}", lambda figures: figures.get("photos", 0)),
+    ("points", "{:.0f}", lambda figures: figures.get("points", 0)),
+    ("observations a photo", "{:.0f}", _observations_a_photo),
+    ("track length", "{:.2f}", lambda figures: figures.get("mean_track_length", 0.0)),
+    ("seconds", "{:.0f}", lambda figures: figures["seconds"]),
+    ("MB", "{:.0f}", lambda figures: figures["peak_memory_mb"]),
+)
+
+
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
     console = Console(width=120, highlight=False)
@@ -135,6 +220,7 @@ def main() -> None:
                 done = run_alone(program, images, figures.parent, options.resources)
                 write_json(figures, done)
                 console.print(f"{name}, {program}: {done.get('photos', 0)} photos, {done['seconds']:.0f} s")
+    print_table(console, options)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python pipelines/strecha.py FOLDER
 
 FOLDER is laid out as Strecha et al. (CVPR 2008) published theirs: `images/` and `gt_dense_cameras/`; or it has a COLMAP
-model in `colmap/` to agree with. Both programs get the same photos, image size and mean number of keypoints a photo;
-ours runs with each of the descriptors. All do it twice: calibrating the camera, and with the true intrinsics fixed.
+model in `colmap/` to agree with. Both programs get the same photos, image size and limit on keypoints; ours runs with
+each of the descriptors. All do it twice: calibrating the camera, and with the true intrinsics fixed.
 
 A COLMAP model is no survey: as a rule its principal point was left in the middle of the photos. So errors are also to
 that model with its principal point refined from its own observations, and how far this moves it is said.
@@ -48,7 +48,7 @@ class Options:
     folder: Annotated[Path, tyro.conf.Positional]
     """Scene: images/ and gt_dense_cameras/, or images/ and colmap/."""
     max_features: int = 8192
-    """COLMAP's limit on keypoints, each of which may give a row for each of two orientations; we get as many rows."""
+    """Most keypoints a photo, for both programs. One with two orientations counts once."""
     descriptors: tuple[str, ...] = ("rootsift", "hardnet")
     """Of ours, one run for each."""
     weights: Path | None = None
@@ -126,7 +126,7 @@ def run(options: Options, camera: CameraSetup, fixed: bool, folder: Path) -> tup
     theirs = Row(baseline.model, baseline.verified_matches, baseline.seconds)
     ours = {}
     for descriptor in options.descriptors:
-        same = {**asdict(options.extract), "max_keypoints": round(baseline.keypoints)}
+        same = {**asdict(options.extract), "max_keypoints": options.max_features}
         extract = ExtractOptions(**same, descriptor=descriptor, weights=options.weights)
         ours[descriptor] = run_ours(options, camera, fixed, extract, folder / descriptor)
     return theirs, ours, baseline.keypoints

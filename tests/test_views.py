@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import cos, radians, sin
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -163,11 +164,10 @@ def textured(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
     return np.clip(128 + 60 * summed / summed.std(), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("upright", [False, True])
-def test_a_keypoint_that_is_found_again_is_no_new_one(upright: bool) -> None:
-    describe = ViewDescriber(
-        ExtractOptions(descriptor="rootsift", max_keypoints=300, upright=upright), Resources("cpu", 1)
-    )
+@pytest.mark.parametrize("orientation", ["estimated", "upright"])
+def test_a_keypoint_that_is_found_again_is_no_new_one(orientation: Literal["estimated", "upright"]) -> None:
+    options = ExtractOptions(descriptor="rootsift", max_keypoints=300, orientation=orientation)
+    describe = ViewDescriber(options, Resources("cpu", 1))
     photo, known = Photo(textured((240, 180)), 1, ""), Keypoints.empty()
     steps = [describe(photo, known, [View(1, 0)])]
     known = joined(known, steps[0].keypoints)
