@@ -8,7 +8,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.commands.reconstruction import Reconstruct
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.presets import PRESETS, Preset, PresetName
 
 NAMES = [kind.__name__.lower() for kinds in VERBS.values() for kind in kinds]
 
@@ -126,17 +127,44 @@ def test_only_a_flag_that_is_on_by_default_has_a_negative_form(capsys: pytest.Ca
 def test_reconstruct_takes_the_options_of_every_stage() -> None:
     line = (
         "reconstruct images --workspace w --detector dog --descriptor hardnet --weights w.safetensors "
-        "--max-keypoints 7 --max-image-size 99 --upright --device cpu --seed 3 --workers 2 --pairing sequential "
+        "--max-keypoints 7 --max-image-size 99 --orientation upright --device cpu --seed 3 --workers 2 --pairing sequential "
         "--window 4 --max-ratio 0.9 --mapper global --camera-mode single"
     )
     command = parse(line.split())
     assert isinstance(command, Reconstruct)
     assert command.common.workspace.name == "w"
-    assert (command.extract.detector, command.extract.descriptor, command.extract.upright) == ("dog", "hardnet", True)
+    assert (command.extract.detector, command.extract.descriptor) == ("dog", "hardnet")
+    assert command.extract.orientation == "upright"
     assert (command.extract.max_keypoints, command.extract.max_image_size) == (7, 99)
     assert (command.resources.device, command.resources.workers, command.map.seed) == ("cpu", 2, 3)
     assert (command.pair.pairing, command.pair.window, command.match.max_ratio) == ("sequential", 4, 0.9)
     assert (command.map.mapper, command.map.camera_mode) == ("global", "single")
+
+
+def test_a_preset_sets_the_options_that_are_not_typed() -> None:
+    command = parse(["reconstruct", "photos", "--preset", "video", "--window", "3", "--max-keypoints", "99"])
+    assert isinstance(command, Reconstruct)
+    assert command.preset == "video"
+    assert command.pair == replace(PRESETS["video"].pair, window=3)
+    assert command.extract == replace(PRESETS["video"].extract, max_keypoints=99)
+    assert command.map == PRESETS["video"].map
+    plain = parse(["reconstruct", "photos"])
+    assert isinstance(plain, Reconstruct)
+    assert Preset(plain.extract, plain.pair, plain.match, plain.views, plain.map) == PRESETS["default"] == Preset()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_sound_and_help_shows_their_values(name: PresetName, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = PRESETS[name]
+    for options in (chosen.extract, chosen.pair, chosen.match, chosen.views, chosen.map):
+        options.check()
+    text = " ".join(said_by(["reconstruct", f"--preset={name}", "--help"], capsys)[1].replace("│", " ").split())
+    assert f"(default: {chosen.extract.max_keypoints})" in text and f"(default: {chosen.pair.pairing})" in text
+
+
+def test_an_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by(["reconstruct", "photos", "--preset", "best"], capsys)
+    assert status == 2 and "--preset: best is not one of fast, default, thorough, internet, video" in text
 
 
 def test_options_come_after_the_verb(capsys: pytest.CaptureFixture[str]) -> None:

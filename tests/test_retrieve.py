@@ -58,6 +58,20 @@ def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     return status, captured.out, captured.err
 
 
+@pytest.mark.parametrize("turn", [cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE])
+def test_a_turned_query_finds_what_the_upright_one_finds(turn: int, place: Path) -> None:
+    """The rendered photos are upright, so they are described upright."""
+    index = Index.open(place, resources=CPU)
+    assert index.options["orientation"] == "upright"
+    name = photo_names(place)[3]
+    photo = cv2.cvtColor(cv2.imread(str(place / "photos" / name)), cv2.COLOR_BGR2RGB)
+    straight = index.search(place / "photos" / name, top=1)[0]
+    turned = index.search(np.ascontiguousarray(cv2.rotate(photo, turn)), top=1)[0]
+    assert turned.image == straight.image == name
+    assert turned.inliers is not None and straight.inliers is not None
+    assert turned.inliers > 0.8 * straight.inliers
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_photo_of_the_collection_finds_itself_first(method: str, place: Path) -> None:
     index = Index.open(place, resources=CPU)
@@ -76,7 +90,8 @@ def test_a_photo_of_the_collection_finds_itself_first(method: str, place: Path) 
 
 def test_a_query_is_described_bit_by_bit_as_the_photos_are(place: Path) -> None:
     name = photo_names(place)[2]
-    keypoints, descriptors = PhotoDescriber(FEW, CPU)(read_photo(place / "photos" / name))
+    upright = ExtractOptions(max_keypoints=FEW.max_keypoints, orientation="upright")
+    keypoints, descriptors = PhotoDescriber(upright, CPU)(read_photo(place / "photos" / name))
     with FeatureStore(place / "features.h5") as store:
         assert (keypoints.xy == store.keypoints(name).xy).all()
         assert (descriptors == store.descriptors(name)).all()
