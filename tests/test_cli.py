@@ -127,8 +127,8 @@ def test_only_a_flag_that_is_on_by_default_has_a_negative_form(capsys: pytest.Ca
 def test_reconstruct_takes_the_options_of_every_stage() -> None:
     line = (
         "reconstruct images --workspace w --detector dog --descriptor hardnet --weights w.safetensors "
-        "--max-keypoints 7 --max-image-size 99 --orientation upright --device cpu --seed 3 --workers 2 --pairing sequential "
-        "--window 4 --max-ratio 0.9 --mapper global --camera-mode single"
+        "--max-keypoints 7 --max-image-size 99 --orientation upright --device cpu --seed 3 --workers 2 "
+        "--pairing sequential --window 4 --max-ratio 0.9 --mapper global --camera-mode single"
     )
     command = parse(line.split())
     assert isinstance(command, Reconstruct)
