@@ -2,7 +2,7 @@
 
     python pipelines/acceptance.py WORKSPACE WORKSPACE...
 
-Each workspace has a features.h5 and a COLMAP model of the same photos in `sparse/`. Any program may have made the model.
+Each workspace has a features.h5, and in `sparse/` a COLMAP model of the same photos, which any program may have made.
 All features are of one descriptor. The model's poses are the truth: a mutual nearest neighbour is right if it is within
 3 pixels of the epipolar lines in both photos. Some wrong ones are there by accident. The same neighbours in a random
 order tell how many, and the table subtracts that share.
