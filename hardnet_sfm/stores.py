@@ -177,8 +177,15 @@ class FeatureStore(KeypointStore):
         """The largest ratio of the ratio test that the descriptor recommends.
 
         0.8 in a store that does not note it. Older versions and other programs do not.
+
+        Raises:
+            HardnetSfmError: the note is not a number above 0 and at most 1.
         """
-        return float(self.header.get("max_ratio", LOWES_RATIO))
+        with self._explained():
+            ratio = float(self.header.get("max_ratio", LOWES_RATIO))
+            if not 0 < ratio <= 1:
+                raise ValueError(f"max_ratio is {ratio}, not above 0 and at most 1")
+        return ratio
 
     def orientation(self, name: str) -> int:
         """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""

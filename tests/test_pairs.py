@@ -435,6 +435,16 @@ def test_a_rule_is_the_users_or_the_descriptors_or_that_of_old_stores(tmp_path: 
         assert matched(place, MatchOptions(max_ratio=1)) == ([0, 1, 2], 1)
 
 
+@pytest.mark.parametrize("ratio", [0.0, 1.5, float("nan")])
+def test_a_store_with_a_senseless_recommendation_is_refused(ratio: float, tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    store_of(place.features, numbered(2), more={"max_ratio": ratio})
+    pair(place.features, place.pairs)
+    with pytest.raises(HardnetSfmError, match=r"features\.h5: damaged.*max_ratio"):
+        match(place.features, place.pairs, place.matches, None, CPU)
+    match(place.features, place.pairs, place.matches, MatchOptions(max_ratio=0.8), CPU)
+
+
 def test_another_recommendation_matches_again_and_leaves_features_alone(place: Workspace) -> None:
     with StoreWriter(place.features, FEATURES) as writer:
         prints = dict(writer.fingerprints)
