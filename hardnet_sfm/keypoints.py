@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+# The threshold of the ratio test that Lowe (IJCV 2004, section 7.1) chose for SIFT, for descriptors without their own.
+LOWES_RATIO = 0.8
 
 # Scales in pixels are the same if they agree to so many decimals: those of one place with two orientations differ by
 # rounding where they are computed from affine frames.

@@ -26,7 +26,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.colmap.two_view import Verification, verified_matches
+from hardnet_sfm.colmap.two_view import Verification, verified_rows
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.images import read_small
@@ -256,7 +256,7 @@ class _Trial:
         def match(pair: tuple[Small, Small]) -> NDArray[np.int32]:
             one, other = pair
             found = mutual_nearest_neighbours(one.prepared, other.prepared, _ACCEPT)
-            return verified_matches(one.keypoints.xy, other.keypoints.xy, (one.size, other.size), found.pairs, _VERIFY)
+            return verified_rows(one.keypoints.xy, other.keypoints.xy, (one.size, other.size), found.pairs, _VERIFY)
 
         return list(self._pool.map(match, pairs))
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.journal import Arrays, Facts, Journal
-from hardnet_sfm.keypoints import Keypoints, Matches
+from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints, Matches
 from hardnet_sfm.workspace import replacing
 
 VERSION = 1
@@ -172,6 +172,20 @@ class FeatureStore(KeypointStore):
         """
         longest = max(self.size(name))
         return max(1.0, longest / float(self.header.get("options", {}).get("max_image_size", longest)))
+
+    def max_ratio(self) -> float:
+        """The largest ratio of the ratio test that the descriptor recommends.
+
+        0.8 in a store that does not note it. Older versions and other programs do not.
+
+        Raises:
+            HardnetSfmError: the note is not a number above 0 and at most 1.
+        """
+        with self._explained():
+            ratio = float(self.header.get("max_ratio", LOWES_RATIO))
+            if not 0 < ratio <= 1:
+                raise ValueError(f"max_ratio is {ratio}, not above 0 and at most 1")
+        return ratio
 
     def orientation(self, name: str) -> int:
         """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""

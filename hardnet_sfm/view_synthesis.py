@@ -180,7 +180,7 @@ class _SecondTry:
 
         self.recipe = view_options.recipe()
         self._views, self._store, self._writer, self._options = views, store, writer, view_options
-        self._accept = Acceptance(match_options.max_ratio, match_options.max_distance)
+        self._accept = Acceptance(match_options.ratio(store), match_options.max_distance)
         self._verification = Verification(_MAX_ERROR, _MIN_INLIERS, _SEED)
 
     def __call__(self, pair: Pair, found: Matches) -> Retried:
@@ -206,7 +206,7 @@ class _SecondTry:
         from hardnet_sfm.colmap.two_view import verified_matches
 
         sizes = self._store.size(pair[0]), self._store.size(pair[1])
-        return len(verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification))
+        return verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification)
 
     def keep(self, pair: Pair, view_steps: int) -> None:
         for name in pair:

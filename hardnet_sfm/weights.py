@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.images import sha256_of
+from hardnet_sfm.keypoints import LOWES_RATIO
 from hardnet_sfm.networks.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -62,12 +63,15 @@ class LoadedNetwork:
         architecture: what it is.
         measurement_size: sigmas of the keypoint across the patches that it was trained with.
         sha256: of the weights file.
+        max_ratio: largest ratio of the distances to the nearest and the second nearest neighbour with which its
+            descriptors are matched; meaningless for networks that compare patches.
     """
 
     network: nn.Module
     architecture: Architecture
     measurement_size: float
     sha256: str
+    max_ratio: float = LOWES_RATIO
 
 
 def shipped(name: str) -> Path | None:
@@ -284,7 +288,25 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
             f"{path}: metadata measurement_size: {error}",
             "Say when saving the weights how many sigmas their patches are across.",
         ) from error
-    return LoadedNetwork(network.eval(), architecture, measurement_size, weights.sha256)
+    return LoadedNetwork(network.eval(), architecture, measurement_size, weights.sha256, recommended_ratio(weights))
+
+
+def recommended_ratio(weights: Weights) -> float:
+    """The largest ratio of the ratio test that a file recommends for its descriptors; 0.8 if it recommends none.
+
+    Raises:
+        HardnetSfmError: it is not a number above 0 and at most 1.
+    """
+    try:
+        ratio = float(weights.metadata.get("max_ratio", LOWES_RATIO))
+        if not 0 < ratio <= 1:
+            raise ValueError(f"not above 0 and at most 1: {ratio}")
+    except ValueError as error:
+        raise HardnetSfmError(
+            f"{weights.path}: metadata max_ratio: {error}",
+            "Save the weights again with a ratio such as 0.9, or without this entry.",
+        ) from error
+    return ratio
 
 
 def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:

@@ -104,7 +104,7 @@ def match_pair(place: Workspace, names: Pair, right: Right, options: Options, vi
         xy, sizes = [keypoints.keypoints(name).xy for name in names], [features.size(name) for name in names]
         matches = store.matches(*names)
         steps = int(store.index[pair_key(*names)].get("view_steps", 0))
-    verified = len(verified_matches(xy[0], xy[1], (sizes[0], sizes[1]), matches.pairs, VERIFICATION))
+    verified = verified_matches(xy[0], xy[1], (sizes[0], sizes[1]), matches.pairs, VERIFICATION)
     first, second = distinct(matches, xy[0], xy[1])
     return Found(len(first), verified, int(right(first, second).sum()), seconds, steps)
 

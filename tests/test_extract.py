@@ -620,6 +620,10 @@ def grid(options):
     return lambda grey: Keypoints(xy, *(np.full(len(xy), value, np.float32) for value in (2, 0, 1)))
 def plain(weights):
     return Descriptor(Plain(), patch_size=8, measurement_size=4.0)
+def picky(weights):
+    return Descriptor(Plain(), patch_size=8, measurement_size=4.0, max_ratio=0.7)
+def odd(weights):
+    return Descriptor(Plain(), patch_size=8, measurement_size=4.0, max_ratio=90)
 """
 
 
@@ -633,7 +637,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(
         "[hardnet_sfm.detectors]\ngrid = example:grid\nbroken = example_that_is_gone:grid\n"
-        "[hardnet_sfm.descriptors]\nplain = example:plain\n"
+        "[hardnet_sfm.descriptors]\nplain = example:plain\npicky = example:picky\nodd = example:odd\n"
     )
     monkeypatch.syspath_prepend(site)
 
@@ -654,6 +658,21 @@ def test_another_package_adds_a_detector_and_a_descriptor_by_entry_points(images
             patches = between[rows[:, :, None], columns[:, None, :]].reshape(len(xy), -1) / 255 + 0.01
             expected = patches / np.linalg.norm(patches, axis=1, keepdims=True)
             np.testing.assert_allclose(store.descriptors(name), expected, atol=2e-3)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_store_notes_the_ratio_that_its_descriptor_recommends(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for descriptor, ratio in (("plain", 0.8), ("picky", 0.7), ("rootsift", 0.9)):
+        features = tmp_path / descriptor / "features.h5"
+        extract(images, features, ExtractOptions(detector="grid", descriptor=descriptor), CPU)
+        with FeatureStore(features) as store:
+            assert store.max_ratio() == store.header["max_ratio"] == ratio
+    args = ["extract", str(images), "--workspace", str(tmp_path / "out"), "--descriptor", "odd", "--device", "cpu"]
+    status, text = said_by(args, capsys)
+    assert status == 1
+    assert "the descriptor odd recommends the ratio 90" in text
 
 
 @pytest.mark.usefixtures("plugin")

@@ -209,6 +209,17 @@ class TestWeightsFile:
             make_descriptor("hardnet", path)
         assert str(path) in refused.value.message
 
+    def test_recommends_a_ratio_for_matching(self, save: Callable[..., Path], network: HardNet) -> None:
+        assert make_descriptor("hardnet", save(network.state_dict(), max_ratio="0.87")).max_ratio == 0.87
+        assert make_descriptor("hardnet", save(network.state_dict(), "silent")).max_ratio == 0.8
+
+    @pytest.mark.parametrize("ratio", ["wide", "", "0", "-0.9", "1.01", "nan", "inf"])
+    def test_with_a_senseless_ratio_is_refused(self, save: Callable[..., Path], network: HardNet, ratio: str) -> None:
+        path = save(network.state_dict(), max_ratio=ratio)
+        with pytest.raises(HardnetSfmError, match="metadata max_ratio") as refused:
+            make_descriptor("hardnet", path)
+        assert str(path) in refused.value.message
+
     def test_may_be_float16_and_lack_the_counters_of_batches(
         self, save: Callable[..., Path], network: HardNet, patches: Tensor
     ) -> None:

@@ -39,8 +39,16 @@ Pair = tuple[str, str]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def store_of(path: Path, names: list[str], descriptors: list[NDArray[np.float16]] | None = None) -> Path:
-    """A features store of photos without pixels; without descriptors they have no keypoints either."""
+def store_of(
+    path: Path,
+    names: list[str],
+    descriptors: list[NDArray[np.float16]] | None = None,
+    more: dict[str, float] | None = None,
+) -> Path:
+    """A features store of photos without pixels; without descriptors they have no keypoints either.
+
+    Its header says what old ones say, and `more`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with StoreWriter(path, FEATURES) as writer:
         for number, name in enumerate(names):
@@ -49,7 +57,7 @@ def store_of(path: Path, names: list[str], descriptors: list[NDArray[np.float16]
             keypoints = Keypoints(np.zeros((len(vectors), 2), np.float32), zeros, zeros, zeros)
             facts: dict[str, str | int] = {"photo_sha256": "", "exif_orientation": 1, "keypoints": len(vectors)}
             writer.put(name, f"{name} {vectors.sum()}", feature_arrays(keypoints, vectors, (1, 1)), facts)
-        writer.commit(names, {"names": names, "images": "", "options": {}, "skipped": {}})
+        writer.commit(names, {"names": names, "images": "", "options": {}, "skipped": {}, **(more or {})})
     return path
 
 
@@ -345,7 +353,8 @@ def test_matches_of_every_pair_are_those_of_brute_force(options: MatchOptions, p
         for name0, name1 in combinations(store.names(), 2):
             entry = file[name0.replace("/", "-")][name1.replace("/", "-")]
             descriptors = store.descriptors(name0), store.descriptors(name1)
-            expected, scores = brute_force(*descriptors, options.max_ratio, options.max_distance)
+            ratio = store.max_ratio() if options.max_ratio is None else options.max_ratio
+            expected, scores = brute_force(*descriptors, ratio, options.max_distance)
             np.testing.assert_array_equal(entry["matches0"][()], expected)
             np.testing.assert_allclose(entry["matching_scores0"][()], scores, atol=1e-3)
             found_pairs.add((name0, name1))
@@ -395,8 +404,57 @@ def test_a_second_run_computes_nothing_and_leaves_the_file_alone(place: Workspac
 
 
 def test_changed_options_recompute_every_pair_and_the_report_says_which(place: Workspace) -> None:
-    report = match(place.features, place.pairs, place.matches, MatchOptions(max_ratio=0.9), CPU)
-    assert (report.computed, report.reason) == (15, "max_ratio 0.8 -> 0.9")
+    report = match(place.features, place.pairs, place.matches, MatchOptions(max_ratio=0.7), CPU)
+    assert (report.computed, report.reason) == (15, "max_ratio 0.9 -> 0.7")
+
+
+def test_a_rule_is_the_users_or_the_descriptors_or_that_of_old_stores(tmp_path: Path) -> None:
+    """Angles of the vectors give ratios of 0.70, 0.85 and 0.95 of the distances to the nearest two."""
+    rows, columns = [], []
+    for number, ratio in enumerate((0.70, 0.85, 0.95)):
+        axes = np.eye(128)[3 * number : 3 * number + 3]
+        near, far = 1 - (ratio * 0.6) ** 2 / 2, 1 - 0.6**2 / 2  # similarities of vectors that far apart
+        rows.append(axes[0])
+        columns += [near * axes[0] + (1 - near**2) ** 0.5 * axes[1], far * axes[0] + (1 - far**2) ** 0.5 * axes[2]]
+    of_photo = [np.array(vectors, np.float16) for vectors in (rows, columns)]
+
+    def matched(place: Workspace, options: MatchOptions | None = None) -> tuple[list[int], float]:
+        match(place.features, place.pairs, place.matches, options, CPU)
+        with MatchStore(place.matches) as store:
+            return store.matches("0.jpg", "1.jpg").pairs[:, 0].tolist(), store.header["options"]["max_ratio"]
+
+    old, new = Workspace(tmp_path / "old"), Workspace(tmp_path / "new")
+    store_of(old.features, numbered(2), of_photo)
+    store_of(new.features, numbered(2), of_photo, {"max_ratio": 0.9})
+    for place in (old, new):
+        pair(place.features, place.pairs)
+    assert matched(old) == ([0], 0.8)
+    assert matched(new) == ([0, 1], 0.9)
+    for place in (old, new):
+        assert matched(place, MatchOptions(max_ratio=0.8)) == ([0], 0.8)
+        assert matched(place, MatchOptions(max_ratio=1)) == ([0, 1, 2], 1)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.5, float("nan")])
+def test_a_store_with_a_senseless_recommendation_is_refused(ratio: float, tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    store_of(place.features, numbered(2), more={"max_ratio": ratio})
+    pair(place.features, place.pairs)
+    with pytest.raises(HardnetSfmError, match=r"features\.h5: damaged.*max_ratio"):
+        match(place.features, place.pairs, place.matches, None, CPU)
+    match(place.features, place.pairs, place.matches, MatchOptions(max_ratio=0.8), CPU)
+
+
+def test_another_recommendation_matches_again_and_leaves_features_alone(place: Workspace) -> None:
+    with StoreWriter(place.features, FEATURES) as writer:
+        prints = dict(writer.fingerprints)
+        writer.commit(list(prints), {name: fact for name, fact in writer.header.items() if name != "max_ratio"})
+    report = match(place.features, place.pairs, place.matches, None, CPU)
+    assert (report.computed, report.reason) == (15, "max_ratio 0.9 -> 0.8")
+    assert extract(place.root.parent / "images", place.features, FEW, CPU).computed == 0
+    with FeatureStore(place.features) as store:
+        assert (store.max_ratio(), store.fingerprints()) == (0.9, prints)
+        assert "max_ratio" not in store.header["options"]
 
 
 def test_only_pairs_whose_features_changed_are_recomputed(place: Workspace, tmp_path: Path) -> None:

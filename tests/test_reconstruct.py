@@ -121,7 +121,7 @@ def test_changed_options_recompute_what_they_touch(
     )
     assert reports["extract"].computed == 0
     assert reports["match"].computed == 28
-    assert reports["match"].reason == "max_ratio 0.8 -> 0.7"
+    assert reports["match"].reason == "max_ratio 0.9 -> 0.7"
     assert read_json(place.summary)["matches"] < read_json(made.summary)["matches"]
     stale = [part.stale for part in hardnet_sfm.info(place)]
     assert stale == ["", "", ""]

@@ -199,7 +199,15 @@ class TestMatch:
         assert matched(place, options, output)[1] == 1
         assert matched(place, MatchOptions(), output)[1] == 1
         with MatchStore(output) as store:  # as it was before there was re-scoring, so that old stores are not made anew
-            assert store.header["options"] == {"max_ratio": 0.8, "max_distance": 2.0}
+            assert store.header["options"] == {"max_ratio": 0.9, "max_distance": 2.0}
+
+    def test_the_ratio_of_odds_is_none_that_a_descriptor_recommends(self, place: Path, tmp_path: Path) -> None:
+        options, output = MatchOptions(rescore=saved("deepcompare-siam", tmp_path)), tmp_path / "matches.h5"
+        with FeatureStore(place / "features.h5") as features:
+            assert features.max_ratio() == 0.9
+        matched(place, options, output)
+        with MatchStore(output) as store:
+            assert store.header["options"]["max_ratio"] == 0.8
 
     def test_finds_the_photos_where_features_were_extracted_from(self, place: Path, tmp_path: Path) -> None:
         options = MatchOptions(rescore=saved("deepcompare-siam", tmp_path), max_ratio=1, min_score=-1e9, short_list=1)

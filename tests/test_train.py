@@ -204,6 +204,7 @@ def test_metadata_say_how_they_were_made(trained: Path, patches: Path) -> None:
     assert json.loads(metadata["data"]) == [f"sfm {patches.name}"]
     assert json.loads(metadata["options"])["learning_rate"] == 3e-3
     assert (metadata["patch_size"], metadata["seed"], metadata["licence"]) == ("32", "0", "not stated")
+    assert metadata["max_ratio"] == "0.8"
     assert metadata["normalisation"] == "mean 0 and standard deviation 1 of each patch"
     assert set(json.loads(metadata["measures"])) == {"fpr95", "map"}
 
@@ -397,12 +398,15 @@ def test_folders_in_browns_layout_are_trained_on(patches: Path, tmp_path: Path) 
 
 
 def test_training_starts_from_given_weights(trained: Path, patches: Path, tmp_path: Path) -> None:
+    start, known = tmp_path / "start.safetensors", read_weights(trained)
+    write_weights(start, known.tensors, known.metadata | {"max_ratio": "0.85"})
     options = TrainOptions(
-        steps=1, learning_rate=1e-12, weight_decay=0, init=str(trained), sampling=SamplingOptions(batch_size=16)
+        steps=1, learning_rate=1e-12, weight_decay=0, init=str(start), sampling=SamplingOptions(batch_size=16)
     )
     train([patches], tmp_path / "out.safetensors", options, CPU)
     expected, found = load_file(trained), load_file(tmp_path / "out.safetensors")
     np.testing.assert_allclose(found["features.0.weight"], expected["features.0.weight"], atol=1e-7)
+    assert read_weights(tmp_path / "out.safetensors").metadata["max_ratio"] == "0.85"
 
 
 def test_weights_say_what_they_were_started_from(trained: Path, patches: Path, tmp_path: Path) -> None:

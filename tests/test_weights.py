@@ -159,8 +159,9 @@ def test_shipped_weights_are_what_their_cards_say() -> None:
         verify(path)
         assert path.stat().st_size <= 6_000_000
         metadata = read_weights(path).metadata
-        assert {"architecture", "patch_size", "measurement_size", "licence", "data", "steps"} <= metadata.keys()
-        make_descriptor(metadata["architecture"], path)
+        known = {"architecture", "patch_size", "measurement_size", "max_ratio", "licence", "data", "steps"}
+        assert known <= metadata.keys()
+        assert make_descriptor(metadata["architecture"], path).max_ratio == float(metadata["max_ratio"])
 
 
 def test_weights_that_there_are_not_are_named() -> None:

@@ -37,7 +37,7 @@ class Verification:
         return options
 
 
-def verified_matches(
+def verified_rows(
     first: Float32,
     second: Float32,
     sizes: tuple[tuple[int, int], tuple[int, int]],
@@ -54,11 +54,11 @@ def verified_matches(
         how: of the estimation.
 
     Returns:
-        (L, 2) those of `rows` that agree; none where there are fewer than `how.min_inliers`.
+        (L, 2) of `rows`; none where there are fewer than `how.min_inliers`.
     """
     if len(rows) < how.min_inliers:
         return rows[:0]
-    # A focal length that is a guess, so no essential matrix is tried.
+    # The focal length is a guess, so COLMAP does not try an essential matrix.
     cameras = [pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", max(size), *size) for size in sizes]
     points = [xy.astype(np.float64) + 0.5 for xy in (first, second)]
     geometry = pycolmap.estimate_two_view_geometry(
@@ -66,3 +66,14 @@ def verified_matches(
     )
     inliers = np.asarray(geometry.inlier_matches, np.int32).reshape(-1, 2)
     return inliers if len(inliers) >= how.min_inliers else rows[:0]
+
+
+def verified_matches(
+    first: Float32,
+    second: Float32,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    rows: NDArray[np.int32],
+    how: Verification,
+) -> int:
+    """Number of the matches that `verified_rows` returns."""
+    return len(verified_rows(first, second, sizes, rows, how))

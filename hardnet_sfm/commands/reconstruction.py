@@ -144,7 +144,7 @@ class Match:
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm match",
-        "hardnet-sfm match --max-ratio 0.9",
+        "hardnet-sfm match --max-ratio 0.8",
         "hardnet-sfm match --rescore matchnet.safetensors --short-list 3",
         "hardnet-sfm match --view-synthesis --view-tilts 2 4 8",
     )

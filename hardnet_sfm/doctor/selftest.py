@@ -148,7 +148,7 @@ def _match(place: Workspace, resources: Resources) -> str:
     with FeatureStore(place.features) as features, MatchStore(place.matches) as matches:
         for first, second in matches.pairs():
             found = matches.matches(first, second).pairs
-            expected = _brute_force(features.descriptors(first), features.descriptors(second), MatchOptions().max_ratio)
+            expected = _brute_force(features.descriptors(first), features.descriptors(second), features.max_ratio())
             if not np.array_equal(found, expected):
                 raise _Wrong(f"{first} and {second}: {len(found)} matches, a brute force finds {len(expected)}")
             if first[0] == second[0]:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from hardnet_sfm import weights as weights_files
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.registry import registered
-from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture
 from hardnet_sfm.networks.device import fast_type, in_type
 from hardnet_sfm.networks.rootsift import RootSift
 from hardnet_sfm.patches import extract_patches
 
 _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT = 32, 15.0
+_ROOTSIFT_RATIO = 0.9  # measured by pipelines/acceptance.py
 # Weights that come with the package under another name than that of their network.
 SHIPPED = {"hardnet": "hardnet-sfm"}
 # Patches described at once. Always as many, so that a patch gets the same bits whatever photos share its batch.
@@ -44,6 +45,8 @@ class Descriptor:
         weights_sha256: of the weights file; empty where nothing was learned.
         reduced_precision: the network keeps its accuracy where its layers are computed in bfloat16 (CPU) or float16
             (CUDA), by torch's autocast.
+        max_ratio: largest ratio of the distances to the nearest and the second nearest neighbour with which `match`
+            accepts the nearest, unless the user says otherwise; above 0 and at most 1.
     """
 
     network: nn.Module
@@ -51,6 +54,7 @@ class Descriptor:
     measurement_size: float
     weights_sha256: str = ""
     reduced_precision: bool = False
+    max_ratio: float = LOWES_RATIO
 
 
 Factory = Callable[[Path | None], Descriptor]
@@ -63,7 +67,8 @@ def rootsift(weights: Path | None) -> Descriptor:
             "--weights has no effect with --descriptor rootsift, which learns nothing",
             "Leave it out, or choose --descriptor hardnet.",
         )
-    return Descriptor(RootSift(_ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT), _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT)
+    network = RootSift(_ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT)
+    return Descriptor(network, _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT, max_ratio=_ROOTSIFT_RATIO)
 
 
 def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
@@ -93,6 +98,7 @@ def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
         loaded.measurement_size,
         loaded.sha256,
         architecture.reduced_precision,
+        loaded.max_ratio,
     )
 
 
@@ -121,9 +127,15 @@ def make_descriptor(name: str, weights: Path | None) -> Descriptor:
 
     Raises:
         UsageError: there is none of that name, or it takes no weights.
-        HardnetSfmError: the weights cannot be used.
+        HardnetSfmError: the weights cannot be used, or the descriptor recommends an impossible ratio.
     """
-    return registered("descriptor", BUILT_IN, name)(weights)
+    descriptor: Descriptor = registered("descriptor", BUILT_IN, name)(weights)
+    if not 0 < descriptor.max_ratio <= 1:
+        raise HardnetSfmError(
+            f"the descriptor {name} recommends the ratio {descriptor.max_ratio}",
+            "Its max_ratio must be above 0 and at most 1. Ask those who wrote the descriptor.",
+        )
+    return descriptor
 
 
 class PatchDescriber:

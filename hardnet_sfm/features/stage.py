@@ -180,7 +180,13 @@ def extract(
         if not done:
             first = next(iter(skipped.values()))
             raise HardnetSfmError(f"{images}: none of the {len(names)} photos can be read", first)
-        header = {"images": str(images.resolve()), "names": done, "options": recipe, "skipped": skipped}
+        header = {
+            "images": str(images.resolve()),
+            "names": done,
+            "options": recipe,
+            "skipped": skipped,
+            "max_ratio": descriptor.max_ratio,
+        }
         if found:
             header["trial"] = found.facts()
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"

@@ -26,14 +26,17 @@ if TYPE_CHECKING:  # torch takes seconds to import
 # Photos whose descriptors are kept ready, 0.8 KB a keypoint in int8, 1.5 KB in float32: 0.8 GB at 8192 each at most.
 _PHOTOS_AT_HAND = 64
 _OF_RESCORING = ("short_list", "min_score")
+_RATIO_OF_ODDS = 0.8
 
 
 @dataclass(frozen=True)
 class MatchOptions:
     """Which nearest neighbours are believed."""
 
-    max_ratio: float = 0.8
-    """Largest ratio of the distances to the nearest and the second nearest neighbour, in both directions. 1: any."""
+    max_ratio: float | None = None
+    """Largest ratio of the distances to the nearest and the second nearest neighbour, in both directions. 1: any. By
+    default the descriptor recommends it: 0.9 for the shipped HardNet and for RootSIFT, 0.8 if its weights say
+    nothing. Lower: fewer and safer matches."""
     max_distance: float = 2.0
     """Largest L2 distance of two descriptors, which are of unit length. 2: any."""
     rescore: Path | None = None
@@ -56,12 +59,21 @@ class MatchOptions:
         if self.short_list < 1 or not abs(self.min_score) < float("inf"):
             raise UsageError("--short-list must be at least 1, and --min-score a number")
         for name, value, most in (("max-ratio", self.max_ratio, 1), ("max-distance", self.max_distance, 2)):
-            if not 0 < value <= most:
+            if value is not None and not 0 < value <= most:
                 raise UsageError(f"--{name} must be above 0 and at most {most}")
 
-    def recipe(self, rescore_sha256: str = "") -> dict[str, Any]:
-        """Everything that decides what the matches are, fit for JSON."""
-        kept: dict[str, Any] = {"max_ratio": self.max_ratio, "max_distance": self.max_distance}
+    def ratio(self, features: FeatureStore) -> float:
+        """The given `max_ratio`, or the recommendation of the descriptor that made the features.
+
+        The recommendation is about distances. With `rescore` the ratio is of odds, and its default is 0.8.
+        """
+        if self.max_ratio is not None:
+            return self.max_ratio
+        return features.max_ratio() if self.rescore is None else _RATIO_OF_ODDS
+
+    def recipe(self, features: FeatureStore, rescore_sha256: str = "") -> dict[str, Any]:
+        """Everything that decides what the matches of these features are, fit for JSON."""
+        kept: dict[str, Any] = {"max_ratio": self.ratio(features), "max_distance": self.max_distance}
         if self.rescore is not None:
             kept |= {"rescore_sha256": rescore_sha256, **{name: getattr(self, name) for name in _OF_RESCORING}}
         return kept
@@ -164,9 +176,12 @@ def match(
 
         network = load_network(options.rescore)
         pair_network(network)
-    recipe = {**options.recipe(network.sha256 if network else ""), **(second_try.recipe if second_try else {})}
     with locked(matches.parent), FeatureStore(features) as store, StoreWriter(matches, MATCHES) as writer:
         check_names_apart(store.names())
+        recipe = {
+            **options.recipe(store, network.sha256 if network else ""),
+            **(second_try.recipe if second_try else {}),
+        }
         wanted = read_pairs(pairs, store.names())
         made_from = store.fingerprints()
         prints = {pair: match_fingerprint(recipe, made_from[pair[0]], made_from[pair[1]]) for pair in wanted}
@@ -218,7 +233,7 @@ def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> 
         rounding_for,
     )
 
-    counts, accept = store.counts(), Acceptance(options.max_ratio, options.max_distance)
+    counts, accept = store.counts(), Acceptance(options.ratio(store), options.max_distance)
     richest = max(counts, key=counts.__getitem__)
     rounding = rounding_for(store.descriptors(richest), device)
 
@@ -248,7 +263,7 @@ def _by_network(
         short_list=options.short_list,
         max_distance=options.max_distance,
         min_score=options.min_score,
-        max_ratio=options.max_ratio,
+        max_ratio=options.ratio(store),
         device=device,
     )
     return lambda pair: rescore(*pair), PHOTOS_AT_HAND

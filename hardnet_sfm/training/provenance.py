@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardnet_sfm.keypoints import LOWES_RATIO
 from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.patches import PatchSet
 
@@ -22,10 +23,11 @@ def about(
     sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
 ) -> dict[str, str]:
     """What a weights file says of where it comes from, that of what it was started from included."""
-    from hardnet_sfm.weights import find_architecture
+    from hardnet_sfm.weights import find_architecture, recommended_ratio
 
+    architecture = find_architecture(options.network)
     facts = {
-        **find_architecture(options.network).metadata(),
+        **architecture.metadata(),
         "measurement_size": str(sets[0].measurement_size),
         "licence": options.licence,
         "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
@@ -35,6 +37,8 @@ def about(
         "fingerprint": fingerprint,
         "options": json.dumps(asdict(options), default=str),
     }
+    if architecture.metric == "l2":
+        facts["max_ratio"] = str(LOWES_RATIO if start is None else recommended_ratio(start))
     if start is not None:
         facts["init"] = json.dumps({"file": start.path.name, "sha256": start.sha256, **_history(start)})
     return {name: value for name, value in facts.items() if value}
