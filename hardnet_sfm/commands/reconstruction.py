@@ -229,7 +229,8 @@ def _print_summary(place: Workspace) -> None:
         row("", f"{model['points']} points, mean track length {model['mean_track_length']:.2f}")
         row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
     row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
-    row("cameras", str(summary["cameras"]))
+    grown = ", ".join(f"{count} {model}" for model, count in summary["grown_cameras"].items())
+    row("cameras", str(summary["cameras"]) + (f" ({grown}, grown from SIMPLE_RADIAL)" if grown else ""))
     if "seconds" in summary:
         seconds = summary["seconds"]
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())

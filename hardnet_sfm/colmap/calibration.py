@@ -1,0 +1,177 @@
+"""The last adjustment of a model, and what it finds out about the cameras: principal points and lens distortion."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pycolmap
+
+from hardnet_sfm.colmap.distortion import GROWING, HeldOut, convert, hold_out, is_wide, rises_to_the_corners
+from hardnet_sfm.colmap.mapping import Mapping
+
+# Pixels up to which an observation counts with its square in the last adjustment.
+_FULL_WEIGHT = 1.0
+# Share of the cost that an iteration of it has to gain, or it was the last.
+_CONVERGED = 1e-6
+# Photos of a camera from which on its principal point is refined and its distortion model may grow.
+_SHARED = 8
+# Largest standard deviation of a principal point that counts as determined, as a share of the photo's longer side.
+_CERTAIN = 2e-3
+
+
+@dataclass(frozen=True)
+class _Adjustment:
+    """How a model is adjusted.
+
+    Attributes:
+        threads: to use.
+        focal_and_distortion: whether they are refined.
+        principal_points: whether they are refined.
+        kept: numbers of cameras that stay as they are.
+    """
+
+    threads: int
+    focal_and_distortion: bool
+    principal_points: bool = False
+    kept: frozenset[int] = frozenset()
+
+    def run(self, model: pycolmap.Reconstruction) -> Any:
+        """Adjusts all poses, points and cameras in place; returns the summary of Ceres."""
+        options = pycolmap.BundleAdjustmentOptions(print_summary=False)
+        options.refine_focal_length = options.refine_extra_params = self.focal_and_distortion
+        options.refine_principal_point = self.principal_points
+        options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+        options.ceres.loss_function_scale = _FULL_WEIGHT
+        options.ceres.solver_options.function_tolerance = _CONVERGED
+        options.ceres.solver_options.num_threads = self.threads
+        adjusted = pycolmap.BundleAdjustmentConfig()
+        for image in model.reg_image_ids():
+            adjusted.add_image(image)
+        for camera in self.kept:
+            adjusted.set_constant_cam_intrinsics(camera)
+        adjusted.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        # Not `pycolmap.bundle_adjustment`, which writes to the terminal whatever the log is set to.
+        summary: Any = pycolmap.create_default_ceres_bundle_adjuster(options, adjusted, model).solve()
+        return summary.ceres_summary
+
+
+def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> pycolmap.Reconstruction:
+    """Adjusts all cameras and points of a model once more, so that wrong observations pull less.
+
+    The mappers' last bundle adjustment minimises squares, in which an observation that is 3 pixels off, as matches of
+    keypoints at slightly different places are, weighs as much as nine that are one off. Here squares end at a pixel:
+    the loss of a squared error s is 2 (sqrt(1 + s) - 1) (SOFT_L1 of Ceres; Triggs et al., Bundle adjustment - a modern
+    synthesis, 2000, section 3.3). Observations stay; none is dropped.
+
+    The mappers leave each principal point where it was, as a rule in the middle of the photo, where few lenses have it:
+    that turns and moves all cameras. From there, cameras of eight photos or more have theirs refined, if the photos
+    determine it. They do where the cost falls steeply on the way: the likelihood ratio of its ends and their distance
+    give a standard deviation, which may be two thousandths of the photo. Photos that were all taken in one direction
+    determine none.
+
+    Then the distortion of such cameras may grow: see `_with_larger_models`.
+
+    Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory, twice
+    that where principal points are refined, three times where distortion may grow.
+
+    Args:
+        model: is adjusted, but for its principal points and distortion models.
+        mapping: how.
+
+    Returns:
+        The model, or another that is it with refined principal points or larger distortion models.
+    """
+    how = _Adjustment(mapping.threads, focal_and_distortion=not mapping.fix_intrinsics)
+    how.run(model)
+    if not mapping.fix_intrinsics:
+        model = _calibrated(model, how, mapping)
+    model.update_point_3d_errors()
+    return model
+
+
+def _calibrated(model: pycolmap.Reconstruction, how: _Adjustment, mapping: Mapping) -> pycolmap.Reconstruction:
+    """An adjusted model, with principal points and distortion models as far as the photos determine them."""
+    photos = Counter(model.image(number).camera_id for number in model.reg_image_ids())
+    few = frozenset(camera for camera, count in photos.items() if count < _SHARED)
+    if len(few) == len(photos):
+        return model
+    how = replace(how, kept=few)
+    centred = mapping.refine_principal_point and _with_principal_points(model, how)
+    calibrated = centred or model
+    if mapping.grow_distortion:
+        grown = _with_larger_models(calibrated, replace(how, principal_points=bool(centred)))
+        if grown and mapping.refine_principal_point and not centred:
+            # Distortion that the smaller model could not follow may have hidden it.
+            grown = _with_principal_points(grown, how) or grown
+        calibrated = grown or calibrated
+    if calibrated is not model and few:  # which were adjusted to the others where these were wrong
+        replace(how, kept=frozenset()).run(calibrated)
+    return calibrated
+
+
+def _with_principal_points(model: pycolmap.Reconstruction, how: _Adjustment) -> pycolmap.Reconstruction | None:
+    """The model with the principal points of cameras that are not kept; None where the photos leave one open."""
+    refined = pycolmap.Reconstruction(model)
+    summary = replace(how, principal_points=True).run(refined)
+    moved = max(_shift(model.camera(number), refined.camera(number)) for number in model.cameras)
+    # By the final cost, which is noise, it is twice the log likelihood ratio: the squared distance in deviations.
+    gained = summary.num_residuals * (summary.initial_cost - summary.final_cost)
+    if moved**2 * summary.final_cost > _CERTAIN**2 * gained:
+        return None
+    return refined
+
+
+def _shift(before: pycolmap.Camera, after: pycolmap.Camera) -> float:
+    """Of a principal point, as a share of the photo's longer side."""
+    x, y = after.principal_point_x - before.principal_point_x, after.principal_point_y - before.principal_point_y
+    return math.hypot(x, y) / max(before.width, before.height)
+
+
+def _with_larger_models(model: pycolmap.Reconstruction, how: _Adjustment) -> pycolmap.Reconstruction | None:
+    """The model with larger distortion models of the SIMPLE_RADIAL cameras that need one; None where none does.
+
+    A larger model always fits better. It is better only if it also predicts what it was not fitted to, so an
+    eighth of the observations is held out (cross-validation; Stone, Cross-validatory choice and assessment of
+    statistical predictions, 1974). The candidates are OPENCV (separate focal lengths, two radial and two tangential
+    coefficients), RADIAL, which is preferred to it unless OPENCV is better still, and OPENCV_FISHEYE for wide angles.
+
+    Takes three more adjustments where nothing grows, that is two of the model without what is held out, five or six
+    where something does.
+    """
+    growing = {number for number, camera in model.cameras.items() if camera.model_name == GROWING} - how.kept
+    growing &= {model.image(number).camera_id for number in model.reg_image_ids()}
+    if not growing:
+        return None
+    reduced, held_out = hold_out(model, growing)
+    how.run(reduced)
+    best = {camera: (GROWING, held_out.costs(reduced, camera)) for camera in growing}
+
+    def challenge(cameras: set[int], name: str, smaller: bool = False) -> None:
+        """Tries another model for some cameras; a smaller one is taken unless the larger is clearly better."""
+        if not cameras:
+            return
+        trial = pycolmap.Reconstruction(reduced)
+        for number in cameras:
+            convert(trial.camera(number), name)
+        how.run(trial)
+        for number in cameras:
+            if not rises_to_the_corners(trial.camera(number)):
+                continue
+            costs = held_out.costs(trial, number)
+            better = not HeldOut.prefers(costs, best[number][1]) if smaller else HeldOut.prefers(best[number][1], costs)
+            if better:
+                best[number] = (name, costs)
+
+    challenge(growing, "OPENCV")
+    challenge({number for number in growing if best[number][0] == "OPENCV"}, "RADIAL", smaller=True)
+    challenge({number for number in growing if is_wide(reduced.camera(number))}, "OPENCV_FISHEYE")
+    grown = pycolmap.Reconstruction(model)
+    for number, (name, _) in best.items():
+        convert(grown.camera(number), name)
+    if all(name == GROWING for name, _ in best.values()):
+        return None
+    how.run(grown)
+    return grown
