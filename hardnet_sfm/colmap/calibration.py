@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pycolmap
 
-from hardnet_sfm.colmap.distortion import GROWING, HeldOut, convert, hold_out, is_wide, rises_to_the_corners
+from hardnet_sfm.colmap.distortion import GROWING, convert, hold_out, is_wide, rises_to_the_corners
 from hardnet_sfm.colmap.mapping import Mapping
 
 # Pixels up to which an observation counts with its square in the last adjustment.
 _FULL_WEIGHT = 1.0
-# Share of the cost that an iteration of it has to gain, or it was the last.
-_CONVERGED = 1e-6
+# Share of the cost that an iteration of it has to gain, or it was the last; in trials less precisely.
+_CONVERGED, _TRIED = 1e-6, 1e-4
 # Photos of a camera from which on its principal point is refined and its distortion model may grow.
 _SHARED = 8
 # Largest standard deviation of a principal point that counts as determined, as a share of the photo's longer side.
@@ -31,12 +32,14 @@ class _Adjustment:
         focal_and_distortion: whether they are refined.
         principal_points: whether they are refined.
         kept: numbers of cameras that stay as they are.
+        converged: share of the cost that an iteration has to gain, or it is the last.
     """
 
     threads: int
     focal_and_distortion: bool
     principal_points: bool = False
     kept: frozenset[int] = frozenset()
+    converged: float = _CONVERGED
 
     def run(self, model: pycolmap.Reconstruction) -> Any:
         """Adjusts all poses, points and cameras in place; returns the summary of Ceres."""
@@ -45,7 +48,7 @@ class _Adjustment:
         options.refine_principal_point = self.principal_points
         options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
         options.ceres.loss_function_scale = _FULL_WEIGHT
-        options.ceres.solver_options.function_tolerance = _CONVERGED
+        options.ceres.solver_options.function_tolerance = self.converged
         options.ceres.solver_options.num_threads = self.threads
         adjusted = pycolmap.BundleAdjustmentConfig()
         for image in model.reg_image_ids():
@@ -58,13 +61,15 @@ class _Adjustment:
         return summary.ceres_summary
 
 
-def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> pycolmap.Reconstruction:
+def adjust_robustly(
+    model: pycolmap.Reconstruction, mapping: Mapping, database: Path | None = None
+) -> pycolmap.Reconstruction:
     """Adjusts all cameras and points of a model once more, so that wrong observations pull less.
 
     The mappers' last bundle adjustment minimises squares, in which an observation that is 3 pixels off, as matches of
     keypoints at slightly different places are, weighs as much as nine that are one off. Here squares end at a pixel:
     the loss of a squared error s is 2 (sqrt(1 + s) - 1) (SOFT_L1 of Ceres; Triggs et al., Bundle adjustment - a modern
-    synthesis, 2000, section 3.3). Observations stay; none is dropped.
+    synthesis, 2000, section 3.3). Observations stay; none is dropped, unless a distortion model grows.
 
     The mappers leave each principal point where it was, as a rule in the middle of the photo, where few lenses have it:
     that turns and moves all cameras. From there, cameras of eight photos or more have theirs refined, if the photos
@@ -72,14 +77,17 @@ def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> pycolma
     give a standard deviation, which may be two thousandths of the photo. Photos that were all taken in one direction
     determine none.
 
-    Then the distortion of such cameras may grow: see `_with_larger_models`.
+    The distortion models of such cameras grow from SIMPLE_RADIAL to RADIAL, OPENCV or OPENCV_FISHEYE, if the larger one
+    predicts observations better that it was not adjusted to. The mapper could not keep all observations with the
+    smaller one, so tracks are completed with the larger one, and all is adjusted once more.
 
     Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory, twice
-    that where principal points are refined, three times where distortion may grow.
+    that where principal points are refined, and some four times where distortion may grow.
 
     Args:
         model: is adjusted, but for its principal points and distortion models.
         mapping: how.
+        database: that the model was made from; without it no tracks are completed.
 
     Returns:
         The model, or another that is it with refined principal points or larger distortion models.
@@ -87,25 +95,31 @@ def adjust_robustly(model: pycolmap.Reconstruction, mapping: Mapping) -> pycolma
     how = _Adjustment(mapping.threads, focal_and_distortion=not mapping.fix_intrinsics)
     how.run(model)
     if not mapping.fix_intrinsics:
-        model = _calibrated(model, how, mapping)
+        model = _calibrated(model, how, mapping, database)
     model.update_point_3d_errors()
     return model
 
 
-def _calibrated(model: pycolmap.Reconstruction, how: _Adjustment, mapping: Mapping) -> pycolmap.Reconstruction:
+def _calibrated(
+    model: pycolmap.Reconstruction, how: _Adjustment, mapping: Mapping, database: Path | None
+) -> pycolmap.Reconstruction:
     """An adjusted model, with principal points and distortion models as far as the photos determine them."""
     photos = Counter(model.image(number).camera_id for number in model.reg_image_ids())
     few = frozenset(camera for camera, count in photos.items() if count < _SHARED)
     if len(few) == len(photos):
         return model
     how = replace(how, kept=few)
-    centred = mapping.refine_principal_point and _with_principal_points(model, how)
+    centred = _with_principal_points(model, how) if mapping.refine_principal_point else None
     calibrated = centred or model
     if mapping.grow_distortion:
-        grown = _with_larger_models(calibrated, replace(how, principal_points=bool(centred)))
+        grown = _with_larger_models(calibrated, replace(how, principal_points=centred is not None))
         if grown and mapping.refine_principal_point and not centred:
             # Distortion that the smaller model could not follow may have hidden it.
-            grown = _with_principal_points(grown, how) or grown
+            centred = _with_principal_points(grown, how)
+            grown = centred or grown
+        if grown and database:
+            _complete_tracks(grown, database)
+            replace(how, principal_points=centred is not None).run(grown)
         calibrated = grown or calibrated
     if calibrated is not model and few:  # which were adjusted to the others where these were wrong
         replace(how, kept=frozenset()).run(calibrated)
@@ -138,40 +152,54 @@ def _with_larger_models(model: pycolmap.Reconstruction, how: _Adjustment) -> pyc
     statistical predictions, 1974). The candidates are OPENCV (separate focal lengths, two radial and two tangential
     coefficients), RADIAL, which is preferred to it unless OPENCV is better still, and OPENCV_FISHEYE for wide angles.
 
-    Takes three more adjustments where nothing grows, that is two of the model without what is held out, five or six
-    where something does.
+    Takes two adjustments more where nothing grows, four or five where something does.
     """
     growing = {number for number, camera in model.cameras.items() if camera.model_name == GROWING} - how.kept
     growing &= {model.image(number).camera_id for number in model.reg_image_ids()}
     if not growing:
         return None
     reduced, held_out = hold_out(model, growing)
-    how.run(reduced)
-    best = {camera: (GROWING, held_out.costs(reduced, camera)) for camera in growing}
+    briefly = replace(how, converged=_TRIED)
+    briefly.run(reduced)
 
-    def challenge(cameras: set[int], name: str, smaller: bool = False) -> None:
-        """Tries another model for some cameras; a smaller one is taken unless the larger is clearly better."""
-        if not cameras:
-            return
-        trial = pycolmap.Reconstruction(reduced)
+    def trial(cameras: set[int], name: str) -> pycolmap.Reconstruction:
+        larger = pycolmap.Reconstruction(reduced)
         for number in cameras:
-            convert(trial.camera(number), name)
-        how.run(trial)
-        for number in cameras:
-            if not rises_to_the_corners(trial.camera(number)):
-                continue
-            costs = held_out.costs(trial, number)
-            better = not HeldOut.prefers(costs, best[number][1]) if smaller else HeldOut.prefers(best[number][1], costs)
-            if better:
-                best[number] = (name, costs)
+            convert(larger.camera(number), name)
+        briefly.run(larger)
+        return larger
 
-    challenge(growing, "OPENCV")
-    challenge({number for number in growing if best[number][0] == "OPENCV"}, "RADIAL", smaller=True)
-    challenge({number for number in growing if is_wide(reduced.camera(number))}, "OPENCV_FISHEYE")
+    opencv = trial(growing, "OPENCV")
+    asking = {number for number in growing if held_out.prefers(reduced, opencv, number)}
+    if not asking:
+        return None
+    candidates = [trial(asking, "RADIAL"), opencv]
+    if wide := {number for number in asking if is_wide(reduced.camera(number))}:
+        candidates.append(trial(wide, "OPENCV_FISHEYE"))
     grown = pycolmap.Reconstruction(model)
-    for number, (name, _) in best.items():
-        convert(grown.camera(number), name)
-    if all(name == GROWING for name, _ in best.values()):
+    for number in asking:
+        best = reduced
+        for candidate in candidates:
+            if rises_to_the_corners(candidate.camera(number)) and held_out.prefers(best, candidate, number):
+                best = candidate
+        convert(grown.camera(number), best.camera(number).model_name)
+    if all(grown.camera(number).model_name == GROWING for number in asking):
         return None
     how.run(grown)
     return grown
+
+
+def _complete_tracks(model: pycolmap.Reconstruction, database: Path) -> None:
+    """Drops observations that the mapper would not keep, and adds those that it could not with a smaller model."""
+    options = pycolmap.IncrementalPipelineOptions()
+    with pycolmap.Database.open(database) as opened:
+        graph = pycolmap.DatabaseCache.create(opened, pycolmap.DatabaseCacheOptions()).correspondence_graph
+    observations = pycolmap.ObservationManager(model, graph)
+    triangulator = pycolmap.IncrementalTriangulator(graph, model, observations)
+    limits = options.mapper.filter_max_reproj_error, options.mapper.filter_min_tri_angle
+    observations.filter_all_points3D(*limits)
+    triangulator.complete_all_tracks(options.triangulation)
+    triangulator.merge_all_tracks(options.triangulation)
+    for number in model.reg_image_ids():
+        triangulator.triangulate_image(options.triangulation, number)
+    observations.filter_all_points3D(*limits)

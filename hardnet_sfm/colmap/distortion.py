@@ -34,24 +34,22 @@ class HeldOut:
 
     of_camera: dict[int, list[tuple[int, Float64, list[int]]]]
 
-    def costs(self, model: pycolmap.Reconstruction, camera: int) -> Float64:
-        """(N,) robust losses of the observations of one camera in a model."""
+    def losses(self, model: pycolmap.Reconstruction, camera: int) -> Float64:
+        """(N,) robust losses of the observations of one camera, as `adjust_robustly` has them, in a model."""
         losses = [np.zeros(0)]
         for number, xy, points in self.of_camera.get(camera, []):
-            image = model.image(number)
+            pose = model.image(number).cam_from_world()
             xyz = np.array([model.point3D(point).xyz for point in points])
-            projected = model.camera(camera).img_from_cam(image.cam_from_world() * xyz)
-            squares = ((np.asarray(projected, np.float64) - xy) ** 2).sum(axis=1)
-            losses.append(2 * (np.sqrt(1 + np.nan_to_num(squares, nan=_HOPELESS).clip(max=_HOPELESS)) - 1))
+            projected = np.asarray(model.camera(camera).img_from_cam(pose * xyz), np.float64)
+            squares = np.nan_to_num(((projected - xy) ** 2).sum(axis=1), nan=_HOPELESS)
+            losses.append(2 * (np.sqrt(1 + squares.clip(max=_HOPELESS)) - 1))
         return np.concatenate(losses)
 
-    @staticmethod
-    def prefers(smaller: Float64, larger: Float64) -> bool:
-        """Whether the larger of two models, by the (N,) losses of both, is clearly better than the smaller."""
-        gains = smaller - larger
-        import os
-        if os.environ.get("DBG"): print("   gain", len(gains), round(gains.sum()/smaller.sum(),4), round(gains.sum()/np.sqrt((gains**2).sum()),2))
-        enough = len(gains) >= _ENOUGH and gains.sum() > _WORTH * smaller.sum()
+    def prefers(self, smaller: pycolmap.Reconstruction, larger: pycolmap.Reconstruction, camera: int) -> bool:
+        """Whether a model with a larger distortion model of the camera predicts its observations clearly better."""
+        before = self.losses(smaller, camera)
+        gains = before - self.losses(larger, camera)
+        enough = len(gains) >= _ENOUGH and gains.sum() > _WORTH * before.sum()
         return bool(enough and gains.sum() > _SURE * np.sqrt((gains**2).sum()))
 
 

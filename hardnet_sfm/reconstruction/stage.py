@@ -243,7 +243,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
         if any_verified:
             folder = readable_folder(images, names, workspace.readable)
             mapped = map_database(workspace.database, folder, snapshot, mapping, on_registered)
-            models = [Model(adjust_robustly(model.colmap, mapping)) for model in mapped]
+            models = [Model(adjust_robustly(model.colmap, mapping, workspace.database)) for model in mapped]
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):
