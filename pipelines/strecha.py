@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import reconstruct_with_sift
-from hardnet_sfm.colmap.cameras import CameraSetup
 from hardnet_sfm.colmap.calibration import adjust_robustly
+from hardnet_sfm.colmap.cameras import CameraSetup
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.commands.common import errors_said

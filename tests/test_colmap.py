@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hardnet_sfm.colmap import database as database_module
+from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.cameras import CameraMode, CameraSetup, import_photos, readable_folder
 from hardnet_sfm.colmap.database import (
     Database,
@@ -30,7 +31,6 @@ from hardnet_sfm.colmap.database import (
     write_fact,
 )
 from hardnet_sfm.colmap.log import native_log
-from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.two_view import Verification

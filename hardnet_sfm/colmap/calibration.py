@@ -31,6 +31,7 @@ class _Adjustment:
         threads: to use.
         focal_and_distortion: whether they are refined.
         principal_points: whether they are refined.
+        points: whether they are refined.
         kept: numbers of cameras that stay as they are.
         converged: share of the cost that an iteration has to gain, or it is the last.
     """
@@ -38,14 +39,15 @@ class _Adjustment:
     threads: int
     focal_and_distortion: bool
     principal_points: bool = False
+    points: bool = True
     kept: frozenset[int] = frozenset()
     converged: float = _CONVERGED
 
     def run(self, model: pycolmap.Reconstruction) -> Any:
-        """Adjusts all poses, points and cameras in place; returns the summary of Ceres."""
+        """Adjusts poses, points and cameras in place; returns the summary of Ceres."""
         options = pycolmap.BundleAdjustmentOptions(print_summary=False)
         options.refine_focal_length = options.refine_extra_params = self.focal_and_distortion
-        options.refine_principal_point = self.principal_points
+        options.refine_principal_point, options.refine_points3D = self.principal_points, self.points
         options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
         options.ceres.loss_function_scale = _FULL_WEIGHT
         options.ceres.solver_options.function_tolerance = self.converged
@@ -55,7 +57,8 @@ class _Adjustment:
             adjusted.add_image(image)
         for camera in self.kept:
             adjusted.set_constant_cam_intrinsics(camera)
-        adjusted.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        if self.points:
+            adjusted.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
         # Not `pycolmap.bundle_adjustment`, which writes to the terminal whatever the log is set to.
         summary: Any = pycolmap.create_default_ceres_bundle_adjuster(options, adjusted, model).solve()
         return summary.ceres_summary
@@ -158,27 +161,27 @@ def _with_larger_models(model: pycolmap.Reconstruction, how: _Adjustment) -> pyc
     growing &= {model.image(number).camera_id for number in model.reg_image_ids()}
     if not growing:
         return None
-    reduced, held_out = hold_out(model, growing)
+    small, held_out = hold_out(model, growing)
+    how.run(small)  # to the end, as it starts where observations that are now held out had pulled it
     briefly = replace(how, converged=_TRIED)
-    briefly.run(reduced)
-
-    def trial(cameras: set[int], name: str) -> pycolmap.Reconstruction:
-        larger = pycolmap.Reconstruction(reduced)
-        for number in cameras:
-            convert(larger.camera(number), name)
-        briefly.run(larger)
-        return larger
-
-    opencv = trial(growing, "OPENCV")
-    asking = {number for number in growing if held_out.prefers(reduced, opencv, number)}
+    opencv = _trial(small, growing, "OPENCV", briefly)
+    asking = {number for number in growing if held_out.prefers(small, opencv, number)}
     if not asking:
         return None
-    candidates = [trial(asking, "RADIAL"), opencv]
-    if wide := {number for number in asking if is_wide(reduced.camera(number))}:
-        candidates.append(trial(wide, "OPENCV_FISHEYE"))
+    if len(growing) > 1:
+        # Points that one camera's larger model improves fit the other cameras better, too. So each is asked again, with
+        # the points as they are then.
+        cameras, small = small.cameras, pycolmap.Reconstruction(opencv)
+        for number in growing:
+            small.camera(number).model, small.camera(number).params = cameras[number].model, cameras[number].params
+        briefly = replace(briefly, points=False)
+        briefly.run(small)
+    candidates = [_trial(small, asking, "RADIAL", briefly), opencv]
+    if wide := {number for number in asking if is_wide(small.camera(number))}:
+        candidates.append(_trial(small, wide, "OPENCV_FISHEYE", briefly))
     grown = pycolmap.Reconstruction(model)
     for number in asking:
-        best = reduced
+        best = small
         for candidate in candidates:
             if rises_to_the_corners(candidate.camera(number)) and held_out.prefers(best, candidate, number):
                 best = candidate
@@ -187,6 +190,15 @@ def _with_larger_models(model: pycolmap.Reconstruction, how: _Adjustment) -> pyc
         return None
     how.run(grown)
     return grown
+
+
+def _trial(small: pycolmap.Reconstruction, cameras: set[int], name: str, how: _Adjustment) -> pycolmap.Reconstruction:
+    """An adjusted copy of a model in which some of its SIMPLE_RADIAL cameras are of a larger model."""
+    larger = pycolmap.Reconstruction(small)
+    for number in cameras:
+        convert(larger.camera(number), name)
+    how.run(larger)
+    return larger
 
 
 def _complete_tracks(model: pycolmap.Reconstruction, database: Path) -> None:
