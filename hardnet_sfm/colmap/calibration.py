@@ -80,12 +80,13 @@ def adjust_robustly(
     give a standard deviation, which may be two thousandths of the photo. Photos that were all taken in one direction
     determine none.
 
-    The distortion models of such cameras grow from SIMPLE_RADIAL to RADIAL, OPENCV or OPENCV_FISHEYE, if the larger one
-    predicts observations better that it was not adjusted to. The mapper could not keep all observations with the
-    smaller one, so tracks are completed with the larger one, and all is adjusted once more.
+    The distortion models of such cameras grow from SIMPLE_RADIAL to RADIAL, OPENCV or OPENCV_FISHEYE, if the larger
+    model predicts observations better that it was not adjusted to. The mapper had to drop observations that do not fit
+    the smaller model, often those at the borders. So tracks are completed, and all is adjusted once more.
 
-    Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory, twice
-    that where principal points are refined, and some four times where distortion may grow.
+    Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory. Refined
+    principal points take as much again. Larger distortion models take twice as much again where none is needed, and
+    four or five times where one is.
 
     Args:
         model: is adjusted, but for its principal points and distortion models.
@@ -150,12 +151,13 @@ def _shift(before: pycolmap.Camera, after: pycolmap.Camera) -> float:
 def _with_larger_models(model: pycolmap.Reconstruction, how: _Adjustment) -> pycolmap.Reconstruction | None:
     """The model with larger distortion models of the SIMPLE_RADIAL cameras that need one; None where none does.
 
-    A larger model always fits better. It is better only if it also predicts what it was not fitted to, so an
-    eighth of the observations is held out (cross-validation; Stone, Cross-validatory choice and assessment of
-    statistical predictions, 1974). The candidates are OPENCV (separate focal lengths, two radial and two tangential
-    coefficients), RADIAL, which is preferred to it unless OPENCV is better still, and OPENCV_FISHEYE for wide angles.
+    A larger model always fits better. It is better only if it also predicts what it was not fitted to. So an eighth of
+    the observations is held out (cross-validation; Stone, Cross-validatory choice and assessment of statistical
+    predictions, 1974). The candidates are OPENCV (two focal lengths, two radial and two tangential coefficients),
+    RADIAL and, for cameras that pull their corners in strongly, OPENCV_FISHEYE. A model with more parameters has to be
+    clearly better than those with fewer, and distances from the principal point have to rise up to the corners.
 
-    Takes two adjustments more where nothing grows, four or five where something does.
+    Lower bound: two adjustments where nothing grows, four or five where something does.
     """
     growing = {number for number, camera in model.cameras.items() if camera.model_name == GROWING} - how.kept
     growing &= {model.image(number).camera_id for number in model.reg_image_ids()}
@@ -171,11 +173,8 @@ def _with_larger_models(model: pycolmap.Reconstruction, how: _Adjustment) -> pyc
     if len(growing) > 1:
         # Points that one camera's larger model improves fit the other cameras better, too. So each is asked again, with
         # the points as they are then.
-        cameras, small = small.cameras, pycolmap.Reconstruction(opencv)
-        for number in growing:
-            small.camera(number).model, small.camera(number).params = cameras[number].model, cameras[number].params
         briefly = replace(briefly, points=False)
-        briefly.run(small)
+        small = _reverted(opencv, small, growing, briefly)
     candidates = [_trial(small, asking, "RADIAL", briefly), opencv]
     if wide := {number for number in asking if is_wide(small.camera(number))}:
         candidates.append(_trial(small, wide, "OPENCV_FISHEYE", briefly))
@@ -201,6 +200,18 @@ def _trial(small: pycolmap.Reconstruction, cameras: set[int], name: str, how: _A
     return larger
 
 
+def _reverted(
+    larger: pycolmap.Reconstruction, small: pycolmap.Reconstruction, cameras: set[int], how: _Adjustment
+) -> pycolmap.Reconstruction:
+    """An adjusted copy of the first model that has some of the cameras of the second."""
+    reverted = pycolmap.Reconstruction(larger)
+    for number in cameras:
+        camera, before = reverted.camera(number), small.camera(number)
+        camera.model, camera.params = before.model, list(before.params)
+    how.run(reverted)
+    return reverted
+
+
 def _complete_tracks(model: pycolmap.Reconstruction, database: Path) -> None:
     """Drops observations that the mapper would not keep, and adds those that it could not with a smaller model."""
     options = pycolmap.IncrementalPipelineOptions()
@@ -212,6 +223,4 @@ def _complete_tracks(model: pycolmap.Reconstruction, database: Path) -> None:
     observations.filter_all_points3D(*limits)
     triangulator.complete_all_tracks(options.triangulation)
     triangulator.merge_all_tracks(options.triangulation)
-    for number in model.reg_image_ids():
-        triangulator.triangulate_image(options.triangulation, number)
     observations.filter_all_points3D(*limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass
 
@@ -82,16 +83,15 @@ def hold_out(model: pycolmap.Reconstruction, cameras: Set[int]) -> tuple[pycolma
 
 
 def convert(camera: pycolmap.Camera, name: str) -> None:
-    """Turns a SIMPLE_RADIAL camera into one of a larger model that projects alike, a fisheye model nearly so."""
-    f, x, y, k = camera.params
+    """Turns a SIMPLE_RADIAL camera into RADIAL or OPENCV, which project alike, or OPENCV_FISHEYE, which nearly does."""
+    f, x, y, k = map(float, camera.params)
     params = {
-        GROWING: lambda: [f, x, y, k],
-        "RADIAL": lambda: [f, x, y, k, 0],
-        "OPENCV": lambda: [f, f, x, y, k, 0, 0, 0],
-        "OPENCV_FISHEYE": lambda: _fisheye(f, x, y, k, np.hypot(camera.width, camera.height) / 2),
-    }[name]()
+        GROWING: [f, x, y, k],
+        "RADIAL": [f, x, y, k, 0],
+        "OPENCV": [f, f, x, y, k, 0, 0, 0],
+    }.get(name) or _fisheye(f, x, y, k, math.hypot(camera.width, camera.height) / 2)
     camera.model = getattr(pycolmap.CameraModelId, name)
-    camera.params = np.array(params, np.float64)
+    camera.params = params
 
 
 def _fisheye(f: float, x: float, y: float, k: float, corner: float) -> list[float]:

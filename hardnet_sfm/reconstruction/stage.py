@@ -37,8 +37,8 @@ class MapOptions:
     camera_mode: Mode = "auto"
     """Which photos share a camera. auto: those whose EXIF data and size agree."""
     camera_model: str = "auto"
-    """COLMAP's name of the camera model. auto starts with SIMPLE_RADIAL. At the end, cameras that took eight photos or
-    more grow to RADIAL, OPENCV or OPENCV_FISHEYE if that predicts observations better. A stated model stays."""
+    """COLMAP's name of the camera model. auto starts with SIMPLE_RADIAL and changes cameras of eight photos or more to
+    RADIAL, OPENCV or OPENCV_FISHEYE at the end, if their photos ask for it. State a model to keep it."""
     camera_params: str | None = None
     """Known parameters of every camera in COLMAP's order and pixels, such as "f,cx,cy,k". Default: from EXIF."""
     fix_intrinsics: bool = False
