@@ -84,9 +84,9 @@ def adjust_robustly(
     model predicts observations better that it was not adjusted to. The mapper had to drop observations that do not fit
     the smaller model, often those at the borders. So tracks are completed, and all is adjusted once more.
 
-    Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory. Refined
-    principal points take as much again. Larger distortion models take twice as much again where none is needed, and
-    four or five times where one is.
+    Lower bound: a few iterations of an adjustment, some per cent of the time of mapping, in the mapper's memory.
+    Principal points take as much again. Distortion takes twice as much again where none grows, and four or five times
+    where one does, and another copy of the model.
 
     Args:
         model: is adjusted, but for its principal points and distortion models.
