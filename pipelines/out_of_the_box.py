@@ -77,7 +77,7 @@ def run_colmap(images: Path, folder: Path, resources: Resources) -> dict[str, An
     from hardnet_sfm.colmap.cameras import CameraSetup
     from hardnet_sfm.colmap.mapping import Mapping
 
-    mapping = Mapping("incremental", False, False, min_model_size=3, threads=resources.threads, seed=0)
+    mapping = Mapping("incremental", False, False, False, min_model_size=3, threads=resources.threads, seed=0)
     setup = CameraSetup("auto", "SIMPLE_RADIAL")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:

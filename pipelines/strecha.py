@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import reconstruct_with_sift
+from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.cameras import CameraSetup
-from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly
+from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
@@ -92,7 +93,13 @@ def read_truth(folder: Path) -> Truth:
 
 def _mapping(*, fixed: bool, threads: int) -> Mapping:
     return Mapping(
-        "incremental", fix_intrinsics=fixed, refine_principal_point=True, min_model_size=3, threads=threads, seed=0
+        "incremental",
+        fix_intrinsics=fixed,
+        refine_principal_point=True,
+        grow_distortion=False,
+        min_model_size=3,
+        threads=threads,
+        seed=0,
     )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hardnet_sfm.colmap import database as database_module
+from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.cameras import CameraMode, CameraSetup, import_photos, readable_folder
 from hardnet_sfm.colmap.database import (
     Database,
@@ -30,7 +31,7 @@ from hardnet_sfm.colmap.database import (
     write_fact,
 )
 from hardnet_sfm.colmap.log import native_log
-from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly
+from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError, UsageError
@@ -599,7 +600,7 @@ class TestModel:
 class TestLastAdjustment:
     """On COLMAP's synthetic cameras and points, whose observations are spoilt."""
 
-    MAPPING = Mapping("incremental", False, True, 3, 1, 0)
+    MAPPING = Mapping("incremental", False, True, False, 3, 1, 0)
 
     @staticmethod
     def spoilt(seed: int, wrong: float) -> tuple[pycolmap.Reconstruction, NDArray[np.float64]]:
@@ -662,7 +663,7 @@ class TestLastAdjustment:
 class TestPrincipalPoints:
     """Refined by the last adjustment, on photos whose noise is 0.3 pixels and of whose observations 3 % are wrong."""
 
-    MAPPING = Mapping("incremental", False, True, 3, 1, 0)
+    MAPPING = Mapping("incremental", False, True, False, 3, 1, 0)
     MIDDLE = np.array([800.0, 600.0])
     OFF = np.array([12.0, -9.0])
 

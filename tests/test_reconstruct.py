@@ -63,6 +63,7 @@ def test_summary_agrees_with_the_files(made: Workspace) -> None:
         assert summary["matches"] == database.num_matches()
         assert summary["keypoints"] == database.num_keypoints()
         assert summary["cameras"] == database.num_cameras() == 1
+    assert summary["grown_cameras"] == {} and colmap.camera(1).model_name == "SIMPLE_RADIAL"
     assert summary["registered"] == colmap.num_reg_images() == 8
     assert summary["models"][0]["points"] == colmap.num_points3D()
     assert summary["unregistered"] == {} and summary["skipped"] == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -97,6 +98,11 @@ class Model:
     def mean_reprojection_error(self) -> float:
         """Pixels, over all observations."""
         return float(self.colmap.compute_mean_reprojection_error())
+
+    def camera_models(self) -> dict[str, int]:
+        """Number of cameras of each camera model, among those that took registered photos."""
+        used = {self.colmap.image(number).camera_id for number in self.colmap.reg_image_ids()}
+        return dict(sorted(Counter(self.colmap.camera(number).model_name for number in used).items()))
 
     def keypoints(self, name: str) -> NDArray[np.float64]:
         """(N, 2) all keypoints of a registered photo, COLMAP's pixels, whether or not they see a point."""

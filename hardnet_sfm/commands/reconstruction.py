@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from rich.markup import escape
 from tyro import MISSING
@@ -244,6 +244,13 @@ class Demo:
         )
 
 
+def _describe_growth(summary: dict[str, Any]) -> str:
+    """Which camera models the cameras of sparse/0 grew to, such as " (OPENCV, grown from SIMPLE_RADIAL)"."""
+    alone = summary["cameras"] == 1
+    grown = ", ".join(name if alone else f"{count} {name}" for name, count in summary["grown_cameras"].items())
+    return f" ({grown}, grown from SIMPLE_RADIAL)" if grown else ""
+
+
 def _print_summary(place: Workspace) -> None:
     summary = read_json(place.summary)
 
@@ -255,7 +262,7 @@ def _print_summary(place: Workspace) -> None:
         row("", f"{model['points']} points, mean track length {model['mean_track_length']:.2f}")
         row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
     row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
-    row("cameras", str(summary["cameras"]))
+    row("cameras", str(summary["cameras"]) + _describe_growth(summary))
     if "seconds" in summary:
         seconds = summary["seconds"]
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
 Pair = tuple[str, str]
 Mapper = Literal["incremental", "global"]
 Mode = Literal["auto", "single", "per-folder", "per-image"]
+_FIRST_CAMERA_MODEL = "SIMPLE_RADIAL"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class MapOptions:
     """incremental: photo by photo, robust. global: all at once, faster on many photos of known focal length."""
     camera_mode: Mode = "auto"
     """Which photos share a camera. auto: those whose EXIF data and size agree."""
-    camera_model: str = "SIMPLE_RADIAL"
-    """COLMAP's name of the camera model."""
+    camera_model: str = "auto"
+    """COLMAP's name of the camera model. auto starts with SIMPLE_RADIAL and changes cameras of eight photos or more to
+    RADIAL, OPENCV or OPENCV_FISHEYE at the end, if their photos ask for it. State a model to keep it."""
     camera_params: str | None = None
     """Known parameters of every camera in COLMAP's order and pixels, such as "f,cx,cy,k". Default: from EXIF."""
     fix_intrinsics: bool = False
@@ -79,16 +81,25 @@ class MapOptions:
                 f"--camera-params: not numbers: {self.camera_params}",
                 "They are numbers with commas between them, as 1840,1840,768,512.",
             ) from error
-        return CameraSetup(self.camera_mode, self.camera_model, params)
+        return CameraSetup(self.camera_mode, self.first_camera_model(), params)
+
+    def first_camera_model(self) -> str:
+        """The camera model that mapping starts with."""
+        return _FIRST_CAMERA_MODEL if self.camera_model == "auto" else self.camera_model
+
+    def grow_distortion(self) -> bool:
+        """Whether the user left the camera model open."""
+        return self.camera_model == "auto" and self.camera_params is None
 
     def of_database(self) -> dict[str, Any]:
         """The options that decide what is in the database, fit for JSON."""
-        return {name: value for name, value in asdict(self).items() if name not in self.of_mapper()}
+        decided = {**asdict(self), "camera_model": self.first_camera_model()}
+        return {name: value for name, value in decided.items() if name not in self.of_mapper()}
 
     def of_mapper(self) -> dict[str, Any]:
         """The options that decide what the mapper makes of a database, fit for JSON."""
         names = ("mapper", "fix_intrinsics", "refine_principal_point", "min_model_size")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"grow_distortion": self.grow_distortion()}
 
 
 def map_photos(
@@ -200,10 +211,11 @@ def _make_database(
 
 
 def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> list[Model]:
+    from hardnet_sfm.colmap.calibration import adjust_robustly
     from hardnet_sfm.colmap.cameras import readable_folder
     from hardnet_sfm.colmap.database import Database, read_fact
     from hardnet_sfm.colmap.log import native_log
-    from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly, map_database
+    from hardnet_sfm.colmap.mapping import Mapping, map_database
     from hardnet_sfm.colmap.model import Model
 
     with Database(workspace.database) as database:
@@ -231,7 +243,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
         if any_verified:
             folder = readable_folder(images, names, workspace.readable)
             mapped = map_database(workspace.database, folder, snapshot, mapping, on_registered)
-            models = [Model(adjust_robustly(model.colmap, mapping)) for model in mapped]
+            models = [Model(adjust_robustly(model.colmap, mapping, workspace.database)) for model in mapped]
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):
@@ -285,6 +297,7 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "unregistered": unregistered,
         "models": [model.facts() for model in models],
         "cameras": cameras,
+        "grown_cameras": _grown_cameras(models, options),
         "keypoints": sum(found["keypoints"].values()),
         "pairs": found["pairs"],
         "matches": found["matches"],
@@ -294,6 +307,12 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "options": {**found["options"], "map": asdict(options)},
         "versions": versions(),
     }
+
+
+def _grown_cameras(models: list[Model], options: MapOptions) -> dict[str, int]:
+    """Number of cameras of the largest model by the camera model that each grew to; those that did not are left out."""
+    counts = models[0].camera_models() if models and options.grow_distortion() else {}
+    return {name: count for name, count in counts.items() if name != _FIRST_CAMERA_MODEL}
 
 
 def _nothing_made(summary: dict[str, Any]) -> HardnetSfmError:
