@@ -118,10 +118,10 @@ def strongest(keypoints: Keypoints, strength: Float32, most: int) -> Keypoints:
 
     Args:
         keypoints: N rows.
-        strength: (N,), nearly equal for all rows of a place.
+        strength: (N,), equal for all rows of a place.
         most: number of places.
     """
-    columns = np.column_stack([-strength, keypoints.xy, keypoints.scales]).round(_DECIMALS)
+    columns = np.column_stack([-strength, keypoints.xy, keypoints.scales.round(_DECIMALS)])
     # Equal strengths are ordered by the other columns, so that nothing is left to chance.
     order = np.lexsort((keypoints.oris, *columns.T[::-1]))
     another = (columns[order[1:]] != columns[order[:-1]]).any(1)

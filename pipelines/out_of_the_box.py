@@ -146,14 +146,15 @@ class Reference:
 
 def reference_of(scene: Path) -> Reference | None:
     """Surveyed cameras, or those of a COLMAP model whose principal point was refined; None where there is neither."""
-    from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly
+    from hardnet_sfm.colmap.calibration import adjust_robustly
+    from hardnet_sfm.colmap.mapping import Mapping
     from hardnet_sfm.colmap.model import Model
 
     if (scene / "gt_dense_cameras").is_dir():
         return Reference(read_strecha(scene).cam_from_world, "mm", 1000)
     if not (scene / "colmap").is_dir():
         return None
-    mapping = Mapping("incremental", False, refine_principal_point=True, min_model_size=3, threads=1, seed=0)
+    mapping = Mapping("incremental", False, True, grow_distortion=False, min_model_size=3, threads=1, seed=0)
     model = Model(adjust_robustly(Model.read(scene / "colmap").colmap, mapping))
     poses = model.cam_from_world()
     centres = [-pose[:, :3].T @ pose[:, 3] for pose in poses.values()]

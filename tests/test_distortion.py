@@ -12,7 +12,7 @@ import pycolmap
 import pytest
 from numpy.typing import NDArray
 
-from hardnet_sfm.colmap.calibration import adjust_robustly
+from hardnet_sfm.colmap.calibration import adjust_robustly, loss_scale
 from hardnet_sfm.colmap.database import Database
 from hardnet_sfm.colmap.distortion import convert, hold_out, rises_to_the_corners
 from hardnet_sfm.colmap.log import native_log
@@ -228,7 +228,7 @@ class TestMapped:
         assert projection_error(grown.camera(1), true) < 2
         assert grown.compute_num_observations() > 1.05 * before
         assert grown.compute_mean_reprojection_error() < 0.6
-        assert position_error(grown, truth) < 0.1 * position_error(small, truth)
+        assert position_error(grown, truth) < 0.15 * position_error(small, truth)
 
 
 class TestConversion:
@@ -268,15 +268,23 @@ class TestConversion:
         assert rises_to_the_corners(camera(name, params)) == rises
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scale_of_the_loss_follows_the_noise_and_not_the_outliers(seed: int) -> None:
+    """The noise is 0.4 pixels, of which points and poses take up some: three of 16 coordinates of a point's eight
+    observations, which leaves 0.9 of the deviation."""
+    model = adjust_robustly(taken_by(*SIMPLE, seed=seed), MAPPING)
+    assert loss_scale(model) == pytest.approx(2.385 * 0.9 * 0.4, rel=0.1)
+
+
 class TestHoldOut:
     """Observations that decide about a larger model."""
 
     def test_takes_an_eighth_and_leaves_two_with_each_point_and_the_model_as_it_is(self) -> None:
         model = taken_by(*SIMPLE, seed=0)
         before = model.compute_num_observations()
-        reduced, held_out = hold_out(model, {1})
+        reduced, held_out = hold_out(model, {1}, 0.5)
         assert model.compute_num_observations() == before
-        taken = sum(len(points) for _, _, points in held_out.of_camera[1])
+        taken = sum(len(pairs) for _, pairs in held_out.of_camera[1])
         assert reduced.compute_num_observations() == before - taken
         assert taken == pytest.approx(before / 8, rel=0.05)
         assert set(reduced.points3D) == set(model.points3D)
@@ -284,17 +292,18 @@ class TestHoldOut:
 
     def test_losses_are_those_of_the_adjustment(self) -> None:
         model = adjust_robustly(taken_by(*SIMPLE, seed=0), MAPPING)
-        _, held_out = hold_out(model, {1})
+        _, held_out = hold_out(model, {1}, 0.5)
         expected = []
-        for number, xy, points in held_out.of_camera[1]:
-            for at, point in zip(xy, points, strict=True):
-                projected = model.image(number).project_point(model.point3D(point).xyz)
-                square = min(float(((projected - at) ** 2).sum()), 100)
-                expected.append(2 * (np.sqrt(1 + square) - 1))
+        for number, pairs in held_out.of_camera[1]:
+            image = model.image(number)
+            for row, point in pairs:
+                projected = image.project_point(model.point3D(point).xyz)
+                square = min(float(((projected - image.point2D(row).xy) ** 2).sum()), 100)
+                expected.append(0.25 * np.log(1 + square / 0.25))
         np.testing.assert_allclose(held_out.losses(model, 1), expected)
 
     def test_leaves_other_cameras_alone(self) -> None:
-        reduced, held_out = hold_out(taken_by(*SIMPLE, seed=0), {2})
+        reduced, held_out = hold_out(taken_by(*SIMPLE, seed=0), {2}, 0.5)
         assert held_out.of_camera == {}
         assert held_out.losses(reduced, 2).shape == (0,)
 

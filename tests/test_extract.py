@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import kornia.feature
@@ -33,7 +33,7 @@ from hardnet_sfm.stores import FeatureStore, StoreWriter
 from hardnet_sfm.weights import find_weights, load_into, read_weights
 
 CPU = Resources(device="cpu", workers=2)
-FEW = ExtractOptions(descriptor="rootsift", max_keypoints=100)
+FEW = ExtractOptions(descriptor="rootsift", max_keypoints=100, orientation="upright")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,22 +83,28 @@ def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     return int(ended.value.code or 0), captured.out + captured.err
 
 
-def test_opencv_dog_keeps_the_strongest_keypoints_of_opencv(images: Path, features: Path) -> None:
-    extract(images, features, FEW, CPU)
+@pytest.mark.parametrize("orientation", ["upright", "estimated"])
+def test_opencv_dog_keeps_the_strongest_keypoints_of_opencv(
+    orientation: Literal[upright, estimated], images: Path, features: Path
+) -> None:
+    """Those of highest contrast times scale. A place counts once, however many orientations it has."""
+    extract(images, features, replace(FEW, orientation=orientation), CPU)
     # OpenCV divides its threshold by the number of layers, and shifts by a quarter pixel unless told to be precise.
     sift = cv2.SIFT.create(nOctaveLayers=3, contrastThreshold=0.02, edgeThreshold=10, enable_precise_upscale=True)
     with FeatureStore(features) as store:
         for name in store.names():
             points = sift.detect(grey_of(images / name), None)
-            rows = [(*point.pt, point.size / 2, point.angle, point.response) for point in points]
-            expected = np.array(sorted(rows, key=lambda row: -row[4])[:100], np.float32)
+            turned = orientation == "estimated"
+            rows = {
+                (*point.pt, point.size / 2, point.angle % 360 * turned, point.response * point.size / 2)
+                for point in points
+            }
+            places = sorted({(row[4], row[:3]) for row in rows}, reverse=True)[:100]
+            expected = np.array(sorted(row for row in rows if (row[4], row[:3]) in set(places)), np.float32)
             found = store.keypoints(name)
             rows = np.column_stack([found.xy, found.scales, found.oris, found.scores])
-            assert len(rows) == 100 < len(points)
-            # Among keypoints of equal strength on the verge either may be kept.
-            surely = expected[:, 4] > expected[-1, 4]
-            in_order = [array[np.lexsort(array.T)] for array in (expected[surely], rows[rows[:, 4] > expected[-1, 4]])]
-            np.testing.assert_allclose(in_order[1], in_order[0], rtol=1e-6)
+            assert len(points) > 150
+            np.testing.assert_allclose(sorted(rows.tolist()), expected, rtol=1e-6)
             assert np.all(np.diff(found.scores) <= 0)
 
 
@@ -108,9 +114,8 @@ def test_dog_keypoints_are_those_that_colmap_writes_into_its_database(images: Pa
     grey.mkdir()
     for path in sorted(images.iterdir())[:2]:
         cv2.imwrite(str(grey / f"{path.stem}.png"), grey_of(path))  # COLMAP has its own idea of what is grey
-    extract(
-        grey, tmp_path / "features.h5", ExtractOptions(descriptor="rootsift", detector="dog", max_keypoints=8192), CPU
-    )
+    colmaps = ExtractOptions(descriptor="rootsift", detector="dog", max_keypoints=8192, orientation="estimated")
+    extract(grey, tmp_path / "features.h5", colmaps, CPU)
     options = pycolmap.FeatureExtractionOptions()
     options.use_gpu = False
     pycolmap.extract_features(tmp_path / "reference.db", grey, extraction_options=options, device=pycolmap.Device.cpu)
@@ -252,7 +257,7 @@ def test_photos_are_never_written_to(images: Path, features: Path) -> None:
     ("changed", "reason"),
     [
         ({"max_keypoints": 90}, "max_keypoints 100 -> 90"),
-        ({"upright": True}, "upright False -> True"),
+        ({"orientation": "estimated"}, "orientation upright -> estimated"),
         pytest.param(
             {"detector": "dog", "edge_threshold": 12.0},
             "detector opencv-dog -> dog, edge_threshold 10.0 -> 12.0",
@@ -404,7 +409,7 @@ def test_max_keypoints_keeps_the_first_of_the_detectors_order(detector: str, ima
     found = {}
     for most in (1, 40, 100):
         path = tmp_path / str(most) / "features.h5"
-        extract(images, path, ExtractOptions(descriptor="rootsift", detector=detector, max_keypoints=most), CPU)
+        extract(images, path, replace(FEW, detector=detector, max_keypoints=most), CPU)
         with FeatureStore(path) as store:
             found[most] = {name: store.keypoints(name) for name in store.names()}
             assert set(store.counts().values()) == {most}
@@ -599,10 +604,11 @@ def test_the_command_says_what_was_computed_and_what_was_skipped(
     args = ["extract", str(images), "--workspace", str(tmp_path / "out"), "--max-keypoints", "100", "--device", "cpu"]
     main(args)
     captured = capsys.readouterr()
-    assert "500 keypoints in 5 photos; computed 5" in captured.out
+    assert "500 keypoints in 5 photos, upright: " in captured.out and "; computed 5" in captured.out
     assert f"skipped: {images / 'broken.jpg'}" in captured.err
     main(args)
-    assert "500 keypoints in 5 photos; up to date" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "500 keypoints in 5 photos, upright: " in out and "; up to date" in out
     status, text = said_by([*args, "--strict"], capsys)
     assert status == 1
     assert str(images / "broken.jpg") in text

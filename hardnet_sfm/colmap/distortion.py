@@ -30,21 +30,18 @@ class HeldOut:
     """Observations that were taken out of a model.
 
     Attributes:
-        of_camera: for each camera a list of (photo's number, (N, 2) pixels, N numbers of points).
+        of_camera: for each camera a list of photo's number and N pairs of row of its keypoint and number of its point.
+        loss_scale: of the Cauchy loss, pixels.
     """
 
-    of_camera: dict[int, list[tuple[int, Float64, list[int]]]]
+    of_camera: dict[int, list[tuple[int, list[tuple[int, int]]]]]
+    loss_scale: float
 
     def losses(self, model: pycolmap.Reconstruction, camera: int) -> Float64:
         """(N,) robust losses of the observations of one camera, as `adjust_robustly` has them, in a model."""
-        losses = [np.zeros(0)]
-        for number, xy, points in self.of_camera.get(camera, []):
-            pose = model.image(number).cam_from_world()
-            xyz = np.array([model.point3D(point).xyz for point in points])
-            projected = np.asarray(model.camera(camera).img_from_cam(pose * xyz), np.float64)
-            squares = np.nan_to_num(((projected - xy) ** 2).sum(axis=1), nan=_HOPELESS)
-            losses.append(2 * (np.sqrt(1 + squares.clip(max=_HOPELESS)) - 1))
-        return np.concatenate(losses)
+        seen = self.of_camera.get(camera, [])
+        squares = np.concatenate([np.zeros(0), *(squared_errors(model, photo, pairs) for photo, pairs in seen)])
+        return self.loss_scale**2 * np.log1p(squares / self.loss_scale**2)
 
     def prefers(self, smaller: pycolmap.Reconstruction, larger: pycolmap.Reconstruction, camera: int) -> bool:
         """Whether a model with a larger distortion model of the camera predicts its observations clearly better."""
@@ -54,12 +51,31 @@ class HeldOut:
         return bool(enough and gains.sum() > _SURE * np.sqrt((gains**2).sum()))
 
 
-def hold_out(model: pycolmap.Reconstruction, cameras: Set[int]) -> tuple[pycolmap.Reconstruction, HeldOut]:
+def squared_errors(model: pycolmap.Reconstruction, photo: int, seen: list[tuple[int, int]]) -> Float64:
+    """(N,) squared reprojection errors, at most 100 square pixels, which one that projects to nowhere has, too.
+
+    Args:
+        model: with the photo.
+        photo: its number.
+        seen: N pairs: the row of a keypoint of the photo, and the number of the point that it is said to see.
+    """
+    image = model.image(photo)
+    xy = np.array([image.point2D(row).xy for row, _ in seen])
+    xyz = np.array([model.point3D(point).xyz for _, point in seen])
+    projected = np.asarray(model.camera(image.camera_id).img_from_cam(image.cam_from_world() * xyz), np.float64)
+    squares: Float64 = np.nan_to_num(((projected - xy) ** 2).sum(axis=1), nan=_HOPELESS)
+    return squares.clip(max=_HOPELESS)
+
+
+def hold_out(
+    model: pycolmap.Reconstruction, cameras: Set[int], loss_scale: float
+) -> tuple[pycolmap.Reconstruction, HeldOut]:
     """A copy of a model without an eighth of its observations, and what was taken out.
 
     Args:
         model: stays as it is.
         cameras: numbers of those whose observations are taken out.
+        loss_scale: of the Cauchy loss, pixels.
     """
     reduced = pycolmap.Reconstruction(model)
     rows: dict[int, list[tuple[int, int]]] = {}
@@ -72,14 +88,12 @@ def hold_out(model: pycolmap.Reconstruction, cameras: Set[int]) -> tuple[pycolma
         for element in taken:
             if model.image(element.image_id).camera_id in cameras:
                 rows.setdefault(element.image_id, []).append((element.point2D_idx, number))
-    of_camera: dict[int, list[tuple[int, Float64, list[int]]]] = {}
+    of_camera: dict[int, list[tuple[int, list[tuple[int, int]]]]] = {}
     for photo, pairs in rows.items():
-        image = model.image(photo)
-        xy = np.array([image.point2D(row).xy for row, _ in pairs], np.float64)
-        of_camera.setdefault(image.camera_id, []).append((photo, xy, [point for _, point in pairs]))
+        of_camera.setdefault(model.image(photo).camera_id, []).append((photo, pairs))
         for row, _ in pairs:
             reduced.delete_observation(photo, row)
-    return reduced, HeldOut(of_camera)
+    return reduced, HeldOut(of_camera, loss_scale)
 
 
 def convert(camera: pycolmap.Camera, name: str) -> None:

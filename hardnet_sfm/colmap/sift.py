@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.keypoints import Float32, Keypoints, strongest
 
+_DECIMALS = 3  # of scales, pixels
+
 
 def distinct_rows(found: pycolmap.FeatureKeypoints) -> tuple[Float32, NDArray[np.intp]]:
     """Keypoints that differ: COLMAP finds a few twice, and twins would fail each other's ratio test.
@@ -60,4 +62,5 @@ class ColmapDog:
         # Just below 0 rounds to 360; and an upright affine frame may be sheared.
         oris[(oris >= 360) | self._upright] = 0
         keypoints = Keypoints(xy, scales, oris, scales, affines if self._affine_shape else None)
-        return strongest(keypoints, scales, self._max_keypoints)
+        # Scales of one place with two orientations differ by rounding.
+        return strongest(keypoints, scales.round(_DECIMALS), self._max_keypoints)

@@ -136,6 +136,7 @@ def extract(
         UsageError: contradictory options.
     """
     from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
+    from hardnet_sfm.features.detectors import make_detector
     from hardnet_sfm.networks.device import resolve_device
 
     options, resources = options or ExtractOptions(), resources or Resources()
@@ -144,6 +145,7 @@ def extract(
     names = list_photos(images)
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
+    make_detector(options.detector, detector_options(options))  # refuses options that it does not have
     describe = PatchDescriber(descriptor, resolve_device(resources.device))
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
         found = None
