@@ -239,7 +239,8 @@ def all_pairs(options: Options) -> Iterator[Pair]:
     """All pairs within the workspaces, and some of photos of different ones."""
     rng = np.random.default_rng(options.seed)
     photos = [read_photos(Workspace(path)) for path in options.workspaces]
-    related, others = [], []
+    related: list[tuple[int, Photo, Photo]] = []
+    others: list[tuple[int, Photo, Photo]] = []
     for number, of in enumerate(photos):
         chosen = _some(list(combinations(of, 2)), options.pairs, rng)
         related += [(number, *pair) for pair in chosen]

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def acceptance() -> ModuleType:
     return module
 
 
-def photo_of(acceptance: ModuleType, xy: Float64, descriptors: Float64, pose: Float64 | None = None) -> object:
+def photo_of(acceptance: ModuleType, xy: Float64, descriptors: Float64, pose: Float64 | None = None) -> Any:
     rays = (xy + 0.5 - 320) / 500
     unit = descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)
     size, pose = (640, 640), np.eye(3, 4) if pose is None else pose
@@ -51,7 +52,7 @@ def test_neighbours_and_rivals_are_those_of_a_loop(acceptance: ModuleType) -> No
     assert len(expected) > 20
     for number, (row, column) in enumerate(expected):
         best = apart[row, column]
-        ratios = {0.0: [], 10.0: []}
+        ratios: dict[float, list[float]] = {0.0: [], 10.0: []}
         for reach, kept in ratios.items():
             for distances, xy, own in ((apart[row], photos[1].xy, column), (apart[:, column], photos[0].xy, row)):
                 away = np.linalg.norm(xy - xy[own], axis=1)
