@@ -12,6 +12,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.fingerprints import inputs_fingerprint, matched_keypoints, stale_pairs
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
+from hardnet_sfm.reconstruction.repeated import Suspect, find_suspects, fit_pairs
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FeatureStore, MatchStore
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
 Pair = tuple[str, str]
 Mapper = Literal["incremental", "global"]
 Mode = Literal["auto", "single", "per-folder", "per-image"]
+_LISTED_SUSPECTS = 50  # pairs in the summary, the worst ones
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,37 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "matches": found["matches"],
         "verified_pairs": len(verified),
         "verified_matches": sum(verified.values()),
+        **_suspects(workspace, models),
         "inputs": found["inputs"],
         "options": {**found["options"], "map": asdict(options)},
         "versions": versions(),
+    }
+
+
+def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
+    """Verified pairs that do not fit the model of their photos: how many, and the worst of them, fit for JSON."""
+    from hardnet_sfm.colmap.database import Database
+
+    found: list[Suspect] = []
+    with Database(workspace.database) as database:
+        pairs = list(database.verified())
+        for model in models:
+            sights, xyz = model.sights()
+            within = [pair for pair in pairs if set(pair) <= set(sights)]
+            found += find_suspects(fit_pairs(((pair, database.inliers(pair)) for pair in within), sights, xyz))
+    found.sort(key=lambda one: -one.fit.misfits)
+    return {
+        "suspect_pairs": len(found),
+        "suspects": [
+            {
+                "first": one.fit.first,
+                "second": one.fit.second,
+                "inliers": one.fit.inliers,
+                "explained": round(one.fit.share, 3),
+                "reason": one.reason,
+            }
+            for one in found[:_LISTED_SUSPECTS]
+        ],
     }
 
 

@@ -1,0 +1,141 @@
+"""Pairs that contradict a model: synthetic walls that look alike, and a rendered tower of four equal facades."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hardnet_sfm.reconstruction.repeated import STRONG, WEAK, find_suspects, fit_pairs
+from hardnet_sfm.sights import NO_POINT, Sight
+
+FloatArray = NDArray[np.float64]
+Pairs = dict[tuple[str, str], NDArray[np.int32]]
+
+POINTS = 120  # of each wall
+APART = np.array([14.0, 0, 0])  # metres from one wall to its double
+PIXEL = 1 / 1100  # of a camera of 1000 pixels
+
+
+@dataclass(frozen=True)
+class Street:
+    """Two walls with the same points on them, photos of the left one, of the right one and of both.
+
+    Attributes:
+        sights: of all photos; keypoint k of a photo of one wall is point k of it, of both walls the right one's follow.
+        xyz: (2 * POINTS, 3), those of the left wall first.
+        true, false: matches between photos of the same wall, and between those of different ones.
+    """
+
+    sights: dict[str, Sight]
+    xyz: FloatArray
+    true: Pairs
+    false: Pairs
+
+    def judge(self, pairs: Pairs) -> list[tuple[str, str]]:
+        return [
+            (one.fit.first, one.fit.second) for one in find_suspects(fit_pairs(pairs.items(), self.sights, self.xyz))
+        ]
+
+
+def look(x: float, xyz: FloatArray, points: NDArray[np.int64], noise: float, rng: np.random.Generator) -> Sight:
+    """A photo taken 8 metres in front of the walls at x, of points in the plane z = 8."""
+    pose = np.column_stack([np.eye(3), [-x, 0, 0]])
+    local = xyz[points] - [x, 0, 0]
+    rays = local[:, :2] / local[:, 2:] + rng.normal(0, noise * PIXEL, (len(points), 2))
+    return Sight(pose, rays.astype(np.float32), points, 1000 * PIXEL)
+
+
+@pytest.fixture
+def street() -> Street:
+    rng = np.random.default_rng(0)
+    wall = rng.uniform((-3, -3, 8), (3, 3, 8.5), (POINTS, 3))
+    xyz = np.concatenate([wall, wall + APART])
+    left, right = np.arange(POINTS), np.arange(POINTS, 2 * POINTS)
+    sees = {f"left {n}": (n - 2.0, left) for n in range(5)} | {f"right {n}": (n + 12.0, right) for n in range(5)}
+    sees["both"] = (7.0, np.arange(2 * POINTS))
+    sights = {name: look(x, xyz, points, 0.7, rng) for name, (x, points) in sees.items()}
+    same = np.column_stack([np.arange(POINTS)] * 2).astype(np.int32)
+    walls = [name for name in sees if name != "both"]
+    true = {pair: same for pair in combinations(walls, 2) if pair[0].split()[0] == pair[1].split()[0]}
+    true |= {(name, "both"): same + np.array([0, POINTS if "right" in name else 0], np.int32) for name in walls}
+    false = {pair: same[::2] for pair in combinations(walls, 2) if pair not in true}
+    return Street(sights, xyz, true, false)
+
+
+def test_pairs_of_different_walls_are_the_suspects_and_no_others(street: Street) -> None:
+    """Precision and recall are 1."""
+    assert len(street.false) == 25 and len(street.true) == 30
+    assert set(street.judge(street.true | street.false)) == set(street.false)
+    fits = fit_pairs((street.true | street.false).items(), street.sights, street.xyz)
+    assert {fit.share for fit in fits if (fit.first, fit.second) in street.true} == {1.0}
+    assert {fit.share for fit in fits if (fit.first, fit.second) in street.false} == {0.0}
+    assert {fit.inliers for fit in fits if (fit.first, fit.second) in street.false} == {POINTS // 2}
+
+
+def test_suspects_with_fewer_matches_than_usual_are_told_from_strong_ones(street: Street) -> None:
+    pairs = street.true | street.false
+    assert {one.reason for one in find_suspects(fit_pairs(pairs.items(), street.sights, street.xyz))} == {WEAK}
+    # With half of the matches in every true pair, those of different walls are the strong ones.
+    thinned = {pair: rows[::4] for pair, rows in street.true.items()} | street.false
+    found = find_suspects(fit_pairs(thinned.items(), street.sights, street.xyz))
+    assert {(one.fit.first, one.fit.second) for one in found} == set(street.false)
+    assert {one.reason for one in found} == {STRONG}
+
+
+def test_folded_model_contradicts_the_photo_that_sees_both_walls(street: Street) -> None:
+    """Both walls in one place: pairs of different walls fit, and those that prove the fold are the suspects."""
+    folded = {
+        name: replace(
+            sight,
+            points=sight.points % POINTS if "right" in name else sight.points,
+            cam_from_world=sight.cam_from_world + np.pad(APART[:, None], ((0, 0), (3, 0))) * ("right" in name),
+        )
+        for name, sight in street.sights.items()
+    }
+    # The photo of both was registered by the left wall, and nothing was triangulated on its right half.
+    both = folded["both"]
+    folded["both"] = replace(both, points=np.where(both.points < POINTS, both.points, NO_POINT))
+    model = replace(street, sights=folded)
+    assert set(model.judge(street.true | street.false)) == {
+        pair for pair in street.true if "right" in pair[0] and "both" in pair
+    }
+
+
+def test_split_tracks_fit_as_well_as_one(street: Street) -> None:
+    """A model may hold a place twice, one point for each photo: what counts is where the points project."""
+    twice = {
+        name: replace(sight, points=sight.points + 2 * POINTS * (number % 2))
+        for number, (name, sight) in enumerate(street.sights.items())
+    }
+    model = replace(street, sights=twice, xyz=np.concatenate([street.xyz, street.xyz + 0.01]))
+    assert set(model.judge(street.true | street.false)) == set(street.false)
+
+
+def test_few_matches_or_unobserved_keypoints_make_no_suspect(street: Street) -> None:
+    few = {pair: rows[:29] for pair, rows in street.false.items()}
+    assert street.judge(few) == []
+    blind = {name: replace(sight, points=np.full_like(sight.points, NO_POINT)) for name, sight in street.sights.items()}
+    model = replace(street, sights=blind)
+    assert model.judge(street.false) == []
+    (fit, *_) = fit_pairs(street.false.items(), blind, street.xyz)
+    assert (fit.judged, fit.explained, fit.share) == (0, 0, 1.0)
+
+
+def test_a_point_behind_the_other_camera_does_not_fit(street: Street) -> None:
+    turned = np.diag([-1.0, 1, -1])  # about the vertical axis: what was ahead is behind, at mirrored rays
+    sight = street.sights["left 1"]
+    behind = replace(sight, cam_from_world=turned @ sight.cam_from_world, rays=sight.rays * np.float32([-1, 1]))
+    behind = replace(behind, points=np.full_like(sight.points, NO_POINT))
+    rows = street.true["left 0", "left 1"]
+    (fit,) = fit_pairs([(("left 0", "left 1"), rows)], street.sights | {"left 1": behind}, street.xyz)
+    assert (fit.judged, fit.explained) == (POINTS, 0)
+
+
+def test_pairs_of_unregistered_photos_are_passed_over(street: Street) -> None:
+    known = {name: sight for name, sight in street.sights.items() if name != "left 0"}
+    fits = fit_pairs(street.false.items(), known, street.xyz)
+    assert len(fits) == 20 and not any("left 0" in (fit.first, fit.second) for fit in fits)
