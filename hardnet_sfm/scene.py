@@ -1,8 +1,9 @@
 """Synthetic scenes with exactly known cameras, rendered on the CPU for the demo and the tests.
 
-A scene is a ground plane with boxes on it: a town square, or a tower whose four facades look alike. Every surface is a textured planar quad, so its image is a homography of
-its texture and the photos are exact up to resampling. The textures follow the dead-leaves model, whose statistics are
-scale-invariant like those of natural images, which gives a feature detector work at every scale.
+A scene is a ground plane with boxes on it: a town square, one with three equal houses, or a tower whose four facades
+look alike. Every surface is a textured planar quad, so its image is a homography of its texture and the photos are
+exact up to resampling. The textures follow the dead-leaves model, whose statistics are scale-invariant like those of
+natural images, which gives a feature detector work at every scale.
 
 Image and texture coordinates have their origin at the top-left *corner* of the top-left pixel, as in COLMAP, so that
 a change of resolution is a pure scaling. OpenCV has it at that pixel's *centre*; `_paint` makes up for that.
@@ -23,7 +24,7 @@ from hardnet_sfm.workspace import read_json, replacing, write_json
 
 FloatArray = NDArray[np.float64]
 Image = NDArray[np.uint8]
-Layout = Literal["square", "tower"]
+Layout = Literal["square", "twins", "tower"]
 _Quad = tuple[FloatArray, FloatArray, FloatArray]  # top-left corner, edge to the right and edge down, in metres
 
 _RELATIVE_FOCAL_LENGTH = 1.1  # of the photo's width
@@ -52,6 +53,13 @@ _BOXES = (
     (0.6, -8.0, 1.3, 1.0, 0.8, 61.0),
 )
 
+# Houses of one size and texture, and the boxes of the square that stand between them and in front.
+_TWINS = (
+    (-9.5, 8.0, 6.0, 5.0, 6.5, 20.0),
+    (-1.0, 11.5, 6.0, 5.0, 6.5, -6.0),
+    (8.5, 8.5, 6.0, 5.0, 6.5, -28.0),
+)
+_AMONG_TWINS = _BOXES[3:]
 _TOWER = (0.0, 0.0, 6.0, 6.0, 8.0, 10.0)
 # Boxes around the tower, each of its own texture and low enough to leave the facades visible.
 _AROUND_TOWER = (
@@ -123,7 +131,8 @@ def render(
 ) -> Scene:
     """Photographs a scene.
 
-    The square has a texture of its own on every surface and is seen from an arc in front of it. The tower has the same
+    The square has a texture of its own on every surface and is seen from an arc in front of it. The twins are the same
+    square with three equal houses: equal in size and in the texture of all their walls. The tower has the same
     texture on its four facades, except for a sign on each, and is seen from a full circle around it: photos of
     different facades match each other as if they showed the same one.
 
@@ -140,7 +149,7 @@ def render(
     """
     folder.mkdir(parents=True, exist_ok=True)
     texture_rng, camera_rng, *noise_rngs = np.random.default_rng(seed).spawn(2 + photos)
-    build, place = (_build_square, _place_cameras) if layout == "square" else (_build_tower, _place_ring)
+    build, place = _LAYOUTS[layout]
     faces = build(texture_rng)
     scene = Scene(
         names=tuple(f"view_{index:03d}.jpg" for index in range(photos)),
@@ -183,17 +192,27 @@ def _look_at(centres: FloatArray, targets: FloatArray) -> FloatArray:
 
 def _build_square(rng: np.random.Generator) -> list[_Face]:
     """The ground, z = 0, and the boxes that stand on it; z is up."""
-    east, south = np.array([_GROUND_SIZE, 0, 0]), np.array([0, -_GROUND_SIZE, 0])
-    faces = [_make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)]
+    faces = [_make_ground(rng)]
     for box in _BOXES:
+        faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
+    return faces
+
+
+def _build_twins(rng: np.random.Generator) -> list[_Face]:
+    """The ground, three equal houses, and boxes between them and in front."""
+    faces = [_make_ground(rng)]
+    texture_seed = int(rng.integers(2**32))
+    for house in _TWINS:
+        own = np.random.default_rng(texture_seed)
+        faces += [_make_face(quad, _WALL_TEXEL, own) for quad in _box_quads(*house)]
+    for box in _AMONG_TWINS:
         faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
     return faces
 
 
 def _build_tower(rng: np.random.Generator) -> list[_Face]:
     """The ground, a tower with four facades of one texture and a sign on each, and low boxes around it."""
-    east, south = np.array([_GROUND_SIZE, 0, 0]), np.array([0, -_GROUND_SIZE, 0])
-    faces = [_make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)]
+    faces = [_make_ground(rng)]
     roof, *facades = _box_quads(*_TOWER)
     faces.append(_make_face(roof, _WALL_TEXEL, rng))
     texture_seed = int(rng.integers(2**32))
@@ -203,6 +222,11 @@ def _build_tower(rng: np.random.Generator) -> list[_Face]:
     for box in _AROUND_TOWER:
         faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
     return faces
+
+
+def _make_ground(rng: np.random.Generator) -> _Face:
+    east, south = np.array([_GROUND_SIZE, 0, 0]), np.array([0, -_GROUND_SIZE, 0])
+    return _make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)
 
 
 def _sign_on(facade: _Quad, place: FloatArray) -> _Quad:
@@ -355,3 +379,10 @@ def _write_jpeg(path: Path, photo: Image) -> None:
     _, data = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     with replacing(path) as beside:
         beside.write_bytes(data.tobytes())
+
+
+_LAYOUTS: dict[Layout, tuple[Callable[..., list[_Face]], Callable[..., FloatArray]]] = {
+    "square": (_build_square, _place_cameras),
+    "twins": (_build_twins, _place_cameras),
+    "tower": (_build_tower, _place_ring),
+}

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hardnet_sfm.reconstruction.repeated import STRONG, WEAK, find_suspects, fit_pairs
+import hardnet_sfm
+from hardnet_sfm.cli import main
+from hardnet_sfm.evaluation.poses import pose_errors
+from hardnet_sfm.reconstruction.repeated import DIFFERENT, STRONG, WEAK, Overlap, Suspect, find_suspects, fit_pairs
+from hardnet_sfm.scene import Layout, render
 from hardnet_sfm.sights import NO_POINT, Sight
+from hardnet_sfm.workspace import Workspace, read_json
 
 FloatArray = NDArray[np.float64]
 Pairs = dict[tuple[str, str], NDArray[np.int32]]
@@ -35,10 +40,12 @@ class Street:
     true: Pairs
     false: Pairs
 
+    def suspects(self, pairs: Pairs) -> list[Suspect]:
+        fits = fit_pairs(pairs.items(), self.sights, self.xyz)
+        return find_suspects(fits, Overlap(self.sights, self.xyz))
+
     def judge(self, pairs: Pairs) -> list[tuple[str, str]]:
-        return [
-            (one.fit.first, one.fit.second) for one in find_suspects(fit_pairs(pairs.items(), self.sights, self.xyz))
-        ]
+        return [(one.fit.first, one.fit.second) for one in self.suspects(pairs)]
 
 
 def look(x: float, xyz: FloatArray, points: NDArray[np.int64], noise: float, rng: np.random.Generator) -> Sight:
@@ -78,10 +85,10 @@ def test_pairs_of_different_walls_are_the_suspects_and_no_others(street: Street)
 
 def test_suspects_with_fewer_matches_than_usual_are_told_from_strong_ones(street: Street) -> None:
     pairs = street.true | street.false
-    assert {one.reason for one in find_suspects(fit_pairs(pairs.items(), street.sights, street.xyz))} == {WEAK}
+    assert {one.reason for one in street.suspects(pairs)} == {WEAK}
     # With half of the matches in every true pair, those of different walls are the strong ones.
     thinned = {pair: rows[::4] for pair, rows in street.true.items()} | street.false
-    found = find_suspects(fit_pairs(thinned.items(), street.sights, street.xyz))
+    found = street.suspects(thinned)
     assert {(one.fit.first, one.fit.second) for one in found} == set(street.false)
     assert {one.reason for one in found} == {STRONG}
 
@@ -139,3 +146,132 @@ def test_pairs_of_unregistered_photos_are_passed_over(street: Street) -> None:
     known = {name: sight for name, sight in street.sights.items() if name != "left 0"}
     fits = fit_pairs(street.false.items(), known, street.xyz)
     assert len(fits) == 20 and not any("left 0" in (fit.first, fit.second) for fit in fits)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Two groups of photos in one place in front of a wall, on which either group has points of its own."""
+
+    sights: dict[str, Sight]
+    xyz: FloatArray
+
+    def suspects(self) -> dict[tuple[str, str], str]:
+        rows = np.column_stack([np.arange(200)] * 2).astype(np.int32)  # of points that all observe
+        pairs = dict.fromkeys(combinations(self.sights, 2), rows)
+        found = find_suspects(fit_pairs(pairs.items(), self.sights, self.xyz), Overlap(self.sights, self.xyz))
+        return {(one.fit.first, one.fit.second): one.reason for one in found}
+
+
+def fold(own: tuple[float, float], own_points: int, seed: int = 0) -> Fold:
+    """Points that all photos observe lie on all of the wall, those of one group between two heights of it."""
+    rng = np.random.default_rng(seed)
+    shared = rng.uniform((-3, -3, 8), (3, 3, 8.1), (400, 3))
+    if own[0] > -3:  # what only one group observes covers what both would
+        shared = shared[(shared[:, 1] < own[0]) | (shared[:, 1] > own[1])]
+    apart = rng.uniform((-3, own[0], 8), (3, own[1], 8.1), (2 * own_points, 3))
+    xyz = np.concatenate([shared, apart])
+    sights = {}
+    for group in range(2):
+        points = np.concatenate([np.arange(len(shared)), len(shared) + own_points * group + np.arange(own_points)])
+        sights |= {f"{'AB'[group]}{n}": look(0.2 * n + 0.1 * group, xyz, points, 0.7, rng) for n in range(3)}
+    return Fold(sights, xyz)
+
+
+def test_photos_with_points_of_their_own_in_one_part_are_suspects() -> None:
+    """As on facades that differ by a sign; the pairs within a group are none."""
+    folded = fold(own=(0.5, 2.5), own_points=150)
+    across = {pair for pair in combinations(folded.sights, 2) if pair[0][0] != pair[1][0]}
+    assert folded.suspects() == dict.fromkeys(across, DIFFERENT)
+    count, share = Overlap(folded.sights, folded.xyz).conflict("A0", "B0")
+    assert 75 < count <= 150 and 0.1 < share < 0.4  # of a grid, whose cells have more of either group by chance
+
+
+def test_points_that_a_detector_misses_at_random_are_no_conflict() -> None:
+    """A photo misses a third of the points of the other, but nowhere all."""
+    mixed = fold(own=(-3, 3), own_points=200)
+    assert mixed.suspects() == {}
+    assert Overlap(mixed.sights, mixed.xyz).conflict("A0", "B0")[1] < 0.02
+
+
+def test_points_seen_from_elsewhere_are_no_conflict() -> None:
+    """From other directions, or from closer by, other points are to be expected."""
+    folded = fold(own=(0.5, 2.5), own_points=150)
+    for moved in ([-6.0, 0, 0], [0, 0, -5.0]):
+        away = {
+            name: replace(
+                sight, cam_from_world=sight.cam_from_world + np.pad(np.array(moved)[:, None], ((0, 0), (3, 0)))
+            )
+            if name[0] == "B"
+            else sight
+            for name, sight in folded.sights.items()
+        }
+        assert Overlap(away, folded.xyz).conflict("A0", "B0") == (0, 0.0)
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A rendered scene with doubles, reconstructed with wide thresholds.
+
+    Attributes:
+        place: the workspace, with its page.
+        errors: of the camera positions by name, as shares of the largest distance of two cameras.
+        angles: direction of each true camera from the middle of the scene by name, degrees.
+    """
+
+    place: Workspace
+    errors: dict[str, float]
+    angles: dict[str, float]
+
+    @property
+    def suspects(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = read_json(self.place.summary)["suspects"]
+        return found
+
+    def turn(self, suspect: dict[str, Any]) -> float:
+        """Angle between the directions of a pair's photos, degrees."""
+        apart = abs(self.angles[suspect["first"]] - self.angles[suspect["second"]])
+        return min(apart, 360 - apart)
+
+
+def reconstructed(layout: Layout, photos: int, folder: Path) -> Reconstructed:
+    scene = render(folder / "photos", photos=photos, size=(480, 360), layout=layout)
+    place = Workspace(folder / "out")
+    model = hardnet_sfm.reconstruct(
+        folder / "photos",
+        place.root,
+        extract_options=hardnet_sfm.ExtractOptions(upright=True, max_keypoints=1500),
+        match_options=hardnet_sfm.MatchOptions(max_ratio=0.9),
+        map_options=hardnet_sfm.MapOptions(max_error=4, camera_mode="single"),
+        resources=hardnet_sfm.Resources(workers=1),
+    )
+    poses = dict(zip(scene.names, scene.cam_from_world, strict=True))
+    found = pose_errors(model.cam_from_world(), poses)
+    names = [name for name in scene.names if name not in found.missing]
+    extent = max(float(np.linalg.norm(a - b)) for a, b in combinations(scene.centres, 2))
+    x, y, _ = scene.centres.T
+    angles = dict(zip(scene.names, np.degrees(np.arctan2(y, x)).tolist(), strict=True))
+    return Reconstructed(place, dict(zip(names, (found.positions / extent).tolist(), strict=True)), angles)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_equal_houses_among_others_put_no_photo_in_a_wrong_place(tmp_path: Path) -> None:
+    made = reconstructed("twins", 16, tmp_path)
+    assert len(made.errors) == 16
+    assert max(made.errors.values()) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_tower_of_equal_facades_names_pairs_of_different_facades(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in these photos keeps the mapper from folding the tower, so the page has to say it."""
+    made = reconstructed("tower", 20, tmp_path)
+    assert max(made.errors.values()) > 0.05  # else this scene tests nothing
+    across = [one for one in made.suspects if made.turn(one) > 60]
+    assert len(across) >= 10
+    assert all(made.turn(one) > 60 for one in made.suspects if one["reason"] == DIFFERENT)
+    main(["map", "--workspace", str(made.place.root), "--max-error", "4", "--camera-mode", "single", "--workers", "1"])
+    count = read_json(made.place.summary)["suspect_pairs"]
+    assert f"{count} pairs look alike but disagree with the model" in " ".join(capsys.readouterr().err.split())

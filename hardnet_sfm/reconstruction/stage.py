@@ -12,7 +12,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.fingerprints import inputs_fingerprint, matched_keypoints, stale_pairs
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
-from hardnet_sfm.reconstruction.repeated import Suspect, find_suspects, fit_pairs
+from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FeatureStore, MatchStore
@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
 Pair = tuple[str, str]
 Mapper = Literal["incremental", "global"]
 Mode = Literal["auto", "single", "per-folder", "per-image"]
-_LISTED_SUSPECTS = 50  # pairs in the summary, the worst ones
+# Suspects of each kind in the summary, the worst ones.
+_LISTED_SUSPECTS = 25
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
 
 
 def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
-    """Verified pairs that do not fit the model of their photos: how many, and the worst of them, fit for JSON."""
+    """Verified pairs that disagree with the model of their photos: how many, and the worst of them, fit for JSON."""
     from hardnet_sfm.colmap.database import Database
 
     found: list[Suspect] = []
@@ -309,8 +310,9 @@ def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
         for model in models:
             sights, xyz = model.sights()
             within = [pair for pair in pairs if set(pair) <= set(sights)]
-            found += find_suspects(fit_pairs(((pair, database.inliers(pair)) for pair in within), sights, xyz))
-    found.sort(key=lambda one: -one.fit.misfits)
+            fits = fit_pairs(((pair, database.inliers(pair)) for pair in within), sights, xyz)
+            found += find_suspects(fits, Overlap(sights, xyz))
+    by_kind = [[one for one in found if (one.reason == DIFFERENT) == kind] for kind in (False, True)]
     return {
         "suspect_pairs": len(found),
         "suspects": [
@@ -321,7 +323,8 @@ def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
                 "explained": round(one.fit.share, 3),
                 "reason": one.reason,
             }
-            for one in found[:_LISTED_SUSPECTS]
+            for kind in by_kind
+            for one in kind[:_LISTED_SUSPECTS]
         ],
     }
 

@@ -237,19 +237,21 @@ if (data.pairs.length) {
   }
 }
 
-/* Pairs that do not fit the model */
+/* Pairs that disagree with the model */
 
 if (data.suspects.length) {
   const {suspects} = data, all = summary.suspect_pairs;
   const name = number => make("button", {type: "button", class: "link", onclick: () => openPhoto(number)}, photos.name[number]);
-  const table = sortedTable("Pairs that do not fit the model", [
+  const table = sortedTable("Pairs that disagree with the model", [
     {title: "First photo", text: true, className: "wide", value: pair => photos.name[pair.first], cell: pair => name(pair.first)},
     {title: "Second photo", text: true, className: "wide", value: pair => photos.name[pair.second], cell: pair => name(pair.second)},
     {title: "Inliers", value: pair => pair.inliers, cell: pair => whole(pair.inliers)},
     {title: "Explained, %", value: pair => pair.explained, cell: pair => fixed(100 * pair.explained, 0)},
     {title: "Reason", text: true, className: "wide", value: pair => pair.reason, cell: pair => pair.reason},
   ], suspects);
-  section("suspects", "Repeated structures?", `${plural(all, "pair")} of photos ${all === 1 ? "looks" : "look"} alike, but ${all === 1 ? "does" : "do"} not fit the model: its points explain less than half of the pair's matches. Either the photos show two things that look alike, or the model has put two places into one. Nothing was left out.${suspects.length < all ? ` The ${suspects.length} with the most matches that do not fit are listed.` : ""}`,
+  const kinds = "Either the photos show two things that look alike, or the model has put two places into one. Nothing was left out.";
+  const listed = suspects.length < all ? ` The worst ${suspects.length} are listed.` : "";
+  section("suspects", "Repeated structures?", `${plural(all, "pair")} of photos ${all === 1 ? "looks alike but disagrees" : "look alike but disagree"} with the model. ${kinds}${listed}`,
     table.node, table.foot, ...suspects.filter(pair => pair.lines).map((pair, i) => pairPanel(pair, i === 0)));
 }
 
