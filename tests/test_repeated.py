@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pycolmap
 import pytest
 from numpy.typing import NDArray
 
 import hardnet_sfm
 from hardnet_sfm.cli import main
+from hardnet_sfm.colmap.database import Database
+from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.evaluation.poses import pose_errors
-from hardnet_sfm.reconstruction.repeated import DIFFERENT, STRONG, WEAK, Overlap, Suspect, find_suspects, fit_pairs
+from hardnet_sfm.reconstruction.repeated import (
+    DIFFERENT,
+    STRONG,
+    WEAK,
+    Overlap,
+    PairFit,
+    Suspect,
+    find_suspects,
+    fit_pairs,
+)
 from hardnet_sfm.scene import Layout, render
 from hardnet_sfm.sights import NO_POINT, Sight
 from hardnet_sfm.workspace import Workspace, read_json
@@ -146,6 +160,55 @@ def test_pairs_of_unregistered_photos_are_passed_over(street: Street) -> None:
     known = {name: sight for name, sight in street.sights.items() if name != "left 0"}
     fits = fit_pairs(street.false.items(), known, street.xyz)
     assert len(fits) == 20 and not any("left 0" in (fit.first, fit.second) for fit in fits)
+
+
+def test_sights_of_a_model_and_their_fits_are_colmaps(made: Workspace) -> None:
+    model = pycolmap.Reconstruction(made.sparse / "0")
+    sights, xyz = Model.read(made.sparse / "0").sights()
+    images = {image.name: image for image in (model.image(number) for number in model.reg_image_ids())}
+    assert set(sights) == set(images)
+    for name, image in images.items():
+        sight, camera = sights[name], model.camera(image.camera_id)
+        np.testing.assert_allclose(sight.centre, image.projection_center())
+        assert sight.extent == pytest.approx(480 / camera.mean_focal_length())
+        observed = image.get_observation_point2D_idxs()
+        assert np.flatnonzero(sight.points != NO_POINT).tolist() == list(observed)
+        for row in observed[::40]:
+            seen = image.points2D[row]
+            point = model.point3D(seen.point3D_id).xyz
+            np.testing.assert_array_equal(xyz[sight.points[row]], point)
+            np.testing.assert_allclose(sight.rays[row], camera.cam_from_img(seen.xy), atol=1e-6)
+            (projected,), (depth,) = sight.project(point[None])
+            np.testing.assert_allclose(camera.img_from_cam([*projected, 1]), image.project_point(point), atol=1e-6)
+            assert depth == pytest.approx((image.cam_from_world() * point)[2])
+    with Database(made.database) as database:
+        pairs = list(database.verified())
+        fits = fit_pairs(((pair, database.inliers(pair)) for pair in pairs), sights, xyz)
+        for fit in fits[::5]:
+            rows = database.inliers((fit.first, fit.second))
+            assert (fit.inliers, fit.judged, fit.explained) == (len(rows), *judged_by_colmap(model, images, fit, rows))
+    assert find_suspects(fits, Overlap(sights, xyz)) == []
+
+
+def judged_by_colmap(
+    model: pycolmap.Reconstruction, images: dict[str, pycolmap.Image], fit: PairFit, rows: NDArray[np.int32]
+) -> tuple[int, int]:
+    """Judged and explained matches of a pair, one by one, by COLMAP's projection without lens distortion."""
+    judged = explained = 0
+    pair = images[fit.first], images[fit.second]
+    for match in rows.tolist():
+        fits = []
+        for side, other in ((0, 1), (1, 0)):
+            seen = pair[side].points2D[match[side]]
+            if seen.has_point3D():
+                camera = model.camera(pair[other].camera_id)
+                x, y, z = pair[other].cam_from_world() * model.point3D(seen.point3D_id).xyz
+                keypoint = camera.cam_from_img(pair[other].points2D[match[other]].xy)
+                off = np.hypot(x / z - keypoint[0], y / z - keypoint[1]) * camera.mean_focal_length()
+                fits.append(z > 0 and off <= 0.01 * 480)
+        judged += bool(fits)
+        explained += any(fits)
+    return judged, explained
 
 
 @dataclass(frozen=True)
