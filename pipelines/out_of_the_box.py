@@ -21,10 +21,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.images import list_photos
 from hardnet_sfm.pipeline import peak_memory_mb
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workspace import read_json, write_json
@@ -77,7 +79,9 @@ def run_colmap(images: Path, folder: Path, resources: Resources) -> dict[str, An
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            run = reconstruct_with_sift(images, Path(scratch), setup, mapping, max_image_size=-1, max_features=8192)
+            run = reconstruct_with_sift(
+                images, Path(scratch), setup, mapping, max_image_size=-1, max_features=8192
+            )
         except HardnetSfmError as error:
             return {"seconds": time.perf_counter() - start, "peak_memory_mb": peak_memory_mb(), "error": error.message}
     run.model.write(folder / "colmap")

@@ -198,7 +198,7 @@ class Overlap:
         fair = _seen_alike(places, one, other)
         rays = [sight.project(places)[0] for sight in (one, other)]
         for sight, projected in zip((one, other), rays, strict=True):
-            low, high = sight.rays.min(axis=0), sight.rays.max(axis=0)
+            low, high = np.nanmin(sight.rays, axis=0), np.nanmax(sight.rays, axis=0)
             fair &= ((projected > low) & (projected < high)).all(axis=1)
         if np.count_nonzero(side[fair] == 3) < _LEAST_CONFLICTS:
             return 0, 0.0
@@ -221,7 +221,7 @@ def _seen_alike(places: NDArray[np.float64], one: Sight, other: Sight) -> NDArra
 def _conflict_in(rays: NDArray[np.float64], side: NDArray[np.uint8], sight: Sight) -> tuple[int, float]:
     """Number and share of conflicting points, by the grid of one of the photos."""
     cells = min(_MOST_CELLS, np.sqrt(len(rays) / _POINTS_A_CELL))
-    column, row = np.floor((rays - sight.rays.min(axis=0)) / (sight.extent / cells)).astype(np.int64).T
+    column, row = np.floor((rays - np.nanmin(sight.rays, axis=0)) / (sight.extent / cells)).astype(np.int64).T
     _, cell = np.unique(row * (int(column.max()) + 1) + column, return_inverse=True)
     only_first, only_second, both = (np.bincount(cell[side == kind], minlength=cell.max() + 1) for kind in (1, 2, 3))
     different = np.minimum(only_first, only_second)
