@@ -1,8 +1,9 @@
-"""A synthetic town square with exactly known cameras, rendered on the CPU for the demo and the tests.
+"""Synthetic scenes with exactly known cameras, rendered on the CPU for the demo and the tests.
 
-The scene is a ground plane with boxes on it. Every surface is a textured planar quad, so its image is a homography of
-its texture and the photos are exact up to resampling. The textures follow the dead-leaves model, whose statistics are
-scale-invariant like those of natural images, which gives a feature detector work at every scale.
+A scene is a ground plane with boxes on it: a town square, one with three equal houses, or a tower whose four facades
+look alike. Every surface is a textured planar quad, so its image is a homography of its texture and the photos are
+exact up to resampling. The textures follow the dead-leaves model, whose statistics are scale-invariant like those of
+natural images, which gives a feature detector work at every scale.
 
 Image and texture coordinates have their origin at the top-left *corner* of the top-left pixel, as in COLMAP, so that
 a change of resolution is a pure scaling. OpenCV has it at that pixel's *centre*; `_paint` makes up for that.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,6 +24,7 @@ from hardnet_sfm.workspace import read_json, replacing, write_json
 
 FloatArray = NDArray[np.float64]
 Image = NDArray[np.uint8]
+Layout = Literal["square", "twins", "tower"]
 _Quad = tuple[FloatArray, FloatArray, FloatArray]  # top-left corner, edge to the right and edge down, in metres
 
 _RELATIVE_FOCAL_LENGTH = 1.1  # of the photo's width
@@ -49,6 +52,24 @@ _BOXES = (
     (4.2, -4.4, 1.7, 2.8, 1.1, 24.0),
     (0.6, -8.0, 1.3, 1.0, 0.8, 61.0),
 )
+
+# Houses of one size and texture, and the boxes of the square that stand between them and in front.
+_TWINS = (
+    (-9.5, 8.0, 6.0, 5.0, 6.5, 20.0),
+    (-1.0, 11.5, 6.0, 5.0, 6.5, -6.0),
+    (8.5, 8.5, 6.0, 5.0, 6.5, -28.0),
+)
+_AMONG_TWINS = _BOXES[3:]
+_TOWER = (0.0, 0.0, 6.0, 6.0, 8.0, 10.0)
+# Boxes around the tower, each of its own texture and low enough to leave the facades visible.
+_AROUND_TOWER = (
+    (5.5, -3.0, 1.6, 1.2, 1.1, 17.0),
+    (-2.2, 6.2, 1.2, 2.0, 0.9, 52.0),
+    (-6.0, -4.4, 1.0, 1.0, 1.4, 33.0),
+)
+_SIGN = (1.6, 1.2)  # width and height in metres; each facade has one of its own
+_SIGN_GAP = 0.03  # metres between a facade and its sign
+_RING_TARGET = np.array([0.0, 0.0, 3.4])  # metres; what the cameras around the tower look at
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +126,22 @@ def render(
     photos: int = 24,
     size: tuple[int, int] = (1024, 768),
     seed: int = 0,
+    layout: Layout = "square",
     on_photo: Callable[[int], None] | None = None,
 ) -> Scene:
-    """Photographs the square from an arc around it.
+    """Photographs a scene.
+
+    The square has a texture of its own on every surface and is seen from an arc in front of it. The twins are the same
+    square with three equal houses: equal in size and in the texture of all their walls. The tower has the same
+    texture on its four facades, except for a sign on each, and is seen from a full circle around it: photos of
+    different facades match each other as if they showed the same one.
 
     Args:
         folder: Where the JPEG files go; made if missing.
         photos: Number of photos.
         size: Width and height of every photo in pixels.
         seed: Determines textures, cameras and sensor noise; the same seed gives the same files.
+        layout: What is photographed.
         on_photo: Called after every photo with the number of photos written so far.
 
     Returns:
@@ -121,12 +149,13 @@ def render(
     """
     folder.mkdir(parents=True, exist_ok=True)
     texture_rng, camera_rng, *noise_rngs = np.random.default_rng(seed).spawn(2 + photos)
-    faces = _build_square(texture_rng)
+    build, place = _LAYOUTS[layout]
+    faces = build(texture_rng)
     scene = Scene(
         names=tuple(f"view_{index:03d}.jpg" for index in range(photos)),
         size=size,
         focal_length=_RELATIVE_FOCAL_LENGTH * size[0],
-        cam_from_world=_place_cameras(photos, camera_rng),
+        cam_from_world=place(photos, camera_rng),
     )
     for count, (name, pose, rng) in enumerate(zip(scene.names, scene.cam_from_world, noise_rngs, strict=True), 1):
         _write_jpeg(folder / name, _expose(faces, scene.calibration @ pose, size, rng))
@@ -141,7 +170,20 @@ def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
     angles = np.radians(step * (np.arange(count) - (count - 1) / 2))
     distances, heights = rng.uniform(21, 25, count), rng.uniform(9, 12, count)
     centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
-    forward = _TARGET + rng.uniform(-0.7, 0.7, (count, 3)) - centres
+    return _look_at(centres, _TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
+
+
+def _place_ring(count: int, rng: np.random.Generator) -> FloatArray:
+    """(count, 3, 4) poses on a full circle around the tower, evenly spaced in angle and less evenly in the rest."""
+    angles = 2 * np.pi * np.arange(count) / count
+    distances, heights = rng.uniform(14, 16, count), rng.uniform(2.0, 4.5, count)
+    centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
+    return _look_at(centres, _RING_TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
+
+
+def _look_at(centres: FloatArray, targets: FloatArray) -> FloatArray:
+    """(V, 3, 4) poses of upright cameras at (V, 3) centres that look at (V, 3) targets."""
+    forward = targets - centres
     right = np.cross(forward, [0, 0, 1])
     axes = np.stack([right, np.cross(forward, right), forward], axis=1)
     rotations = axes / np.linalg.norm(axes, axis=2, keepdims=True)
@@ -150,11 +192,51 @@ def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
 
 def _build_square(rng: np.random.Generator) -> list[_Face]:
     """The ground, z = 0, and the boxes that stand on it; z is up."""
-    east, south = np.array([_GROUND_SIZE, 0, 0]), np.array([0, -_GROUND_SIZE, 0])
-    faces = [_make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)]
+    faces = [_make_ground(rng)]
     for box in _BOXES:
         faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
     return faces
+
+
+def _build_twins(rng: np.random.Generator) -> list[_Face]:
+    """The ground, three equal houses, and boxes between them and in front."""
+    faces = [_make_ground(rng)]
+    texture_seed = int(rng.integers(2**32))
+    for house in _TWINS:
+        own = np.random.default_rng(texture_seed)
+        faces += [_make_face(quad, _WALL_TEXEL, own) for quad in _box_quads(*house)]
+    for box in _AMONG_TWINS:
+        faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
+    return faces
+
+
+def _build_tower(rng: np.random.Generator) -> list[_Face]:
+    """The ground, a tower with four facades of one texture and a sign on each, and low boxes around it."""
+    faces = [_make_ground(rng)]
+    roof, *facades = _box_quads(*_TOWER)
+    faces.append(_make_face(roof, _WALL_TEXEL, rng))
+    texture_seed = int(rng.integers(2**32))
+    for facade in facades:
+        faces.append(_make_face(facade, _WALL_TEXEL, np.random.default_rng(texture_seed)))
+        faces.append(_make_face(_sign_on(facade, rng.uniform(0.1, 0.9, 2)), _WALL_TEXEL, rng))
+    for box in _AROUND_TOWER:
+        faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
+    return faces
+
+
+def _make_ground(rng: np.random.Generator) -> _Face:
+    east, south = np.array([_GROUND_SIZE, 0, 0]), np.array([0, -_GROUND_SIZE, 0])
+    return _make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)
+
+
+def _sign_on(facade: _Quad, place: FloatArray) -> _Quad:
+    """A sign in front of a facade; its place is given as shares of what the facade leaves free, from the top left."""
+    corner, right, down = facade
+    width, height = np.linalg.norm(right), np.linalg.norm(down)
+    along, below = right / width, down / height
+    offset = place * [width - _SIGN[0], height - _SIGN[1]]
+    outwards = np.cross(below, along)
+    return corner + offset[0] * along + offset[1] * below + _SIGN_GAP * outwards, _SIGN[0] * along, _SIGN[1] * below
 
 
 def _box_quads(x: float, y: float, width: float, depth: float, height: float, yaw: float) -> Iterator[_Quad]:
@@ -297,3 +379,10 @@ def _write_jpeg(path: Path, photo: Image) -> None:
     _, data = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     with replacing(path) as beside:
         beside.write_bytes(data.tobytes())
+
+
+_LAYOUTS: dict[Layout, tuple[Callable[..., list[_Face]], Callable[..., FloatArray]]] = {
+    "square": (_build_square, _place_cameras),
+    "twins": (_build_twins, _place_cameras),
+    "tower": (_build_tower, _place_ring),
+}

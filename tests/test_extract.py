@@ -85,7 +85,7 @@ def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 
 @pytest.mark.parametrize("orientation", ["upright", "estimated"])
 def test_opencv_dog_keeps_the_strongest_keypoints_of_opencv(
-    orientation: Literal[upright, estimated], images: Path, features: Path
+    orientation: Literal["upright", "estimated"], images: Path, features: Path
 ) -> None:
     """Those of highest contrast times scale. A place counts once, however many orientations it has."""
     extract(images, features, replace(FEW, orientation=orientation), CPU)

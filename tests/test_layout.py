@@ -23,7 +23,7 @@ ROWS = (
     ("networks",),
     ("colmap",),
     ("scene", "patches"),
-    ("keypoints", "images", "progress", "resources", "workers"),
+    ("keypoints", "sights", "images", "progress", "resources", "workers"),
     ("workspace", "journal", "versions"),
     ("errors",),
 )

@@ -67,6 +67,7 @@ def test_summary_agrees_with_the_files(made: Workspace) -> None:
     assert summary["registered"] == colmap.num_reg_images() == 8
     assert summary["models"][0]["points"] == colmap.num_points3D()
     assert summary["unregistered"] == {} and summary["skipped"] == {}
+    assert summary["suspect_pairs"] == 0 and summary["suspects"] == []
     assert set(summary["seconds"]) == {"extract", "pair", "match", "map"}
 
 

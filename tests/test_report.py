@@ -326,6 +326,32 @@ def test_page_says_what_it_does_without(made: Workspace, tmp_path: Path) -> None
     assert data["keypoints"] is None and data["pairs"] == [] and data["cloud"]["points"] > 100
 
 
+def test_page_lists_the_suspects_of_the_summary_with_lines_of_the_first(
+    made: Workspace, shown: dict[str, Any], tmp_path: Path
+) -> None:
+    assert shown["suspects"] == [] and shown["summary"]["suspect_pairs"] == 0  # the model is sound
+    place = Workspace(tmp_path / "copy")
+    shutil.copytree(made.root, place.root)
+    names = shown["photos"]["name"]
+    with pycolmap.Database.open(made.database) as database:
+        ids = {image.name: image.image_id for image in database.read_all_images()}
+        pairs = [pair for pair in combinations(names[:8], 2) if ids.keys() >= set(pair)][:6]
+        counts = [len(database.read_two_view_geometry(ids[a], ids[b]).inlier_matches) for a, b in pairs]
+    listed = [
+        {"first": a, "second": b, "inliers": count, "explained": 0.25, "reason": "why"}
+        for (a, b), count in zip(pairs, counts, strict=True)
+    ]
+    write_json(place.summary, {**read_json(place.summary), "suspects": listed, "suspect_pairs": 7})
+    data = data_of(hardnet_sfm.write_report(place, tmp_path / "page.html"))
+    assert data["summary"]["suspect_pairs"] == 7
+    assert [(names[one["first"]], names[one["second"]]) for one in data["suspects"]] == pairs
+    assert [one["inliers"] for one in data["suspects"]] == counts
+    assert {(one["explained"], one["reason"]) for one in data["suspects"]} == {(0.25, "why")}
+    drawn = [len(unpacked(one["lines"])) // 4 if one["lines"] else None for one in data["suspects"]]
+    assert drawn == [min(150, count) for count in counts[:4]] + [None, None]
+    assert {str(one[end]) for one in data["suspects"][:4] for end in ("first", "second")} <= set(data["pair_previews"])
+
+
 def test_page_without_a_model_says_why(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

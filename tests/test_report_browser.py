@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import hardnet_sfm
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.workspace import Workspace, read_json, write_json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -142,6 +143,25 @@ def test_panels_of_pairs_open_and_draw_lines(desktop: Visit) -> None:
     panel.locator("canvas").scroll_into_view_if_needed()
     desktop.wait_until(lambda: desktop.painted(panel.locator("canvas")) > 500)
     desktop.keep("report-pair")
+
+
+def test_suspects_are_listed_and_drawn(browser: Browser, page: Path, tmp_path: Path) -> None:
+    place = Workspace(tmp_path / "copy")
+    shutil.copytree(page.parent, place.root)
+    listed = [
+        {"first": "view_000.jpg", "second": f"view_00{n}.jpg", "inliers": 100 * n, "explained": n / 10, "reason": "why"}
+        for n in (1, 2)
+    ]
+    write_json(place.summary, {**read_json(place.summary), "suspects": listed, "suspect_pairs": 3})
+    with opened(browser, hardnet_sfm.write_report(place)) as seen:
+        section = seen.page.locator("#suspects")
+        assert "3 pairs of photos look alike but disagree with the model" in section.locator(".lead").inner_text()
+        assert "The worst 2 are listed." in section.locator(".lead").inner_text()
+        assert section.locator("tbody td:nth-child(4)").all_text_contents() == ["10", "20"]
+        assert section.locator("details").count() == 2
+        panel = section.locator("details canvas").first
+        panel.scroll_into_view_if_needed()
+        seen.wait_until(lambda: seen.painted(panel) > 500)
 
 
 def test_charts_have_what_they_show(desktop: Visit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.sights import NO_POINT, Sight
 
 
 def models_in(place: Path) -> list[Path]:
@@ -122,6 +124,25 @@ class Model:
         """(3, 4) pose of each registered photo by its name: world to camera, x right, y down, z forward."""
         images = (self.colmap.image(number) for number in self.colmap.reg_image_ids())
         return {image.name: np.asarray(image.cam_from_world().matrix()) for image in images}
+
+    def sights(self) -> tuple[dict[str, Sight], NDArray[np.float64]]:
+        """What each registered photo sees of the model, by its name, and (P, 3) the points of the model."""
+        points = self.colmap.points3D
+        row_of = {number: row for row, number in enumerate(points)}
+        xyz = np.array([point.xyz for point in points.values()], np.float64).reshape(-1, 3)
+        images = (self.colmap.image(number) for number in sorted(self.colmap.reg_image_ids()))
+        return {image.name: self._sight(image, row_of) for image in images}, xyz
+
+    def _sight(self, image: pycolmap.Image, row_of: Mapping[int, int]) -> Sight:
+        camera, keypoints = self.colmap.camera(image.camera_id), image.points2D
+        xy = np.array([keypoint.xy for keypoint in keypoints], np.float64).reshape(-1, 2)
+        points = [row_of.get(keypoint.point3D_id, NO_POINT) for keypoint in keypoints]
+        return Sight(
+            np.asarray(image.cam_from_world().matrix()),
+            np.asarray(camera.cam_from_img(xy), np.float32).reshape(-1, 2),
+            np.array(points, np.int64),
+            max(camera.width, camera.height) / camera.mean_focal_length(),
+        )
 
     def facts(self) -> dict[str, int | float]:
         """The figures people look at first, fit for JSON."""

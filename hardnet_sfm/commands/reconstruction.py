@@ -270,6 +270,11 @@ def _print_summary(place: Workspace) -> None:
     row("files", escape(str(place.root)))
     if place.report.is_file():
         row("look at", escape(str(place.report)))
+    suspects = summary.get("suspect_pairs", 0)
+    if suspects:
+        what = "1 pair looks alike but disagrees" if suspects == 1 else f"{suspects} pairs look alike but disagree"
+        where = "report.html" if place.report.is_file() else "summary.json"
+        errors.print(f"[yellow]suspects:[/] {what} with the model: repeated structures? See {where}.", soft_wrap=True)
     unregistered = list(summary["unregistered"].items())
     for name, why in unregistered[:_NAMED]:
         errors.print(f"[yellow]not in sparse/0:[/] {escape(name)}: {escape(why)}", soft_wrap=True)

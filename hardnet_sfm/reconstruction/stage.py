@@ -12,6 +12,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.fingerprints import inputs_fingerprint, matched_keypoints, stale_pairs
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
+from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FeatureStore, MatchStore
@@ -26,6 +27,8 @@ Pair = tuple[str, str]
 Mapper = Literal["incremental", "global"]
 Mode = Literal["auto", "single", "per-folder", "per-image"]
 _FIRST_CAMERA_MODEL = "SIMPLE_RADIAL"
+# Suspects of each kind in the summary, the worst ones.
+_LISTED_SUSPECTS = 25
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,7 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "matches": found["matches"],
         "verified_pairs": len(verified),
         "verified_matches": sum(verified.values()),
+        **_suspects(workspace, models),
         "inputs": found["inputs"],
         "options": {**found["options"], "map": asdict(options)},
         "versions": versions(),
@@ -313,6 +317,35 @@ def _grown_cameras(models: list[Model], options: MapOptions) -> dict[str, int]:
     """Number of cameras of the largest model by the camera model that each grew to; those that did not are left out."""
     counts = models[0].camera_models() if models and options.grow_distortion() else {}
     return {name: count for name, count in counts.items() if name != _FIRST_CAMERA_MODEL}
+
+
+def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
+    """Verified pairs that disagree with the model of their photos: how many, and the worst of them, fit for JSON."""
+    from hardnet_sfm.colmap.database import Database
+
+    found: list[Suspect] = []
+    with Database(workspace.database) as database:
+        pairs = list(database.verified())
+        for model in models:
+            sights, xyz = model.sights()
+            within = [pair for pair in pairs if set(pair) <= set(sights)]
+            fits = fit_pairs(((pair, database.inliers(pair)) for pair in within), sights, xyz)
+            found += find_suspects(fits, Overlap(sights, xyz))
+    by_kind = [[one for one in found if (one.reason == DIFFERENT) == kind] for kind in (False, True)]
+    return {
+        "suspect_pairs": len(found),
+        "suspects": [
+            {
+                "first": one.fit.first,
+                "second": one.fit.second,
+                "inliers": one.fit.inliers,
+                "explained": round(one.fit.share, 3),
+                "reason": one.reason,
+            }
+            for kind in by_kind
+            for one in kind[:_LISTED_SUSPECTS]
+        ],
+    }
 
 
 def _nothing_made(summary: dict[str, Any]) -> HardnetSfmError:

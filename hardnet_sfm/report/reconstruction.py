@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +84,13 @@ def _collect(
         verified = {pair: n for pair, n in database.verified().items() if set(pair) <= set(names)}
         chosen = _panel_pairs(verified) if fresh else []
         lines = [_lines(database, features, matched, pair) for pair, _ in chosen]
+        suspects = [one for one in summary.get("suspects", []) if {one["first"], one["second"]} <= set(names)]
+        doubted = [(one["first"], one["second"]) for one in suspects[: _PANELS if fresh else 0]]
+        doubted_lines = [_lines(database, features, matched, pair) for pair in doubted]
     with progress("preview", len(names)) as advance:
         previews = make_previews(images, names, PREVIEW_BYTES, threads, on_photo=lambda name: advance(note=name))
-    in_panels = list(dict.fromkeys(name for pair, _ in chosen for name in pair if name in previews.webp))
+    shown = [*doubted, *(pair for pair, _ in chosen)]
+    in_panels = list(dict.fromkeys(name for pair in shown for name in pair if name in previews.webp))
     large = make_previews(images, in_panels, PAIR_PREVIEW_BYTES, threads, largest=_PAIR_SIDE)
     row = {name: number for number, name in enumerate(names)}
     return {
@@ -108,6 +113,10 @@ def _collect(
             {"first": row[a], "second": row[b], "inliers": verified[a, b], "best": best, "lines": drawn}
             for ((a, b), best), drawn in zip(chosen, lines, strict=True)
         ],
+        "suspects": [
+            {**one, "first": row[one["first"]], "second": row[one["second"]], "lines": drawn}
+            for one, drawn in zip_longest(suspects, doubted_lines)
+        ],
         "pair_previews": {row[name]: picture(webp) for name, webp in large.webp.items()},
         "options": summary["options"],
         "weights": weights_facts(summary["options"]["extract"]),
@@ -117,7 +126,7 @@ def _collect(
 
 _FIGURES = (
     *("photos", "registered", "skipped", "models", "cameras", "keypoints", "pairs", "matches"),
-    *("verified_pairs", "verified_matches", "seconds", "peak_memory_mb", "peak_memory_mb_by_stage"),
+    *("verified_pairs", "verified_matches", "suspect_pairs", "seconds", "peak_memory_mb", "peak_memory_mb_by_stage"),
 )
 
 

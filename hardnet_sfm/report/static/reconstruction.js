@@ -237,6 +237,24 @@ if (data.pairs.length) {
   }
 }
 
+/* Pairs that disagree with the model */
+
+if (data.suspects.length) {
+  const {suspects} = data, all = summary.suspect_pairs;
+  const name = number => make("button", {type: "button", class: "link", onclick: () => openPhoto(number)}, photos.name[number]);
+  const table = sortedTable("Pairs that disagree with the model", [
+    {title: "First photo", text: true, className: "wide", value: pair => photos.name[pair.first], cell: pair => name(pair.first)},
+    {title: "Second photo", text: true, className: "wide", value: pair => photos.name[pair.second], cell: pair => name(pair.second)},
+    {title: "Inliers", value: pair => pair.inliers, cell: pair => whole(pair.inliers)},
+    {title: "Explained, %", value: pair => pair.explained, cell: pair => fixed(100 * pair.explained, 0)},
+    {title: "Reason", text: true, className: "wide", value: pair => pair.reason, cell: pair => pair.reason},
+  ], suspects);
+  const kinds = "Either the photos show two things that look alike, or the model has put two places into one. Nothing was left out.";
+  const listed = suspects.length < all ? ` The worst ${suspects.length} are listed.` : "";
+  section("suspects", "Repeated structures?", `${plural(all, "pair")} of photos ${all === 1 ? "looks alike but disagrees" : "look alike but disagree"} with the model. ${kinds}${listed}`,
+    table.node, table.foot, ...suspects.filter(pair => pair.lines).map((pair, i) => pairPanel(pair, i === 0)));
+}
+
 function pairPanel(pair, open) {
   const ends = [pair.first, pair.second].map(number => ({name: photos.name[number], size: photos.size[number], source: data.pair_previews[number]}));
   const lines = unpack(pair.lines), shown = lines.length / 4;
