@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +28,8 @@ Pair = tuple[str, str]
 _PHOTOS = 12
 # Fewer photos leave too little to tell cameras apart.
 _FEWEST_PHOTOS = 3
-# Keypoints of each photo in a trial, those with the highest scores.
-_KEYPOINTS = 1024
+# Keypoints of each photo in a trial, those with the highest scores; more in a second trial if the first does not tell.
+_KEYPOINTS = (1024, 4096)
 # Fewest matches of a pair of photos in a trial.
 _FEWEST_MATCHES = 15
 # Matches from which on more do not make two photos a better connected pair.
@@ -120,16 +120,29 @@ def choose_connected(names: Sequence[str], counts: Mapping[Pair, int], most: int
     while reach and len(chosen) < most:
         # max takes the first of equals, so that the choice depends on the order of names alone.
         best = max(reach, key=reach.__getitem__)
+        if reach[best] == 0:
+            break
         if not chosen:
             reach = dict.fromkeys(names, 0)
-        elif reach[best] == 0:
-            break
         chosen.add(best)
         del reach[best]
         for other, count in partners[best].items():
             if other in reach:
                 reach[other] += count
     return tuple(name for name in names if name in chosen)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a trial says.
+
+    Attributes:
+        shared: whether the photos share a camera; None if the trial does not tell.
+        reason: why, for people.
+    """
+
+    shared: bool | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -143,7 +156,7 @@ class CameraTrials:
         how: the verification of pairs.
         fixed: whether cameras stay as EXIF data or the user state them.
         threads: to use.
-        scratch: a folder for temporary files.
+        scratch: a folder to make for temporary files, and to remove.
     """
 
     features: FeatureStore
@@ -171,19 +184,35 @@ class CameraTrials:
         if len(some.names) == 1:
             return False, "no other photo has this size and EXIF data"
         if self.setup.params:
-            return True, "--camera-params states their camera"
+            return True, "--camera-params states the camera"
         if self.fixed or not self.setup.has_focal_length():
             return known, "equal EXIF data" if known else "no focal length in the EXIF data"
         chosen = choose_connected(some.names, counts)
         if len(chosen) < _FEWEST_PHOTOS:
             return known, "equal EXIF data" if known else "too few photos with matches to compare"
+        verdict = self._try(some, chosen, counts)
+        if verdict.shared is None:
+            return known, f"equal EXIF data; {verdict.reason}" if known else verdict.reason
+        return verdict.shared, verdict.reason
+
+    def _try(self, some: Candidates, chosen: Collection[str], counts: Mapping[Pair, int]) -> Verdict:
+        """Maps some photos with few keypoints, and with more if that does not tell."""
         from hardnet_sfm.colmap.trial import run_trial
 
-        with tempfile.TemporaryDirectory(prefix=".cameras-", dir=self.scratch) as folder:
-            trial = self._prepare(some, chosen, counts)
-            return judge(run_trial(trial, self.how, self.threads, self.how.seed, Path(folder)), known=known)
+        verdict = Verdict(None, "")
+        for most in _KEYPOINTS:
+            shutil.rmtree(self.scratch, ignore_errors=True)  # of a killed run
+            self.scratch.mkdir(parents=True)
+            try:
+                trial = self._prepare(some, chosen, counts, most)
+                verdict = judge(run_trial(trial, self.how, self.threads, self.how.seed, self.scratch))
+            finally:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+            if verdict.shared is not None:
+                break
+        return verdict
 
-    def _prepare(self, some: Candidates, chosen: Collection[str], counts: Mapping[Pair, int]) -> Trial:
+    def _prepare(self, some: Candidates, chosen: Collection[str], counts: Mapping[Pair, int], most: int) -> Trial:
         """The best keypoints of some photos, and the matches between them."""
         from hardnet_sfm.colmap.database import colmap_keypoints
         from hardnet_sfm.colmap.trial import Trial
@@ -191,7 +220,7 @@ class CameraTrials:
         rows, points = {}, {}
         for name in chosen:
             keypoints = self.keypoints.keypoints(name)
-            rows[name] = best_rows(keypoints.scores, _KEYPOINTS)
+            rows[name] = best_rows(keypoints.scores, most)
             points[name] = colmap_keypoints(
                 keypoints.select(rows[name]), self.features.orientation(name), self.features.size(name)
             )
@@ -218,35 +247,24 @@ def _among(pairs: NDArray[np.int32], first: NDArray[np.intp], second: NDArray[np
     return np.column_stack(ends).astype(np.int32)
 
 
-def judge(evidence: Evidence, *, known: bool) -> tuple[bool, str]:
-    """Whether photos share a camera, and why.
-
-    Args:
-        evidence: of a trial.
-        known: whether their EXIF data state one focal length. Then they share a camera unless the evidence is against
-            it; else only if the evidence is for it.
-    """
+def judge(evidence: Evidence) -> Verdict:
+    """What a trial says: photos that share a camera are explained by one, and keep one focal length without it."""
     together, apart, released = evidence.together, evidence.apart, evidence.released
-    prefix = "equal EXIF data; " if known else ""
     if apart and apart.photos >= _FEWEST_PHOTOS and _loses(together, apart):
-        return False, (
-            f"one camera registers {together.photos} of {evidence.photos} photos with {together.observations} "
-            f"observations, a camera each registers {apart.photos} with {apart.observations}"
-        )
+        counts = f"{together.photos} of {evidence.photos} photos with {together.observations} observations"
+        each = f"a camera each registers {apart.photos} with {apart.observations}"
+        return Verdict(False, f"one camera registers {counts}, {each}")
     if released and released.gain > _GAIN and released.spread > _SPREAD:
-        return False, f"the focal lengths of {together.photos} photos differ by {100 * released.spread:.0f} %"
+        return Verdict(False, f"the focal lengths of {together.photos} photos differ by {100 * released.spread:.0f} %")
     if released and together.photos >= max(_FEWEST_PHOTOS, _EXPLAINED * evidence.photos):
-        return True, f"{prefix}the focal lengths of {together.photos} photos agree within {_percent(released.spread)}"
-    return known, f"{prefix}too few of the photos could be registered to compare their focal lengths"
+        agreement = f"{max(0.1, 100 * released.spread):.1f} %"
+        return Verdict(True, f"the focal lengths of {together.photos} photos agree within {agreement}")
+    return Verdict(None, "too few photos could be registered to compare their focal lengths")
 
 
 def _loses(together: Mapped, apart: Mapped) -> bool:
     """Whether one camera explains clearly less than a camera for each photo."""
     return together.photos < apart.photos * _LOST or together.observations < apart.observations * _LOST
-
-
-def _percent(share: float) -> str:
-    return f"{max(0.1, 100 * share):.1f} %"
 
 
 def _merge(groups: Sequence[CameraGroup]) -> list[CameraGroup]:

@@ -190,7 +190,7 @@ def _make_database(
             with matched_keypoints(workspace.view_keypoints, features, matches) as keypoints:
                 shared: list[tuple[str, ...]] | None = None
                 if options.camera_mode == "auto":
-                    where = (options.camera_setup(), how, options.fix_intrinsics, resources.threads, workspace.root)
+                    where = (options.camera_setup(), how, options.fix_intrinsics, resources.threads, workspace.trial)
                     trials = CameraTrials(features, matches, keypoints, *where)
                     shared = _shared_cameras(beside, images, trials, fingerprint)
                 else:
