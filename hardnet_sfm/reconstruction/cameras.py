@@ -28,8 +28,8 @@ Pair = tuple[str, str]
 _PHOTOS = 12
 # Fewer photos leave too little to tell cameras apart.
 _FEWEST_PHOTOS = 3
-# Keypoints of each photo in a trial, those with the highest scores; more in a second trial if the first does not tell.
-_KEYPOINTS = (1024, 4096)
+# Keypoints of each photo in a trial, those with most matches; more in a second trial if the first does not tell.
+_KEYPOINTS = (512, 2048)
 # Fewest matches of a pair of photos in a trial.
 _FEWEST_MATCHES = 15
 # Matches from which on more do not make two photos a better connected pair.
@@ -213,31 +213,40 @@ class CameraTrials:
         return verdict
 
     def _prepare(self, some: Candidates, chosen: Collection[str], counts: Mapping[Pair, int], most: int) -> Trial:
-        """The best keypoints of some photos, and the matches between them."""
+        """The keypoints of some photos that have most matches, and the matches between them."""
         from hardnet_sfm.colmap.database import colmap_keypoints
         from hardnet_sfm.colmap.trial import Trial
 
-        rows, points = {}, {}
-        for name in chosen:
-            keypoints = self.keypoints.keypoints(name)
-            rows[name] = best_rows(keypoints.scores, most)
-            points[name] = colmap_keypoints(
-                keypoints.select(rows[name]), self.features.orientation(name), self.features.size(name)
+        found = {name: self.keypoints.keypoints(name) for name in chosen}
+        between = {
+            pair: self.matches.matches(*pair).pairs
+            for pair, count in counts.items()
+            if count >= _FEWEST_MATCHES and pair[0] in found and pair[1] in found
+        }
+        uses = {name: np.zeros(len(keypoints), np.int64) for name, keypoints in found.items()}
+        for pair, pairs in between.items():
+            for end, name in enumerate(pair):
+                uses[name][pairs[:, end]] += 1
+        rows = {name: best_rows(uses[name], found[name].scores, most) for name in chosen}
+        among = {pair: _among(pairs, rows[pair[0]], rows[pair[1]]) for pair, pairs in between.items()}
+        points = {
+            name: colmap_keypoints(
+                found[name].select(rows[name]), self.features.orientation(name), self.features.size(name)
             )
-        matches = {}
-        for first, second in counts:
-            if first in rows and second in rows and counts[first, second] >= _FEWEST_MATCHES:
-                between = _among(self.matches.matches(first, second).pairs, rows[first], rows[second])
-                if len(between) >= _FEWEST_MATCHES:
-                    matches[first, second] = between
+            for name in chosen
+        }
         focal_length = some.lens.focal_length_35mm / _FILM_DIAGONAL * float(np.hypot(*some.size)) or None
+        matches = {pair: pairs for pair, pairs in among.items() if len(pairs) >= _FEWEST_MATCHES}
         pixels = self.features.shrunk(some.names[0])
         return Trial(points, matches, some.size, self.setup.model, focal_length, pixels)
 
 
-def best_rows(scores: Float32, most: int) -> NDArray[np.intp]:
-    """Row numbers of the keypoints with the highest scores, rising."""
-    return np.sort(np.argsort(-scores, kind="stable")[:most])
+def best_rows(uses: NDArray[np.int64], scores: Float32, most: int) -> NDArray[np.intp]:
+    """Row numbers of the keypoints with most matches, of those the ones with the highest scores; rising.
+
+    The keypoints with the highest scores alone may lie on leaves, where no match is true.
+    """
+    return np.sort(np.lexsort((-scores, -uses))[:most])
 
 
 def _among(pairs: NDArray[np.int32], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int32]:
