@@ -234,6 +234,23 @@ def test_killed_run_keeps_its_decision(tmp_path: Path, monkeypatch: pytest.Monke
     assert not place.trial.exists() and not list(place.root.glob(".database*"))
 
 
+def test_photos_of_one_visitor_do_not_speak_for_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first dozen, which is tried first as all photos are connected equally well, is of one camera."""
+    focals = [700.0] * 12 + np.random.default_rng(2).uniform(500, 1000, 24).tolist()
+    decided: list[object] = []
+
+    def stopped(*arguments: object) -> None:
+        decided.append(arguments[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(colmap_cameras, "import_photos", stopped)
+    for name, shots in (("mixed", of("{}.png", focals)), ("one", of("{}.png", [700] * 36))):
+        place = photograph(tmp_path / name, shots, points=200)
+        with pytest.raises(KeyboardInterrupt):
+            hardnet_sfm.map_photos(place)
+    assert decided == [[], [tuple(f"{number}.png" for number in range(36))]]
+
+
 def test_decision_does_not_depend_on_threads(tmp_path: Path) -> None:
     summaries = []
     for workers in (1, 2):

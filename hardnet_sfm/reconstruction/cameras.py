@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
 Pair = tuple[str, str]
 # Photos of a trial. More cost time and say little more.
 _PHOTOS = 12
+# Photos without EXIF data from which on a second trial, with other photos, must agree.
+_MANY_PHOTOS = 3 * _PHOTOS
 # Fewer photos leave too little to tell cameras apart.
 _FEWEST_PHOTOS = 3
 # Keypoints of each photo in a trial, those with most matches; more in a second trial if the first does not tell.
@@ -191,6 +193,11 @@ class CameraTrials:
         if len(chosen) < _FEWEST_PHOTOS:
             return known, "equal EXIF data" if known else "too few photos with matches to compare"
         verdict = self._try(some, chosen, counts)
+        if verdict.shared and not known and len(some.names) >= _MANY_PHOTOS:
+            # The best connected photos of a collection may be those of one visitor.
+            others = [name for name in some.names if name not in chosen]
+            second = self._try(some, choose_connected(others, counts), counts)
+            verdict = verdict if second.shared is None else second
         if verdict.shared is None:
             return known, f"equal EXIF data; {verdict.reason}" if known else verdict.reason
         return verdict.shared, verdict.reason
@@ -265,10 +272,12 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(False, f"one camera registers {counts}, {each}")
     if released and released.gain > _GAIN and released.spread > _SPREAD:
         return Verdict(False, f"the focal lengths of {together.photos} photos differ by {100 * released.spread:.0f} %")
-    if released and together.photos >= max(_FEWEST_PHOTOS, _EXPLAINED * evidence.photos):
+    if released and released.spread <= _SPREAD and together.photos >= _EXPLAINED * evidence.photos:
         agreement = f"{max(0.1, 100 * released.spread):.1f} %"
         return Verdict(True, f"the focal lengths of {together.photos} photos agree within {agreement}")
-    return Verdict(None, "too few photos could be registered to compare their focal lengths")
+    return Verdict(
+        None, "too few photos could be registered, or their focal lengths are too uncertain, to compare them"
+    )
 
 
 def _loses(together: Mapped, apart: Mapped) -> bool:
