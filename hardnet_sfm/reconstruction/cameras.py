@@ -41,9 +41,11 @@ _FILM_DIAGONAL = 43.27
 # Photos do not share a camera if one each takes more than this share of the cost away ...
 _GAIN = 0.1
 # ... and if their focal lengths then differ by more than this share,
-_SPREAD = 0.05
+_SPREAD = 0.03
 # or if one camera registers less than this share of what a camera each registers.
 _LOST = 0.85
+# Largest such difference of photos that share a camera: weak geometry determines focal lengths no better.
+_LARGEST_SPREAD = 0.05
 # Share of the photos of a trial that one camera must register to speak for it.
 _EXPLAINED = 0.5
 
@@ -272,7 +274,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(False, f"one camera registers {counts}, {each}")
     if released and released.gain > _GAIN and released.spread > _SPREAD:
         return Verdict(False, f"the focal lengths of {together.photos} photos differ by {100 * released.spread:.0f} %")
-    if released and released.spread <= _SPREAD and together.photos >= _EXPLAINED * evidence.photos:
+    if released and released.spread <= _LARGEST_SPREAD and together.photos >= _EXPLAINED * evidence.photos:
         agreement = f"{max(0.1, 100 * released.spread):.1f} %"
         return Verdict(True, f"the focal lengths of {together.photos} photos agree within {agreement}")
     return Verdict(
