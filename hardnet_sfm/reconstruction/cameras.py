@@ -46,7 +46,7 @@ _SPREAD = 0.03
 _LOST = 0.85
 # Largest such difference of photos that share a camera: weak geometry determines focal lengths no better.
 _LARGEST_SPREAD = 0.05
-# Share of the photos of a trial that one camera must register to speak for it.
+# Share of the photos of a trial that a model must have to count as evidence.
 _EXPLAINED = 0.5
 
 
@@ -268,15 +268,17 @@ def _among(pairs: NDArray[np.int32], first: NDArray[np.intp], second: NDArray[np
 def judge(evidence: Evidence) -> Verdict:
     """What a trial says: photos that share a camera are explained by one, and keep one focal length without it."""
     together, apart, released = evidence.together, evidence.apart, evidence.released
-    if apart and apart.photos >= _FEWEST_PHOTOS and _loses(together, apart):
+    fewest = max(_FEWEST_PHOTOS, _EXPLAINED * evidence.photos)
+    if apart and apart.photos >= fewest and _loses(together, apart):
         counts = f"{together.photos} of {evidence.photos} photos with {together.observations} observations"
         each = f"a camera each registers {apart.photos} with {apart.observations}"
         return Verdict(False, f"one camera registers {counts}, {each}")
-    if released and released.gain > _GAIN and released.spread > _SPREAD:
-        return Verdict(False, f"the focal lengths of {together.photos} photos differ by {100 * released.spread:.0f} %")
-    if released and released.spread <= _LARGEST_SPREAD and together.photos >= _EXPLAINED * evidence.photos:
-        agreement = f"{max(0.1, 100 * released.spread):.1f} %"
-        return Verdict(True, f"the focal lengths of {together.photos} photos agree within {agreement}")
+    if released and together.photos >= fewest:
+        difference = f"{max(0.1, 100 * released.spread):.1f} %"
+        if released.gain > _GAIN and released.spread > _SPREAD:
+            return Verdict(False, f"the focal lengths of {together.photos} photos differ by {difference}")
+        if released.spread <= _LARGEST_SPREAD:
+            return Verdict(True, f"the focal lengths of {together.photos} photos agree within {difference}")
     return Verdict(
         None, "too few photos could be registered, or their focal lengths are too uncertain, to compare them"
     )
