@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ from hardnet_sfm.errors import HardnetSfmError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp")
 _EXIF_ORIENTATION = 0x0112
+_EXIF_MAKE, _EXIF_MODEL, _EXIF_DETAILS = 0x010F, 0x0110, 0x8769
+_EXIF_FOCAL_LENGTH, _EXIF_FOCAL_LENGTH_35MM, _EXIF_DIGITAL_ZOOM, _EXIF_LENS = 0x920A, 0xA405, 0xA404, 0xA434
 
 Affine2 = NDArray[np.float64]
 
@@ -40,6 +43,30 @@ class Photo:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, upright."""
         return self.grey.shape[1], self.grey.shape[0]
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What a photo file says of its camera. Missing and senseless values are "" and 0.
+
+    Attributes:
+        make, model, lens: names.
+        focal_length: mm.
+        focal_length_35mm: the focal length of equal field of view on 35 mm film, mm.
+        zoom: digital zoom.
+    """
+
+    make: str = ""
+    model: str = ""
+    lens: str = ""
+    focal_length: float = 0.0
+    focal_length_35mm: float = 0.0
+    zoom: float = 0.0
+
+    @property
+    def knows_focal_length(self) -> bool:
+        """Whether the file states a focal length."""
+        return max(self.focal_length, self.focal_length_35mm) > 0
 
 
 def list_photos(folder: Path) -> list[str]:
@@ -134,6 +161,37 @@ def size_of(path: Path) -> tuple[int, int]:
     width, height = image.size
     turned = image.format != "TIFF" and exif_orientation(data) >= 5
     return (height, width) if turned else (width, height)
+
+
+def read_lens(path: Path) -> Lens:
+    """Reads what a photo file says of its camera, without its pixels. A file that cannot be read says nothing."""
+    try:
+        with Image.open(path) as image:
+            tags = image.getexif()
+            details = tags.get_ifd(_EXIF_DETAILS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return Lens()
+    return Lens(
+        _exif_text(tags.get(_EXIF_MAKE)),
+        _exif_text(tags.get(_EXIF_MODEL)),
+        _exif_text(details.get(_EXIF_LENS)),
+        _exif_number(details.get(_EXIF_FOCAL_LENGTH)),
+        _exif_number(details.get(_EXIF_FOCAL_LENGTH_35MM)),
+        _exif_number(details.get(_EXIF_DIGITAL_ZOOM)),
+    )
+
+
+def _exif_text(value: object) -> str:
+    return value.strip(" \0") if isinstance(value, str) else ""
+
+
+def _exif_number(value: Any) -> float:
+    """A positive number; 0 for anything else, such as 0/0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+    return number if 0 < number < math.inf else 0.0
 
 
 def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:

@@ -91,6 +91,11 @@ class Workspace:
         return self.root / "logs"
 
     @property
+    def trial(self) -> Path:
+        """While it is decided which photos share a camera: the databases of a trial."""
+        return self.root / ".cameras.tmp"
+
+    @property
     def readable(self) -> Path:
         """While mapping: links to the photos and copies of those that COLMAP cannot read."""
         return self.root / ".readable"

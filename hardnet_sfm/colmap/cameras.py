@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ class CameraSetup:
     """Which photos share a camera, and what is known of it.
 
     Attributes:
-        mode: auto: photos of one EXIF camera model, focal length and size share one.
+        mode: auto: photos of one EXIF camera model, focal length and size share one, as COLMAP does it.
         model: COLMAP's name of a camera model.
         params: of every camera, in COLMAP's order for the model and in its pixels (centre of the top-left pixel at
             (0.5, 0.5), photos as stored, before EXIF orientation); empty: from EXIF, or a guess.
@@ -46,8 +47,19 @@ class CameraSetup:
                 f"not {len(self.params)}"
             )
 
+    def has_focal_length(self) -> bool:
+        """Whether cameras of this model have a focal length."""
+        return bool(pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 2, 2).focal_length_idxs())
 
-def import_photos(database: Path, images: Path, names: list[str], setup: CameraSetup, scratch: Path) -> None:
+
+def import_photos(
+    database: Path,
+    images: Path,
+    names: list[str],
+    setup: CameraSetup,
+    scratch: Path,
+    shared: Sequence[Sequence[str]] | None = None,
+) -> None:
     """Writes photos with their cameras, rigs and frames into a database that has none.
 
     Args:
@@ -56,6 +68,7 @@ def import_photos(database: Path, images: Path, names: list[str], setup: CameraS
         names: of the photos to write.
         setup: of their cameras.
         scratch: a folder to make for photos in formats that COLMAP does not read; left for `readable_folder`.
+        shared: names of photos that share a camera, instead of the mode; all other photos have a camera each.
 
     Raises:
         HardnetSfmError: a photo is gone or cannot be read by COLMAP.
@@ -66,7 +79,14 @@ def import_photos(database: Path, images: Path, names: list[str], setup: CameraS
     mode = getattr(pycolmap.CameraMode, setup.mode.replace("-", "_").upper())
     folder = readable_folder(images, names, scratch)
     pycolmap.Database.open(database).close()
-    pycolmap.import_images(database, folder, camera_mode=mode, image_names=names, options=options)
+    parts: list[tuple[pycolmap.CameraMode, list[str]]] = [(mode, names)]
+    if shared is not None:
+        grouped = {name for group in shared for name in group}
+        parts = [(pycolmap.CameraMode.SINGLE, list(group)) for group in shared]
+        parts.append((pycolmap.CameraMode.PER_IMAGE, [name for name in names if name not in grouped]))
+    for how, some in parts:
+        if some:  # an empty list would mean all photos of the folder
+            pycolmap.import_images(database, folder, camera_mode=how, image_names=some, options=options)
     with pycolmap.Database.open(database) as opened:
         lost = set(names) - {image.name for image in opened.read_all_images()}
     if lost and setup.mode in ("single", "per-folder") and _sizes_differ(folder, names, setup.mode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -23,6 +24,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace, read_json
 
+_GROUPS = 3  # groups of photos by camera; the summary has them all
 _NAMED = 20  # photos that are not in the model; the summary has them all
 
 
@@ -251,6 +253,17 @@ def _describe_growth(summary: dict[str, Any]) -> str:
     return f" ({grown}, grown from SIMPLE_RADIAL)" if grown else ""
 
 
+def _describe_cameras(count: int, groups: Sequence[Mapping[str, Any]]) -> str:
+    """How many cameras there are, which photos share one, and why."""
+    lines = []
+    for group in groups[:_GROUPS]:
+        verb = "share one" if group["shared"] else "have one each" if group["photos"] > 1 else "has its own"
+        lines.append(f"{group['photos']} photo{'s' * (group['photos'] != 1)} {verb}: {group['reason']}")
+    if len(groups) > _GROUPS:
+        lines.append(f"{len(groups) - _GROUPS} more groups, which summary.json has")
+    return f"{count} ({'; '.join(lines)})" if lines else str(count)
+
+
 def _print_summary(place: Workspace) -> None:
     summary = read_json(place.summary)
 
@@ -262,7 +275,7 @@ def _print_summary(place: Workspace) -> None:
         row("", f"{model['points']} points, mean track length {model['mean_track_length']:.2f}")
         row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
     row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
-    row("cameras", str(summary["cameras"]) + _describe_growth(summary))
+    row("cameras", _describe_cameras(summary["cameras"], summary["camera_groups"]) + _describe_growth(summary))
     if "seconds" in summary:
         seconds = summary["seconds"]
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())

@@ -39,7 +39,7 @@ class KeypointOptions:
 
     detector: str = "opencv-dog"
     """opencv-dog (fast), dog (COLMAP's own), or one that another package registers."""
-    max_keypoints: int = 8192
+    max_keypoints: int = 12000
     """Most keypoints per photo. One with two orientations counts once, as in COLMAP."""
     max_image_size: int = 3200
     """Larger photos are shrunk so that no side is longer, pixels. Keypoints stay in pixels of the photo as it is."""

@@ -12,6 +12,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
 from hardnet_sfm.fingerprints import inputs_fingerprint, matched_keypoints, stale_pairs
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.progress import progress
+from hardnet_sfm.reconstruction.cameras import CameraTrials, find_candidates, read_groups, write_groups
 from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.resources import Resources
@@ -29,6 +30,8 @@ Mode = Literal["auto", "single", "per-folder", "per-image"]
 _FIRST_CAMERA_MODEL = "SIMPLE_RADIAL"
 # Suspects of each kind in the summary, the worst ones.
 _LISTED_SUSPECTS = 25
+# Facts in a database: which photos share a camera, and for which inputs that was decided.
+_GROUPS, _GROUPS_OF = "camera groups", "camera groups of"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class MapOptions:
     mapper: Mapper = "incremental"
     """incremental: photo by photo, robust. global: all at once, faster on many photos of known focal length."""
     camera_mode: Mode = "auto"
-    """Which photos share a camera. auto: those whose EXIF data and size agree."""
+    """Which photos share a camera. auto: photos of equal size and EXIF data, after a trial that maps a few of them.
+    single: all photos. per-folder: the photos of each folder. per-image: each photo has its own."""
     camera_model: str = "auto"
     """COLMAP's name of the camera model. auto starts with SIMPLE_RADIAL and changes cameras of eight photos or more to
     RADIAL, OPENCV or OPENCV_FISHEYE at the end, if their photos ask for it. State a model to keep it."""
@@ -49,7 +53,7 @@ class MapOptions:
     refine_principal_point: bool = True
     """Refine the principal point of cameras that took eight photos or more, at the end, where the photos determine it,
     also one that --camera-params states; not with --fix-intrinsics."""
-    max_error: float = 1.5
+    max_error: float = 4.0
     """Largest error of an inlier of a verified pair, pixels of the photo as keypoints were found in it, shrunk if it is
     large. Higher for photos of strong distortion."""
     min_inliers: int = 15
@@ -194,23 +198,45 @@ def _make_database(
         raise HardnetSfmError(f"the photos are no longer in {images}", "Say where they are with --images FOLDER.")
     beside = workspace.root / ".database.db.partial"
     names, pairs = features.names(), matches.pairs()
+    how = Verification(options.max_error, options.min_inliers, options.seed)
     with native_log(workspace.logs):
         if read_fact(beside, "fingerprint") != fingerprint:
-            beside.unlink(missing_ok=True)
-            import_photos(beside, images, names, options.camera_setup(), workspace.readable)
-            with Database(beside) as database, matched_keypoints(workspace.view_keypoints, features, matches) as found:
-                photo = features
-                database.write_keypoints((n, found.keypoints(n), photo.orientation(n), photo.size(n)) for n in names)
-                database.write_matches((a, b, matches.matches(a, b).pairs) for a, b in pairs)
+            with matched_keypoints(workspace.view_keypoints, features, matches) as keypoints:
+                shared: list[tuple[str, ...]] | None = None
+                if options.camera_mode == "auto":
+                    where = (options.camera_setup(), how, options.fix_intrinsics, resources.threads, workspace.trial)
+                    trials = CameraTrials(features, matches, keypoints, *where)
+                    shared = _shared_cameras(beside, images, trials, fingerprint)
+                else:
+                    beside.unlink(missing_ok=True)
+                import_photos(beside, images, names, options.camera_setup(), workspace.readable, shared)
+                with Database(beside) as database:
+                    database.write_keypoints(
+                        (name, keypoints.keypoints(name), features.orientation(name), features.size(name))
+                        for name in names
+                    )
+                    database.write_matches((a, b, matches.matches(a, b).pairs) for a, b in pairs)
             write_fact(beside, "fingerprint", fingerprint)
         with Database(beside) as database:
             due = database.unverified(pairs)
-            how = Verification(options.max_error, options.min_inliers, options.seed)
             with progress("verify", len(pairs), len(pairs) - len(due)) as advance:
                 pixels = {name: features.shrunk(name) for name in names}
                 for first, second in database.verify(due, how, resources.threads, pixels):
                     advance(note=f"{first} {second}")
     replace_database(beside, workspace.database)
+
+
+def _shared_cameras(beside: Path, images: Path, trials: CameraTrials, fingerprint: str) -> list[tuple[str, ...]]:
+    """Decides which photos share a camera, and starts the database with the decision, which a killed run left there."""
+    from hardnet_sfm.colmap.database import read_fact, write_fact
+
+    groups = read_groups(read_fact(beside, _GROUPS)) if read_fact(beside, _GROUPS_OF) == fingerprint else None
+    if groups is None:
+        groups = trials.decide(find_candidates(trials.features, images))
+    beside.unlink(missing_ok=True)
+    write_fact(beside, _GROUPS, write_groups(groups))
+    write_fact(beside, _GROUPS_OF, fingerprint)
+    return [group.names for group in groups if group.shared]
 
 
 def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> list[Model]:
@@ -301,6 +327,7 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "models": [model.facts() for model in models],
         "cameras": cameras,
         "grown_cameras": _grown_cameras(models, options),
+        "camera_groups": _camera_groups(workspace, options, len(found["photos"])),
         "keypoints": sum(found["keypoints"].values()),
         "pairs": found["pairs"],
         "matches": found["matches"],
@@ -346,6 +373,16 @@ def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
             for one in kind[:_LISTED_SUSPECTS]
         ],
     }
+
+
+def _camera_groups(workspace: Workspace, options: MapOptions, photos: int) -> list[dict[str, Any]]:
+    """Which photos share a camera and why, fit for the summary."""
+    from hardnet_sfm.colmap.database import read_fact
+
+    if options.camera_mode != "auto":
+        reason = f"--camera-mode {options.camera_mode}"
+        return [{"photos": photos, "shared": options.camera_mode != "per-image", "reason": reason}]
+    return [group.facts() for group in read_groups(read_fact(workspace.database, _GROUPS))]
 
 
 def _nothing_made(summary: dict[str, Any]) -> HardnetSfmError:

@@ -125,7 +125,7 @@ def _collect(
 
 
 _FIGURES = (
-    *("photos", "registered", "skipped", "models", "cameras", "keypoints", "pairs", "matches"),
+    *("photos", "registered", "skipped", "models", "cameras", "camera_groups", "keypoints", "pairs", "matches"),
     *("verified_pairs", "verified_matches", "suspect_pairs", "seconds", "peak_memory_mb", "peak_memory_mb_by_stage"),
 )
 

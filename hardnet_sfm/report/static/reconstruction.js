@@ -20,7 +20,13 @@ for (const note of data.notes) main.append(make("p", {class: "note", role: "note
     ["Verified pairs", whole(summary.verified_pairs), `of ${whole(summary.pairs)} matched; ${whole(summary.verified_matches)} of ${whole(summary.matches)} matches`],
   ]));
   if (others.length) overview.append(make("p", {class: "lead"}, `Models beside the largest: ${others.join("; ")}.`));
+  for (const group of summary.camera_groups ?? []) overview.append(make("p", {class: "lead cameras"}, cameras(group)));
   if (summary.seconds) overview.append(stages());
+}
+
+/** Which photos share a camera, and why. */
+function cameras({photos: count, shared, reason}) {
+  return `${plural(count, "photo")} ${shared ? "share a camera" : count === 1 ? "has a camera of its own" : "have a camera each"}: ${reason}.`;
 }
 
 /** Time and memory of each stage. */
