@@ -189,13 +189,14 @@ def extract(
             "skipped": skipped,
             "max_ratio": descriptor.max_ratio,
         }
+        orientation = f"{options.orientation}: {found.reason}" if found else options.orientation
+        header["orientation"] = orientation
         if found:
             header["trial"] = found.facts()
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
     with FeatureStore(features) as store:
         keypoints = sum(store.counts().values())
-    orientation = f"{options.orientation}: {found.reason}" if found else options.orientation
     return ExtractReport(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
 
 

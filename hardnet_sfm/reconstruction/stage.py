@@ -305,6 +305,7 @@ def _what_was_found(features: FeatureStore, matches: MatchStore) -> dict[str, An
     return {
         "photos": features.names(),
         "skipped": features.header["skipped"],
+        "orientation": features.header.get("orientation", ""),
         "keypoints": features.counts(),
         "pairs": len(matches.pairs()),
         "matches": matches.total(),
@@ -328,6 +329,7 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "cameras": cameras,
         "grown_cameras": _grown_cameras(models, options),
         "camera_groups": _camera_groups(workspace, options, len(found["photos"])),
+        "orientation": found["orientation"],
         "keypoints": sum(found["keypoints"].values()),
         "pairs": found["pairs"],
         "matches": found["matches"],

@@ -125,8 +125,9 @@ def _collect(
 
 
 _FIGURES = (
-    *("photos", "registered", "skipped", "models", "cameras", "camera_groups", "keypoints", "pairs", "matches"),
-    *("verified_pairs", "verified_matches", "suspect_pairs", "seconds", "peak_memory_mb", "peak_memory_mb_by_stage"),
+    *("photos", "registered", "skipped", "models", "cameras", "camera_groups", "orientation", "keypoints", "pairs"),
+    *("matches", "verified_pairs", "verified_matches", "suspect_pairs", "seconds", "peak_memory_mb"),
+    "peak_memory_mb_by_stage",
 )
 
 

@@ -21,7 +21,15 @@ for (const note of data.notes) main.append(make("p", {class: "note", role: "note
   ]));
   if (others.length) overview.append(make("p", {class: "lead"}, `Models beside the largest: ${others.join("; ")}.`));
   for (const group of summary.camera_groups ?? []) overview.append(make("p", {class: "lead cameras"}, cameras(group)));
+  if (summary.orientation) overview.append(make("p", {class: "lead"}, `Keypoints are described ${described(summary.orientation)}.`));
   if (summary.seconds) overview.append(stages());
+}
+
+/** Along which orientations, and why. */
+function described(orientation) {
+  const [decided, reason] = orientation.split(": ");
+  const along = {upright: "upright", estimated: "along their estimated orientations", both: "upright and along their estimated orientations"}[decided] ?? decided;
+  return reason ? `${along}: ${reason}` : along;
 }
 
 /** Which photos share a camera, and why. */
