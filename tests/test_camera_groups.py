@@ -20,7 +20,7 @@ from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
 from hardnet_sfm.fingerprints import match_fingerprint
 from hardnet_sfm.images import Lens, read_lens
 from hardnet_sfm.keypoints import Keypoints, Matches
-from hardnet_sfm.reconstruction.cameras import choose_connected
+from hardnet_sfm.reconstruction.cameras import choose_connected, judge
 from hardnet_sfm.reconstruction.stage import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FEATURES, MATCHES, StoreWriter, feature_arrays, match_arrays, pair_key
@@ -283,6 +283,39 @@ def test_spread_of_released_focal_lengths_is_that_of_the_cameras(tmp_path: Path)
     assert evidence[0].photos == 10
     assert evidence[0].released is not None
     assert evidence[0].released.spread == pytest.approx(50 / 700, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("together", "apart", "released", "shared", "why"),
+    [
+        ((12, 900), None, (0.02, 0.004), True, "agree within 0.4 %"),
+        ((12, 900), None, (0.4, 0.02), True, "agree within 2.0 %"),
+        ((12, 900), None, (0.4, 0.2), False, "differ by 20.0 %"),
+        ((12, 900), None, (0.08, 0.15), True, "explains 12 photos nearly as well as a camera each"),
+        ((6, 900), (6, 950), (0.02, 0.004), True, "of 6 photos agree"),
+        ((4, 300), (12, 900), (0.02, 0.004), False, "one camera registers 4 of 12 photos with 300 observations"),
+        ((0, 0), (7, 400), None, False, "a camera each registers 7 with 400"),
+        ((4, 300), (5, 400), (0.4, 0.2), None, "too few"),
+        ((0, 0), (0, 0), None, None, "too few"),
+    ],
+)
+def test_judgement(
+    together: tuple[int, int],
+    apart: tuple[int, int] | None,
+    released: tuple[float, float] | None,
+    shared: bool | None,
+    why: str,
+) -> None:
+    verdict = judge(
+        trials.Evidence(
+            12,
+            trials.Mapped(*together),
+            None if apart is None else trials.Mapped(*apart),
+            None if released is None else trials.Released(*released),
+        )
+    )
+    assert verdict.shared is shared
+    assert why in verdict.reason
 
 
 def test_connected_photos_are_chosen_by_matches_with_those_chosen() -> None:

@@ -44,8 +44,6 @@ _GAIN = 0.1
 _SPREAD = 0.03
 # or if one camera registers less than this share of what a camera each registers.
 _LOST = 0.85
-# Largest such difference of photos that share a camera: weak geometry determines focal lengths no better.
-_LARGEST_SPREAD = 0.05
 # Share of the photos of a trial that a model must have to count as evidence.
 _EXPLAINED = 0.5
 
@@ -277,11 +275,10 @@ def judge(evidence: Evidence) -> Verdict:
         difference = f"{max(0.1, 100 * released.spread):.1f} %"
         if released.gain > _GAIN and released.spread > _SPREAD:
             return Verdict(False, f"the focal lengths of {together.photos} photos differ by {difference}")
-        if released.spread <= _LARGEST_SPREAD:
-            return Verdict(True, f"the focal lengths of {together.photos} photos agree within {difference}")
-    return Verdict(
-        None, "too few photos could be registered, or their focal lengths are too uncertain, to compare them"
-    )
+        if released.spread > _SPREAD:  # weak geometry, which needs a shared camera most
+            return Verdict(True, f"one camera explains {together.photos} photos nearly as well as a camera each")
+        return Verdict(True, f"the focal lengths of {together.photos} photos agree within {difference}")
+    return Verdict(None, "too few photos could be registered to compare their focal lengths")
 
 
 def _loses(together: Mapped, apart: Mapped) -> bool:
