@@ -31,6 +31,7 @@ _JPEG_QUALITY = 95
 
 _ARC_DEGREES = 115.0
 _LARGEST_STEP_DEGREES = 5.0
+_WALK_X, _WALK_START, _WALK_STEP, _WALK_HEIGHT = -1.5, -26.0, 1.5, 3.0  # metres
 _TARGET = np.array([0.0, 1.0, 0.8])  # metres; what the cameras look at
 _PYRAMID_LEVELS = 6
 _GROUND_SIZE = 64.0  # metres
@@ -105,15 +106,17 @@ def render(
     photos: int = 24,
     size: tuple[int, int] = (1024, 768),
     seed: int = 0,
+    walk: bool = False,
     on_photo: Callable[[int], None] | None = None,
 ) -> Scene:
-    """Photographs the square from an arc around it.
+    """Photographs the square from an arc around it, or on the way straight towards it.
 
     Args:
         folder: Where the JPEG files go; made if missing.
         photos: Number of photos.
         size: Width and height of every photo in pixels.
         seed: Determines textures, cameras and sensor noise; the same seed gives the same files.
+        walk: The camera walks towards the square and looks ahead, instead of around it.
         on_photo: Called after every photo with the number of photos written so far.
 
     Returns:
@@ -126,7 +129,7 @@ def render(
         names=tuple(f"view_{index:03d}.jpg" for index in range(photos)),
         size=size,
         focal_length=_RELATIVE_FOCAL_LENGTH * size[0],
-        cam_from_world=_place_cameras(photos, camera_rng),
+        cam_from_world=(_walk if walk else _place_cameras)(photos, camera_rng),
     )
     for count, (name, pose, rng) in enumerate(zip(scene.names, scene.cam_from_world, noise_rngs, strict=True), 1):
         _write_jpeg(folder / name, _expose(faces, scene.calibration @ pose, size, rng))
@@ -141,7 +144,19 @@ def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
     angles = np.radians(step * (np.arange(count) - (count - 1) / 2))
     distances, heights = rng.uniform(21, 25, count), rng.uniform(9, 12, count)
     centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
-    forward = _TARGET + rng.uniform(-0.7, 0.7, (count, 3)) - centres
+    return _look_from(centres, _TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
+
+
+def _walk(count: int, rng: np.random.Generator) -> FloatArray:
+    """(count, 3, 4) poses on a line to the square that look along it; a walker sways by a hand's width."""
+    centres = np.array([_WALK_X, _WALK_START, _WALK_HEIGHT]) + rng.uniform(-0.1, 0.1, (count, 3))
+    centres[:, 1] += _WALK_STEP * np.arange(count)
+    return _look_from(centres, centres + np.array([0, 20, -1]) + rng.uniform(-0.7, 0.7, (count, 3)))
+
+
+def _look_from(centres: FloatArray, targets: FloatArray) -> FloatArray:
+    """(N, 3, 4) poses of upright cameras at (N, 3) places that look at (N, 3) others."""
+    forward = targets - centres
     right = np.cross(forward, [0, 0, 1])
     axes = np.stack([right, np.cross(forward, right), forward], axis=1)
     rotations = axes / np.linalg.norm(axes, axis=2, keepdims=True)

@@ -230,6 +230,9 @@ def _print_summary(place: Workspace) -> None:
         row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
     row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
     row("cameras", str(summary["cameras"]))
+    if len(summary.get("tried", {})) > 1:
+        photos = ", ".join(f"{mapper} {count}" for mapper, count in summary["tried"].items())
+        row("mapper", f"{summary['mapper']}; photos in the largest model of each: {photos}")
     if "seconds" in summary:
         seconds = summary["seconds"]
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
