@@ -8,10 +8,10 @@ import numpy as np
 import pycolmap
 import pytest
 
-from hardnet_sfm.colmap.mappers import Mapped
+from hardnet_sfm.colmap.mappers import Mapped, Step
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
-from hardnet_sfm.colmap.recovery import Step, merge, recover, register_more
+from hardnet_sfm.colmap.recovery import merge, recover, register_more
 from hardnet_sfm.evaluation.poses import pose_errors
 
 MAPPING = Mapping("incremental", False, False, 3, 1, 0)
@@ -107,17 +107,17 @@ def test_the_incremental_mapper_registers_photos_that_a_model_lacks(tmp_path: Pa
 def test_each_step_tells_what_it_brought(tmp_path: Path) -> None:
     made = Made(tmp_path, matches=40)
     parts = [made.part(made.numbers[:HALF]), made.part(made.numbers[HALF:-1])]
-    models, steps = recover(Mapped(parts, "incremental", {"incremental": 6}), made.database, tmp_path, MAPPING)
-    assert steps == [Step("merge models", 6, 5), Step("register more", 1, 1)]
-    assert len(models) == 1
-    assert made.largest_error(models[0]) < 0.02
+    found = recover(Mapped(parts, "incremental", {"incremental": 6}), made.database, tmp_path, MAPPING)
+    assert found.recovered == (Step("merge models", 6, 5), Step("register more", 1, 1))
+    assert len(found.models) == 1
+    assert made.largest_error(found.models[0]) < 0.02
 
 
 def test_a_complete_model_is_not_touched(tmp_path: Path) -> None:
     made = Made(tmp_path, matches=300)
     whole = made.part(made.numbers)
-    models, steps = recover(Mapped([whole], "global", {"global": 12}), made.database, tmp_path, MAPPING)
-    assert models[0] is whole and steps == []
+    found = recover(Mapped([whole], "global", {"global": 12}), made.database, tmp_path, MAPPING)
+    assert found.models[0] is whole and found.recovered == ()
 
 
 def test_a_step_that_gives_a_worse_model_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,5 +127,5 @@ def test_a_step_that_gives_a_worse_model_changes_nothing(tmp_path: Path, monkeyp
     for number in list(worse.colmap.points3D)[:200]:
         worse.colmap.delete_point3D(number)
     monkeypatch.setattr("hardnet_sfm.colmap.recovery.register_more", lambda *_: worse)
-    models, steps = recover(Mapped([few], "global", {"global": 9}), made.database, tmp_path, MAPPING)
-    assert models[0] is few and steps == [Step("register more", 3, 0)]
+    found = recover(Mapped([few], "global", {"global": 9}), made.database, tmp_path, MAPPING)
+    assert found.models[0] is few and found.recovered == (Step("register more", 3, 0),)

@@ -22,6 +22,21 @@ _OBSERVATIONS = 0.9
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one step brought.
+
+    Attributes:
+        step: its name, for people.
+        tried: number of photos that were not in the largest model before.
+        registered: how many of them are in it now.
+    """
+
+    step: str
+    tried: int
+    registered: int
+
+
+@dataclass(frozen=True)
 class Mapped:
     """What mapping made.
 
@@ -29,11 +44,13 @@ class Mapped:
         models: adjusted, the largest first.
         mapper: that made them.
         tried: number of photos in the largest model of each mapper that was tried.
+        recovered: what was done then to get more photos into the largest model.
     """
 
     models: list[Model]
     mapper: str
     tried: dict[str, int]
+    recovered: tuple[Step, ...] = ()
 
 
 def map_best(
@@ -74,7 +91,7 @@ def map_best(
 
     first: Literal["incremental", "global"] = "global" if mapper == "global" else "incremental"
     best, models = first, run(first)
-    tried = {first: _photos(models)}
+    tried: dict[str, int] = {first: _photos(models)}
     if mapper != "incremental" and tried[first] < max(1, _ENOUGH[first] * connected(verified)):
         other: Literal["incremental", "global"] = "global" if first == "incremental" else "incremental"
         others = run(other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from hardnet_sfm.colmap.mappers import Mapped, is_better, open_cache, refine
+from hardnet_sfm.colmap.mappers import Mapped, Step, is_better, open_cache, refine
 from hardnet_sfm.colmap.mapping import Mapping, adjust_robustly, incremental_options
 from hardnet_sfm.colmap.model import Model
 
@@ -24,22 +24,7 @@ _INLIERS = 0.1
 _OBSERVATIONS = 0.9
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one step brought.
-
-    Attributes:
-        step: its name, for people.
-        tried: number of photos that were not in the largest model before.
-        registered: how many of them are in it now.
-    """
-
-    step: str
-    tried: int
-    registered: int
-
-
-def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping) -> tuple[list[Model], list[Step]]:
+def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping) -> Mapped:
     """Merges models into the largest one, then lets the incremental mapper register more photos in it.
 
     A step that does not give the largest model more photos, or whose cameras do not fit the matches, changes nothing.
@@ -52,7 +37,7 @@ def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping) -> t
         mapping: threads, seed, and whether cameras stay.
 
     Returns:
-        The models, the largest first, and the steps that were tried.
+        The models, the largest first, with the steps that were tried.
     """
     models, steps = mapped.models, []
     changed = mapped.mapper == "global"
@@ -70,7 +55,7 @@ def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping) -> t
     if models:  # photos of the largest model need no other one
         largest = set(models[0].names)
         models = [models[0], *(model for model in models[1:] if not set(model.names) <= largest)]
-    return models, steps
+    return replace(mapped, models=models, recovered=tuple(steps))
 
 
 def _step(name: str, photos: int, before: list[Model], after: list[Model]) -> Step:
@@ -154,7 +139,7 @@ def _merged(target: Model, source: Model, database: Path, images: Path, mapping:
     for number in numbers:
         image = moved.image(number)
         if image.camera_id not in known:
-            merged.camera(image.camera_id).params = moved.camera(image.camera_id).params
+            merged.camera(image.camera_id).params = list(moved.camera(image.camera_id).params)
         merged.frame(image.frame_id).set_cam_from_world(image.camera_id, image.cam_from_world())
         mapper.observation_manager.register_frame(image.frame_id)
     for number in numbers:

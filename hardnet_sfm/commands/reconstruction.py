@@ -233,6 +233,8 @@ def _print_summary(place: Workspace) -> None:
     if len(summary.get("tried", {})) > 1:
         photos = ", ".join(f"{mapper} {count}" for mapper, count in summary["tried"].items())
         row("mapper", f"{summary['mapper']}; photos in the largest model of each: {photos}")
+    for step in summary.get("recovered", ()):
+        row("retry", f"{step['step']}: {step['registered']} of {step['tried']} photos that were left out")
     if "seconds" in summary:
         seconds = summary["seconds"]
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())

@@ -56,6 +56,9 @@ class MapOptions:
     """Fewest inliers of a verified pair."""
     min_model_size: int = 3
     """Smaller models are dropped, but for the only one, photos."""
+    retry: bool = True
+    """Merge smaller models into the largest one where verified matches join them, and try photos that were left out
+    again. A step that does not make the largest model larger changes nothing."""
     seed: int = 0
     """Of everything that is drawn by chance in verification and mapping."""
 
@@ -92,7 +95,7 @@ class MapOptions:
 
     def of_mapper(self) -> dict[str, Any]:
         """The options that decide what the mapper makes of a database, fit for JSON."""
-        names = ("mapper", "fix_intrinsics", "refine_principal_point", "min_model_size")
+        names = ("mapper", "fix_intrinsics", "refine_principal_point", "min_model_size", "retry")
         return {name: getattr(self, name) for name in names}
 
 
@@ -209,8 +212,14 @@ def mapping_of(options: MapOptions, resources: Resources) -> Mapping:
     """The options of the mapper in COLMAP's terms."""
     from hardnet_sfm.colmap.mapping import Mapping
 
-    first: dict[str, Any] = {"mapper": "global" if options.mapper == "global" else "incremental"}
-    return Mapping(**{**options.of_mapper(), **first}, threads=resources.threads, seed=options.seed)
+    return Mapping(
+        mapper="global" if options.mapper == "global" else "incremental",
+        fix_intrinsics=options.fix_intrinsics,
+        refine_principal_point=options.refine_principal_point,
+        min_model_size=options.min_model_size,
+        threads=resources.threads,
+        seed=options.seed,
+    )
 
 
 def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> Mapped:
@@ -218,6 +227,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
     from hardnet_sfm.colmap.database import Database, read_fact
     from hardnet_sfm.colmap.log import native_log
     from hardnet_sfm.colmap.mappers import Mapped, map_best
+    from hardnet_sfm.colmap.recovery import recover
 
     with Database(workspace.database) as database:
         names = list(database.ids)
@@ -243,6 +253,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
         if verified:
             folder, mapping = readable_folder(images, names, workspace.readable), mapping_of(options, resources)
             mapped = map_best(workspace.database, folder, snapshot, options.mapper, mapping, verified, on_registered)
+            mapped = recover(mapped, workspace.database, folder, mapping) if options.retry else mapped
     replace_models(workspace, mapped.models)
     return mapped
 
@@ -255,7 +266,7 @@ def replace_models(workspace: Workspace, models: list[Model]) -> None:
         model.write(beside / str(number))
     # From here until the new summary is there, a killed run leaves none that vouches for another run's models.
     workspace.summary.unlink(missing_ok=True)
-    left = (path for pattern in (".snapshot-*", ".global-*") for path in workspace.root.glob(pattern))
+    left = (path for pattern in (".snapshot-*", ".global-*", ".recovery-*") for path in workspace.root.glob(pattern))
     for old in (workspace.sparse, workspace.readable, *left):
         shutil.rmtree(old, ignore_errors=True)
     if models:
@@ -303,6 +314,7 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "models": [model.facts() for model in models],
         "mapper": mapped.mapper,
         "tried": mapped.tried,
+        "recovered": [asdict(step) for step in mapped.recovered],
         "cameras": cameras,
         "keypoints": sum(found["keypoints"].values()),
         "pairs": found["pairs"],
