@@ -24,7 +24,7 @@ from hardnet_sfm.workspace import read_json, replacing, write_json
 
 FloatArray = NDArray[np.float64]
 Image = NDArray[np.uint8]
-Layout = Literal["square", "twins", "tower"]
+Layout = Literal["square", "walk", "twins", "tower"]
 _Quad = tuple[FloatArray, FloatArray, FloatArray]  # top-left corner, edge to the right and edge down, in metres
 
 _RELATIVE_FOCAL_LENGTH = 1.1  # of the photo's width
@@ -34,6 +34,7 @@ _JPEG_QUALITY = 95
 
 _ARC_DEGREES = 115.0
 _LARGEST_STEP_DEGREES = 5.0
+_WALK_X, _WALK_START, _WALK_STEP, _WALK_HEIGHT = -1.5, -26.0, 1.5, 3.0  # metres
 _TARGET = np.array([0.0, 1.0, 0.8])  # metres; what the cameras look at
 _PYRAMID_LEVELS = 6
 _GROUND_SIZE = 64.0  # metres
@@ -134,7 +135,7 @@ def render(
     The square has a texture of its own on every surface and is seen from an arc in front of it. The twins are the same
     square with three equal houses: equal in size and in the texture of all their walls. The tower has the same
     texture on its four facades, except for a sign on each, and is seen from a full circle around it: photos of
-    different facades match each other as if they showed the same one.
+    different facades match each other as if they showed the same one. The walk goes straight towards the square.
 
     Args:
         folder: Where the JPEG files go; made if missing.
@@ -179,6 +180,13 @@ def _place_ring(count: int, rng: np.random.Generator) -> FloatArray:
     distances, heights = rng.uniform(14, 16, count), rng.uniform(2.0, 4.5, count)
     centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
     return _look_at(centres, _RING_TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
+
+
+def _place_walk(count: int, rng: np.random.Generator) -> FloatArray:
+    """(count, 3, 4) poses on a line to the square that look along it; a walker sways by a hand's width."""
+    centres = np.array([_WALK_X, _WALK_START, _WALK_HEIGHT]) + rng.uniform(-0.1, 0.1, (count, 3))
+    centres[:, 1] += _WALK_STEP * np.arange(count)
+    return _look_at(centres, centres + np.array([0, 20, -1]) + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
 def _look_at(centres: FloatArray, targets: FloatArray) -> FloatArray:
@@ -383,6 +391,7 @@ def _write_jpeg(path: Path, photo: Image) -> None:
 
 _LAYOUTS: dict[Layout, tuple[Callable[..., list[_Face]], Callable[..., FloatArray]]] = {
     "square": (_build_square, _place_cameras),
+    "walk": (_build_square, _place_walk),
     "twins": (_build_twins, _place_cameras),
     "tower": (_build_tower, _place_ring),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from collections.abc import Mapping as MappingOf
@@ -76,6 +77,7 @@ def reconstruct_with_sift(
         pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification)
         marks.append(time.perf_counter())
         models = map_database(database, images, folder / "snapshot", mapping, lambda _: None)
+        shutil.rmtree(folder / "snapshot", ignore_errors=True)
         marks.append(time.perf_counter())
     if not models:
         raise HardnetSfmError(f"{images}: COLMAP makes no model", "Give it photos that overlap more, or more of them.")

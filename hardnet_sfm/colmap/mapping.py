@@ -49,7 +49,7 @@ def map_database(
         database: with verified matches.
         images: folder that COLMAP reads colours from.
         snapshot: folder where the incremental mapper leaves its first model every half minute, and when it is
-            interrupted; a later call goes on from there and ends with the same model. Removed at the end.
+            interrupted; a later call goes on from there and ends with the same model. The caller removes it.
         mapping: how.
         on_registered: told the number of photos registered so far.
     """
@@ -60,8 +60,23 @@ def map_database(
         _map_incrementally(database, images, manager, snapshot, mapping, on_registered)
     models = [manager.get(number) for number in range(manager.size())]
     models.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
-    shutil.rmtree(snapshot, ignore_errors=True)
     return [Model(model) for model in models if model.num_reg_images() > 0]
+
+
+def incremental_options(images: Path, mapping: Mapping) -> pycolmap.IncrementalPipelineOptions:
+    """Options of COLMAP's incremental mapper.
+
+    Args:
+        images: folder that COLMAP reads colours from.
+        mapping: how.
+    """
+    options = pycolmap.IncrementalPipelineOptions()
+    options.image_path, options.num_threads, options.random_seed = images, mapping.threads, mapping.seed
+    options.min_model_size = mapping.min_model_size
+    if mapping.fix_intrinsics:
+        options.ba_refine_focal_length = options.ba_refine_extra_params = options.ba_refine_principal_point = False
+        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = False
+    return options
 
 
 def _map_incrementally(
@@ -72,12 +87,7 @@ def _map_incrementally(
     mapping: Mapping,
     on_registered: Callable[[int], None],
 ) -> None:
-    options = pycolmap.IncrementalPipelineOptions()
-    options.image_path, options.num_threads, options.random_seed = images, mapping.threads, mapping.seed
-    options.min_model_size = mapping.min_model_size
-    if mapping.fix_intrinsics:
-        options.ba_refine_focal_length = options.ba_refine_extra_params = options.ba_refine_principal_point = False
-        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = False
+    options = incremental_options(images, mapping)
     if (snapshot / "images.bin").is_file():
         manager.read(snapshot)
     written = time.monotonic()

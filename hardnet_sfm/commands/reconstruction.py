@@ -276,6 +276,11 @@ def _print_summary(place: Workspace) -> None:
         row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
     row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
     row("cameras", _describe_cameras(summary["cameras"], summary["camera_groups"]) + _describe_growth(summary))
+    if len(summary.get("tried", {})) > 1:
+        photos = ", ".join(f"{mapper} {count}" for mapper, count in summary["tried"].items())
+        row("mapper", f"{summary['mapper']}; photos in the largest model of each: {photos}")
+    for step in summary.get("recovered", ()):
+        row("retry", f"{step['step']}: {step['registered']} of {step['tried']} photos that were left out")
     if "seconds" in summary:
         seconds = summary["seconds"]
         times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())

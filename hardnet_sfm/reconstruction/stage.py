@@ -22,10 +22,12 @@ from hardnet_sfm.workspace import Workspace, digest, locked, read_json, write_js
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.cameras import CameraSetup
+    from hardnet_sfm.colmap.mappers import Mapped
+    from hardnet_sfm.colmap.mapping import Mapping
     from hardnet_sfm.colmap.model import Model
 
 Pair = tuple[str, str]
-Mapper = Literal["incremental", "global"]
+Mapper = Literal["auto", "incremental", "global"]
 Mode = Literal["auto", "single", "per-folder", "per-image"]
 _FIRST_CAMERA_MODEL = "SIMPLE_RADIAL"
 # Suspects of each kind in the summary, the worst ones.
@@ -38,8 +40,11 @@ _GROUPS, _GROUPS_OF = "camera groups", "camera groups of"
 class MapOptions:
     """Cameras, geometric verification and mapping."""
 
-    mapper: Mapper = "incremental"
-    """incremental: photo by photo, robust. global: all at once, faster on many photos of known focal length."""
+    mapper: Mapper = "auto"
+    """incremental registers photo by photo: robust, but it needs two photos with parallax to start from. global places
+    all photos at once: faster on many photos of known focal length. auto runs the incremental mapper, tries the global
+    one too if connected photos are left out, and keeps the better model. global tries the incremental one if most
+    photos are left out."""
     camera_mode: Mode = "auto"
     """Which photos share a camera. auto: photos of equal size and EXIF data, after a trial that maps a few of them.
     single: all photos. per-folder: the photos of each folder. per-image: each photo has its own."""
@@ -60,6 +65,9 @@ class MapOptions:
     """Fewest inliers of a verified pair."""
     min_model_size: int = 3
     """Smaller models are dropped, but for the only one, photos."""
+    retry: bool = True
+    """Merge smaller models into the largest one where verified matches join them, and try photos that were left out
+    again. A step that does not make the largest model larger changes nothing."""
     seed: int = 0
     """Of everything that is drawn by chance in verification and mapping."""
 
@@ -105,7 +113,7 @@ class MapOptions:
 
     def of_mapper(self) -> dict[str, Any]:
         """The options that decide what the mapper makes of a database, fit for JSON."""
-        names = ("mapper", "fix_intrinsics", "refine_principal_point", "min_model_size")
+        names = ("mapper", "fix_intrinsics", "refine_principal_point", "min_model_size", "retry")
         return {name: getattr(self, name) for name in names} | {"grow_distortion": self.grow_distortion()}
 
 
@@ -148,8 +156,9 @@ def map_photos(
         wanted = digest("model", fingerprint, options.of_mapper())
         models = _finished_models(workspace, wanted)
         if not models:
-            models = _make_models(workspace, images, options, resources)
-            summary = {"fingerprint": wanted, **_summary(workspace, options, found, models)}
+            mapped = _make_models(workspace, images, options, resources)
+            models = mapped.models
+            summary = {"fingerprint": wanted, **_summary(workspace, options, found, mapped)}
             write_json(workspace.summary, summary)
         if not models:
             raise _nothing_made(read_json(workspace.summary))
@@ -239,13 +248,27 @@ def _shared_cameras(beside: Path, images: Path, trials: CameraTrials, fingerprin
     return [group.names for group in groups if group.shared]
 
 
-def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> list[Model]:
-    from hardnet_sfm.colmap.calibration import adjust_robustly
+def mapping_of(options: MapOptions, resources: Resources) -> Mapping:
+    """The options of the mapper in COLMAP's terms."""
+    from hardnet_sfm.colmap.mapping import Mapping
+
+    return Mapping(
+        mapper="global" if options.mapper == "global" else "incremental",
+        fix_intrinsics=options.fix_intrinsics,
+        refine_principal_point=options.refine_principal_point,
+        grow_distortion=options.grow_distortion(),
+        min_model_size=options.min_model_size,
+        threads=resources.threads,
+        seed=options.seed,
+    )
+
+
+def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> Mapped:
     from hardnet_sfm.colmap.cameras import readable_folder
     from hardnet_sfm.colmap.database import Database, read_fact
     from hardnet_sfm.colmap.log import native_log
-    from hardnet_sfm.colmap.mapping import Mapping, map_database
-    from hardnet_sfm.colmap.model import Model
+    from hardnet_sfm.colmap.mappers import Mapped, map_best
+    from hardnet_sfm.colmap.recovery import recover
 
     with Database(workspace.database) as database:
         names = list(database.ids)
@@ -256,8 +279,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
                 "their photos' EXIF data",
                 "State the camera with --camera-params, or leave out --fix-intrinsics.",
             )
-        any_verified = bool(database.verified())
-    mapping = Mapping(**options.of_mapper(), threads=resources.threads, seed=options.seed)
+        verified = database.verified()
     print_of_database = read_fact(workspace.database, "fingerprint")
     snapshot = workspace.root / f".snapshot-{digest(print_of_database, options.of_mapper())[:12]}"
     with native_log(workspace.logs), progress("map", len(names)) as advance:
@@ -268,23 +290,28 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
             advance(registered - shown)
             shown = registered
 
-        models = []
-        if any_verified:
-            folder = readable_folder(images, names, workspace.readable)
-            mapped = map_database(workspace.database, folder, snapshot, mapping, on_registered)
-            models = [Model(adjust_robustly(model.colmap, mapping, workspace.database)) for model in mapped]
+        mapped = Mapped([], options.mapper, {})
+        if verified:
+            folder, mapping = readable_folder(images, names, workspace.readable), mapping_of(options, resources)
+            mapped = map_best(workspace.database, folder, snapshot, options.mapper, mapping, verified, on_registered)
+            mapped = recover(mapped, workspace.database, folder, mapping) if options.retry else mapped
+    replace_models(workspace, mapped.models)
+    return mapped
+
+
+def replace_models(workspace: Workspace, models: list[Model]) -> None:
+    """Puts models in the place of those of the workspace, and removes its summary, which is of those."""
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):
         model.write(beside / str(number))
     # From here until the new summary is there, a killed run leaves none that vouches for another run's models.
     workspace.summary.unlink(missing_ok=True)
-    left = (path for pattern in (".snapshot-*", ".global-*") for path in workspace.root.glob(pattern))
+    left = (path for pattern in (".snapshot-*", ".global-*", ".recovery-*") for path in workspace.root.glob(pattern))
     for old in (workspace.sparse, workspace.readable, *left):
         shutil.rmtree(old, ignore_errors=True)
     if models:
         beside.rename(workspace.sparse)
-    return models
 
 
 def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:
@@ -314,9 +341,10 @@ def _what_was_found(features: FeatureStore, matches: MatchStore) -> dict[str, An
     }
 
 
-def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], models: list[Model]) -> dict[str, Any]:
+def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], mapped: Mapped) -> dict[str, Any]:
     from hardnet_sfm.colmap.database import Database
 
+    models = mapped.models
     with Database(workspace.database) as database:
         verified, cameras = database.verified(), database.cameras()
     unregistered = reasons_unregistered(found["keypoints"], verified, [model.names for model in models])
@@ -326,6 +354,9 @@ def _summary(workspace: Workspace, options: MapOptions, found: dict[str, Any], m
         "registered": models[0].facts()["photos"] if models else 0,
         "unregistered": unregistered,
         "models": [model.facts() for model in models],
+        "mapper": mapped.mapper,
+        "tried": mapped.tried,
+        "recovered": [asdict(step) for step in mapped.recovered],
         "cameras": cameras,
         "grown_cameras": _grown_cameras(models, options),
         "camera_groups": _camera_groups(workspace, options, len(found["photos"])),
@@ -400,9 +431,15 @@ def _nothing_made(summary: dict[str, Any]) -> HardnetSfmError:
             "No two photos show the same thing well enough. Take photos that overlap by two thirds; a lower "
             "--peak-threshold, a higher --max-ratio or --affine-shape (--detector dog) may help with these."
         )
+    elif len(summary["tried"]) == 1:
+        hint = (
+            f"Only the {summary['mapper']} mapper was tried, and it found no start in the verified pairs. "
+            "Run again with --mapper auto, which tries the global one too."
+        )
     else:
         hint = (
-            "Pairs were verified, but none has enough inliers and parallax to start from. Take photos from places "
-            "farther apart, or state the camera with --camera-params."
+            "Pairs were verified, but neither mapper found cameras that agree with them. Photos that were all taken "
+            "from one place have no parallax: take some from other places. If one camera with one zoom took all "
+            "photos, say so with --camera-mode single, or state it with --camera-params."
         )
     return HardnetSfmError(f"no model could be made ({counts}; most photos: {why})", hint)

@@ -1,0 +1,194 @@
+"""Which mapper makes the model: the incremental one, the global one, or the better of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pycolmap
+
+from hardnet_sfm.colmap.calibration import adjust_robustly
+from hardnet_sfm.colmap.mapping import Mapping, incremental_options, map_database
+from hardnet_sfm.colmap.model import Model
+
+Pair = tuple[str, str]
+Mapper = Literal["auto", "incremental", "global"]
+# Share of the connected photos that the first mapper must register, or the other one is tried too.
+_ENOUGH = {"incremental": 0.9, "global": 0.5}
+# A model of more photos must have this share of the other model's observations, or its cameras do not fit the matches.
+_OBSERVATIONS = 0.9
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step brought.
+
+    Attributes:
+        step: its name, for people.
+        tried: number of photos that were not in the largest model before.
+        registered: how many of them are in it now.
+    """
+
+    step: str
+    tried: int
+    registered: int
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What mapping made.
+
+    Attributes:
+        models: adjusted, the largest first.
+        mapper: that made them.
+        tried: number of photos in the largest model of each mapper that was tried.
+        recovered: what was done then to get more photos into the largest model.
+    """
+
+    models: list[Model]
+    mapper: str
+    tried: dict[str, int]
+    recovered: tuple[Step, ...] = ()
+
+
+def map_best(
+    database: Path,
+    images: Path,
+    snapshot: Path,
+    mapper: Mapper,
+    mapping: Mapping,
+    verified: Dict[Pair, int],
+    on_registered: Callable[[int], None],
+) -> Mapped:
+    """Maps with one mapper, and with the other one if the first leaves out connected photos.
+
+    The incremental mapper needs a pair of photos with parallax to start from. Photos that look along the way they were
+    taken have none: the lines of sight to the points hardly change. The global mapper needs no such pair, but it
+    registers every connected photo, also wrongly. So its models are completed and filtered with the incremental
+    mapper's own thresholds first, and photos that have too few observations then are taken out.
+
+    Args:
+        database: with verified matches.
+        images: folder that COLMAP reads colours from.
+        snapshot: see `map_database`; the caller removes it.
+        mapper: "incremental" uses that one alone. "auto" starts with it, and tries the global one if nine tenths of the
+            connected photos are not registered. "global" starts with the global one, and tries the incremental one if
+            half of the connected photos are not.
+        mapping: everything else.
+        verified: number of inliers of each verified pair.
+        on_registered: told the number of photos registered so far.
+    """
+
+    def run(name: Literal["incremental", "global"]) -> list[Model]:
+        models = map_database(database, images, snapshot, replace(mapping, mapper=name), on_registered)
+        if name == "global":
+            models = [complete(model, database, images, mapping) for model in models]
+            models = [model for model in models if len(model.names) >= mapping.min_model_size]
+        adjusted = [Model(adjust_robustly(model.colmap, mapping, database)) for model in models if model.points]
+        return sorted(adjusted, key=lambda model: (-len(model.names), -model.points))
+
+    first: Literal["incremental", "global"] = "global" if mapper == "global" else "incremental"
+    best, models = first, run(first)
+    tried: dict[str, int] = {first: _photos(models)}
+    if mapper != "incremental" and tried[first] < max(1, _ENOUGH[first] * connected(verified)):
+        other: Literal["incremental", "global"] = "global" if first == "incremental" else "incremental"
+        others = run(other)
+        tried[other] = _photos(others)
+        if is_better(others, models):
+            best, models = other, others
+    return Mapped(models, best, tried)
+
+
+def connected(verified: Dict[Pair, int]) -> int:
+    """Number of photos in the largest set that verified pairs connect, each with enough inliers to register a photo."""
+    least = pycolmap.IncrementalMapperOptions().abs_pose_min_num_inliers
+    group: dict[str, set[str]] = {}
+    for pair, inliers in verified.items():
+        one, other = (group.setdefault(name, {name}) for name in pair)
+        if inliers >= least and one is not other:
+            joined = one | other
+            group.update(dict.fromkeys(joined, joined))
+    return max((len(names) for names in group.values() if len(names) > 1), default=0)
+
+
+def is_better(models: list[Model], others: list[Model]) -> bool:
+    """Whether the largest of some models has more photos than the largest of others, or as many and more observations.
+
+    A model of more photos whose cameras do not fit the matches has few observations: it is not better.
+    """
+    if not models or not others:
+        return bool(models)
+    (photos, seen), (other_photos, other_seen) = ((_photos(of), of[0].observations) for of in (models, others))
+    return (photos > other_photos and seen >= _OBSERVATIONS * other_seen) or (
+        photos == other_photos and seen > other_seen
+    )
+
+
+def _photos(models: list[Model]) -> int:
+    return len(models[0].names) if models else 0
+
+
+def open_cache(database: Path) -> pycolmap.DatabaseCache:
+    """Photos, keypoints and verified matches of a database, in memory."""
+    with pycolmap.Database.open(database) as opened:
+        options = pycolmap.DatabaseCacheOptions()
+        options.min_num_matches = pycolmap.IncrementalPipelineOptions().min_num_matches
+        return pycolmap.DatabaseCache.create(opened, options)
+
+
+def complete(model: Model, database: Path, images: Path, mapping: Mapping) -> Model:
+    """Triangulates what a model leaves out, adjusts and filters it as the incremental mapper does at its end.
+
+    The global mapper makes points of three photos or more only, and keeps observations up to ten pixels off. Photos
+    that are left with fewer observations than the incremental mapper needs to register one are taken out.
+
+    Args:
+        model: is changed.
+        database: that it was made from.
+        images: folder of its photos.
+        mapping: threads, seed and whether cameras stay.
+    """
+    options = incremental_options(images, mapping)
+    mapper = pycolmap.IncrementalMapper(open_cache(database))
+    colmap = model.colmap
+    mapper.begin_reconstruction(colmap)
+    for number in list(colmap.reg_image_ids()):
+        mapper.triangulate_image(options.get_triangulation(), number)
+    refine(mapper, options)
+    visible = mapper.observation_manager.num_visible_points3D
+    while weak := _weak(colmap, colmap.reg_image_ids(), visible, options.mapper):
+        for number in weak:
+            mapper.observation_manager.deregister_frame(colmap.image(number).frame_id)
+        if colmap.num_reg_images():
+            refine(mapper, options)
+    mapper.end_reconstruction(False)
+    return Model(colmap)
+
+
+def refine(mapper: pycolmap.IncrementalMapper, options: pycolmap.IncrementalPipelineOptions) -> None:
+    """Adjusts, completes, merges and filters all points in turn, until few of them change."""
+    mapper.iterative_global_refinement(
+        options.ba_global_max_refinements,
+        options.ba_global_max_refinement_change,
+        options.get_mapper(),
+        options.get_global_bundle_adjustment(),
+        options.get_triangulation(),
+    )
+
+
+def _weak(
+    colmap: pycolmap.Reconstruction,
+    photos: Iterable[int],
+    visible: Callable[[int], int],
+    options: pycolmap.IncrementalMapperOptions,
+) -> list[int]:
+    """Photos that see fewer points, or a smaller share of those that their matches lead to, than one to register."""
+    return [
+        number
+        for number in photos
+        if (seen := colmap.image(number).num_points3D) < options.abs_pose_min_num_inliers
+        or seen < options.abs_pose_min_inlier_ratio * visible(number)
+    ]

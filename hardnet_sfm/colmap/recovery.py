@@ -1,0 +1,211 @@
+"""More photos in the largest model: models that belong together are merged, and left out photos are tried again."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.calibration import adjust_robustly
+from hardnet_sfm.colmap.mappers import Mapped, Step, is_better, open_cache, refine
+from hardnet_sfm.colmap.mapping import Mapping, incremental_options
+from hardnet_sfm.colmap.model import Model
+
+Points = NDArray[np.float64]
+# Largest distance of a point from its place in the other model, as a share of its depth there.
+_DISTANCE = 0.03
+# Smallest share of right ones among the common points that RANSAC counts on, which bounds its trials.
+_INLIERS = 0.1
+# Share of the observations of both models that the merged one must have, or they do not belong together.
+_OBSERVATIONS = 0.9
+
+
+def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping) -> Mapped:
+    """Merges models into the largest one, then lets the incremental mapper register more photos in it.
+
+    A step that does not give the largest model more photos, or whose cameras do not fit the matches, changes nothing.
+    The incremental mapper goes on only from a model that it has not ended itself.
+
+    Args:
+        mapped: models of the database, the largest first.
+        database: with verified matches.
+        images: folder of the photos.
+        mapping: threads, seed, and whether cameras stay.
+
+    Returns:
+        The models, the largest first, with the steps that were tried.
+    """
+    models, steps = mapped.models, []
+    changed = mapped.mapper == "global"
+    with pycolmap.Database.open(database) as opened:
+        photos = opened.num_images()
+    if len(models) > 1:
+        merged = merge(models, database, images, mapping)
+        steps.append(_step("merge models", photos, models, merged))
+        changed, models = changed or steps[-1].registered > 0, merged
+    if models and changed and len(models[0].names) < photos:
+        more = [register_more(models[0], database, images, mapping), *models[1:]]
+        accepted = len(more[0].names) > len(models[0].names) and is_better(more, models)
+        steps.append(_step("register more", photos, models, more if accepted else models))
+        models = more if accepted else models
+    if models:  # photos of the largest model need no other one
+        largest = set(models[0].names)
+        models = [models[0], *(model for model in models[1:] if not set(model.names) <= largest)]
+    return replace(mapped, models=models, recovered=tuple(steps))
+
+
+def _step(name: str, photos: int, before: list[Model], after: list[Model]) -> Step:
+    had, has = len(before[0].names), len(after[0].names)
+    return Step(name, photos - had, has - had)
+
+
+def register_more(model: Model, database: Path, images: Path, mapping: Mapping) -> Model:
+    """The model as the incremental mapper goes on with it, adjusted.
+
+    Args:
+        model: stays as it is.
+        database: of its photos.
+        images: folder of the photos.
+        mapping: threads, seed, and whether cameras stay.
+    """
+    options = incremental_options(images, mapping)
+    options.multiple_models = False
+    manager = pycolmap.ReconstructionManager()
+    with (
+        tempfile.TemporaryDirectory(prefix=".recovery-", dir=database.parent) as folder,
+        pycolmap.Database.open(database) as opened,
+    ):
+        model.colmap.write(folder)
+        manager.read(folder)
+        pycolmap.IncrementalPipeline(options, opened, manager).run()
+    return Model(adjust_robustly(manager.get(0), mapping, database))
+
+
+def merge(models: list[Model], database: Path, images: Path, mapping: Mapping) -> list[Model]:
+    """Merges models with the largest one where verified matches say how they lie to each other.
+
+    Points of both models that verified matches or a photo of both identify give a similarity by RANSAC. The photos of
+    the smaller model move with it, and all points are triangulated, adjusted and filtered again with the incremental
+    mapper's thresholds. The merged model counts if no photo got lost, if it has nine tenths of the observations of both
+    models, and if enough points are seen from photos of either: as many as it takes to register a photo.
+
+    Args:
+        models: the largest first. They stay as they are.
+        database: of their photos, with verified matches.
+        images: folder of the photos.
+        mapping: threads, seed, and whether cameras stay.
+
+    Returns:
+        The merged model, adjusted, then those that were not merged; or the models that were given.
+    """
+    largest, left = models[0], list(models[1:])
+    tried_again = True
+    while tried_again:
+        tried_again = False
+        for other in list(left):
+            merged = _merged(largest, other, database, images, mapping)
+            if merged is not None:
+                largest = Model(adjust_robustly(merged.colmap, mapping, database))
+                left.remove(other)
+                tried_again = True
+    return [largest, *left]
+
+
+def _merged(target: Model, source: Model, database: Path, images: Path, mapping: Mapping) -> Model | None:
+    cache = open_cache(database)
+    there, here = common_points(target.colmap, source.colmap, cache.correspondence_graph)
+    options = incremental_options(images, mapping)
+    enough = options.mapper.abs_pose_min_num_inliers
+    if len(there) < enough:
+        return None
+    ransac = pycolmap.RANSACOptions()
+    ransac.max_error, ransac.random_seed = _DISTANCE * _depth(target.colmap, there), mapping.seed
+    ransac.min_inlier_ratio = _INLIERS
+    found: Any = pycolmap.estimate_sim3d_robust(here, there, ransac)
+    if found is None or found["num_inliers"] < enough:
+        return None
+    moved = pycolmap.Reconstruction(source.colmap)
+    moved.transform(found["tgt_from_src"])
+    merged = pycolmap.Reconstruction(target.colmap)
+    old, new = set(target.names), set(source.names) - set(target.names)
+    mapper = pycolmap.IncrementalMapper(cache)
+    mapper.begin_reconstruction(merged)
+    known = {merged.image(number).camera_id for number in merged.reg_image_ids()}
+    numbers = [number for number in moved.reg_image_ids() if moved.image(number).name in new]
+    for number in numbers:
+        image = moved.image(number)
+        if image.camera_id not in known:
+            merged.camera(image.camera_id).params = list(moved.camera(image.camera_id).params)
+        merged.frame(image.frame_id).set_cam_from_world(image.camera_id, image.cam_from_world())
+        mapper.observation_manager.register_frame(image.frame_id)
+    for number in numbers:
+        mapper.triangulate_image(options.get_triangulation(), number)
+    refine(mapper, options)
+    mapper.end_reconstruction(False)
+    result = Model(merged)
+    sound = (
+        set(result.names) == old | new
+        and result.observations >= _OBSERVATIONS * (target.observations + source.observations)
+        and _seen_from_both(merged, old, new) >= enough
+    )
+    return result if sound else None
+
+
+def common_points(
+    target: pycolmap.Reconstruction, source: pycolmap.Reconstruction, graph: pycolmap.CorrespondenceGraph
+) -> tuple[Points, Points]:
+    """Where two models have the same points.
+
+    Args:
+        target, source: the models.
+        graph: verified matches of their photos.
+
+    Returns:
+        (N, 3) positions in the target and in the source, a row for each pair of points, which may be wrong.
+    """
+    pairs: set[tuple[int, int]] = set()
+    for one in source.reg_image_ids():
+        seen = {row: source.image(one).point2D(row).point3D_id for row in _observed(source.image(one))}
+        for two in target.reg_image_ids():
+            image = target.image(two)
+            if one == two:
+                rows = [(row, row) for row in seen]
+            elif graph.num_matches_between_images(one, two):
+                rows = graph.extract_matches_between_images(one, two).tolist()
+            else:
+                continue
+            pairs.update(
+                (image.point2D(second).point3D_id, seen[first])
+                for first, second in rows
+                if first in seen and image.point2D(second).has_point3D()
+            )
+    ordered = sorted(pairs)
+    there = np.array([target.point3D(number).xyz for number, _ in ordered], np.float64).reshape(-1, 3)
+    here = np.array([source.point3D(number).xyz for _, number in ordered], np.float64).reshape(-1, 3)
+    return there, here
+
+
+def _observed(image: pycolmap.Image) -> list[int]:
+    return list(image.get_observation_point2D_idxs())
+
+
+def _depth(model: pycolmap.Reconstruction, points: Points) -> float:
+    """Median distance of points from the nearest camera."""
+    centres = np.array([model.image(number).projection_center() for number in model.reg_image_ids()])
+    nearest = np.min(np.linalg.norm(points[:, None] - centres, axis=2), axis=1)
+    return float(np.median(nearest))
+
+
+def _seen_from_both(model: pycolmap.Reconstruction, one: set[str], other: set[str]) -> int:
+    """Number of points that photos of both sets see."""
+    names = {number: model.image(number).name for number in model.reg_image_ids()}
+    count = 0
+    for point in model.points3D.values():
+        by = {names[element.image_id] for element in point.track.elements}
+        count += bool(by & one) and bool(by & other)
+    return count
