@@ -54,7 +54,7 @@ _LEAST_IN_CELL = 2
 _MOST_SHARED = 0.1
 # Conflicting points that make a suspect: their number, and their share of all that could be compared.
 _LEAST_CONFLICTS = 15
-_LEAST_CONFLICT_SHARE = 0.02
+_LEAST_CONFLICT_SHARE = 0.03
 STRONG = "more matches than most pairs of these photos that fit: the model may be wrong here"
 WEAK = "fewer matches than the pairs that fit: the photos may show two things that look alike"
 DIFFERENT = "the model puts both on one place, but each photo has points there that the other lacks"
