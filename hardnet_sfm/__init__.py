@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from hardnet_sfm.demonstration import demo as demo
     from hardnet_sfm.errors import HardnetSfmError as HardnetSfmError
     from hardnet_sfm.errors import UsageError as UsageError
+    from hardnet_sfm.extraction import extract as extract
     from hardnet_sfm.features.stage import ExtractOptions as ExtractOptions
-    from hardnet_sfm.features.stage import extract as extract
     from hardnet_sfm.keypoints import Keypoints as Keypoints
     from hardnet_sfm.keypoints import Matches as Matches
     from hardnet_sfm.keypoints import RankedImage as RankedImage
@@ -69,7 +69,7 @@ _HOMES = {
     "HardnetSfmError": "errors",
     "UsageError": "errors",
     "ExtractOptions": "features.stage",
-    "extract": "features.stage",
+    "extract": "extraction",
     "Keypoints": "keypoints",
     "Matches": "keypoints",
     "RankedImage": "keypoints",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, extract
+from hardnet_sfm.extraction import ExtractReport, extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.images import list_photos
 from hardnet_sfm.matching.pairs import NEIGHBOURS, PairOptions, PairReport, pair
 from hardnet_sfm.matching.stage import MatchOptions, MatchReport

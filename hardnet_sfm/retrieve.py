@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_choice
-from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, PhotoDescriber, extract
+from hardnet_sfm.extraction import ExtractReport, extract
+from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber
 from hardnet_sfm.fingerprints import are_features_of
 from hardnet_sfm.images import Photo, read_photo, sha256_of
 from hardnet_sfm.keypoints import Keypoints, RankedImage

@@ -164,7 +164,10 @@ def read_photos(place: Workspace) -> list[Photo]:
             descriptors = torch.from_numpy(np.ascontiguousarray(store.descriptors(name))).float()
             photos.append(Photo(keypoints.xy, size, descriptors, rays, camera.mean_focal_length(), poses[name]))
     if len(photos) < 2:
-        raise HardnetSfmError(f"{place.root}: fewer than two photos of the features are in the model")
+        raise HardnetSfmError(
+            f"{place.root}: fewer than two photos of the features are in the model",
+            "Give a workspace whose sparse/0 was mapped from its features.h5.",
+        )
     return photos
 
 

@@ -31,7 +31,8 @@ from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.features.views import relative_area
 from hardnet_sfm.fingerprints import matched_keypoints
 from hardnet_sfm.keypoints import Matches

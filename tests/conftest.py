@@ -83,8 +83,10 @@ def made(small_scene: tuple[Path, Scene], once: Once) -> Workspace:
         hardnet_sfm.reconstruct(
             small_scene[0],
             folder,
-            extract_options=hardnet_sfm.ExtractOptions(descriptor="rootsift", max_keypoints=1500),
-            map_options=hardnet_sfm.MapOptions(camera_mode="single"),
+            extract_options=hardnet_sfm.ExtractOptions(
+                descriptor="rootsift", max_keypoints=1500, orientation="estimated"
+            ),
+            map_options=hardnet_sfm.MapOptions(camera_mode="single", max_error=1.5),
             resources=hardnet_sfm.Resources(workers=1),
         )
 

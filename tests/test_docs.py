@@ -104,7 +104,7 @@ def test_options_are_read_from_help() -> None:
     rows = {line for line in page.splitlines() if line.startswith("|")}
     said = "Largest error of an inlier of a verified pair, pixels of the photo as keypoints were found in it, "
     said += "shrunk if it is large. Higher for photos of strong distortion."
-    assert f"| `--max-error FLOAT` | {said} | `1.5` |" in rows
+    assert f"| `--max-error FLOAT` | {said} | `4.0` |" in rows
     assert "| `IMAGES` | Folder of photos, searched recursively, never written to. |  |" in rows
     assert any(row.startswith("| `--vocabulary ") for row in rows)
     assert "## reconstruct\n\nPhotos to a COLMAP model" in page and "### evaluate oxford5k\n" in page

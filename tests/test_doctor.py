@@ -20,7 +20,8 @@ from hardnet_sfm.doctor import selftest
 from hardnet_sfm.doctor.findings import Finding
 from hardnet_sfm.doctor.store import check_store
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FeatureStore
 
@@ -49,7 +50,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `extract` makes of them. Tests must not write to it."""
     path = tmp_path_factory.mktemp("doctor-out") / "features.h5"
-    extract(images, path, ExtractOptions(descriptor="rootsift"), Resources(workers=1))
+    extract(images, path, ExtractOptions(descriptor="rootsift", orientation="estimated"), Resources(workers=1))
     return path
 
 
@@ -108,7 +109,7 @@ def test_so_it_is_where_its_photos_are_gone(store: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "options",
-    [{"upright": True}, pytest.param({"detector": "dog", "affine_shape": True}, marks=pytest.mark.slow)],
+    [{"orientation": "upright"}, pytest.param({"detector": "dog", "affine_shape": True}, marks=pytest.mark.slow)],
     ids=str,
 )
 def test_other_keypoints_of_ours_are_found_well(options: dict[str, Any], images: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from hardnet_sfm.benchmark.rows import Competitor, competitors
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL
-from hardnet_sfm.features.stage import ExtractOptions, ExtractReport, KeypointOptions, extract
+from hardnet_sfm.extraction import ExtractReport, extract
+from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
 from hardnet_sfm.retrieval.options import VocabularyOptions
 from hardnet_sfm.retrieval.vocabulary import vocabulary
 from hardnet_sfm.retrieve import Index

@@ -22,7 +22,8 @@ from scipy.spatial import cKDTree
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.networks.rootsift import RootSift

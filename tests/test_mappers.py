@@ -24,7 +24,7 @@ from hardnet_sfm.workspace import Workspace, read_json
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500)
 OPTIONS = MapOptions(camera_mode="single", camera_params="1584,240,180,0")
 ONE_THREAD = Resources(workers=1)
-MAPPING = Mapping("global", False, True, 3, 1, 0)
+MAPPING = Mapping("global", False, True, False, 3, 1, 0)
 
 
 @pytest.fixture(scope="module")

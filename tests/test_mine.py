@@ -53,7 +53,7 @@ from hardnet_sfm.training.observations import (
 from hardnet_sfm.training.patches import PatchSet, read_patches
 from hardnet_sfm.workspace import Workspace
 
-FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500)  # as `made` has
+FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500, orientation="estimated")  # as `made` has
 # Patches as wide as the bounds on how alike they look were measured with: the wider, the more parallax changes.
 NARROW = MineOptions(measurement_size=12.0)
 LONG = MineOptions(min_track=5)  # fewer patches, where it matters that they are the same

@@ -11,7 +11,8 @@ import pytest
 from scipy.spatial import KDTree
 
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints, strongest
 from hardnet_sfm.orientation import quarter_turns, sample_of, turn_between

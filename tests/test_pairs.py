@@ -22,7 +22,8 @@ from processes import PROCESSES
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.matching.pairs import AUTO_EXHAUSTIVE_PHOTOS, PairOptions, pair, read_pairs, sequential
 from hardnet_sfm.matching.stage import MatchOptions, match

@@ -36,8 +36,8 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.workspace import Workspace, read_json
 
-FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500)  # as `made` has
-ONE_CAMERA = MapOptions(camera_mode="single")
+FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500, orientation="estimated")  # as `made` has
+ONE_CAMERA = MapOptions(camera_mode="single", max_error=1.5)  # as `made` has
 ONE_THREAD = Resources(workers=1)
 
 

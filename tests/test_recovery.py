@@ -14,7 +14,7 @@ from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.recovery import merge, recover, register_more
 from hardnet_sfm.evaluation.poses import pose_errors
 
-MAPPING = Mapping("incremental", False, False, 3, 1, 0)
+MAPPING = Mapping("incremental", False, False, False, 3, 1, 0)
 PHOTOS, HALF = 12, 6
 
 

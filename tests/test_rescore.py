@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.images import read_photo, resize_to_fit
 from hardnet_sfm.matching import rescore as rescore_module
 from hardnet_sfm.matching.rescore import Rescorer, best_of_both, short_lists

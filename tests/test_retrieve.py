@@ -14,7 +14,8 @@ import pytest
 import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.matching.pairs import read_pairs
 from hardnet_sfm.resources import Resources

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene

@@ -20,7 +20,8 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.homographies import pair_truth
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.features.views import DescribedViews, ViewDescriber
 from hardnet_sfm.fingerprints import view_fingerprints
 from hardnet_sfm.matching.pairs import PairOptions, pair
@@ -208,9 +209,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     described: list[int] = []
     describe = ViewDescriber.__call__
 
-    def counted(self: ViewDescriber, photo: Any, known: Any, views: Any) -> DescribedViews:
+    def counted(self: ViewDescriber, photo: Any, known: Any, views: Any, turn: int) -> DescribedViews:
         described.append(len(views))
-        return describe(self, photo, known, views)
+        return describe(self, photo, known, views, turn)
 
     monkeypatch.setattr(ViewDescriber, "__call__", counted)
     return described

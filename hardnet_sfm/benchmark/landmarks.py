@@ -21,7 +21,8 @@ from hardnet_sfm.evaluation.landmark_sets import (
 )
 from hardnet_sfm.evaluation.landmarks import score_rankings
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
-from hardnet_sfm.features.stage import ExtractReport, KeypointOptions, extract
+from hardnet_sfm.extraction import ExtractReport, extract
+from hardnet_sfm.features.stage import KeypointOptions
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions

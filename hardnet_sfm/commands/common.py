@@ -17,7 +17,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractReport
+from hardnet_sfm.extraction import ExtractReport
 from hardnet_sfm.matching.pairs import PairReport
 from hardnet_sfm.matching.stage import MatchReport
 from hardnet_sfm.progress import console as errors

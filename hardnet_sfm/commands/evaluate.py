@@ -17,7 +17,8 @@ from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
 from hardnet_sfm.evaluation.scores import Results, ScoreTable
 from hardnet_sfm.evaluation.tables import LandmarkTable
-from hardnet_sfm.features.stage import ExtractReport, KeypointOptions
+from hardnet_sfm.extraction import ExtractReport
+from hardnet_sfm.features.stage import KeypointOptions
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import METHODS, Method, VocabularyOptions

@@ -13,7 +13,8 @@ from tyro.conf import Positional, arg
 
 from hardnet_sfm.commands.common import Common, Images, output, print_report
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions, pair
 from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.presets import PresetName, preset

@@ -12,7 +12,8 @@ from tyro.conf import arg
 
 from hardnet_sfm.commands.common import Common, Images, output, print_report
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.images import list_photos
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.progress import console as errors

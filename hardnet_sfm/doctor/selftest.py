@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.doctor.findings import Finding
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.fingerprints import match_fingerprint
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.matching.pairs import pair

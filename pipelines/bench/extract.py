@@ -43,7 +43,8 @@ T = TypeVar("T")
 STAGE = """
 import json, sys, time
 from pathlib import Path
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.pipeline import peak_memory_mb
 start = time.perf_counter()
 report = extract(Path(sys.argv[1]), Path(sys.argv[2]), ExtractOptions(**json.loads(sys.argv[3])))

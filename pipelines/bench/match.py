@@ -23,7 +23,8 @@ from rich.table import Table
 from hardnet_sfm.colmap.baseline import match_with_colmap
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.features.stage import ExtractOptions, extract
+from hardnet_sfm.extraction import extract
+from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.resources import Resources
