@@ -269,9 +269,10 @@ def test_interrupted_mapping_goes_on_to_the_same_model(
     place = copy_of(made, tmp_path)
     shutil.rmtree(place.sparse)
     place.summary.unlink()
-    from hardnet_sfm.colmap import mapping
+    from hardnet_sfm.colmap import mappers
+    from hardnet_sfm.colmap.mapping import map_database
 
-    run = mapping.map_database
+    run = map_database
 
     def interrupted(*args: object) -> list[Model]:
         def press_ctrl_c(registered: int) -> None:
@@ -280,12 +281,12 @@ def test_interrupted_mapping_goes_on_to_the_same_model(
 
         return run(*args[:-1], press_ctrl_c)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(mapping, "map_database", interrupted)
+    monkeypatch.setattr(mappers, "map_database", interrupted)
     with pytest.raises(KeyboardInterrupt):
         hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD)
     assert next(place.root.glob(".snapshot-*/images.bin")).is_file()
     registered: list[int] = []
-    monkeypatch.setattr(mapping, "map_database", lambda *args: run(*args[:-1], registered.append))
+    monkeypatch.setattr(mappers, "map_database", lambda *args: run(*args[:-1], registered.append))
     resumed = hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD)
     assert registered == [5, 6, 7, 8]
     assert resumed.facts() == Model.read(made.sparse / "0").facts()
