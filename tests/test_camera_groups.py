@@ -22,6 +22,7 @@ from hardnet_sfm.images import Lens, read_lens
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.reconstruction.cameras import choose_connected, judge
 from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.report.reconstruction import reconstruction_page
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FEATURES, MATCHES, StoreWriter, feature_arrays, match_arrays, pair_key
 from hardnet_sfm.workspace import Workspace, read_json
@@ -260,11 +261,14 @@ def test_decision_does_not_depend_on_threads(tmp_path: Path) -> None:
     assert summaries[0] == summaries[1]
 
 
-def test_terminal_says_the_decision_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_and_page_say_the_decision_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = photograph(tmp_path, of("{}.png", [700] * 6))
     main(["map", "--workspace", str(place.root)])
     said = " ".join(capsys.readouterr().out.split())
     assert "cameras 1 (6 photos share one: the focal lengths of 6 photos agree within" in said
+    page = tmp_path / "page.html"
+    reconstruction_page(place, page)
+    assert read_json(place.summary)["camera_groups"][0]["reason"] in page.read_text(encoding="utf-8")
 
 
 def test_spread_of_released_focal_lengths_is_that_of_the_cameras(tmp_path: Path) -> None:
