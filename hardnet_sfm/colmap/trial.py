@@ -213,7 +213,7 @@ def _with_a_camera_each(model: pycolmap.Reconstruction) -> pycolmap.Reconstructi
 
 
 def _cost(model: pycolmap.Reconstruction) -> float:
-    """The robust cost of all observations, as `adjust_robustly` minimises it, squared pixels."""
+    """A robust cost of all observations, squared pixels: SOFT_L1 of Ceres with a scale of 1, for either model."""
     squares = []
     for number in model.reg_image_ids():
         image = model.image(number)

@@ -34,6 +34,8 @@ _FEWEST_PHOTOS = 3
 _KEYPOINTS = (512, 2048)
 # Fewest matches of a pair of photos in a trial.
 _FEWEST_MATCHES = 15
+# Pairs of a photo from which on a quarter of them is taken to share nothing.
+_MANY_PAIRS = 24
 # Matches from which on more do not make two photos a better connected pair.
 _ENOUGH_MATCHES = 150
 # Diagonal of 35 mm film, mm.
@@ -103,7 +105,8 @@ def choose_connected(names: Sequence[str], counts: Mapping[Pair, int], most: int
     """Chooses photos that have many matches with each other.
 
     It starts at the photo with most matches, and adds the one with most matches to those chosen so far. A pair counts
-    with at most 150 matches, so that photos of one place do not crowd out all others.
+    with at most 150 matches, so that photos of one place do not crowd out all others. As photos that share nothing have
+    matches too, only those count that exceed what a quarter of a photo's pairs have, if it has many pairs.
 
     Args:
         names: of the photos to choose from.
@@ -114,9 +117,11 @@ def choose_connected(names: Sequence[str], counts: Mapping[Pair, int], most: int
         The names in their order in `names`; fewer than `most` if no others have matches with them.
     """
     partners: dict[str, dict[str, int]] = {name: {} for name in names}
+    by_chance = _matches_by_chance(names, counts)
     for (first, second), count in counts.items():
         if count >= _FEWEST_MATCHES and first in partners and second in partners:
-            partners[first][second] = partners[second][first] = min(count, _ENOUGH_MATCHES)
+            more = count - max(by_chance[first], by_chance[second])
+            partners[first][second] = partners[second][first] = max(0, min(more, _ENOUGH_MATCHES))
     reach = {name: sum(partners[name].values()) for name in names}
     chosen: set[str] = set()
     while reach and len(chosen) < most:
@@ -132,6 +137,17 @@ def choose_connected(names: Sequence[str], counts: Mapping[Pair, int], most: int
             if other in reach:
                 reach[other] += count
     return tuple(name for name in names if name in chosen)
+
+
+def _matches_by_chance(names: Sequence[str], counts: Mapping[Pair, int]) -> dict[str, int]:
+    """For each photo the number of matches that a quarter of its pairs do not exceed; 0 of few pairs, which may all
+    show the same."""
+    of_photo: dict[str, list[int]] = {name: [] for name in names}
+    for pair, count in counts.items():
+        for name in pair:
+            if name in of_photo:
+                of_photo[name].append(count)
+    return {name: int(np.quantile(found, 0.25)) if len(found) >= _MANY_PAIRS else 0 for name, found in of_photo.items()}
 
 
 @dataclass(frozen=True)
