@@ -408,9 +408,10 @@ class TestPatches:
         alike = correlations(mined.patches[first], mined.patches[last])
         shuffled = np.random.default_rng(0).permutation(last)
         different = correlations(mined.patches[first], mined.patches[shuffled])
-        # Measured: 0.86; 0.93 in the inner half of the patches, which parallax changes less.
-        assert np.mean(alike) > 0.83
-        assert abs(np.mean(different)) < 0.1
+        # Measured: 0.82 and 0.10. Keypoints are ranked by contrast times scale, so patches are larger than those of the
+        # highest contrast alone (0.86 and 0.08): parallax changes them more, and they are smoother.
+        assert np.mean(alike) > 0.8
+        assert abs(np.mean(different)) < 0.12
 
     def test_frames_change_between_photos_as_the_true_cameras_say(
         self, mined: PatchSet, small_scene: tuple[Path, Scene]

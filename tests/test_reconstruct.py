@@ -139,7 +139,7 @@ def test_global_mapper_recovers_the_cameras_and_keeps_the_database(
 ) -> None:
     place = copy_of(made, tmp_path)
     before = dump(place.database)
-    model = hardnet_sfm.map_photos(place, MapOptions(camera_mode="single", mapper="global"))
+    model = hardnet_sfm.map_photos(place, replace(ONE_CAMERA, mapper="global"))
     errors = pose_errors(model.cam_from_world(), truth_of(small_scene[1]))
     assert errors.missing == ()
     assert errors.positions.max() < 0.1
@@ -298,7 +298,8 @@ def test_run_killed_anywhere_and_run_again_ends_with_the_same_model(
     made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "hardnet_sfm", "reconstruct", str(small_scene[0]), "--workspace", str(tmp_path)]
-    command += ["--descriptor", "rootsift", "--max-keypoints", "1500", "--camera-mode", "single", "--workers", "1"]
+    command += ["--descriptor", "rootsift", "--max-keypoints", "1500", "--orientation", "estimated", "--workers", "1"]
+    command += ["--camera-mode", "single", "--max-error", "1.5"]
     delays = [2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0]
     for delay in delays:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -515,7 +516,7 @@ def test_photos_that_do_not_overlap_say_what_was_found(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(3):
-        noise = cv2.resize(rng.integers(0, 255, (60, 80), np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
+        noise = cv2.resize(rng.integers(0, 255, (60, 80), np.uint8), (960, 720), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(photos / f"{number}.png"), noise)
     with pytest.raises(HardnetSfmError, match=r"3 photos, .* keypoints, .* 0 of them verified") as caught:
         hardnet_sfm.reconstruct(photos, tmp_path / "out", extract_options=FEW)
