@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hardnet_sfm.matching.stage import match as match
     from hardnet_sfm.pipeline import reconstruct as reconstruct
     from hardnet_sfm.reconstruction.export import export as export
-    from hardnet_sfm.reconstruction.stage import MapOptions as MapOptions
+    from hardnet_sfm.reconstruction.options import MapOptions as MapOptions
     from hardnet_sfm.reconstruction.stage import map_photos as map_photos
     from hardnet_sfm.report.info import info as info
     from hardnet_sfm.report.montage import montage as montage
@@ -79,7 +79,7 @@ _HOMES = {
     "match": "matching.stage",
     "reconstruct": "pipeline",
     "export": "reconstruction.export",
-    "MapOptions": "reconstruction.stage",
+    "MapOptions": "reconstruction.options",
     "map_photos": "reconstruction.stage",
     "info": "report.info",
     "montage": "report.montage",

@@ -16,7 +16,8 @@ from hardnet_sfm.matching.pairs import NEIGHBOURS, PairOptions, PairReport, pair
 from hardnet_sfm.matching.stage import MatchOptions, MatchReport
 from hardnet_sfm.presets import PresetName
 from hardnet_sfm.presets import preset as find_preset
-from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
+from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.reconstruction.stage import map_photos
 from hardnet_sfm.report.write import write_report
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import IndexReport, ProposeReport, VocabularyReport

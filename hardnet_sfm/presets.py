@@ -9,7 +9,7 @@ from hardnet_sfm.errors import check_choice
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions
 
 PresetName = Literal["fast", "default", "thorough", "internet", "video"]

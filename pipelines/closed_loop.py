@@ -29,7 +29,7 @@ from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.pipeline import reconstruct
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.mine import mine
 from hardnet_sfm.training.observations import MineOptions

@@ -37,7 +37,7 @@ from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
 from hardnet_sfm.pipeline import reconstruct
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workspace import Workspace, read_json
 

@@ -21,7 +21,7 @@ from hardnet_sfm.fingerprints import match_fingerprint
 from hardnet_sfm.images import Lens, read_lens
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.reconstruction.cameras import choose_connected, judge
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.report.reconstruction import reconstruction_page
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import FEATURES, MATCHES, StoreWriter, feature_arrays, match_arrays, pair_key

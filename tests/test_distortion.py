@@ -19,7 +19,7 @@ from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.commands.reconstruction import _describe_growth
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 
 Float64 = NDArray[np.float64]
 SIZE = (1600, 1200)

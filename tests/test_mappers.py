@@ -16,7 +16,8 @@ from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.evaluation.poses import pose_errors
 from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.reconstruction.stage import MapOptions, _nothing_made
+from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.reconstruction.stage import _nothing_made
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene, render
 from hardnet_sfm.workspace import Workspace, read_json

@@ -33,7 +33,7 @@ from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored
 from hardnet_sfm.images import exif_orientation, read_photo
 from hardnet_sfm.keypoints import Float32, Keypoints
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.report.sheets import sheet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene

@@ -31,7 +31,7 @@ from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.pipeline import Report
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.workspace import Workspace, read_json

@@ -23,7 +23,7 @@ from hardnet_sfm.colmap.tracks import read_tracks
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.images import read_colours, read_small, resize_to_fit
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.report.cloud import MOST_POINTS, thin, upright_turn
 from hardnet_sfm.report.matchgraph import MOST_ROWS, match_graph
 from hardnet_sfm.report.page import MOST_BYTES, histogram, page

@@ -14,7 +14,7 @@ from browser import DESKTOP, PHONE, Visit, visit
 
 import hardnet_sfm
 from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.workspace import Workspace, read_json, write_json
 

@@ -22,7 +22,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.reconstruction.stage import MapOptions
+from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.weights import (
     convert,

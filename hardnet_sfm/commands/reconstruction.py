@@ -20,7 +20,8 @@ from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.presets import PresetName, preset
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.reconstruction.export import Form, export
-from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
+from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.reconstruction.stage import map_photos
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace, read_json

@@ -222,7 +222,8 @@ def _retrieve(place: Workspace, resources: Resources) -> str:
 def _map(folder: Path, resources: Resources) -> str:
     """Points projected into known cameras, without noise, through COLMAP: the cameras must come back."""
     from hardnet_sfm.evaluation.poses import pose_errors
-    from hardnet_sfm.reconstruction.stage import MapOptions, map_photos
+    from hardnet_sfm.reconstruction.options import MapOptions
+    from hardnet_sfm.reconstruction.stage import map_photos
 
     place, photos = Workspace(folder / "out"), folder / "photos"
     photos.mkdir(parents=True)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.two_view import Verification
 
 Pair = tuple[str, str]
+# Facts in a database: which photos share a camera, and for which inputs that was decided.
+GROUPS, GROUPS_OF = "camera groups", "camera groups of"
 # Photos of a trial. More cost time and say little more.
 _PHOTOS = 12
 # Photos without EXIF data from which on a second trial, with other photos, must agree.

@@ -1,0 +1,142 @@
+"""What `map` found, for summary.json and for the person at the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.fingerprints import inputs_fingerprint
+from hardnet_sfm.reconstruction.cameras import GROUPS, read_groups
+from hardnet_sfm.reconstruction.options import FIRST_CAMERA_MODEL, MapOptions
+from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
+from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
+from hardnet_sfm.stores import FeatureStore, MatchStore
+from hardnet_sfm.versions import versions
+from hardnet_sfm.workspace import Workspace
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.mappers import Mapped
+    from hardnet_sfm.colmap.model import Model
+
+# Suspects of each kind in the summary, the worst ones.
+_LISTED_SUSPECTS = 25
+
+
+def what_was_found(features: FeatureStore, matches: MatchStore) -> dict[str, Any]:
+    """What the stages before this one made, fit for the summary."""
+    return {
+        "photos": features.names(),
+        "skipped": features.header["skipped"],
+        "orientation": features.header.get("orientation", ""),
+        "keypoints": features.counts(),
+        "pairs": len(matches.pairs()),
+        "matches": matches.total(),
+        "inputs": inputs_fingerprint(features, matches),
+        "options": {"extract": features.header["options"], "match": matches.header["options"]},
+    }
+
+
+def summarize(workspace: Workspace, options: MapOptions, found: dict[str, Any], mapped: Mapped) -> dict[str, Any]:
+    from hardnet_sfm.colmap.database import Database
+
+    models = mapped.models
+    with Database(workspace.database) as database:
+        verified, cameras = database.verified(), database.cameras()
+    unregistered = reasons_unregistered(found["keypoints"], verified, [model.names for model in models])
+    return {
+        "photos": len(found["photos"]),
+        "skipped": found["skipped"],
+        "registered": models[0].facts()["photos"] if models else 0,
+        "unregistered": unregistered,
+        "models": [model.facts() for model in models],
+        "mapper": mapped.mapper,
+        "tried": mapped.tried,
+        "recovered": [asdict(step) for step in mapped.recovered],
+        "cameras": cameras,
+        "grown_cameras": _grown_cameras(models, options),
+        "camera_groups": _camera_groups(workspace, options, len(found["photos"])),
+        "orientation": found["orientation"],
+        "keypoints": sum(found["keypoints"].values()),
+        "pairs": found["pairs"],
+        "matches": found["matches"],
+        "verified_pairs": len(verified),
+        "verified_matches": sum(verified.values()),
+        **_suspects(workspace, models),
+        "inputs": found["inputs"],
+        "options": {**found["options"], "map": asdict(options)},
+        "versions": versions(),
+    }
+
+
+def _grown_cameras(models: list[Model], options: MapOptions) -> dict[str, int]:
+    """Number of cameras of the largest model by the camera model that each grew to; those that did not are left out."""
+    counts = models[0].camera_models() if models and options.grow_distortion() else {}
+    return {name: count for name, count in counts.items() if name != FIRST_CAMERA_MODEL}
+
+
+def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
+    """Verified pairs that disagree with the model of their photos: how many, and the worst of them, fit for JSON."""
+    from hardnet_sfm.colmap.database import Database
+
+    found: list[Suspect] = []
+    with Database(workspace.database) as database:
+        pairs = list(database.verified())
+        for model in models:
+            sights, xyz = model.sights()
+            within = [pair for pair in pairs if set(pair) <= set(sights)]
+            fits = fit_pairs(((pair, database.inliers(pair)) for pair in within), sights, xyz)
+            found += find_suspects(fits, Overlap(sights, xyz))
+    by_kind = [[one for one in found if (one.reason == DIFFERENT) == kind] for kind in (False, True)]
+    return {
+        "suspect_pairs": len(found),
+        "suspects": [
+            {
+                "first": one.fit.first,
+                "second": one.fit.second,
+                "inliers": one.fit.inliers,
+                "explained": round(one.fit.share, 3),
+                "reason": one.reason,
+            }
+            for kind in by_kind
+            for one in kind[:_LISTED_SUSPECTS]
+        ],
+    }
+
+
+def _camera_groups(workspace: Workspace, options: MapOptions, photos: int) -> list[dict[str, Any]]:
+    """Which photos share a camera and why, fit for the summary."""
+    from hardnet_sfm.colmap.database import read_fact
+
+    if options.camera_mode != "auto":
+        reason = f"--camera-mode {options.camera_mode}"
+        return [{"photos": photos, "shared": options.camera_mode != "per-image", "reason": reason}]
+    return [group.facts() for group in read_groups(read_fact(workspace.database, GROUPS))]
+
+
+def explain_failure(summary: dict[str, Any]) -> HardnetSfmError:
+    counts = (
+        f"{summary['photos']} photos, {summary['keypoints']} keypoints, {summary['matches']} matches in "
+        f"{summary['pairs']} pairs, {summary['verified_pairs']} of them verified"
+    )
+    why = Counter(summary["unregistered"].values()).most_common(1)[0][0]
+    if summary["keypoints"] == 0:
+        hint = "The photos have no texture that a detector could hold on to; a lower --peak-threshold finds weaker one."
+    elif summary["verified_pairs"] == 0:
+        hint = (
+            "No two photos show the same thing well enough. Take photos that overlap by two thirds; a lower "
+            "--peak-threshold, a higher --max-ratio or --affine-shape (--detector dog) may help with these."
+        )
+    elif len(summary["tried"]) == 1:
+        hint = (
+            f"Only the {summary['mapper']} mapper was tried, and it found no start in the verified pairs. "
+            "Run again with --mapper auto, which tries the global one too."
+        )
+    else:
+        hint = (
+            "Pairs were verified, but neither mapper found cameras that agree with them. Photos that were all taken "
+            "from one place have no parallax: take some from other places. If one camera with one zoom took all "
+            "photos, say so with --camera-mode single, or state it with --camera-params."
+        )
+    return HardnetSfmError(f"no model could be made ({counts}; most photos: {why})", hint)
