@@ -1,0 +1,74 @@
+"""The table of both programs without any option, from figures that are known."""
+
+from __future__ import annotations
+
+import io
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.scene import Scene
+from hardnet_sfm.workspace import Workspace
+
+SCRIPT = Path(__file__).parents[1] / "pipelines" / "out_of_the_box.py"
+COLMAP = {"photos": 10, "points": 1000, "observations": 4000, "mean_track_length": 4.0}
+OURS = {"photos": 12, "points": 1500, "observations": 6000, "mean_track_length": 4.0}
+COSTS = {"seconds": 20.0, "peak_memory_mb": 500}
+
+
+@pytest.fixture(scope="module")
+def script() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+
+
+def write(folder: Path, program: str, figures: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{program}.json").write_text(json.dumps({**figures, **COSTS}))
+
+
+def printed(script: SimpleNamespace, data: Path, workspace: Path) -> list[list[str]]:
+    console = Console(width=160, record=True, file=io.StringIO())
+    script.print_table(console, script.Options(data, workspace, scenes=("statue",)))
+    rows = [line for line in console.export_text().splitlines() if "│" in line]
+    return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+
+
+def test_the_ratio_is_ours_to_colmaps(script: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "data/statue").mkdir(parents=True)
+    write(tmp_path / "work/statue", "colmap", COLMAP)
+    write(tmp_path / "work/statue", "ours", OURS)
+    theirs, ours, ratio = printed(script, tmp_path / "data", tmp_path / "work")
+    assert theirs == ["statue", "colmap", "10", "1000", "400", "4.00", "20", "500", ""]
+    assert ours[2:] == ["12", "1500", "500", "4.00", "20", "500", ""]
+    assert ratio[1:] == ["ours / colmap", "1.20", "1.50", "1.25", "1.00", "1.00", "1.00", ""]
+
+
+def test_a_program_that_makes_no_model_has_no_photos(script: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "data/statue").mkdir(parents=True)
+    write(tmp_path / "work/statue", "colmap", {"error": "no model"})
+    write(tmp_path / "work/statue", "ours", OURS)
+    theirs, _, ratio = printed(script, tmp_path / "data", tmp_path / "work")
+    assert theirs[2:6] == ["0", "0", "0", "0.00"]
+    assert ratio[2:5] == ["-", "-", "-"]
+
+
+def test_errors_are_distances_to_the_reference(
+    script: SimpleNamespace, made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
+) -> None:
+    """The rendered scene is 20 m wide; its model is some millimetres off."""
+    truth = dict(zip(small_scene[1].names, small_scene[1].cam_from_world, strict=True))
+    Model.read(made.sparse / "0").write(tmp_path / "colmap")
+    error, auc = script.errors_of(script.Reference(truth, "mm", 1000), tmp_path, "colmap")
+    assert 0.1 < error < 30 and auc > 0.3
+
+
+def test_a_missing_scene_is_named(script: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(HardnetSfmError, match="no such scene: "):
+        script.images_of(tmp_path / "nowhere")
