@@ -152,12 +152,12 @@ def choose_orientations(
         with progress("orient", len(sample) + len(others[:_MOST])) as advance:
             estimated = dict(trial.described(sample, dict.fromkeys(sample), advance))
             if earlier is None:
-                found = trial.decide(estimated)
+                found, upright = trial.decide(estimated)
                 if found.orientation == "estimated":
                     return found
             else:
-                found = earlier
-            turned = {**found.turned, **trial.turned(others[:_MOST], estimated, found.turned, advance)}
+                found, upright = earlier, trial.upright(estimated, earlier.turned)
+            turned = {**found.turned, **trial.turned(others[:_MOST], estimated, upright, found.turned, advance)}
     return replace(found, turned={name: turned[name] for name in names if name in turned})
 
 
@@ -214,8 +214,12 @@ class _Trial:
                         self._rounding = rounding_for(rows, self._describe.device)
                     yield name, Small(size, keypoints, prepare(rows, self._rounding))
 
-    def decide(self, estimated: Mapping[str, Small]) -> Orientations:
-        """Which way the photos of the sample match better, and which of them are turned."""
+    def upright(self, names: Iterable[str], turned: Mapping[str, int]) -> dict[str, Small]:
+        """Photos described along what is upright in them."""
+        return dict(self.described(names, {name: turned.get(name, 0) for name in names}))
+
+    def decide(self, estimated: Mapping[str, Small]) -> tuple[Orientations, dict[str, Small]]:
+        """Which way the photos of the sample match better, and which are turned; and the photos described upright."""
         pairs = list(combinations(estimated, 2))
         oriented = dict(zip(pairs, self._matched([(estimated[a], estimated[b]) for a, b in pairs]), strict=True))
         between = {
@@ -224,19 +228,30 @@ class _Trial:
             if (turn := turn_between(estimated[a].keypoints, estimated[b].keypoints, rows)) is not None
         }
         turned = quarter_turns(between)
-        upright = dict(self.described(estimated, {name: turned.get(name, 0) for name in estimated}))
+        upright = self.upright(estimated, turned)
         straight = dict(zip(pairs, self._matched([(upright[a], upright[b]) for a, b in pairs]), strict=True))
         scores = [sum(min(len(rows), _ENOUGH) for rows in found.values()) for found in (straight, oriented)]
         verified = sum(len(straight[pair]) > 0 or len(oriented[pair]) > 0 for pair in pairs)
         if scores[1] > _BETTER * scores[0]:
-            return Orientations("estimated", {}, verified, scores[0], scores[1])
-        return Orientations("upright", turned, verified, scores[0], scores[1])
+            return Orientations("estimated", {}, verified, scores[0], scores[1]), upright
+        return Orientations("upright", turned, verified, scores[0], scores[1]), upright
 
     def turned(
-        self, names: list[str], estimated: Mapping[str, Small], known: Mapping[str, int], advance: Advance
+        self,
+        names: list[str],
+        estimated: Mapping[str, Small],
+        upright: Mapping[str, Small],
+        known: Mapping[str, int],
+        advance: Advance,
     ) -> dict[str, int]:
-        """Which of other photos are turned against those of the sample."""
-        upright = dict(self.described(estimated, {name: known.get(name, 0) for name in estimated}))
+        """Which of other photos are turned.
+
+        Args:
+            names: of these photos.
+            estimated, upright: photos of the sample, described in either way.
+            known: which photos of the sample are turned.
+            advance: the progress bar.
+        """
         missed = []
         for name, small in self.described(names, dict.fromkeys(names, 0), advance):
             if not any(len(rows) for rows in self._matched([(other, small) for other in upright.values()])):

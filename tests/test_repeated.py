@@ -302,7 +302,7 @@ def reconstructed(layout: Layout, photos: int, folder: Path) -> Reconstructed:
     model = hardnet_sfm.reconstruct(
         folder / "photos",
         place.root,
-        extract_options=hardnet_sfm.ExtractOptions(upright=True, max_keypoints=1500),
+        extract_options=hardnet_sfm.ExtractOptions(orientation="upright", max_keypoints=1500),
         match_options=hardnet_sfm.MatchOptions(max_ratio=0.9),
         map_options=hardnet_sfm.MapOptions(max_error=4, camera_mode="single"),
         resources=hardnet_sfm.Resources(workers=1),
