@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.keypoints import Float32
 
+# Most trials of RANSAC, a quarter of COLMAP's. Photos that share nothing have matches at wide thresholds, and use up all
+# trials. On 240 pairs of rock, 2500 trials lose 7 of 148 verified pairs, none of them with 30 inliers, in a quarter of
+# the time.
+_MOST_TRIALS = 2500
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -33,6 +38,7 @@ class Verification:
         """The same for COLMAP."""
         options = pycolmap.TwoViewGeometryOptions()
         options.ransac.max_error, options.ransac.random_seed = self.max_error, self.seed
+        options.ransac.max_num_trials = _MOST_TRIALS
         options.min_num_inliers = self.min_inliers
         return options
 
