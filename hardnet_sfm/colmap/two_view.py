@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.keypoints import Float32
 
-# Most trials of RANSAC, a quarter of COLMAP's. Photos that share nothing have matches at wide thresholds, and use up all
-# trials. On 240 pairs of rock, 2500 trials lose 7 of 148 verified pairs, none of them with 30 inliers, in a quarter of
-# the time.
+# Most trials of RANSAC, a quarter of COLMAP's. Photos that share nothing have matches at wide thresholds, and use up
+# all trials. On 240 pairs of rock, 2500 trials lose 7 of 148 verified pairs, none of them with 30 inliers, in a quarter
+# of the time.
 _MOST_TRIALS = 2500
 
 
