@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +83,12 @@ def extract(
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
     make_detector(options.detector, detector_options(options))  # refuses options that it does not have
-    describe = PatchDescriber(descriptor, resolve_device(resources.device))
+    # Made when the first photo has to be described: a run that is up to date needs none.
+    describer = cache(lambda: PatchDescriber(descriptor, resolve_device(resources.device)))
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
         found = None
         if options.orientation == "auto":
-            found = _orientations(images, names, options, describe, resources.threads, writer.header)
+            found = _orientations(images, names, options, describer, resources.threads, writer.header)
             options = replace(options, orientation=found.orientation)
         turned = found.turned if found else {}
         cut = PhotoCutter(options, descriptor)
@@ -94,6 +96,7 @@ def extract(
         due = _due(images, names, writer.fingerprints, recipe, turned)
         skipped: dict[str, str] = {}
         if due:
+            describe = describer()
             describing = resources.threads if describe.device == "cpu" else 1
             with progress("extract", len(names), len(names) - len(due)) as advance:
                 stream = _detected(
@@ -140,7 +143,7 @@ def _orientations(
     images: Path,
     names: list[str],
     options: ExtractOptions,
-    describe: PatchDescriber,
+    describer: Callable[[], PatchDescriber],
     threads: int,
     header: Mapping[str, Any],
 ) -> Orientations:
@@ -153,7 +156,7 @@ def _orientations(
         earlier, known = Orientations(**header["trial"]), header["names"]
         if set(names) <= set(known):
             return earlier
-    return choose_orientations(images, names, describe, options.detector, threads, earlier, known)
+    return choose_orientations(images, names, describer(), options.detector, threads, earlier, known)
 
 
 def _due(

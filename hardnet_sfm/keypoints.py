@@ -13,7 +13,7 @@ LOWES_RATIO = 0.8
 
 # Scales in pixels are the same if they agree to so many decimals: those of one place with two orientations differ by
 # rounding where they are computed from affine frames.
-_DECIMALS = 3
+SCALE_DECIMALS = 3
 # Orientations that differ by no more than this, degrees, have nearly the same descriptor.
 _TWIN = 20.0
 
@@ -72,7 +72,7 @@ class Keypoints:
         Args:
             turn: the orientation, degrees.
         """
-        rows = np.column_stack([self.xy, self.scales.round(_DECIMALS)])
+        rows = np.column_stack([self.xy, self.scales.round(SCALE_DECIMALS)])
         once = self.select(np.sort(np.unique(rows, axis=0, return_index=True)[1]))
         radians = np.deg2rad(turn - once.oris)
         cos, sin = np.cos(radians), np.sin(radians)
@@ -121,7 +121,7 @@ def strongest(keypoints: Keypoints, strength: Float32, most: int) -> Keypoints:
         strength: (N,), equal for all rows of a place.
         most: number of places.
     """
-    columns = np.column_stack([-strength, keypoints.xy, keypoints.scales.round(_DECIMALS)])
+    columns = np.column_stack([-strength, keypoints.xy, keypoints.scales.round(SCALE_DECIMALS)])
     # Equal strengths are ordered by the other columns, so that nothing is left to chance.
     order = np.lexsort((keypoints.oris, *columns.T[::-1]))
     another = (columns[order[1:]] != columns[order[:-1]]).any(1)

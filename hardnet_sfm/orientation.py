@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.two_view import Verification, verified_rows
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+from hardnet_sfm.features.detectors import make_detector
+from hardnet_sfm.features.stage import KeypointOptions, detector_options
 from hardnet_sfm.images import read_small
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.matching.nearest import (
@@ -50,7 +51,6 @@ Way = Literal["upright", "estimated"]
 
 # Longest side of the small copies, pixels, and keypoints in each.
 _SIDE, _KEYPOINTS = 640, 800
-_PEAK, _EDGE = 0.02 / 3, 10.0
 # Photos that are matched with all others. They are taken in runs of neighbours, which overlap in most folders.
 _SAMPLE, _RUN = 24, 4
 # Photos beyond the sample that are looked at one by one, to find those that are turned.
@@ -183,8 +183,7 @@ class _Trial:
     def __init__(
         self, images: Path, describe: PatchDescriber, detector: str, pool: ThreadPoolExecutor, threads: int
     ) -> None:
-        options = DetectorOptions(_KEYPOINTS, _PEAK, _EDGE, upright=False, affine_shape=False)
-        self._detect = make_detector(detector, options)
+        self._detect = make_detector(detector, detector_options(KeypointOptions(orientation="estimated"), _KEYPOINTS))
         self._images, self._describe, self._pool, self._threads = images, describe, pool, threads
         self._rounding: Rounding | None = None
 

@@ -170,7 +170,7 @@ def _with_principal_points(model: pycolmap.Reconstruction, how: _Adjustment) -> 
 
 
 def _shift(before: pycolmap.Camera, after: pycolmap.Camera) -> float:
-    """Of a principal point, as a share of the photo's longer side."""
+    """How far a principal point moved, as a share of the photo's longer side."""
     x, y = after.principal_point_x - before.principal_point_x, after.principal_point_y - before.principal_point_y
     return math.hypot(x, y) / max(before.width, before.height)
 
@@ -240,7 +240,7 @@ def _reverted(
 
 
 def _complete_tracks(model: pycolmap.Reconstruction, database: Path) -> None:
-    """Drops observations that the mapper would not keep, and adds those that it could not with a smaller model."""
+    """Drops observations that the mapper would not keep, and adds observations that did not fit the smaller model."""
     options = pycolmap.IncrementalPipelineOptions()
     with pycolmap.Database.open(database) as opened:
         graph = pycolmap.DatabaseCache.create(opened, pycolmap.DatabaseCacheOptions()).correspondence_graph

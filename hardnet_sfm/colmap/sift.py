@@ -7,9 +7,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.log import native_log
-from hardnet_sfm.keypoints import Float32, Keypoints, strongest
-
-_DECIMALS = 3  # of scales, pixels
+from hardnet_sfm.keypoints import SCALE_DECIMALS, Float32, Keypoints, strongest
 
 
 def distinct_rows(found: pycolmap.FeatureKeypoints) -> tuple[Float32, NDArray[np.intp]]:
@@ -63,4 +61,4 @@ class ColmapDog:
         oris[(oris >= 360) | self._upright] = 0
         keypoints = Keypoints(xy, scales, oris, scales, affines if self._affine_shape else None)
         # Scales of one place with two orientations differ by rounding.
-        return strongest(keypoints, scales.round(_DECIMALS), self._max_keypoints)
+        return strongest(keypoints, scales.round(SCALE_DECIMALS), self._max_keypoints)

@@ -161,7 +161,7 @@ def _shared_cameras(beside: Path, images: Path, trials: CameraTrials, fingerprin
     return [group.names for group in groups if group.shared]
 
 
-def mapping_of(options: MapOptions, resources: Resources) -> Mapping:
+def _mapping_of(options: MapOptions, resources: Resources) -> Mapping:
     """The options of the mapper in COLMAP's terms."""
     from hardnet_sfm.colmap.mapping import Mapping
 
@@ -205,14 +205,14 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
 
         mapped = Mapped([], options.mapper, {})
         if verified:
-            folder, mapping = readable_folder(images, names, workspace.readable), mapping_of(options, resources)
+            folder, mapping = readable_folder(images, names, workspace.readable), _mapping_of(options, resources)
             mapped = map_best(workspace.database, folder, snapshot, options.mapper, mapping, verified, on_registered)
             mapped = recover(mapped, workspace.database, folder, mapping) if options.retry else mapped
-    replace_models(workspace, mapped.models)
+    _replace_models(workspace, mapped.models)
     return mapped
 
 
-def replace_models(workspace: Workspace, models: list[Model]) -> None:
+def _replace_models(workspace: Workspace, models: list[Model]) -> None:
     """Puts models in the place of those of the workspace, and removes its summary, which is of those."""
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
