@@ -27,6 +27,10 @@ class NoKeypoints(HardnetSfmError):
     """A query has nothing that could be searched for."""
 
 
+class NoModel(HardnetSfmError):
+    """Photos were matched, and no mapper made a model of them."""
+
+
 class UsageError(HardnetSfmError):
     """Options that contradict each other or would have no effect (exit status 2)."""
 

@@ -67,12 +67,16 @@ def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, 
     """Pairs whose matches were made of other features than these, or of photos that are gone."""
     made_from, options = features.fingerprints(), matches.header["options"]
     prints = matches.fingerprints()
+    plain = {name: value for name, value in options.items() if not name.startswith("view_")}
+
+    def recipe(key: str) -> Mapping[str, Any]:
+        return options if "view_steps" in matches.index[key] else plain
+
     return [
-        (first, second)
-        for first, second in matches.pairs()
-        if first not in made_from
-        or second not in made_from
-        or prints[pair_key(first, second)] != match_fingerprint(options, made_from[first], made_from[second])
+        pair
+        for pair in matches.pairs()
+        if not set(pair) <= made_from.keys()
+        or prints[key := pair_key(*pair)] != match_fingerprint(recipe(key), *(made_from[name] for name in pair))
     ]
 
 

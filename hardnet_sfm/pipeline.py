@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import NoModel
 from hardnet_sfm.extraction import ExtractReport, extract
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.images import list_photos
@@ -21,6 +21,7 @@ from hardnet_sfm.reconstruction.stage import map_photos
 from hardnet_sfm.report.write import write_report
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.options import IndexReport, ProposeReport, VocabularyReport
+from hardnet_sfm.retry import RetryOptions, retry_left_out
 from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions, check_together, match_photos
 from hardnet_sfm.workspace import DEFAULT, Workspace, locked, read_json, write_json
@@ -42,6 +43,7 @@ def reconstruct(
     match_options: MatchOptions | None = None,
     view_options: ViewSynthesisOptions | None = None,
     map_options: MapOptions | None = None,
+    retry_options: RetryOptions | None = None,
     resources: Resources | None = None,
     on_stage: OnStage | None = None,
     report: bool = True,
@@ -56,6 +58,7 @@ def reconstruct(
         preset: set of options for the stages, see `hardnet_sfm.presets`.
         extract_options, pair_options, match_options, map_options: of the four stages, instead of the preset's.
         view_options: whether pairs that fail plain matching are matched with synthetic views, and how.
+        retry_options: what is tried for photos that the model left out.
         resources: how much of the machine.
         on_stage: told the name and the report of each stage as it ends.
         report: write report.html, the page to look at, where there is none of this model yet; also where no model
@@ -77,22 +80,42 @@ def reconstruct(
     chosen = find_preset(preset)
     extract_options, pair_options = extract_options or chosen.extract, pair_options or chosen.pair
     match_options, view_options = match_options or chosen.match, view_options or chosen.views
-    map_options = map_options or chosen.map
+    map_options, retry_options = map_options or chosen.map, retry_options or chosen.retry
     # What can be refused is refused before the first photo is read.
     for options in (pair_options, map_options):
         options.check()
     check_together(match_options, view_options)
+    retry_options.check_with(match_options, view_options, map_options)
     images = Path(images)
     place.check_apart(images)
     seconds: dict[str, float] = {}
     memory: dict[str, int] = {}
 
+    def spend(name: str, start: float) -> None:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        memory[name] = peak_memory_mb()
+
     def run(name: str, stage: Callable[[], Report]) -> None:
         start = time.perf_counter()
         done = stage()
-        seconds[name], memory[name] = time.perf_counter() - start, peak_memory_mb()
+        spend(name, start)
         if on_stage:
             on_stage(name, done)
+
+    def match_and_map() -> Model | NoModel:
+        run(
+            "match",
+            lambda: match_photos(
+                place, match_options, view_options, resources, images=images, weights=extract_options.weights
+            ),
+        )
+        start = time.perf_counter()
+        try:
+            return map_photos(place, map_options, resources)
+        except NoModel as failure:
+            return failure
+        finally:
+            spend("map", start)
 
     list_photos(images)
     with locked(place.root):
@@ -102,20 +125,9 @@ def reconstruct(
         proposing = time.perf_counter() - start
         run("pair", lambda: pair(place.features, place.pairs, pair_options, proposed))
         seconds["pair"] += proposing
-        weights = extract_options.weights if view_options.view_synthesis else None
-        run(
-            "match",
-            lambda: match_photos(place, match_options, view_options, resources, images=images, weights=weights),
-        )
-        start = time.perf_counter()
         before = _time_of(place.summary)
-        try:
-            model = map_photos(place, map_options, resources)
-        except HardnetSfmError:
-            if report and _changed(place, before):
-                write_report(place, resources=resources)
-            raise
-        seconds["map"], memory["map"] = time.perf_counter() - start, peak_memory_mb()
+        model = match_and_map()
+        model = retry_left_out(place, pair_options, map_options, retry_options, resources, model, match_and_map)
         if _changed(place, before):
             spent = {
                 "preset": preset,
@@ -126,6 +138,8 @@ def reconstruct(
             write_json(place.summary, {**read_json(place.summary), **spent})
         if report and _time_of(place.report) < _time_of(place.summary):
             write_report(place, resources=resources)
+    if isinstance(model, NoModel):
+        raise model
     return model
 
 

@@ -10,6 +10,7 @@ from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.matching.pairs import PairOptions
 from hardnet_sfm.matching.stage import MatchOptions
 from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.retry import RetryOptions
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions
 
 PresetName = Literal["fast", "default", "thorough", "internet", "video"]
@@ -24,6 +25,7 @@ class Preset:
     match: MatchOptions = field(default_factory=MatchOptions)
     views: ViewSynthesisOptions = field(default_factory=ViewSynthesisOptions)
     map: MapOptions = field(default_factory=MapOptions)
+    retry: RetryOptions = field(default_factory=RetryOptions)
 
 
 PRESETS: dict[PresetName, Preset] = {
@@ -31,7 +33,8 @@ PRESETS: dict[PresetName, Preset] = {
     "default": Preset(),
     "thorough": Preset(
         extract=ExtractOptions(max_keypoints=20000),
-        views=ViewSynthesisOptions(view_synthesis=True),
+        map=MapOptions(guided_matching=True),
+        retry=RetryOptions(retry_views=True),
     ),
     "internet": Preset(pair=PairOptions(pairing="retrieval"), map=MapOptions(camera_mode="per-image")),
     "video": Preset(pair=PairOptions(pairing="sequential"), map=MapOptions(camera_mode="single")),

@@ -209,6 +209,10 @@ class MatchStore(Store):
         """Number of matches of all pairs together."""
         return sum(int(facts["matches"]) for facts in self.index.values())
 
+    def count(self, name0: str, name1: str) -> int:
+        """Number of matches of one pair."""
+        return int(self.index[pair_key(name0, name1)]["matches"])
+
     def by_views(self) -> int:
         """Number of pairs whose matches are of synthetic views, too."""
         return sum(int(facts.get("view_steps", 0)) > 0 for facts in self.index.values())

@@ -27,7 +27,7 @@ from hardnet_sfm.fingerprints import are_features_of, view_fingerprints
 from hardnet_sfm.images import read_photo
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.matching.pairs import Pair
-from hardnet_sfm.matching.stage import MatchOptions, MatchReport, Retried, match
+from hardnet_sfm.matching.stage import MatchOptions, MatchReport, Retried, match, views_again
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import KEYPOINTS, FeatureStore, StoreWriter, keypoint_arrays
 from hardnet_sfm.workspace import Workspace, digest, locked, prepare_folder, replacing
@@ -146,13 +146,9 @@ def match_photos(
     match_options, resources = match_options or MatchOptions(), resources or Resources()
     view_options = view_options or ViewSynthesisOptions()
     check_together(match_options, view_options)
-    if not view_options.view_synthesis:
-        if weights is not None:
-            raise UsageError(
-                "--weights has no effect without --view-synthesis",
-                "Features are described by `hardnet-sfm extract`, which takes it.",
-            )
-        return match(place.features, place.pairs, place.matches, match_options, resources, images=images)
+    chosen = (place.features, place.pairs, place.matches, match_options, resources)
+    if not view_options.view_synthesis and not views_again(place.features, place.pairs, place.again, match_options):
+        return match(*chosen, images=images, again=place.again)
     with (
         locked(place.root),
         FeatureStore(place.features) as store,
@@ -160,8 +156,8 @@ def match_photos(
     ):
         photos = Path(store.header["images"] if images is None else images)
         views = _Views(store, photos, place.views, view_options, resources, weights)
-        again = _SecondTry(views, store, writer, match_options, view_options)
-        return match(place.features, place.pairs, place.matches, match_options, resources, second_try=again)
+        second_try = _SecondTry(views, store, writer, match_options, view_options)
+        return match(*chosen, second_try=second_try, again=place.again)
 
 
 class _SecondTry:
@@ -178,7 +174,7 @@ class _SecondTry:
         from hardnet_sfm.colmap.two_view import Verification
         from hardnet_sfm.matching.nearest import Acceptance
 
-        self.recipe = view_options.recipe()
+        self.recipe, self.only_again = view_options.recipe(), not view_options.view_synthesis
         self._views, self._store, self._writer, self._options = views, store, writer, view_options
         self._accept = Acceptance(match_options.ratio(store), match_options.max_distance)
         self._verification = Verification(_MAX_ERROR, _MIN_INLIERS, _SEED)

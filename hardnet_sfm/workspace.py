@@ -46,6 +46,11 @@ class Workspace:
         return self.root / "matches.h5"
 
     @property
+    def again(self) -> Path:
+        """Pairs that are matched for photos which the model left out."""
+        return self.root / "again.json"
+
+    @property
     def view_keypoints(self) -> Path:
         """What matches refer to that were found with view synthesis: keypoints of photos and of their views."""
         return self.root / "keypoints-views.h5"

@@ -17,13 +17,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from hardnet_sfm.commands.common import errors_said
 from hardnet_sfm.commands.flags import flag_rules
@@ -33,6 +35,9 @@ from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.pipeline import peak_memory_mb
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workspace import read_json, write_json
+
+if TYPE_CHECKING:  # pycolmap takes a second to import
+    from hardnet_sfm.colmap.model import Model
 
 Program = Literal["colmap", "ours"]
 
@@ -162,12 +167,40 @@ def reference_of(scene: Path) -> Reference | None:
     return Reference(poses, "% of extent", 100 / extent)
 
 
-def errors_of(reference: Reference, folder: Path, program: Program) -> tuple[float, float]:
-    """Mean position error in the reference's unit, and AUC of pose errors up to 0.1 degree."""
+def model_of(folder: Path, program: Program) -> Model:
+    """The largest model that a program made of a scene."""
     from hardnet_sfm.colmap.model import Model
 
-    model = folder / "colmap" if program == "colmap" else folder / "ours" / "sparse" / "0"
-    errors = pose_errors(Model.read(model).cam_from_world(), reference.cam_from_world)
+    return Model.read(folder / "colmap" if program == "colmap" else folder / "ours" / "sparse" / "0")
+
+
+def count_distinct(model: Model) -> dict[str, int]:
+    """Points and observations of a model where one place counts once.
+
+    SIFT describes a place along up to four orientations, each as a keypoint. Those of one place are matched and
+    triangulated each by itself, and a model has the same point several times. Two points are one here if a photo sees
+    both at one place, to a tenth of a pixel.
+
+    Returns:
+        "distinct_points", "distinct_observations".
+    """
+    rows = {number: row for row, number in enumerate(model.colmap.points3D)}
+    same, observations = [np.zeros((0, 2), np.int64)], 0
+    for number in model.colmap.reg_image_ids():
+        seen = model.colmap.image(number).get_observation_points2D()
+        points = np.array([rows[one.point3D_id] for one in seen], np.int64)
+        places = np.array([one.xy for one in seen]).reshape(-1, 2).round(1)
+        _, first, place = np.unique(places, axis=0, return_index=True, return_inverse=True)
+        same.append(np.column_stack([points, points[first[place.ravel()]]]))
+        observations += len(first)
+    edges = np.concatenate(same)
+    links = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(rows), len(rows)))
+    return {"distinct_points": int(connected_components(links)[0]), "distinct_observations": observations}
+
+
+def errors_of(reference: Reference, folder: Path, program: Program) -> tuple[float, float]:
+    """Mean position error in the reference's unit, and AUC of pose errors up to 0.1 degree."""
+    errors = pose_errors(model_of(folder, program).cam_from_world(), reference.cam_from_world)
     return float(errors.positions.mean()) * reference.per_unit, errors.auc(0.1)
 
 
@@ -180,6 +213,9 @@ def print_table(console: Console, options: Options) -> None:
         folder, reference = options.workspace / name, reference_of(options.data / name)
         files = {program: folder / f"{program}.json" for program in RUNS}
         rows = {program: read_json(path) for program, path in files.items() if path.is_file()}
+        for program, figures in rows.items():
+            if "error" not in figures:
+                figures |= count_distinct(model_of(folder, program))
         for program, figures in rows.items():
             cells = [form.format(value(figures)) for _, form, value in _COLUMNS]
             error = ""
@@ -196,14 +232,16 @@ def _ratio(ours: float, theirs: float) -> str:
     return f"{ours / theirs:.2f}" if theirs else "-"
 
 
-def _observations_a_photo(figures: Mapping[str, Any]) -> float:
-    return float(figures.get("observations", 0) / max(1, figures.get("photos", 0)))
+def _a_photo(figures: Mapping[str, Any], name: str) -> float:
+    return float(figures.get(name, 0) / max(1, figures.get("photos", 0)))
 
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
     ("registered", "{:.0f}", lambda figures: figures.get("photos", 0)),
     ("points", "{:.0f}", lambda figures: figures.get("points", 0)),
-    ("observations a photo", "{:.0f}", _observations_a_photo),
+    ("distinct", "{:.0f}", lambda figures: figures.get("distinct_points", 0)),
+    ("observations a photo", "{:.0f}", lambda figures: _a_photo(figures, "observations")),
+    ("distinct", "{:.0f}", lambda figures: _a_photo(figures, "distinct_observations")),
     ("track length", "{:.2f}", lambda figures: figures.get("mean_track_length", 0.0)),
     ("seconds", "{:.0f}", lambda figures: figures["seconds"]),
     ("MB", "{:.0f}", lambda figures: figures["peak_memory_mb"]),

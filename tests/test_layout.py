@@ -16,6 +16,7 @@ ROWS = (
     ("benchmark", "doctor"),
     ("pipeline",),
     ("presets",),
+    ("retry",),
     ("retrieve", "view_synthesis", "viewer"),
     ("extraction",),
     ("orientation",),

@@ -23,7 +23,8 @@ from hardnet_sfm.evaluation.homographies import pair_truth
 from hardnet_sfm.extraction import extract
 from hardnet_sfm.features.stage import ExtractOptions
 from hardnet_sfm.features.views import DescribedViews, ViewDescriber
-from hardnet_sfm.fingerprints import view_fingerprints
+from hardnet_sfm.fingerprints import matched_keypoints, stale_pairs, view_fingerprints
+from hardnet_sfm.matching.again import Again, write_again
 from hardnet_sfm.matching.pairs import PairOptions, pair
 from hardnet_sfm.matching.stage import MatchOptions, match
 from hardnet_sfm.reconstruction.stage import map_photos
@@ -414,9 +415,27 @@ def test_views_and_rescoring_are_not_combined(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_weights_without_views_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--weights has no effect"):
-        match_photos(tmp_path, weights=tmp_path / "mine.safetensors")
+def test_weights_without_views_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["match", "--workspace", str(tmp_path), "--weights", str(tmp_path / "mine.safetensors")])
+    assert raised.value.code == 2 and "--weights has no effect" in capsys.readouterr().err
+
+
+def test_pairs_that_are_tried_again_get_views_and_others_none(place: Workspace) -> None:
+    match_photos(place, resources=CPU)
+    with MatchStore(place.matches) as matches:
+        write_again(place.again, Again(str(matches.header["made_of"]), ("view synthesis",), (), (HARD,)))
+        plain = matches.matches(*EASY).pairs
+    report = match_photos(place, resources=CPU)
+    assert (report.computed, report.by_views) == (1, 1)
+    with MatchStore(place.matches) as found, FeatureStore(place.features) as features:
+        # The steps are those of the default options, and one is enough for the hard pair.
+        assert len(found.matches(*HARD)) > len(plain) / 10
+        assert np.array_equal(found.matches(*EASY).pairs, plain)
+        assert stale_pairs(features, found) == []
+        with matched_keypoints(place.view_keypoints, features, found) as keypoints:
+            assert found.matches(*HARD).pairs[:, 0].max() < len(keypoints.keypoints(HARD[0]))
+    assert match_photos(place, resources=CPU).computed == 0
 
 
 @pytest.mark.slow

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.images import sensor_from_upright
@@ -23,6 +25,19 @@ Pair = tuple[str, str]
 # Pairs verified between two commits: what a killed run loses, a second's work.
 _PAIRS_A_COMMIT = 64
 _FACTS = "hardnet_sfm"
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What guided matching needs.
+
+    Attributes:
+        descriptors: gives those of a photo, (M, D) float32 of unit length, of its first M keypoints.
+        max_ratio: of its ratio test.
+    """
+
+    descriptors: Callable[[str], NDArray[np.float32]]
+    max_ratio: float
 
 
 class Database:
@@ -48,14 +63,16 @@ class Database:
         self._database.close()
 
     def write_keypoints(self, photos: Iterable[tuple[str, Keypoints, int, tuple[int, int]]]) -> None:
-        """Writes keypoints of many photos.
+        """Writes keypoints of many photos, in the place of those that they have.
 
         Args:
             photos: name, keypoints, EXIF orientation and (width, height) of each upright photo.
         """
         with pycolmap.DatabaseTransaction(self._database):
             for name, keypoints, orientation, size in photos:
-                self._database.write_keypoints(self.ids[name], colmap_keypoints(keypoints, orientation, size))
+                number, rows = self.ids[name], colmap_keypoints(keypoints, orientation, size)
+                known = self._database.exists_keypoints(number)
+                (self._database.update_keypoints if known else self._database.write_keypoints)(number, rows)
 
     def write_matches(self, pairs: Iterable[tuple[str, str, NDArray[np.int32]]]) -> None:
         """Writes putative matches: names of two photos and (M, 2) row numbers of their keypoints."""
@@ -63,13 +80,25 @@ class Database:
             for first, second, rows in pairs:
                 self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
 
+    def forget(self, pairs: Iterable[Pair]) -> None:
+        """Removes the matches of pairs and their two-view geometry, where there are any."""
+        with pycolmap.DatabaseTransaction(self._database):
+            for first, second in pairs:
+                self._database.delete_matches(self.ids[first], self.ids[second])
+                self._database.delete_two_view_geometry(self.ids[first], self.ids[second])
+
     def unverified(self, pairs: list[Pair]) -> list[Pair]:
         """Those of the pairs for which no two-view geometry was estimated yet."""
         exists = self._database.exists_two_view_geometry
         return [pair for pair in pairs if not exists(self.ids[pair[0]], self.ids[pair[1]])]
 
     def verify(
-        self, pairs: list[Pair], how: Verification, threads: int, pixels: Mapping[str, float] | None = None
+        self,
+        pairs: list[Pair],
+        how: Verification,
+        threads: int,
+        pixels: Mapping[str, float] | None = None,
+        guide: Guide | None = None,
     ) -> Iterator[Pair]:
         """Estimates the two-view geometry of each pair; yields each that is done and safe on disk.
 
@@ -79,6 +108,7 @@ class Database:
             threads: to use.
             pixels: how many of its pixels one of `how.max_error` is, for photos where it is not 1. Of a pair the larger
                 one counts.
+            guide: finds more matches of verified pairs.
         """
         pixels = pixels or {}
         cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
@@ -88,10 +118,15 @@ class Database:
 
         def estimate(pair: Pair, rows: NDArray[np.uint32]) -> pycolmap.TwoViewGeometry:
             first, second = pair
-            options = how.scaled(max(pixels.get(name, 1.0) for name in pair)).options()
-            return pycolmap.estimate_two_view_geometry(
-                camera_of[first], points[first], camera_of[second], points[second], rows, options
+            scaled = how.scaled(max(pixels.get(name, 1.0) for name in pair))
+            geometry = pycolmap.estimate_two_view_geometry(
+                camera_of[first], points[first], camera_of[second], points[second], rows, scaled.options()
             )
+            if guide is not None and len(geometry.inlier_matches) >= how.min_inliers:
+                one, two = (Described(points[name], guide.descriptors(name), camera_of[name]) for name in pair)
+                more = guided_matches(one, two, geometry, scaled.max_error, guide.max_ratio)
+                geometry.inlier_matches = np.concatenate([geometry.inlier_matches, more.astype(np.uint32)])
+            return geometry
 
         with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
             for start in range(0, len(pairs), _PAIRS_A_COMMIT):
@@ -166,6 +201,13 @@ def write_fact(database: Path, key: str, value: str) -> None:
     with closing(sqlite3.connect(database)) as opened, opened:
         opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
         opened.execute(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", (key, value))
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copies a database, with what is in its write-ahead log."""
+    target.unlink(missing_ok=True)
+    with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as beside:
+        opened.backup(beside)
 
 
 def replace_database(fresh: Path, database: Path) -> None:

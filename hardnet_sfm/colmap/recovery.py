@@ -25,23 +25,24 @@ _INLIERS = 0.1
 _OBSERVATIONS = 0.9
 
 
-def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping) -> Mapped:
+def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping, new: str = "") -> Mapped:
     """Merges models into the largest one, then lets the incremental mapper register more photos in it.
 
     A step that does not give the largest model more photos, or whose cameras do not fit the matches, changes nothing.
-    The incremental mapper goes on only from a model that it has not ended itself.
+    The incremental mapper goes on only from a model that it has not ended itself, or where there are new matches.
 
     Args:
         mapped: models of the database, the largest first.
         database: with verified matches.
         images: folder of the photos.
         mapping: threads, seed, and whether cameras stay.
+        new: where the new matches come from, if the database has any that the models were not made of.
 
     Returns:
         The models, the largest first, with the steps that were tried.
     """
     models, steps = mapped.models, []
-    changed = mapped.mapper == "global"
+    changed = bool(new) or mapped.mapper == "global"
     with pycolmap.Database.open(database) as opened:
         photos = opened.num_images()
     if len(models) > 1:
@@ -51,12 +52,12 @@ def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping) -> M
     if models and changed and len(models[0].names) < photos:
         more = [register_more(models[0], database, images, mapping), *models[1:]]
         accepted = len(more[0].names) > len(models[0].names) and is_better(more, models)
-        steps.append(_step("register more", photos, models, more if accepted else models))
+        steps.append(_step(new or "register more", photos, models, more if accepted else models))
         models = more if accepted else models
     if models:  # photos of the largest model need no other one
         largest = set(models[0].names)
         models = [models[0], *(model for model in models[1:] if not set(model.names) <= largest)]
-    return replace(mapped, models=models, recovered=tuple(steps))
+    return replace(mapped, models=models, recovered=(*mapped.recovered, *steps))
 
 
 def _step(name: str, photos: int, before: list[Model], after: list[Model]) -> Step:
@@ -84,6 +85,42 @@ def register_more(model: Model, database: Path, images: Path, mapping: Mapping) 
         manager.read(folder)
         pycolmap.IncrementalPipeline(options, opened, manager).run()
     return Model(adjust_robustly(manager.get(0), mapping, database))
+
+
+def with_keypoints_of(model: Model, database: Path) -> Model:
+    """The same model, whose photos have the keypoints of a database: those that they had, and others after these.
+
+    A photo of a `pycolmap.Reconstruction` cannot be given more keypoints, so it is built anew.
+
+    Args:
+        model: stays as it is.
+        database: of its photos, with the same numbers.
+    """
+    old, fresh = model.colmap, pycolmap.Reconstruction()
+    for camera in old.cameras.values():
+        fresh.add_camera(camera)
+    for rig in old.rigs.values():
+        fresh.add_rig(rig)
+    for frame in old.frames.values():
+        copy = pycolmap.Frame(frame_id=frame.frame_id, rig_id=frame.rig_id)
+        for data in frame.data_ids:
+            copy.add_data_id(data)
+        copy.rig_from_world = frame.rig_from_world
+        fresh.add_frame(copy)
+    with pycolmap.Database.open(database) as opened:
+        for number, image in old.images.items():
+            keypoints = pycolmap.Point2DList(
+                [pycolmap.Point2D(xy) for xy in opened.read_keypoints(number)[:, :2].astype(np.float64)]
+            )
+            photo = pycolmap.Image(image.name, keypoints, image.camera_id, number)
+            photo.frame_id = image.frame_id
+            fresh.add_image(photo)
+    for number in old.reg_frame_ids():
+        fresh.register_frame(number)
+    for point in old.points3D.values():
+        fresh.add_point3D(point.xyz, point.track, point.color)
+    fresh.update_point_3d_errors()
+    return Model(fresh)
 
 
 def merge(models: list[Model], database: Path, images: Path, mapping: Mapping) -> list[Model]:

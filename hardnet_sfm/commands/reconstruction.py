@@ -23,6 +23,7 @@ from hardnet_sfm.reconstruction.export import Form, export
 from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.reconstruction.stage import map_photos
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.retry import RetryOptions
 from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
 from hardnet_sfm.workspace import Workspace, read_json
 
@@ -43,9 +44,9 @@ class Reconstruct:
     """Folder of photos, searched recursively, never written to."""
     preset: PresetName = "default"
     """Set of options to start from; single options override it, and --help with it shows its values. fast: fewer
-    keypoints from smaller photos. thorough: more keypoints, and synthetic views for pairs that do not match. internet:
-    each photo has a camera of its own, and pairs are proposed by similarity. video: one camera, and each photo is
-    matched with those that follow it."""
+    keypoints from smaller photos. thorough: more keypoints, guided matching, and synthetic views for photos that the
+    model left out. internet: each photo has a camera of its own, and pairs are proposed by similarity. video: one
+    camera, and each photo is matched with those that follow it."""
     report: bool = True
     """Write report.html, the page to look at."""
     common: Common = field(default_factory=Common)
@@ -54,6 +55,7 @@ class Reconstruct:
     match: MatchOptions = field(default_factory=MatchOptions)
     views: ViewSynthesisOptions = field(default_factory=ViewSynthesisOptions)
     map: MapOptions = field(default_factory=MapOptions)
+    retry: RetryOptions = field(default_factory=RetryOptions)
     resources: Resources = field(default_factory=Resources)
 
     @classmethod
@@ -72,6 +74,7 @@ class Reconstruct:
             match=chosen.match,
             views=chosen.views,
             map=chosen.map,
+            retry=chosen.retry,
         )
 
     def run(self) -> None:
@@ -86,6 +89,7 @@ class Reconstruct:
             match_options=self.match,
             view_options=self.views,
             map_options=self.map,
+            retry_options=self.retry,
             resources=self.resources,
             on_stage=print_report,
             report=self.report,
@@ -165,6 +169,11 @@ class Match:
     def run(self) -> None:
         if self.images is not None and self.match.rescore is None and not self.views.view_synthesis:
             raise UsageError("--images has no effect without --rescore or --view-synthesis", "Leave it out.")
+        if self.weights is not None and not self.views.view_synthesis:
+            raise UsageError(
+                "--weights has no effect without --view-synthesis",
+                "Features are described by `hardnet-sfm extract`, which takes it.",
+            )
         report = match_photos(
             self.common.place, self.match, self.views, self.resources, images=self.images, weights=self.weights
         )

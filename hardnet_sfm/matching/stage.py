@@ -13,12 +13,13 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.fingerprints import match_fingerprint, what_changed
 from hardnet_sfm.images import sha256_of
 from hardnet_sfm.keypoints import Matches
+from hardnet_sfm.matching.again import Again, read_again
 from hardnet_sfm.matching.pairs import Pair, read_pairs
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stores import MATCHES, FeatureStore, MatchStore, StoreWriter, check_names_apart, match_arrays, pair_key
 from hardnet_sfm.workers import in_order, torch_threads
-from hardnet_sfm.workspace import locked
+from hardnet_sfm.workspace import digest, locked
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.weights import LoadedNetwork
@@ -118,7 +119,10 @@ class SecondTry(Protocol):
 
     Attributes:
         recipe: everything that decides what comes of it, fit for JSON, beside the options of the matches.
+        only_again: whether it looks at the pairs alone that `again` names for it.
     """
+
+    only_again: bool
 
     @property
     def recipe(self) -> Mapping[str, Any]: ...
@@ -142,6 +146,7 @@ def match(
     *,
     images: Path | str | None = None,
     second_try: SecondTry | None = None,
+    again: Path | None = None,
 ) -> MatchReport:
     """Finds mutual nearest neighbours between the descriptors of each pair of photos.
 
@@ -159,6 +164,7 @@ def match(
         resources: how much of the machine.
         images: where the photos are, which a network for re-scoring needs; by default, where features were extracted.
         second_try: given the matches of each pair, has the last word on them.
+        again: file of pairs beyond the list, for photos that a model of these matches left out; it need not exist.
 
     Raises:
         HardnetSfmError: a store or the list is missing or damaged, or was made for other photos; weights do not fit.
@@ -178,13 +184,17 @@ def match(
         pair_network(network)
     with locked(matches.parent), FeatureStore(features) as store, StoreWriter(matches, MATCHES) as writer:
         check_names_apart(store.names())
-        recipe = {
-            **options.recipe(store, network.sha256 if network else ""),
-            **(second_try.recipe if second_try else {}),
+        plain = options.recipe(store, network.sha256 if network else "")
+        recipe = {**plain, **(second_try.recipe if second_try else {})}
+        listed, made_from = read_pairs(pairs, store.names()), store.fingerprints()
+        made_of = _made_of(plain, made_from, listed)
+        more = read_again(again, made_of) if again else Again(made_of)
+        wanted = [*listed, *more.pairs]
+        with_views = set(() if not second_try else more.views if second_try.only_again else wanted)
+        prints = {
+            pair: match_fingerprint(recipe if pair in with_views else plain, *(made_from[name] for name in pair))
+            for pair in wanted
         }
-        wanted = read_pairs(pairs, store.names())
-        made_from = store.fingerprints()
-        prints = {pair: match_fingerprint(recipe, made_from[pair[0]], made_from[pair[1]]) for pair in wanted}
         due = [pair for pair in wanted if writer.fingerprints.get(pair_key(*pair)) != prints[pair]]
         reason = what_changed(writer.header, recipe) or f"{len(due)} pairs are new or have new features"
         if due:
@@ -196,7 +206,9 @@ def match(
 
             def find(pair: Pair) -> Retried:
                 found = first_try(pair)
-                return second_try(pair, found) if second_try else Retried(found, counts[pair[0]], 0)
+                if second_try and pair in with_views:
+                    return second_try(pair, found)
+                return Retried(found, counts[pair[0]], 0)
 
             threads = resources.threads if device == "cpu" else 1
             ordered = _by_blocks(due, store.names(), at_hand)
@@ -208,19 +220,38 @@ def match(
                 for pair, future in stream:
                     found = future.result()
                     facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
-                    if second_try:
+                    if second_try and pair in with_views:
                         second_try.keep(pair, found.view_steps)
                         facts["view_steps"] = found.view_steps
                     writer.put(pair_key(*pair), prints[pair], match_arrays(found.matches, found.keypoints), facts)
                     advance(note=f"{pair[0]} {pair[1]}")
         if second_try:
-            for pair in wanted:  # those of an earlier run, too, whose keypoints may have been deleted
+            for pair in with_views:  # those of an earlier run, too, whose keypoints may have been deleted
                 second_try.keep(pair, int(writer.facts[pair_key(*pair)]["view_steps"]))
             second_try.finish()
-        writer.commit([pair_key(*pair) for pair in wanted], {"options": recipe, "pairs": sha256_of(pairs)})
+        header = {"options": recipe, "pairs": sha256_of(pairs), "made_of": made_of, "rounds": list(more.rounds)}
+        writer.commit([pair_key(*pair) for pair in wanted], header)
     with MatchStore(matches) as result:
         total, by_views = result.total(), result.by_views() if second_try else None
     return MatchReport(len(wanted), total, len(due), reason if due else "", by_views)
+
+
+def views_again(features: Path, pairs: Path, again: Path, options: MatchOptions) -> tuple[Pair, ...]:
+    """Pairs that a file names for synthetic views; none where it was made for other features, pairs or options.
+
+    Args:
+        features, pairs, again: as for `match`.
+        options: which neighbours are believed.
+    """
+    if options.rescore is not None or not again.is_file():
+        return ()
+    with FeatureStore(features) as store:
+        made_of = _made_of(options.recipe(store), store.fingerprints(), read_pairs(pairs, store.names()))
+    return read_again(again, made_of).views
+
+
+def _made_of(recipe: Mapping[str, Any], features: Mapping[str, str], pairs: list[Pair]) -> str:
+    return digest("matched", recipe, features, pairs)
 
 
 def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> Callable[[Pair], Matches]:

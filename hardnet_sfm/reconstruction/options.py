@@ -42,11 +42,15 @@ class MapOptions:
     large. Higher for photos of strong distortion."""
     min_inliers: int = 15
     """Fewest inliers of a verified pair."""
+    guided_matching: bool = False
+    """Look for more matches of verified pairs near the epipolar lines. More points and longer tracks; a pair takes some
+    tenths of a second more."""
     min_model_size: int = 3
     """Smaller models are dropped, but for the only one, photos."""
     retry: bool = True
     """Merge smaller models into the largest one where verified matches join them, and try photos that were left out
-    again. A step that does not make the largest model larger changes nothing."""
+    again; `reconstruct` also matches these with more photos where the index proposed pairs. A step that does not make
+    the largest model larger changes nothing."""
     seed: int = 0
     """Of everything that is drawn by chance in verification and mapping."""
 

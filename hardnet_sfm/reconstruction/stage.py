@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.fingerprints import inputs_fingerprint, matched_keypoints, stale_pairs
@@ -21,13 +27,20 @@ from hardnet_sfm.reconstruction.cameras import (
 from hardnet_sfm.reconstruction.options import MapOptions
 from hardnet_sfm.reconstruction.summary import explain_failure, summarize, what_was_found
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore, MatchStore
+from hardnet_sfm.stores import FeatureStore, MatchStore, pair_key
 from hardnet_sfm.workspace import Workspace, digest, locked, read_json, write_json
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.mappers import Mapped
     from hardnet_sfm.colmap.mapping import Mapping
     from hardnet_sfm.colmap.model import Model
+    from hardnet_sfm.colmap.two_view import Verification
+
+# Photos whose descriptors guided matching keeps, 10 MB each at 20000 keypoints.
+_PHOTOS_AT_HAND = 64
+# Facts of a database: what its photos, cameras and first matches are of, the fingerprint of each pair's matches, and
+# the fingerprint of the database that another round was added to.
+_MADE_OF, _MATCHED, _EXTENDS = "made of", "matched", "extends"
 
 
 def map_photos(
@@ -40,7 +53,9 @@ def map_photos(
     """Imports photos, keypoints and matches into a COLMAP database, verifies each pair and maps.
 
     Makes `database.db`, `sparse/0` (the largest model), `sparse/1` and so on, and `summary.json`. A second run does
-    what is left: pairs that were verified stay so, and the incremental mapper goes on from its last snapshot.
+    what is left: pairs that were verified stay so, and the incremental mapper goes on from its last snapshot. Where
+    pairs were matched for photos that the models left out (`hardnet_sfm.retry`), these alone are verified, and the
+    incremental mapper goes on from the models.
 
     Args:
         workspace: with features.h5 and matches.h5.
@@ -57,6 +72,8 @@ def map_photos(
         UsageError: an option makes no sense.
     """
     options, resources = options or MapOptions(), resources or Resources()
+    from hardnet_sfm.colmap.database import read_fact
+
     options.check()
     workspace = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     with locked(workspace.root):
@@ -66,10 +83,16 @@ def map_photos(
             fingerprint = database_fingerprint(features, matches, options)
             _make_database(workspace, images, features, matches, options, resources, fingerprint)
             found = what_was_found(features, matches)
+            rounds = matches.header.get("rounds", [])
         wanted = digest("model", fingerprint, options.of_mapper())
         models = _finished_models(workspace, wanted)
         if not models:
-            mapped = _make_models(workspace, images, options, resources)
+            extended = read_fact(workspace.database, _EXTENDS)
+            start = _finished_models(workspace, digest("model", extended, options.of_mapper())) if rounds else []
+            if start:
+                mapped = _go_on(workspace, images, options, resources, start, rounds[-1])
+            else:
+                mapped = _make_models(workspace, images, options, resources)
             models = mapped.models
             summary = {"fingerprint": wanted, **summarize(workspace, options, found, mapped)}
             write_json(workspace.summary, summary)
@@ -109,8 +132,7 @@ def _make_database(
     fingerprint: str,
 ) -> None:
     """Makes database.db beside its place, or goes on with one that a killed run left there."""
-    from hardnet_sfm.colmap.cameras import import_photos
-    from hardnet_sfm.colmap.database import Database, read_fact, replace_database, write_fact
+    from hardnet_sfm.colmap.database import Database, Guide, read_fact, replace_database
     from hardnet_sfm.colmap.log import native_log
     from hardnet_sfm.colmap.two_view import Verification
 
@@ -118,34 +140,81 @@ def _make_database(
         return
     if not images.is_dir():
         raise HardnetSfmError(f"the photos are no longer in {images}", "Say where they are with --images FOLDER.")
-    beside = workspace.root / ".database.db.partial"
-    names, pairs = features.names(), matches.pairs()
+    beside, pairs = workspace.root / ".database.db.partial", matches.pairs()
     how = Verification(options.max_error, options.min_inliers, options.seed)
     with native_log(workspace.logs):
         if read_fact(beside, "fingerprint") != fingerprint:
-            with matched_keypoints(workspace.view_keypoints, features, matches) as keypoints:
-                shared: list[tuple[str, ...]] | None = None
-                if options.camera_mode == "auto":
-                    where = (options.camera_setup(), how, options.fix_intrinsics, resources.threads, workspace.trial)
-                    trials = CameraTrials(features, matches, keypoints, *where)
-                    shared = _shared_cameras(beside, images, trials, fingerprint)
-                else:
-                    beside.unlink(missing_ok=True)
-                import_photos(beside, images, names, options.camera_setup(), workspace.readable, shared)
-                with Database(beside) as database:
-                    database.write_keypoints(
-                        (name, keypoints.keypoints(name), features.orientation(name), features.size(name))
-                        for name in names
-                    )
-                    database.write_matches((a, b, matches.matches(a, b).pairs) for a, b in pairs)
-            write_fact(beside, "fingerprint", fingerprint)
+            _fill_database(workspace, images, features, matches, options, how, resources.threads, beside, fingerprint)
         with Database(beside) as database:
             due = database.unverified(pairs)
             with progress("verify", len(pairs), len(pairs) - len(due)) as advance:
-                pixels = {name: features.shrunk(name) for name in names}
-                for first, second in database.verify(due, how, resources.threads, pixels):
+                pixels = {name: features.shrunk(name) for name in features.names()}
+                guide = Guide(_unit_descriptors(features), features.max_ratio()) if options.guided_matching else None
+                for first, second in database.verify(due, how, resources.threads, pixels, guide):
                     advance(note=f"{first} {second}")
     replace_database(beside, workspace.database)
+
+
+def _fill_database(
+    workspace: Workspace,
+    images: Path,
+    features: FeatureStore,
+    matches: MatchStore,
+    options: MapOptions,
+    how: Verification,
+    threads: int,
+    beside: Path,
+    fingerprint: str,
+) -> None:
+    """Makes a database with cameras, photos, keypoints and matches.
+
+    Where matches were added in another round for photos that were left out, it is a copy of the finished database, with
+    all that was verified; the matches of other pairs are new.
+    """
+    from hardnet_sfm.colmap.cameras import import_photos
+    from hardnet_sfm.colmap.database import Database, copy_database, read_fact, write_fact
+
+    names, prints = features.names(), matches.fingerprints()
+    made_of = digest("database", options.of_database(), features.fingerprints(), matches.header.get("made_of"))
+    extends = bool(matches.header.get("rounds")) and read_fact(workspace.database, _MADE_OF) == made_of
+    with matched_keypoints(workspace.view_keypoints, features, matches) as keypoints:
+        if extends:
+            copy_database(workspace.database, beside)
+            known = json.loads(read_fact(beside, _MATCHED))
+            before = read_fact(beside, "fingerprint")
+            write_fact(beside, "fingerprint", "")
+        else:
+            known, before = {}, ""
+            shared: list[tuple[str, ...]] | None = None
+            if options.camera_mode == "auto":
+                where = (options.camera_setup(), how, options.fix_intrinsics, threads, workspace.trial)
+                trials = CameraTrials(features, matches, keypoints, *where)
+                shared = _shared_cameras(beside, images, trials, fingerprint)
+            else:
+                beside.unlink(missing_ok=True)
+            import_photos(beside, images, names, options.camera_setup(), workspace.readable, shared)
+        changed = [pair for pair in matches.pairs() if known.get(key := pair_key(*pair)) != prints[key]]
+        with Database(beside) as database:
+            database.write_keypoints(
+                (name, keypoints.keypoints(name), features.orientation(name), features.size(name)) for name in names
+            )
+            database.forget(changed)
+            database.write_matches((a, b, matches.matches(a, b).pairs) for a, b in changed)
+    for fact, value in ((_MADE_OF, made_of), (_MATCHED, json.dumps(prints)), (_EXTENDS, before)):
+        write_fact(beside, fact, value)
+    write_fact(beside, "fingerprint", fingerprint)
+
+
+def _unit_descriptors(features: FeatureStore) -> Callable[[str], NDArray[np.float32]]:
+    """Reads descriptors of photos, of which some are kept."""
+
+    @lru_cache(_PHOTOS_AT_HAND)
+    def read(name: str) -> NDArray[np.float32]:
+        rows = features.descriptors(name).astype(np.float32)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return rows
+
+    return read
 
 
 def _shared_cameras(beside: Path, images: Path, trials: CameraTrials, fingerprint: str) -> list[tuple[str, ...]]:
@@ -208,6 +277,28 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
             folder, mapping = readable_folder(images, names, workspace.readable), _mapping_of(options, resources)
             mapped = map_best(workspace.database, folder, snapshot, options.mapper, mapping, verified, on_registered)
             mapped = recover(mapped, workspace.database, folder, mapping) if options.retry else mapped
+    _replace_models(workspace, mapped.models)
+    return mapped
+
+
+def _go_on(
+    workspace: Workspace, images: Path, options: MapOptions, resources: Resources, start: list[Model], new: str
+) -> Mapped:
+    """Goes on from models whose database has got matches from a round for photos that they left out."""
+    from hardnet_sfm.colmap.cameras import readable_folder
+    from hardnet_sfm.colmap.database import Database
+    from hardnet_sfm.colmap.log import native_log
+    from hardnet_sfm.colmap.mappers import Mapped, Step
+    from hardnet_sfm.colmap.recovery import recover, with_keypoints_of
+
+    summary = read_json(workspace.summary)
+    steps = tuple(Step(**step) for step in summary["recovered"])
+    with native_log(workspace.logs):
+        with Database(workspace.database) as database:
+            folder = readable_folder(images, list(database.ids), workspace.readable)
+        models = [with_keypoints_of(model, workspace.database) for model in start]
+        mapped = Mapped(models, summary["mapper"], summary["tried"], steps)
+        mapped = recover(mapped, workspace.database, folder, _mapping_of(options, resources), new)
     _replace_models(workspace, mapped.models)
     return mapped
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import NoModel
 from hardnet_sfm.fingerprints import inputs_fingerprint
 from hardnet_sfm.reconstruction.cameras import GROUPS, read_groups
 from hardnet_sfm.reconstruction.options import FIRST_CAMERA_MODEL, MapOptions
@@ -115,7 +115,7 @@ def _camera_groups(workspace: Workspace, options: MapOptions, photos: int) -> li
     return [group.facts() for group in read_groups(read_fact(workspace.database, GROUPS))]
 
 
-def explain_failure(summary: dict[str, Any]) -> HardnetSfmError:
+def explain_failure(summary: dict[str, Any]) -> NoModel:
     counts = (
         f"{summary['photos']} photos, {summary['keypoints']} keypoints, {summary['matches']} matches in "
         f"{summary['pairs']} pairs, {summary['verified_pairs']} of them verified"
@@ -139,4 +139,4 @@ def explain_failure(summary: dict[str, Any]) -> HardnetSfmError:
             "from one place have no parallax: take some from other places. If one camera with one zoom took all "
             "photos, say so with --camera-mode single, or state it with --camera-params."
         )
-    return HardnetSfmError(f"no model could be made ({counts}; most photos: {why})", hint)
+    return NoModel(f"no model could be made ({counts}; most photos: {why})", hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,33 @@ def propose(
     """
     if neighbours < 1:
         raise UsageError("--retrieval must be at least 1")
-    opened, output = InvertedIndex(Path(index), resources), Path(output)
-    order = sorted(np.flatnonzero(opened.alive).tolist(), key=lambda photo: opened.names[photo])
-    pairs: set[tuple[str, str]] = set()
+    output, pairs, photos = Path(output), set[tuple[str, str]](), 0
+    for name, others in most_alike(index, None, neighbours, resources):
+        photos += 1
+        pairs.update((min(name, other), max(name, other)) for other in others)
+    with locked(output.parent), replacing(output) as beside:
+        beside.write_text("".join(f"{first}\t{second}\n" for first, second in sorted(pairs)), encoding="utf-8")
+    return ProposeReport(photos, len(pairs))
+
+
+def most_alike(
+    index: Path | str, names: Collection[str] | None, neighbours: int, resources: Resources | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Photos of an index by name, each with those that score best for it by Hamming embedding, best first.
+
+    Args:
+        index: folder of the index.
+        names: of the photos that are asked for; None: all.
+        neighbours: how many for each.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: there is no index, or it is damaged.
+    """
+    opened = InvertedIndex(Path(index), resources)
+    alive = np.flatnonzero(opened.alive).tolist()
+    asked = [photo for photo in alive if names is None or opened.names[photo] in names]
+    order = sorted(asked, key=lambda photo: opened.names[photo])
     with progress("propose", len(order)) as advance:
         for start in range(0, len(order), _BLOCK):
             block = order[start : start + _BLOCK]
@@ -50,10 +75,5 @@ def propose(
                 own = entries.select(by_photo[first:last])
                 scores = score_he(opened, Query.single(own.words, opened.signatures_of(own)))
                 scores[photo] = 0
-                name = opened.names[photo]
-                for other in opened.rank(scores, neighbours):
-                    pairs.add((min(name, opened.names[other]), max(name, opened.names[other])))
-                advance(note=name)
-    with locked(output.parent), replacing(output) as beside:
-        beside.write_text("".join(f"{first}\t{second}\n" for first, second in sorted(pairs)), encoding="utf-8")
-    return ProposeReport(len(order), len(pairs))
+                yield opened.names[photo], [opened.names[other] for other in opened.rank(scores, neighbours)]
+                advance(note=opened.names[photo])

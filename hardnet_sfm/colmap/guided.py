@@ -1,0 +1,135 @@
+"""Guided matching: more matches of a verified pair, looked for where its two-view geometry says they must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+# Values of the matrices of distances and similarities at once, 8 MB each.
+_VALUES = 2**21
+# A match may be as far as this share of the pair's verified ones.
+_NEAR = 0.9
+_NEITHER = -4.0
+_BY_HOMOGRAPHY = (
+    pycolmap.TwoViewGeometryConfiguration.PLANAR,
+    pycolmap.TwoViewGeometryConfiguration.PANORAMIC,
+    pycolmap.TwoViewGeometryConfiguration.PLANAR_OR_PANORAMIC,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """One photo.
+
+    Attributes:
+        xy: (N, 2) float64, COLMAP's pixels.
+        descriptors: (M, D) float32 of unit length, of the first M keypoints; what comes after these is left alone.
+        camera: whose lens distortion is taken to be small.
+    """
+
+    xy: NDArray[np.float64]
+    descriptors: NDArray[np.float32]
+    camera: pycolmap.Camera
+
+
+def guided_matches(
+    first: Described,
+    second: Described,
+    geometry: pycolmap.TwoViewGeometry,
+    max_error: float,
+    max_ratio: float,
+) -> NDArray[np.int32]:
+    """Matches of a verified pair beyond its inliers.
+
+    Of what lies near a keypoint's epipolar line, or near its place by the homography, the nearest descriptor is a match
+    if it is so in both directions, if the next one near the line is farther by the ratio test, and if it is no farther
+    than nine tenths of the inliers are (Hartley and Zisserman, Multiple View Geometry, 2004, algorithm 11.4, step v).
+
+    Lower bound: a product of N0 by N1 by D + 3 numbers, in each direction one look for the largest.
+
+    Args:
+        first, second: both photos.
+        geometry: of the pair.
+        max_error: distance from the line or place, pixels.
+        max_ratio: of the distances to the nearest descriptor and the next one.
+
+    Returns:
+        (K, 2) row numbers, none of them of an inlier.
+    """
+    inliers = np.asarray(geometry.inlier_matches, np.int64).reshape(-1, 2)
+    known = inliers[(inliers < (len(first.descriptors), len(second.descriptors))).all(1)]
+    if not len(known):
+        return np.zeros((0, 2), np.int32)
+    similar = np.einsum("nd,nd->n", first.descriptors[known[:, 0]], second.descriptors[known[:, 1]])
+    farthest = float(np.quantile(_distance(similar), _NEAR))
+    matrix = _matrix_of(geometry, first.camera, second.camera)
+    planar = geometry.config in _BY_HOMOGRAPHY
+    there = _nearest(first, second, matrix, planar, max_error, max_ratio, farthest)
+    back_matrix = np.asarray(np.linalg.inv(matrix), np.float64) if planar else matrix.T
+    back = _nearest(second, first, back_matrix, planar, max_error, max_ratio, farthest)
+    rows = np.flatnonzero(there >= 0)
+    rows = rows[back[there[rows]] == rows]
+    found = np.column_stack([rows, there[rows]])
+    fresh = ~np.isin(found[:, 0], inliers[:, 0]) & ~np.isin(found[:, 1], inliers[:, 1])
+    return found[fresh].astype(np.int32)
+
+
+def _matrix_of(
+    geometry: pycolmap.TwoViewGeometry, first: pycolmap.Camera, second: pycolmap.Camera
+) -> NDArray[np.float64]:
+    """The homography or fundamental matrix from the first photo to the second."""
+    if geometry.config in _BY_HOMOGRAPHY:
+        return np.asarray(geometry.H)
+    if geometry.config == pycolmap.TwoViewGeometryConfiguration.CALIBRATED:
+        to_first, to_second = (np.linalg.inv(camera.calibration_matrix()) for camera in (first, second))
+        return np.asarray(to_second.T @ np.asarray(geometry.E) @ to_first)
+    return np.asarray(geometry.F)
+
+
+def _nearest(
+    queries: Described,
+    others: Described,
+    matrix: NDArray[np.float64],
+    planar: bool,
+    max_error: float,
+    max_ratio: float,
+    max_distance: float,
+) -> NDArray[np.int64]:
+    """(M,) row of the accepted neighbour of each query; -1: none."""
+    count = len(others.descriptors)
+    xy = others.xy[:count]
+    middle = xy.mean(0) if count else np.zeros(2)
+    mapped = np.column_stack([queries.xy[: len(queries.descriptors)], np.ones(len(queries.descriptors))]) @ matrix.T
+    # What is computed in single precision is counted from the middle of the photo, so that nothing large cancels.
+    if planar:
+        left = np.column_stack([mapped[:, :2] / mapped[:, 2:] - middle, np.ones(len(mapped))])
+    else:
+        lines = mapped / np.maximum(np.linalg.norm(mapped[:, :2], axis=1, keepdims=True), 1e-12)
+        left = np.column_stack([lines[:, :2], lines[:, 2] + lines[:, :2] @ middle])
+    left, places = left.astype(np.float32), (xy - middle).astype(np.float32)
+    answer = np.full(len(mapped), -1)
+    step = max(1, _VALUES // max(1, count))
+    for start in range(0, len(mapped) if count > 1 else 0, step):
+        block = left[start : start + step]
+        if planar:
+            offsets = block[:, None, :2] - places
+            outside = np.einsum("nmc,nmc->nm", offsets, offsets) > max_error**2
+        else:
+            outside = np.abs(block[:, :2] @ places.T + block[:, 2:]) > max_error
+        similar = queries.descriptors[start : start + step] @ others.descriptors.T
+        similar[outside] = _NEITHER
+        numbers = np.arange(len(block))
+        best = similar.argmax(1)
+        nearest = _distance(similar[numbers, best])
+        similar[numbers, best] = _NEITHER
+        accepted = (nearest <= max_distance) & (nearest < max_ratio * _distance(similar.max(1)))
+        answer[start : start + step] = np.where(accepted, best, -1)
+    return answer
+
+
+def _distance(similarity: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of unit vectors; of what is out of reach, farther than any."""
+    return np.sqrt(np.maximum(0, 2 - 2 * similarity))

@@ -1,0 +1,140 @@
+"""The chain behind `reconstruct` for photos that the model left out: they are matched again, and the model goes on.
+
+There are two rounds, of which the second is tried with what the first has left. Where the index proposed the pairs, it
+proposes more photos for each photo that was left out. Then these photos are matched with synthetic views, each with
+the photos of the model that most speaks for. What a round adds is in `again.json` and in the stores, so that a second
+run finds all of it done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hardnet_sfm.errors import NoModel, UsageError
+from hardnet_sfm.matching.again import Again, Round, read_again, write_again
+from hardnet_sfm.matching.pairs import NEIGHBOURS, Pair, PairOptions
+from hardnet_sfm.matching.stage import MatchOptions
+from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.stores import FeatureStore, MatchStore
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions
+from hardnet_sfm.workspace import Workspace, read_json
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.model import Model
+
+# Photos that the index proposes for one that was left out, in neighbours of the first list.
+_TIMES = 3
+# Photos that one that was left out is matched with in views: each takes as long as 36 plain pairs.
+_CANDIDATES = 5
+
+
+@dataclass(frozen=True)
+class RetryOptions:
+    """What is tried for photos that the model left out."""
+
+    retry_views: bool = False
+    """Match them again with synthetic views, each with the five photos of the model that have most matches with it. A
+    photo takes 6 times the time to describe, and a pair 36 times the time to match."""
+
+    def check_with(self, match: MatchOptions, views: ViewSynthesisOptions, mapping: MapOptions) -> None:
+        """Raises UsageError where it has no effect with options of the stages."""
+        if not self.retry_views:
+            return
+        if not mapping.retry:
+            raise UsageError("--retry-views has no effect with --no-retry", "Leave one of them out.")
+        if views.view_synthesis:
+            raise UsageError(
+                "--retry-views has no effect with --view-synthesis, which matches all weak pairs so",
+                "Leave one of them out.",
+            )
+        if match.rescore is not None:
+            raise UsageError(
+                "--rescore and --retry-views cannot be combined: views are matched by the distances of descriptors",
+                "Choose one of them.",
+            )
+
+
+def retry_left_out(
+    place: Workspace,
+    pair_options: PairOptions,
+    map_options: MapOptions,
+    options: RetryOptions,
+    resources: Resources,
+    outcome: Model | NoModel,
+    match_and_map: Callable[[], Model | NoModel],
+) -> Model | NoModel:
+    """Takes the rounds that are due, until the model has all photos.
+
+    Args:
+        place: with matches and what became of them.
+        pair_options, map_options: of the stages.
+        options: which rounds.
+        resources: how much of the machine.
+        outcome: the largest model so far, or why there is none.
+        match_and_map: runs both stages once more.
+
+    Returns:
+        The outcome of the last round.
+    """
+    with FeatureStore(place.features) as features:
+        indexed = pair_options.how(len(features.names())) == "retrieval"
+    rounds: list[tuple[Round, Callable[[list[str]], list[Pair]]]] = []
+    if map_options.retry and indexed:
+        rounds.append(("more pairs", lambda names: _more_pairs(place, names, pair_options, resources)))
+    if map_options.retry and options.retry_views:
+        rounds.append(("view synthesis", lambda names: _candidates(place, names)))
+    for name, choose in rounds:
+        summary = read_json(place.summary)
+        left = [photo for photo in summary["unregistered"] if summary["unregistered"][photo] != "no features"]
+        with MatchStore(place.matches) as matches:
+            again = read_again(place.again, matches.header["made_of"])
+        if not left:
+            break
+        if name not in again.rounds:
+            pairs = choose(left)
+            write_again(place.again, _with_round(again, name, pairs))
+            if pairs:
+                outcome = match_and_map()
+    return outcome
+
+
+def _with_round(again: Again, name: Round, pairs: Iterable[Pair]) -> Again:
+    rounds = (*again.rounds, name)
+    if name == "more pairs":
+        return replace(again, rounds=rounds, pairs=(*again.pairs, *pairs))
+    return replace(again, rounds=rounds, views=(*again.views, *pairs))
+
+
+def _more_pairs(place: Workspace, names: list[str], options: PairOptions, resources: Resources) -> list[Pair]:
+    """Pairs of the named photos that the index proposes next, in the order of the names."""
+    from hardnet_sfm.retrieval.neighbours import most_alike
+
+    neighbours = _TIMES * (options.retrieval or NEIGHBOURS)
+    with MatchStore(place.matches) as matches:
+        known = {frozenset(pair) for pair in matches.pairs()}
+    pairs: dict[frozenset[str], Pair] = {}
+    for name, others in most_alike(place.index, names, neighbours, resources):
+        for other in others:
+            pairs.setdefault(frozenset((name, other)), (min(name, other), max(name, other)))
+    return sorted(pair for both, pair in pairs.items() if both not in known)
+
+
+def _candidates(place: Workspace, names: list[str]) -> list[Pair]:
+    """Pairs of each named photo with photos of the model, or any where there is none, that have most in common."""
+    from hardnet_sfm.colmap.database import Database
+    from hardnet_sfm.colmap.model import Model
+
+    largest = set(Model.read(place.sparse / "0").names) if read_json(place.summary)["models"] else None
+    with Database(place.database) as database:
+        verified = database.verified()
+    with MatchStore(place.matches) as matches:
+        found = {pair: (verified.get(pair, 0), matches.count(*pair)) for pair in matches.pairs()}
+    chosen: dict[Pair, None] = {}
+    for name in names:
+        partners = [pair for pair in found if name in pair and (largest is None or largest & set(pair))]
+        best = sorted(partners, key=lambda pair: (-found[pair][0], -found[pair][1], pair))[:_CANDIDATES]
+        chosen.update(dict.fromkeys(best))
+    return list(chosen)
