@@ -15,7 +15,7 @@ from hardnet_sfm.colmap.distortion import GROWING, convert, hold_out, is_wide, r
 from hardnet_sfm.colmap.mapping import Mapping
 
 # Share of the cost that an iteration of it has to gain, or it was the last; in trials less precisely.
-_CONVERGED, _TRIED = 1e-6, 1e-4
+_CONVERGED, _TRIED = 1e-5, 1e-4
 # Photos of a camera from which on its principal point is refined and its distortion model may grow.
 _SHARED = 8
 # The scale of the loss in standard deviations, its bounds in pixels, and points that it is estimated from.
@@ -101,7 +101,7 @@ def adjust_robustly(
         The model, or another that is it with refined principal points or larger distortion models.
     """
     how = _Adjustment(mapping.threads, loss_scale(model), focal_and_distortion=not mapping.fix_intrinsics)
-    how.run(model)
+    replace(how, converged=_TRIED).run(model)
     how = replace(how, loss_scale=loss_scale(model))
     how.run(model)  # to the end, as costs are compared from here on
     if not mapping.fix_intrinsics:

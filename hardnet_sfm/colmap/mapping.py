@@ -29,6 +29,8 @@ class Mapping:
         min_model_size: smaller models are dropped, but for the only one.
         threads: to use.
         seed: of all that is drawn by chance.
+        converged: share of the cost that an iteration of the incremental mapper's bundle adjustments has to gain, or it
+            was the last. COLMAP's 0 goes on to the limit of iterations.
     """
 
     mapper: Literal["incremental", "global"]
@@ -38,6 +40,7 @@ class Mapping:
     min_model_size: int
     threads: int
     seed: int
+    converged: float = 0.0
 
 
 def map_database(
@@ -73,6 +76,7 @@ def incremental_options(images: Path, mapping: Mapping) -> pycolmap.IncrementalP
     options = pycolmap.IncrementalPipelineOptions()
     options.image_path, options.num_threads, options.random_seed = images, mapping.threads, mapping.seed
     options.min_model_size = mapping.min_model_size
+    options.ba_global_function_tolerance = options.ba_local_function_tolerance = mapping.converged
     if mapping.fix_intrinsics:
         options.ba_refine_focal_length = options.ba_refine_extra_params = options.ba_refine_principal_point = False
         options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = False
