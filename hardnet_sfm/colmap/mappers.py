@@ -16,8 +16,9 @@ from hardnet_sfm.colmap.model import Model
 
 Pair = tuple[str, str]
 Mapper = Literal["auto", "incremental", "global"]
-# Share of the connected photos that the first mapper must register, or the other one is tried too.
-_ENOUGH = {"incremental": 0.9, "global": 0.5}
+# Share of the connected photos that the first mapper must register, or the other one is tried too. On 135 photos of the
+# internet of which the incremental mapper registers 117, the global one takes as long again.
+_ENOUGH = 0.5
 # A model of more photos must have this share of the other model's observations, or its cameras do not fit the matches.
 _OBSERVATIONS = 0.9
 
@@ -74,9 +75,8 @@ def map_best(
         database: with verified matches.
         images: folder that COLMAP reads colours from.
         snapshot: see `map_database`; the caller removes it.
-        mapper: "incremental" uses that one alone. "auto" starts with it, and tries the global one if nine tenths of the
-            connected photos are not registered. "global" starts with the global one, and tries the incremental one if
-            half of the connected photos are not.
+        mapper: "incremental" uses that one alone. "auto" starts with it, "global" with the global one; both try the
+            other one if less than half of the connected photos are registered.
         mapping: everything else.
         verified: number of inliers of each verified pair.
         on_registered: told the number of photos registered so far.
@@ -93,7 +93,7 @@ def map_best(
     first: Literal["incremental", "global"] = "global" if mapper == "global" else "incremental"
     best, models = first, run(first)
     tried: dict[str, int] = {first: _photos(models)}
-    if mapper != "incremental" and tried[first] < max(1, _ENOUGH[first] * connected(verified)):
+    if mapper != "incremental" and tried[first] < max(1, _ENOUGH * connected(verified)):
         other: Literal["incremental", "global"] = "global" if first == "incremental" else "incremental"
         others = run(other)
         tried[other] = _photos(others)

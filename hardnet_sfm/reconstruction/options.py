@@ -22,8 +22,8 @@ class MapOptions:
     mapper: Mapper = "auto"
     """incremental registers photo by photo: robust, but it needs two photos with parallax to start from. global places
     all photos at once: faster on many photos of known focal length. auto runs the incremental mapper, tries the global
-    one too if connected photos are left out, and keeps the better model. global tries the incremental one if most
-    photos are left out."""
+    one too if most of the connected photos are left out, and keeps the better model. global tries the incremental one
+    in the same case."""
     camera_mode: Mode = "auto"
     """Which photos share a camera. auto: photos of equal size and EXIF data, after a trial that maps a few of them.
     single: all photos. per-folder: the photos of each folder. per-image: each photo has its own."""
