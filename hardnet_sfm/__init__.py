@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from hardnet_sfm.retrieval.vocabulary import vocabulary as vocabulary
     from hardnet_sfm.retrieve import Index as Index
     from hardnet_sfm.retrieve import index_photos as index_photos
+    from hardnet_sfm.retry import RetryOptions as RetryOptions
     from hardnet_sfm.stores import FeatureStore as FeatureStore
     from hardnet_sfm.stores import MatchStore as MatchStore
     from hardnet_sfm.view_synthesis import ViewSynthesisOptions as ViewSynthesisOptions
@@ -85,6 +86,7 @@ _HOMES = {
     "montage": "report.montage",
     "write_report": "report.write",
     "Resources": "resources",
+    "RetryOptions": "retry",
     "METHODS": "retrieval.options",
     "IndexOptions": "retrieval.options",
     "VocabularyOptions": "retrieval.options",

@@ -43,8 +43,7 @@ class MapOptions:
     min_inliers: int = 15
     """Fewest inliers of a verified pair."""
     guided_matching: bool = False
-    """Look for more matches of verified pairs near the epipolar lines. More points and longer tracks; a pair takes some
-    tenths of a second more."""
+    """Look for more matches of verified pairs near the epipolar lines, some tenths of a second a pair."""
     min_model_size: int = 3
     """Smaller models are dropped, but for the only one, photos."""
     retry: bool = True
