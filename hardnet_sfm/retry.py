@@ -1,9 +1,9 @@
 """The chain behind `reconstruct` for photos that the model left out: they are matched again, and the model goes on.
 
-There are two rounds, of which the second is tried with what the first has left. Where the index proposed the pairs, it
-proposes more photos for each photo that was left out. Then these photos are matched with synthetic views, each with
-the photos of the model that most speaks for. What a round adds is in `again.json` and in the stores, so that a second
-run finds all of it done.
+There are two rounds. In the first the index proposes more photos for each photo that was left out, if it proposed the
+pairs. The second matches the photos that are still left out with synthetic views, each with the photos of the model
+that have most matches with it. `again.json` and the stores keep what a round adds, so a second run has nothing to
+repeat.
 """
 
 from __future__ import annotations
@@ -80,19 +80,19 @@ def retry_left_out(
         The outcome of the last round.
     """
     with FeatureStore(place.features) as features:
-        indexed = pair_options.how(len(features.names())) == "retrieval"
+        keypoints = features.counts()
+    indexed = pair_options.how(len(keypoints)) == "retrieval"
     rounds: list[tuple[Round, Callable[[list[str]], list[Pair]]]] = []
     if map_options.retry and indexed:
         rounds.append(("more pairs", lambda names: _more_pairs(place, names, pair_options, resources)))
     if map_options.retry and options.retry_views:
         rounds.append(("view synthesis", lambda names: _candidates(place, names)))
     for name, choose in rounds:
-        summary = read_json(place.summary)
-        left = [photo for photo in summary["unregistered"] if summary["unregistered"][photo] != "no features"]
-        with MatchStore(place.matches) as matches:
-            again = read_again(place.again, matches.header["made_of"])
+        left = [photo for photo in read_json(place.summary)["unregistered"] if keypoints[photo]]
         if not left:
             break
+        with MatchStore(place.matches) as matches:
+            again = read_again(place.again, matches.header["made_of"])
         if name not in again.rounds:
             pairs = choose(left)
             write_again(place.again, _with_round(again, name, pairs))
@@ -109,17 +109,15 @@ def _with_round(again: Again, name: Round, pairs: Iterable[Pair]) -> Again:
 
 
 def _more_pairs(place: Workspace, names: list[str], options: PairOptions, resources: Resources) -> list[Pair]:
-    """Pairs of the named photos that the index proposes next, in the order of the names."""
+    """Pairs of the named photos that the index proposes and that were not matched yet, in the order of the names."""
     from hardnet_sfm.retrieval.neighbours import most_alike
 
     neighbours = _TIMES * (options.retrieval or NEIGHBOURS)
     with MatchStore(place.matches) as matches:
         known = {frozenset(pair) for pair in matches.pairs()}
-    pairs: dict[frozenset[str], Pair] = {}
-    for name, others in most_alike(place.index, names, neighbours, resources):
-        for other in others:
-            pairs.setdefault(frozenset((name, other)), (min(name, other), max(name, other)))
-    return sorted(pair for both, pair in pairs.items() if both not in known)
+    proposed = most_alike(place.index, set(names), neighbours, resources)
+    pairs = {(min(name, other), max(name, other)) for name, others in proposed for other in others}
+    return sorted(pair for pair in pairs if frozenset(pair) not in known)
 
 
 def _candidates(place: Workspace, names: list[str]) -> list[Pair]:

@@ -29,7 +29,7 @@ _FACTS = "hardnet_sfm"
 
 @dataclass(frozen=True)
 class Guide:
-    """What guided matching needs.
+    """Descriptors and threshold for guided matching.
 
     Attributes:
         descriptors: gives those of a photo, (M, D) float32 of unit length, of its first M keypoints.
@@ -63,7 +63,7 @@ class Database:
         self._database.close()
 
     def write_keypoints(self, photos: Iterable[tuple[str, Keypoints, int, tuple[int, int]]]) -> None:
-        """Writes keypoints of many photos, in the place of those that they have.
+        """Writes keypoints of many photos; those that a photo already has are replaced.
 
         Args:
             photos: name, keypoints, EXIF orientation and (width, height) of each upright photo.
@@ -81,7 +81,7 @@ class Database:
                 self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
 
     def forget(self, pairs: Iterable[Pair]) -> None:
-        """Removes the matches of pairs and their two-view geometry, where there are any."""
+        """Removes matches and two-view geometry of pairs; a pair may have none."""
         with pycolmap.DatabaseTransaction(self._database):
             for first, second in pairs:
                 self._database.delete_matches(self.ids[first], self.ids[second])

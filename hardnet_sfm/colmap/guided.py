@@ -44,9 +44,10 @@ def guided_matches(
 ) -> NDArray[np.int32]:
     """Matches of a verified pair beyond its inliers.
 
-    Of what lies near a keypoint's epipolar line, or near its place by the homography, the nearest descriptor is a match
-    if it is so in both directions, if the next one near the line is farther by the ratio test, and if it is no farther
-    than nine tenths of the inliers are (Hartley and Zisserman, Multiple View Geometry, 2004, algorithm 11.4, step v).
+    The rivals of a match are the keypoints near the epipolar line, or near the place that the homography gives. The
+    nearest descriptor among them is a match if three things hold: it is the nearest in both directions, it passes the
+    ratio test against the next one, and it is no farther than nine tenths of the inliers (Hartley and Zisserman,
+    Multiple View Geometry, 2004, algorithm 11.4, step v).
 
     Lower bound: a product of N0 by N1 by D + 3 numbers, in each direction one look for the largest.
 
@@ -103,9 +104,9 @@ def _nearest(
     xy = others.xy[:count]
     middle = xy.mean(0) if count else np.zeros(2)
     mapped = np.column_stack([queries.xy[: len(queries.descriptors)], np.ones(len(queries.descriptors))]) @ matrix.T
-    # What is computed in single precision is counted from the middle of the photo, so that nothing large cancels.
+    # Single precision is enough for coordinates that are counted from the middle of the keypoints.
     if planar:
-        left = np.column_stack([mapped[:, :2] / mapped[:, 2:] - middle, np.ones(len(mapped))])
+        left = mapped[:, :2] / mapped[:, 2:] - middle
     else:
         lines = mapped / np.maximum(np.linalg.norm(mapped[:, :2], axis=1, keepdims=True), 1e-12)
         left = np.column_stack([lines[:, :2], lines[:, 2] + lines[:, :2] @ middle])
@@ -115,7 +116,7 @@ def _nearest(
     for start in range(0, len(mapped) if count > 1 else 0, step):
         block = left[start : start + step]
         if planar:
-            offsets = block[:, None, :2] - places
+            offsets = block[:, None] - places
             outside = np.einsum("nmc,nmc->nm", offsets, offsets) > max_error**2
         else:
             outside = np.abs(block[:, :2] @ places.T + block[:, 2:]) > max_error

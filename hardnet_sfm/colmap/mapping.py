@@ -12,6 +12,7 @@ from typing import Literal
 
 import pycolmap
 
+from hardnet_sfm.colmap.database import copy_database
 from hardnet_sfm.colmap.model import Model
 
 _SECONDS_BETWEEN_SNAPSHOTS = 30.0
@@ -140,7 +141,8 @@ def _map_globally(database: Path, images: Path, manager: pycolmap.Reconstruction
         if not mapping.fix_intrinsics:
             # Rotations are averaged before any focal length is refined, so they need one that is nearly right. What
             # fundamental matrices tell of it is written into the database: into a copy, as the original is the user's.
-            database = Path(shutil.copy(database, Path(folder) / "calibrated.db"))
+            original, database = database, Path(folder) / "calibrated.db"
+            copy_database(original, database)
             pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=mapping.seed))
         with pycolmap.Database.open(database) as opened:
             pipeline = pycolmap.GlobalPipeline(options, opened, manager)
