@@ -11,6 +11,7 @@ repeat it.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -107,6 +108,7 @@ def run_ours(images: Path, folder: Path, resources: Resources) -> dict[str, Any]
     from hardnet_sfm.workspace import Workspace
 
     place = Workspace(folder / "ours")
+    shutil.rmtree(place.root, ignore_errors=True)  # what a killed run left there would shorten the time
     start = time.perf_counter()
     try:
         model = reconstruct(images, place.root, resources=resources)
