@@ -1,4 +1,4 @@
-"""The command line: the table of verbs and how a line becomes one of them. The verbs themselves are in commands/."""
+"""The command line: the table of verbs, and how a line becomes one of them. Each verb is in `verbs/`."""
 
 from __future__ import annotations
 
@@ -13,52 +13,63 @@ from rich.markup import escape
 from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm import __version__
-from hardnet_sfm.commands.common import GOES_ON, Verb, errors_said, output
-from hardnet_sfm.commands.doctor import Doctor
-from hardnet_sfm.commands.evaluate import Evaluate
-from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.commands.info import Info
-from hardnet_sfm.commands.reconstruction import Demo, Export, Extract, Map, Match, Pair, Reconstruct
-from hardnet_sfm.commands.report import Report
-from hardnet_sfm.commands.retrieval import Index, Retrieve, Vocabulary
-from hardnet_sfm.commands.training import Mine, Train, Warp, Weights
-from hardnet_sfm.commands.view import View
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.terminal import GOES_ON, Command, output, report_errors
+from hardnet_sfm.verbs.demo import DemoCommand
+from hardnet_sfm.verbs.doctor import DoctorCommand
+from hardnet_sfm.verbs.evaluate import EvaluateCommand
+from hardnet_sfm.verbs.export import ExportCommand
+from hardnet_sfm.verbs.extract import ExtractCommand
+from hardnet_sfm.verbs.index import IndexCommand
+from hardnet_sfm.verbs.info import InfoCommand
+from hardnet_sfm.verbs.map import MapCommand
+from hardnet_sfm.verbs.match import MatchCommand
+from hardnet_sfm.verbs.mine import MineCommand
+from hardnet_sfm.verbs.pair import PairCommand
+from hardnet_sfm.verbs.reconstruct import ReconstructCommand
+from hardnet_sfm.verbs.report import ReportCommand
+from hardnet_sfm.verbs.retrieve import RetrieveCommand
+from hardnet_sfm.verbs.train import TrainCommand
+from hardnet_sfm.verbs.view import ViewCommand
+from hardnet_sfm.verbs.vocabulary import VocabularyCommand
+from hardnet_sfm.verbs.warp import WarpCommand
+from hardnet_sfm.verbs.weights import WeightsCommand
 
 # What people come for, and the verbs for it in the order in which they need them.
-VERBS: dict[str, tuple[type[Verb], ...]] = {
-    "reconstruct": (
-        Reconstruct,
-        Extract,
-        Pair,
-        Match,
-        Map,
-        Export,
-    ),
-    "retrieve": (
-        Vocabulary,
-        Index,
-        Retrieve,
-        Evaluate,
-    ),
-    "learn": (
-        Mine,
-        Warp,
-        Train,
-        Weights,
-    ),
-    "look": (
-        Demo,
-        View,
-        Info,
-        Report,
-        Doctor,
-    ),
+VERBS: dict[str, dict[str, type[Command]]] = {
+    "reconstruct": {
+        "reconstruct": ReconstructCommand,
+        "extract": ExtractCommand,
+        "pair": PairCommand,
+        "match": MatchCommand,
+        "map": MapCommand,
+        "export": ExportCommand,
+    },
+    "retrieve": {
+        "vocabulary": VocabularyCommand,
+        "index": IndexCommand,
+        "retrieve": RetrieveCommand,
+        "evaluate": EvaluateCommand,
+    },
+    "learn": {
+        "mine": MineCommand,
+        "warp": WarpCommand,
+        "train": TrainCommand,
+        "weights": WeightsCommand,
+    },
+    "look": {
+        "demo": DemoCommand,
+        "view": ViewCommand,
+        "info": InfoCommand,
+        "report": ReportCommand,
+        "doctor": DoctorCommand,
+    },
 }
-_KINDS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for group in VERBS.values() for kind in group}
+_COMMANDS = {verb: kind for group in VERBS.values() for verb, kind in group.items()}
 
 
-def parse(args: Sequence[str] | None = None) -> Verb:
+def parse(args: Sequence[str] | None = None) -> Command:
     """Parses a command line; exits with status 2 where it is wrong, and with 0 after help.
 
     Raises:
@@ -70,19 +81,19 @@ def parse(args: Sequence[str] | None = None) -> Verb:
         sys.exit(0 if verb else 2)
     how: Any = {"config": (OmitArgPrefixes,), "registry": flag_rules()}
     if verb.startswith("--tyro-"):  # completion for a shell, which wants all verbs at once
-        tyro.extras.subcommand_cli_from_dict({**_KINDS}, prog="hardnet-sfm", args=[verb, *rest], **how)
+        tyro.extras.subcommand_cli_from_dict({**_COMMANDS}, prog="hardnet-sfm", args=[verb, *rest], **how)
     if verb.startswith("-"):
         raise UsageError(f"{verb} stands before the verb", "Options come after it: `hardnet-sfm VERB OPTIONS`.")
-    if verb not in _KINDS:
-        near = get_close_matches(verb, _KINDS, n=1)
+    if verb not in _COMMANDS:
+        near = get_close_matches(verb, _COMMANDS, n=1)
         hint = f"Did you mean `hardnet-sfm {near[0]}`? " if near else ""
         raise UsageError(f"there is no verb {verb}", f"{hint}`hardnet-sfm --help` lists all.")
-    kind = _KINDS[verb]
+    kind = _COMMANDS[verb]
     # Each example is a paragraph of its own: tyro would join them.
     description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
-    if kind is Reconstruct:
-        how["default"] = Reconstruct.with_preset(_preset_in(rest))
-    command: Verb = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
+    if kind is ReconstructCommand:
+        how["default"] = ReconstructCommand.with_preset(_preset_in(rest))
+    command: Command = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
     return command
 
 
@@ -102,8 +113,8 @@ def _print_help() -> None:
     output.print("Start with `hardnet-sfm demo`; `hardnet-sfm VERB --help` has options, examples.")
     for group, kinds in VERBS.items():
         output.print(f"\n[bold]{group}[/]")
-        for kind in kinds:
-            output.print(f"  {kind.__name__.lower():<11}  {escape(kind.__doc__ or '')}")
+        for verb, kind in kinds.items():
+            output.print(f"  {verb:<11}  {escape(kind.__doc__ or '')}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -111,10 +122,10 @@ def main(args: Sequence[str] | None = None) -> None:
     if list(sys.argv[1:] if args is None else args) == ["--version"]:
         output.print(f"hardnet-sfm {__version__}")
         return
-    with errors_said():
+    with report_errors():
         command = parse(args)
     options: Any = getattr(command, "common", command)
-    verb = type(command).__name__.lower()
+    verb = next(verb for verb, kind in _COMMANDS.items() if kind is type(command))
     usage = f"`hardnet-sfm {verb} --help` says what it takes."
-    with errors_said(options.debug, usage, getattr(command, "interrupted", GOES_ON)):
+    with report_errors(options.debug, usage, getattr(command, "interrupted", GOES_ON)):
         command.run()

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.images import sensor_from_upright
+from hardnet_sfm.files.photo_files import sensor_from_upright
+from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
-from hardnet_sfm.stores import FeatureStore
 
 Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]

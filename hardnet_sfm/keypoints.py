@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+PhotoPair = tuple[str, str]
+"""Names of two photos."""
 # The threshold of the ratio test that Lowe (IJCV 2004, section 7.1) chose for SIFT, for descriptors without their own.
 LOWES_RATIO = 0.8
 

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.two_view import Verification, verified_rows
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.detectors import make_detector
-from hardnet_sfm.features.stage import KeypointOptions, detector_options
-from hardnet_sfm.images import read_small
-from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.features.extraction import KeypointOptions, detector_options
+from hardnet_sfm.files.photo_files import read_small
+from hardnet_sfm.keypoints import Keypoints, PhotoPair
 from hardnet_sfm.matching.nearest import (
     Acceptance,
     PreparedDescriptors,
@@ -46,7 +46,6 @@ from hardnet_sfm.workers import in_order, torch_threads
 if TYPE_CHECKING:
     from hardnet_sfm.features.descriptors import PatchDescriber
 
-Pair = tuple[str, str]
 Way = Literal["upright", "estimated"]
 
 # Longest side of the small copies, pixels, and keypoints in each.
@@ -294,7 +293,7 @@ def turn_between(one: Keypoints, other: Keypoints, rows: NDArray[np.int32]) -> f
     return float(np.rad2deg(np.angle(directions[best].sum()))) if best.mean() >= _AGREEING else None
 
 
-def quarter_turns(between: Mapping[Pair, tuple[float, int]]) -> dict[str, int]:
+def quarter_turns(between: Mapping[PhotoPair, tuple[float, int]]) -> dict[str, int]:
     """Photos that are turned against most of the others, in multiples of 90 degrees.
 
     Turns are added up along the spanning tree of the pairs with most matches. In each connected part of the photos the

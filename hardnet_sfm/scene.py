@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.workspace import read_json, replacing, write_json
+from hardnet_sfm.files.workspace import read_json, replacing, write_json
 
 FloatArray = NDArray[np.float64]
 Image = NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""The chain behind `match --view-synthesis`: photos are rendered as if they were tilted, and described and matched so.
+"""`match --view-synthesis`: photos are rendered as if they were tilted, and described and matched so.
 
 After MODS (Mishkin, Matas and Perdoch, CVIU 2015): a pair that is matched well is left as it is. For others, views of
 both photos are added step by step, from small tilts to large ones, until enough matches are verified. Views of a photo
@@ -17,25 +17,24 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.fingerprints import are_features_of, view_fingerprints
-from hardnet_sfm.images import read_photo
-from hardnet_sfm.keypoints import Keypoints, Matches
-from hardnet_sfm.matching.pairs import Pair
-from hardnet_sfm.matching.stage import MatchOptions, MatchReport, Retried, match, views_again
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.fingerprints import are_features_of, view_fingerprints
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.stores import KEYPOINTS, FeatureStore, StoreWriter, keypoint_arrays
+from hardnet_sfm.files.workspace import Workspace, digest, prepare_folder, replacing
+from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import KEYPOINTS, FeatureStore, StoreWriter, keypoint_arrays
-from hardnet_sfm.workspace import Workspace, digest, locked, prepare_folder, replacing
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does without
-    from hardnet_sfm.features.views import DescribedViews
-    from hardnet_sfm.matching.nearest import PreparedDescriptors
-    from hardnet_sfm.matching.views import PhotoInViews
+    from hardnet_sfm.features.synthetic_views import DescribedViews
+    from hardnet_sfm.matching.nearest import Acceptance, PreparedDescriptors
+    from hardnet_sfm.matching.view_matching import PhotoInViews
 
 _TILTS = (2.0, 4.0)
 _ROTATION_STEP = 72.0
@@ -98,92 +97,76 @@ class ViewSynthesisOptions:
         return {"view_tilts": tilts, "view_rotation": float(self.rotation_step), "view_enough": self.enough}
 
 
-def check_together(match_options: MatchOptions, view_options: ViewSynthesisOptions) -> None:
-    """Raises UsageError where options of matching make no sense, each by itself or together."""
-    match_options.check()
-    view_options.check()
-    if view_options.view_synthesis and match_options.rescore is not None:
-        raise UsageError(
-            "--rescore and --view-synthesis cannot be combined: views are matched by the distances of descriptors",
-            "Choose one of them.",
-        )
+@dataclass(frozen=True)
+class MatchedPair:
+    """Matches of a pair of photos.
+
+    Attributes:
+        matches: rows of keypoints.
+        keypoints: how many the first photo has.
+        view_steps: how many steps of synthetic views the keypoints are from; 0: none.
+    """
+
+    matches: Matches
+    keypoints: int
+    view_steps: int = 0
 
 
-def match_photos(
-    workspace: Workspace | Path | str,
-    match_options: MatchOptions | None = None,
-    view_options: ViewSynthesisOptions | None = None,
-    resources: Resources | None = None,
-    *,
-    images: Path | str | None = None,
-    weights: Path | None = None,
-) -> MatchReport:
-    """Matches all pairs of a workspace as `match` does, and where `view_synthesis` is set, those with too few verified
-    matches with views of both photos.
-
-    Makes `matches.h5`, and with views `keypoints-views.h5`. A pair that has enough without views gets the very matches
-    that it gets from `match`. Others get those of the first step that is enough, or of the step with most verified
-    matches. A second run does what is left; neither it nor the number of threads changes the result.
-
-    Memory beside `match`'s: descriptions of 8 photos in all their views, and of two more on each thread, 1.5 KB each at
-    most; and on each thread a view while it is rendered.
+class ViewMatcher:
+    """Matches pairs that have too few verified matches with views of both photos. Use it as a context manager.
 
     Args:
-        workspace: with features.h5 and pairs.txt.
-        match_options: which neighbours are believed, in photos and views alike.
-        view_options: whether there are views, which, and how many matches are enough.
+        store: features of the photos.
+        images: folder of the photos.
+        workspace: for the views' keypoints and descriptions.
+        accept: which neighbours are believed.
+        options: which views, and how many matches are enough.
         resources: how much of the machine.
-        images: where the photos are, which views and a network for re-scoring need; by default, where features were
-            extracted.
         weights: of the descriptor, where photos were not described with those that come with the package.
 
     Raises:
-        HardnetSfmError: a store or the list is missing or damaged, or was made for other photos; a photo is gone or
-            was changed since its features were extracted; other weights.
-        UsageError: an option makes no sense.
+        HardnetSfmError: the photos were described with other weights.
     """
-    place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
-    match_options, resources = match_options or MatchOptions(), resources or Resources()
-    view_options = view_options or ViewSynthesisOptions()
-    check_together(match_options, view_options)
-    chosen = (place.features, place.pairs, place.matches, match_options, resources)
-    if not view_options.view_synthesis and not views_again(place.features, place.pairs, place.again, match_options):
-        return match(*chosen, images=images, again=place.again)
-    with (
-        locked(place.root),
-        FeatureStore(place.features) as store,
-        StoreWriter(place.view_keypoints, KEYPOINTS) as writer,
-    ):
-        photos = Path(store.header["images"] if images is None else images)
-        views = _Views(store, photos, place.views, view_options, resources, weights)
-        second_try = _SecondTry(views, store, writer, match_options, view_options)
-        return match(*chosen, second_try=second_try, again=place.again)
-
-
-class _SecondTry:
-    """Matches a pair with views of both photos, where it has too few verified matches."""
 
     def __init__(
         self,
-        views: _Views,
         store: FeatureStore,
-        writer: StoreWriter,
-        match_options: MatchOptions,
-        view_options: ViewSynthesisOptions,
+        images: Path,
+        workspace: Workspace,
+        accept: Acceptance,
+        options: ViewSynthesisOptions,
+        resources: Resources,
+        weights: Path | None = None,
     ) -> None:
         from hardnet_sfm.colmap.two_view import Verification
-        from hardnet_sfm.matching.nearest import Acceptance
 
-        self.recipe, self.only_again = view_options.recipe(), not view_options.view_synthesis
-        self._views, self._store, self._writer, self._options = views, store, writer, view_options
-        self._accept = Acceptance(match_options.ratio(store), match_options.max_distance)
+        self._views = _Views(store, images, workspace.views, options, resources, weights)
+        self._store, self._options, self._accept = store, options, accept
         self._verification = Verification(_MAX_ERROR, _MIN_INLIERS, _SEED)
+        self._writer = StoreWriter(workspace.view_keypoints, KEYPOINTS)
 
-    def __call__(self, pair: Pair, found: Matches) -> Retried:
-        from hardnet_sfm.matching.views import candidates_of_views, merged
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def __call__(self, pair: PhotoPair, found: Matches) -> MatchedPair:
+        """The matches of the first step that has enough verified ones, or of the step with most of them.
+
+        Several threads call it at once.
+
+        Args:
+            pair: names of the photos.
+            found: its matches without views.
+        """
+        from hardnet_sfm.matching.view_matching import candidates_of_views, merged
 
         one, other = (self._views.photo(name, 0) for name in pair)
-        best, most = Retried(found, len(one.xy), 0), self._verified(pair, one, other, found)
+        best, most = MatchedPair(found, len(one.xy), 0), self._verified(pair, one, other, found)
         candidates = found.pairs, found.scores
         for step in range(1, len(self._options.tilts) + 1):
             if most >= self._options.enough:
@@ -195,26 +178,28 @@ class _SecondTry:
             matches = merged(one, other, candidates, self._accept)
             verified = self._verified(pair, one, other, matches)
             if verified > most:
-                best, most = Retried(matches, len(one.xy), step), verified
+                best, most = MatchedPair(matches, len(one.xy), step), verified
         return best
 
-    def _verified(self, pair: Pair, one: PhotoInViews, other: PhotoInViews, matches: Matches) -> int:
+    def _verified(self, pair: PhotoPair, one: PhotoInViews, other: PhotoInViews, matches: Matches) -> int:
         from hardnet_sfm.colmap.two_view import verified_matches
 
         sizes = self._store.size(pair[0]), self._store.size(pair[1])
         return verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification)
 
-    def keep(self, pair: Pair, view_steps: int) -> None:
+    def keep(self, pair: PhotoPair, view_steps: int) -> None:
+        """Stores the keypoints that matches of the pair refer to, unless they are stored already."""
         for name in pair:
             if view_steps and view_steps > self._kept_steps(name):
                 self._keep(name, view_steps)
 
     def finish(self) -> None:
+        """Completes the store of keypoints. The matches that refer to it are completed after that."""
         names = self._store.names()
         for name in names:
             if self._kept_steps(name) < 0:
                 self._keep(name, 0)
-        header = {"images": self._store.header["images"], "names": names, "options": self.recipe}
+        header = {"images": self._store.header["images"], "names": names, "options": self._options.recipe()}
         self._writer.commit(names, header)
 
     def _kept_steps(self, name: str) -> int:
@@ -262,7 +247,7 @@ class _Views:
         resources: Resources,
         weights: Path | None,
     ) -> None:
-        from hardnet_sfm.features.views import ViewDescriber
+        from hardnet_sfm.features.synthetic_views import ViewDescriber
         from hardnet_sfm.matching.nearest import rounding_for
         from hardnet_sfm.networks.device import resolve_device
 
@@ -290,14 +275,14 @@ class _Views:
 
     def keypoints(self, name: str, steps: int) -> Keypoints:
         """The photo's keypoints, then those of its first `steps` steps; as they are in features.h5 where it is 0."""
-        from hardnet_sfm.features.views import joined
+        from hardnet_sfm.features.synthetic_views import joined
 
         parts = [step.keypoints for step in self._steps(name, steps)]
         return joined(*parts) if steps else parts[0]
 
     def photo(self, name: str, steps: int) -> PhotoInViews:
         """The photo and the views of its first `steps` steps, ready to be matched."""
-        from hardnet_sfm.matching.views import PhotoInViews
+        from hardnet_sfm.matching.view_matching import PhotoInViews
 
         parts = self._steps(name, steps)
         views = tuple(view for step in parts for view in step.views)
@@ -320,7 +305,7 @@ class _Views:
 
     def _described(self, name: str, step: int) -> DescribedViews:
         """The views that a step adds, from disk or described now."""
-        from hardnet_sfm.features.views import views_of
+        from hardnet_sfm.features.synthetic_views import views_of
 
         path = self._folder / f"{digest(name)[:16]}-{step}.npz"
         fingerprint = digest(self.fingerprints(name)[step])
@@ -356,7 +341,7 @@ def _write(path: Path, fingerprint: str, described: DescribedViews) -> None:
 
 def _read(path: Path, fingerprint: str) -> DescribedViews | None:
     """What was described before; None where nothing was, or it is of other features or views, or damaged."""
-    from hardnet_sfm.features.views import DescribedViews
+    from hardnet_sfm.features.synthetic_views import DescribedViews
 
     try:
         with np.load(path, allow_pickle=False) as archive:

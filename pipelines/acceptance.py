@@ -34,13 +34,13 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.model import Model, models_in
 from hardnet_sfm.colmap.two_view import Verification, verified_rows
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.workspace import Workspace
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.frames import stored_from_upright
 from hardnet_sfm.progress import progress
-from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.terminal import report_errors
 
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -405,5 +405,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

@@ -19,12 +19,12 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.training.options import TrainOptions
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.networks.loading import find_architecture
+from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.sampling import SamplingOptions
-from hardnet_sfm.weights import find_architecture
+from hardnet_sfm.training.train_options import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Options(ExperimentOptions):
 
 def main() -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
-    with errors_said(options.debug):
+    with report_errors(options.debug):
         variants = options.variants()
         run_experiment("batch-size", variants, options, "pairs in a batch")
         each = ", ".join(f"{one.steps} of {size}" for size, one in variants.items())

@@ -22,21 +22,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.matching.pairs import PairOptions
-from hardnet_sfm.matching.stage import MatchOptions
-from hardnet_sfm.pipeline import reconstruct
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.weight_files import find_weights
+from hardnet_sfm.files.workspace import Workspace, read_json
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.networks.loading import find_architecture, load_network
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training.mine import mine
+from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.observations import MineOptions
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.stage import check_installed, read_any_patches, train
-from hardnet_sfm.weights import find_architecture, find_weights, load_network
-from hardnet_sfm.workspace import Workspace, read_json
+from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.verbs.match import MatchOptions
+from hardnet_sfm.verbs.mine import mine
+from hardnet_sfm.verbs.pair import PairOptions
+from hardnet_sfm.verbs.reconstruct import reconstruct
+from hardnet_sfm.verbs.train import check_installed, read_any_patches, train
 
 said = Console(highlight=False)
 
@@ -142,7 +143,7 @@ def _descriptor(summary: dict[str, Any]) -> str:
 def main() -> None:
     options = tyro.cli(Options, registry=flag_rules())
     goes_on = "Interrupted. The same command goes on from here; where it was learning, with --resume."
-    with errors_said(interrupted=goes_on):
+    with report_errors(interrupted=goes_on):
         print_gain(*closed_loop(options))
 
 

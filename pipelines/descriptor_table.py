@@ -23,19 +23,20 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import OmitArgPrefixes
 
+from hardnet_sfm.benchmark.competitors import Competitor, competitors, made
 from hardnet_sfm.benchmark.descriptor_table import Column, DescriptorTable
 from hardnet_sfm.benchmark.experiments import figure_class
-from hardnet_sfm.benchmark.rows import Competitor, competitors, made
-from hardnet_sfm.commands.common import errors_said, output
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.scores import MEAN, ScoreTable
-from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
-from hardnet_sfm.matching.stage import MatchOptions
+from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
+from hardnet_sfm.files.workspace import digest, locked, read_json, replacing, write_json
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.options import DEFAULT_METHOD, Method, VocabularyOptions
-from hardnet_sfm.workspace import digest, locked, read_json, replacing, write_json
+from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
+from hardnet_sfm.terminal import output, report_errors
+from hardnet_sfm.verbs.match import MatchOptions
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions
 
 Values = Mapping[str, float]
 
@@ -189,7 +190,7 @@ def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
 
 def homographies(folder: Path, resources: Resources) -> Benchmark:
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.photos import evaluate_homographies
+        from hardnet_sfm.benchmark.photo_scores import evaluate_homographies
 
         return means(evaluate_homographies(folder, rows, resources), rows, {"homography_map": "map"})
 
@@ -201,7 +202,7 @@ def hpatches(folder: Path, tasks: Path | None, split: str, resources: Resources)
     kinds = {f"hpatches_{kind}": f"{kind}_{'ap' if kind == 'verification' else 'map'}" for kind in HPATCHES_TASKS}
 
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.patches import evaluate_hpatches
+        from hardnet_sfm.benchmark.patch_scores import evaluate_hpatches
 
         return means(evaluate_hpatches(folder, rows, resources, tasks=tasks, split=split), rows, kinds)
 
@@ -215,7 +216,7 @@ HPATCHES_TASKS = ("verification", "matching", "retrieval")
 
 def w1bs(folder: Path, resources: Resources) -> Benchmark:
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.patches import evaluate_w1bs
+        from hardnet_sfm.benchmark.patch_scores import evaluate_w1bs
 
         return means(evaluate_w1bs(folder, rows, resources), rows, {"w1bs_mauc": "mauc"})
 
@@ -226,7 +227,7 @@ def brown(folder: Path, resources: Resources) -> Benchmark:
     """The mean of the sets that a descriptor was not trained on."""
 
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.patches import evaluate_brown
+        from hardnet_sfm.benchmark.patch_scores import evaluate_brown
 
         return means(evaluate_brown(folder, rows, resources), rows, {"brown_fpr95": "fpr95"})
 
@@ -256,7 +257,7 @@ def scene(images: Path, workspace: Path, resources: Resources) -> Benchmark:
     )
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
-        from hardnet_sfm.pipeline import reconstruct
+        from hardnet_sfm.verbs.reconstruct import reconstruct
 
         for row in rows:
             place = workspace / "scenes" / f"{name}-{digest(str(images.resolve()))[:6]}" / row.folder
@@ -286,7 +287,7 @@ def landmarks(name: Any, folder: Path, words_from: Path, options: Options) -> Be
     column = Column(f"{name}_map", f"{name} mAP, %", ".1%", "higher")
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.landmarks import evaluate_landmarks
+        from hardnet_sfm.benchmark.landmark_scores import evaluate_landmarks
 
         for row in rows:
             table = evaluate_landmarks(
@@ -345,7 +346,7 @@ def descriptor_table(options: Options) -> DescriptorTable:
 
 def main() -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
-    with errors_said(options.debug):
+    with report_errors(options.debug):
         descriptor_table(options)
 
 

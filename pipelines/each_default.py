@@ -21,15 +21,15 @@ from out_of_the_box import errors_of, images_of, reference_of
 from rich.console import Console
 from rich.table import Table
 
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.matching.stage import MatchOptions
-from hardnet_sfm.pipeline import reconstruct
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.workspace import Workspace, read_json, write_json
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.workspace import Workspace, read_json, write_json
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.match import MatchOptions
+from hardnet_sfm.verbs.reconstruct import reconstruct
 
 DEFAULTS = "the defaults"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -121,5 +121,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

@@ -47,7 +47,7 @@ def run(*args: object) -> str:
 
 
 def hash_arrays(path: Path) -> str:
-    """Of all arrays in an HDF5, NumPy or safetensors file, in the order of their names; of the bytes of another file."""
+    """Of all arrays in an HDF5, NumPy or safetensors file by name; of the bytes of any other file."""
     arrays: dict[str, np.ndarray] = {}
     if path.suffix == ".h5":
         with h5py.File(path) as store:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.evaluate import Homography
-from hardnet_sfm.commands.flags import flag_rules
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.evaluate import Homography
 
 
 def main() -> None:
     options = tyro.cli(Homography, config=(OmitArgPrefixes,), registry=flag_rules())
-    with errors_said(options.table.debug, interrupted="Interrupted. Nothing was written."):
+    with report_errors(options.table.debug, interrupted="Interrupted. Nothing was written."):
         options.run()
 
 

@@ -17,10 +17,10 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.training.options import TrainOptions
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.sampling import SamplingOptions
+from hardnet_sfm.training.train_options import TrainOptions
 
 # As the table has them, and as `train --loss` does.
 LOSSES = {
@@ -56,7 +56,7 @@ class Options(ExperimentOptions):
 
 def main() -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
-    with errors_said(options.debug):
+    with report_errors(options.debug):
         run_experiment("loss-comparison", options.variants(), options, "loss")
 
 

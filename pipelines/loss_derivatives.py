@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hardnet_sfm.benchmark.experiments import figure_class
-from hardnet_sfm.commands.common import errors_said, output
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.files.workspace import replacing
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.terminal import output, report_errors
 from hardnet_sfm.training.losses import Loss, contrastive, hardnet, softmax
-from hardnet_sfm.workspace import replacing
 
 LOSSES: dict[str, Loss] = {"contrastive": contrastive, "softmax": softmax, "triplet margin": hardnet}
 FARTHEST = 2.0  # that descriptors of unit length can be from each other
@@ -122,7 +122,7 @@ def draw(found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path
 
 def main() -> None:
     options = tyro.cli(Options, registry=flag_rules())
-    with errors_said(options.debug):
+    with report_errors(options.debug):
         if options.cells < 1:
             raise UsageError("--cells must be at least 1")
         figure_class()

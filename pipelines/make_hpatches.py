@@ -29,8 +29,6 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from hardnet_sfm.commands.common import errors_said, output
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.homographies import HomographySequence, read_sequences
 from hardnet_sfm.evaluation.hpatches import (
@@ -44,10 +42,12 @@ from hardnet_sfm.evaluation.hpatches import (
 )
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.interest_points import dominant_orientations, harris_laplace_points, hessian_points
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.progress import progress
+from hardnet_sfm.terminal import output, report_errors
 
 Grey = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
@@ -342,7 +342,7 @@ def _write_lines(path: Path, header: str, lines: Sequence[tuple[object, ...]]) -
 
 def main() -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
-    with errors_said(interrupted="Interrupted. Nothing was made."):
+    with report_errors(interrupted="Interrupted. Nothing was made."):
         points = make(options)
         for name, count in points.items():
             output.print(f"{escape(name)}: {count} points, {len(COLUMNS) * count} patches")

@@ -28,14 +28,14 @@ from rich.table import Table
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.poses import pose_errors
 from hardnet_sfm.evaluation.strecha import read_strecha
-from hardnet_sfm.pipeline import peak_memory_mb
+from hardnet_sfm.files.workspace import read_json, write_json
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.workspace import read_json, write_json
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.reconstruct import peak_memory_mb
 
 if TYPE_CHECKING:  # pycolmap takes a second to import
     from hardnet_sfm.colmap.model import Model
@@ -104,8 +104,8 @@ def run_colmap(images: Path, folder: Path, resources: Resources) -> dict[str, An
 
 def run_ours(images: Path, folder: Path, resources: Resources) -> dict[str, Any]:
     """Our `reconstruct`, without an option. Runs in a process of its own."""
-    from hardnet_sfm.pipeline import reconstruct
-    from hardnet_sfm.workspace import Workspace
+    from hardnet_sfm.files.workspace import Workspace
+    from hardnet_sfm.verbs.reconstruct import reconstruct
 
     place = Workspace(folder / "ours")
     shutil.rmtree(place.root, ignore_errors=True)  # what a killed run left there would shorten the time
@@ -265,5 +265,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

@@ -16,10 +16,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.evaluate import LandmarkOptions
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.evaluate import LandmarkOptions
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Options:
 def main(city: City, other: City) -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
     workspace = options.table.workspace
-    with errors_said(options.table.debug):
+    with report_errors(options.table.debug):
         folder = data_set(city, options.folder, workspace, truth=not options.revisited)
         vocabulary = data_set(other, options.other, workspace, truth=False)
         options.table.compare(city.revisited if options.revisited else city.name, folder, [vocabulary])

@@ -26,17 +26,17 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.database import Database
 from hardnet_sfm.colmap.model import Model, models_in
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import HardnetSfmError, check_least
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.images import list_photos
-from hardnet_sfm.matching.pairs import PairOptions
-from hardnet_sfm.matching.stage import MatchOptions
-from hardnet_sfm.pipeline import reconstruct
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.workspace import Workspace
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.match import MatchOptions
+from hardnet_sfm.verbs.pair import PairOptions
+from hardnet_sfm.verbs.reconstruct import reconstruct
 
 SCENE, OTHERS = "scene", "others"
 
@@ -186,5 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

@@ -29,17 +29,17 @@ from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.cameras import CameraSetup
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import check_least
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
 from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.features.descriptors import make_descriptor
-from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
-from hardnet_sfm.pipeline import reconstruct
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
+from hardnet_sfm.files.workspace import Workspace, read_json
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.workspace import Workspace, read_json
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.reconstruct import reconstruct
 
 
 @dataclass(frozen=True)
@@ -229,5 +229,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

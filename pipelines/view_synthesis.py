@@ -27,23 +27,23 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.two_view import Verification, verified_matches
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.features.views import relative_area
-from hardnet_sfm.fingerprints import matched_keypoints
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.features.synthetic_views import relative_area
+from hardnet_sfm.files.fingerprints import matched_keypoints
+from hardnet_sfm.files.stores import FeatureStore, MatchStore, pair_key
+from hardnet_sfm.files.workspace import Workspace
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.keypoints import Matches
-from hardnet_sfm.matching.pairs import PairOptions, pair
-from hardnet_sfm.matching.stage import MatchOptions
-from hardnet_sfm.matching.views import one_to_one
+from hardnet_sfm.matching.view_matching import one_to_one
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene, render
-from hardnet_sfm.stores import FeatureStore, MatchStore, pair_key
-from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.match import MatchOptions, match_photos
+from hardnet_sfm.verbs.pair import PairOptions, pair
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions
 
 _WITHIN = 5.0  # degrees
 VERIFICATION = Verification(max_error=4, min_inliers=15, seed=0)
@@ -223,7 +223,7 @@ def compare_all(options: Options) -> None:
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
-    with errors_said():
+    with report_errors():
         compare_all(options)
 
 

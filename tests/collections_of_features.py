@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.files.stores import FEATURES, StoreWriter, feature_arrays
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.stores import FEATURES, StoreWriter, feature_arrays
 
 SIZE = (640, 480)
 OPTIONS = {"descriptor": "made-up", "weights_sha256": "abc"}

@@ -18,8 +18,8 @@ from filelock import FileLock
 
 import hardnet_sfm
 from hardnet_sfm.cli import main
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.scene import Scene, render
-from hardnet_sfm.workspace import Workspace
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

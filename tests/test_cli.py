@@ -17,13 +17,12 @@ import tyro
 
 from hardnet_sfm import __version__
 from hardnet_sfm.cli import VERBS, main, parse
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.commands.reconstruction import Reconstruct
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.presets import PRESETS, Preset, PresetName
+from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.reconstruct import PRESETS, Preset, PresetName, ReconstructCommand
 
-NAMES = [kind.__name__.lower() for kinds in VERBS.values() for kind in kinds]
+NAMES = [verb for verbs in VERBS.values() for verb in verbs]
 
 
 def said_by(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -61,7 +60,7 @@ def test_what_resembles_no_verb_gets_the_list(capsys: pytest.CaptureFixture[str]
 def test_help_of_a_verb_shows_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = said_by([verb, "--help"], capsys)
     assert status == 0
-    kind = next(kind for kinds in VERBS.values() for kind in kinds if kind.__name__.lower() == verb)
+    kind = next(kinds[verb] for kinds in VERBS.values() if verb in kinds)
     assert len(kind.examples) >= 2
     for example in kind.examples:
         assert example.startswith(f"hardnet-sfm {verb}") and example in text and len(example) <= 80
@@ -120,7 +119,7 @@ def test_only_a_flag_that_is_on_by_default_has_a_negative_form(capsys: pytest.Ca
     text = said_by(["reconstruct", "--help"], capsys)[1]
     assert "--report, --no-report" in text and "--no-debug" not in text
     asked = [parse(["reconstruct", "images", *flags]) for flags in ([], ["--report"], ["--no-report"])]
-    assert [command.report for command in asked if isinstance(command, Reconstruct)] == [True, True, False]
+    assert [command.report for command in asked if isinstance(command, ReconstructCommand)] == [True, True, False]
     assert said_by(["reconstruct", "images", "--no-debug"], capsys)[0] == 2
 
 
@@ -131,7 +130,7 @@ def test_reconstruct_takes_the_options_of_every_stage() -> None:
         "--pairing sequential --window 4 --max-ratio 0.9 --mapper global --camera-mode single"
     )
     command = parse(line.split())
-    assert isinstance(command, Reconstruct)
+    assert isinstance(command, ReconstructCommand)
     assert command.common.workspace.name == "w"
     assert (command.extract.detector, command.extract.descriptor) == ("dog", "hardnet")
     assert command.extract.orientation == "upright"
@@ -143,13 +142,13 @@ def test_reconstruct_takes_the_options_of_every_stage() -> None:
 
 def test_a_preset_sets_the_options_that_are_not_typed() -> None:
     command = parse(["reconstruct", "photos", "--preset", "video", "--window", "3", "--max-keypoints", "99"])
-    assert isinstance(command, Reconstruct)
+    assert isinstance(command, ReconstructCommand)
     assert command.preset == "video"
     assert command.pair == replace(PRESETS["video"].pair, window=3)
     assert command.extract == replace(PRESETS["video"].extract, max_keypoints=99)
     assert command.map == PRESETS["video"].map
     plain = parse(["reconstruct", "photos"])
-    assert isinstance(plain, Reconstruct)
+    assert isinstance(plain, ReconstructCommand)
     assert Preset(plain.extract, plain.pair, plain.match, plain.views, plain.map) == PRESETS["default"] == Preset()
 
 
@@ -187,7 +186,7 @@ def test_typo_in_an_option_gets_a_suggestion_of_the_same_verb(capsys: pytest.Cap
 
 def test_every_example_is_a_command_line_that_parses() -> None:
     for kinds in VERBS.values():
-        for kind in kinds:
+        for kind in kinds.values():
             for example in kind.examples:
                 assert isinstance(parse(shlex.split(example)[1:]), kind)
 
@@ -237,7 +236,7 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
 def test_terminate_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     """COLMAP's logging would print a stack of C++ calls."""
     code = (
-        "import os, signal, hardnet_sfm.cli as cli, hardnet_sfm.commands.info as home\n"
+        "import os, signal, hardnet_sfm.cli as cli, hardnet_sfm.verbs.info as home\n"
         "def info(_):\n"
         "    import hardnet_sfm.colmap\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -263,7 +262,7 @@ def test_a_folder_that_may_not_be_read_is_a_clear_error(
     def forbidden(_: Path) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "features.h5"))
 
-    monkeypatch.setattr("hardnet_sfm.commands.info.info", forbidden)
+    monkeypatch.setattr("hardnet_sfm.verbs.info.info", forbidden)
     status, text = said_by(["info", str(tmp_path)], capsys)
     assert status == 1
     assert "features.h5: Permission denied" in text
@@ -310,7 +309,7 @@ def test_wrong_usage_without_a_hint_of_its_own_names_the_help(capsys: pytest.Cap
 def test_what_is_said_of_an_error(
     error: BaseException, status: int, lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit, errors_said(usage="See the help."):
+    with pytest.raises(SystemExit) as exit, report_errors(usage="See the help."):
         raise error
     assert exit.value.code == status
     assert capsys.readouterr().err.splitlines() == lines
@@ -318,7 +317,7 @@ def test_what_is_said_of_an_error(
 
 @pytest.mark.parametrize("error", [HardnetSfmError("no photo", "Take one."), OSError(5, "Input/output error")])
 def test_debug_lets_an_error_through(error: Exception) -> None:
-    with pytest.raises(type(error)), errors_said(debug=True):
+    with pytest.raises(type(error)), report_errors(debug=True):
         raise error
 
 

@@ -13,10 +13,10 @@ import pycolmap
 import pytest
 from printed import cells
 
+from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.files.weight_files import find_weights, read_weights
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.training.patches import read_patches
-from hardnet_sfm.weights import find_weights, read_weights
-from hardnet_sfm.workspace import Workspace
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "closed_loop.py"
 # A rate at which two steps change the weights, and hardly what they describe.

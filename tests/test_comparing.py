@@ -19,23 +19,23 @@ from torch import nn
 
 import hardnet_sfm
 from hardnet_sfm.benchmark.comparing import PairStream
+from hardnet_sfm.benchmark.competitors import Competitor, competitors
 from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.benchmark.patches import evaluate_brown, evaluate_hpatches, evaluate_w1bs
-from hardnet_sfm.benchmark.photos import (
+from hardnet_sfm.benchmark.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs
+from hardnet_sfm.benchmark.photo_scores import (
     Comparing,
     Describing,
     DetectedPhoto,
     evaluate_homographies,
     ranked_by_scores,
 )
-from hardnet_sfm.benchmark.rows import Competitor, competitors
 from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.baseline import ColmapSift
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.matching.rescore import short_lists
-from hardnet_sfm.networks import pairs as pairs_module
-from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.networks import pair_scoring
+from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs_module, "fast_type", lambda _: torch.float32)
+    monkeypatch.setattr(pair_scoring, "fast_type", lambda _: torch.float32)
 
 
 def row_of(name: str, folder: Path) -> Competitor:

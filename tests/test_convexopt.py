@@ -21,19 +21,20 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
-from hardnet_sfm.journal import Journal
+from hardnet_sfm.files.journal import Journal
+from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, write_patches
+from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.networks.architectures import recognised
 from hardnet_sfm.networks.convexopt import ConvexOpt, PooledGradients, gaussians
+from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.convex import ConvexOptions, learn_convexopt, learn_projection, learn_weights
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, write_patches
 from hardnet_sfm.training.pooling import PooledPairs, candidate_rings
 from hardnet_sfm.training.rda import DualAverage, low_rank_step, margin_hinge, sparse_step
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import train
-from hardnet_sfm.weights import load_network, read_weights, write_weights
+from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

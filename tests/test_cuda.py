@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
+from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, write_patches
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounding_for
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.losses import LOSSES
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
-from hardnet_sfm.training.stage import train
+from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 

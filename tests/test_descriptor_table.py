@@ -18,16 +18,16 @@ from test_benchmarks import write_brown, write_hpatches, write_w1bs
 from test_experiments import typed, write_hard_patches
 from test_train import write_noisy_patches
 
-from hardnet_sfm.benchmark import held_out, patches
+from hardnet_sfm.benchmark import held_out, patch_scores
+from hardnet_sfm.benchmark.competitors import competitors
 from hardnet_sfm.benchmark.costs import cost_of
-from hardnet_sfm.benchmark.rows import competitors
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.networks.architectures import ARCHITECTURES
-from hardnet_sfm.pipeline import reconstruct
+from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.weights import load_network
+from hardnet_sfm.verbs.reconstruct import reconstruct
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,9 +67,9 @@ def test_the_table_is_what_direct_calls_give(
         .items()
     }
     tables = (
-        patches.evaluate_brown(data / "brown", rows, CPU),
-        patches.evaluate_w1bs(data / "w1bs", rows, CPU),
-        patches.evaluate_hpatches(data / "hpatches", rows, CPU),
+        patch_scores.evaluate_brown(data / "brown", rows, CPU),
+        patch_scores.evaluate_w1bs(data / "w1bs", rows, CPU),
+        patch_scores.evaluate_hpatches(data / "hpatches", rows, CPU),
     )
     names = ("brown_fpr95", "w1bs_mauc", "hpatches_verification", "hpatches_matching", "hpatches_retrieval")
     measures = [measure for table in tables for measure in table.measures]
@@ -110,7 +110,7 @@ def test_networks_that_compare_have_no_values_where_descriptors_are_needed(
         rootsift, siam = csv.DictReader(file)
     assert rootsift["w1bs_mauc"] and rootsift["held_out_map"]
     assert not siam["w1bs_mauc"] and not siam["held_out_map"] and not siam["hpatches_matching"]
-    of_hpatches = patches.evaluate_hpatches(data / "hpatches", competitors((), [str(weights)]), CPU).measures[0]
+    of_hpatches = patch_scores.evaluate_hpatches(data / "hpatches", competitors((), [str(weights)]), CPU).measures[0]
     assert float(siam["hpatches_verification"]) == of_hpatches.values["siam"]["mean"]
     expected = held_out.HeldOut(data / "hard.h5", 32).measures_of_pairs(load_network(weights), CPU)
     assert float(siam["held_out_fpr95"]) == expected["fpr95"]

@@ -18,7 +18,7 @@ from scipy.spatial import KDTree
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.detectors import BUILT_IN, DetectorOptions, make_detector
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.scene import Scene
 

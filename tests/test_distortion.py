@@ -18,8 +18,8 @@ from hardnet_sfm.colmap.distortion import convert, hold_out, rises_to_the_corner
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.two_view import Verification
-from hardnet_sfm.commands.reconstruction import _describe_growth
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.reconstruction.map_options import MapOptions
+from hardnet_sfm.verbs.map import _describe_growth
 
 Float64 = NDArray[np.float64]
 SIZE = (1600, 1200)

@@ -80,7 +80,9 @@ def test_links_from_outside_the_site_lead_somewhere(page: Path) -> None:
 def test_reference_has_every_public_name_and_no_other() -> None:
     page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^::: (\S+)", page, re.M))
-    assert {f"hardnet_sfm.{home}.{name}" for name, home in hardnet_sfm._HOMES.items()} - documented == set()
+    exported = re.findall(r"^from (\S+) import (\w+)", Path(hardnet_sfm.__file__).with_suffix(".pyi").read_text(), re.M)
+    assert {name for _, name in exported} == set(hardnet_sfm.__all__)
+    assert {f"hardnet_sfm{home}.{name}" for home, name in exported} - documented == set()
     for name in documented:
         resolve_name(name)
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hardnet_sfm import weights
 from hardnet_sfm.cli import main
 from hardnet_sfm.doctor import machine as machine_checks
 from hardnet_sfm.doctor import selftest
 from hardnet_sfm.doctor.findings import Finding
 from hardnet_sfm.doctor.store import check_store
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files import weight_files
+from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore
+from hardnet_sfm.verbs.extract import extract
 
 Arrays = dict[str, NDArray[Any]]
 Photos = Mapping[str, Arrays]
@@ -435,10 +435,10 @@ def test_another_package_with_the_same_module_will_do(monkeypatch: pytest.Monkey
 
 
 def test_weights_that_are_not_as_their_card_says_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = weights.find_weights("hardnet-sfm")
+    shipped = weight_files.find_weights("hardnet-sfm")
     (tmp_path / "hardnet-sfm.safetensors").write_bytes(shipped.read_bytes())
     (tmp_path / "hardnet-sfm.md").write_text(f"sha256 {'0' * 64}")
-    monkeypatch.setattr(weights, "_FOLDERS", (tmp_path,))
+    monkeypatch.setattr(weight_files, "_FOLDERS", (tmp_path,))
     (found,) = machine_checks.weights()
     assert found.state == "broken" and "0" * 64 in found.said
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.matching.stage import MatchOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.verbs.match import MatchOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
 import each_default

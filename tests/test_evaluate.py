@@ -17,16 +17,15 @@ import numpy as np
 import pytest
 from test_landmarks import average_precision_as_described, write_query
 
-from hardnet_sfm.benchmark.landmarks import evaluate_landmarks
-from hardnet_sfm.benchmark.rows import Competitor, competitors
+from hardnet_sfm.benchmark.competitors import Competitor, competitors
+from hardnet_sfm.benchmark.landmark_scores import evaluate_landmarks
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL
-from hardnet_sfm.extraction import ExtractReport, extract
-from hardnet_sfm.features.stage import ExtractOptions, KeypointOptions
-from hardnet_sfm.retrieval.options import VocabularyOptions
-from hardnet_sfm.retrieval.vocabulary import vocabulary
-from hardnet_sfm.retrieve import Index
+from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
+from hardnet_sfm.photo_index import Index
+from hardnet_sfm.verbs.extract import ExtractResult, extract
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 WALLS, VIEWS = 3, 4
 FEW = KeypointOptions(max_keypoints=400)
@@ -125,7 +124,7 @@ class TestTable:
         first = compare(city, workspace, other_city)
         stores = {path: path.stat().st_mtime_ns for path in workspace.rglob("*.h5")}
         words = {path: path.stat().st_mtime_ns for path in workspace.rglob("words-*.safetensors")}
-        seen: list[ExtractReport] = []
+        seen: list[ExtractResult] = []
         second = compare(city, workspace, other_city, on_extract=lambda _, report: seen.append(report))
         assert [report.computed for report in seen] == [0, 0]
         assert stores == {path: path.stat().st_mtime_ns for path in workspace.rglob("*.h5")}

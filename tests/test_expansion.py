@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.retrieval.index import InvertedIndex
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.kernels import aggregate
-from hardnet_sfm.retrieval.options import Method, VocabularyOptions
+from hardnet_sfm.retrieval.methods import Method
 from hardnet_sfm.retrieval.scoring import Query
 from hardnet_sfm.retrieval.search import multiple_of, score
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
 from hardnet_sfm.retrieval.spatial import Verified, verify
-from hardnet_sfm.retrieval.stage import index
-from hardnet_sfm.retrieval.vocabulary import vocabulary
+from hardnet_sfm.verbs.index import index
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 Feature = tuple[int, int]  # a word, and the signature in it
 REGION = (150.0, 90.0, 470.0, 400.0)

@@ -25,16 +25,17 @@ from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.evaluation.scores import Measure
 from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
+from hardnet_sfm.files.patch_sets import PatchSet, read_patches, write_patches
+from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.networks.architectures import ARCHITECTURES
-from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.networks.loading import LoadedNetwork
+from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import fitting, losses
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.patches import PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import SamplingOptions
-from hardnet_sfm.training.stage import train
+from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.training.validation import BATCHES, HeldOutBatches, measures_of, validated
-from hardnet_sfm.weights import LoadedNetwork, read_weights
+from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

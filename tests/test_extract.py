@@ -22,16 +22,17 @@ from scipy.spatial import cKDTree
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.stores import FeatureStore, StoreWriter
+from hardnet_sfm.files.weight_files import find_weights, read_weights
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.networks.loading import load_into
 from hardnet_sfm.networks.rootsift import RootSift
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import FeatureStore, StoreWriter
-from hardnet_sfm.weights import find_weights, load_into, read_weights
+from hardnet_sfm.verbs.extract import extract
 
 CPU = Resources(device="cpu", workers=2)
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=100, orientation="upright")

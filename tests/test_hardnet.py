@@ -14,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hardnet_sfm import weights as weights_files
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features import descriptors
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files import weight_files
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.weight_files import read_weights, shipped
 from hardnet_sfm.networks.device import in_type
 from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.networks.loading import load_into
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.weights import load_into, read_weights, shipped
 
 Tensors = dict[str, Tensor]
 
@@ -196,7 +197,7 @@ class TestWeightsFile:
         path = save(network.state_dict(), measurement_size="9.5")
         descriptor = make_descriptor("hardnet", path)
         assert (descriptor.measurement_size, descriptor.patch_size) == (9.5, 32)
-        assert descriptor.weights_sha256 == weights_files.sha256_of(path)
+        assert descriptor.weights_sha256 == weight_files.sha256_of(path)
         assert len(descriptor.weights_sha256) == 64
         assert make_descriptor("hardnet", save(network.state_dict(), "silent")).measurement_size == 12
 
@@ -295,14 +296,14 @@ class TestShippedWeights:
         self, monkeypatch: pytest.MonkeyPatch, save: Callable[..., Path], network: HardNet, tmp_path: Path
     ) -> None:
         path = save(network.state_dict(), descriptors.SHIPPED["hardnet"], measurement_size="11")
-        monkeypatch.setattr(weights_files, "_FOLDERS", (tmp_path / "nowhere", tmp_path))
+        monkeypatch.setattr(weight_files, "_FOLDERS", (tmp_path / "nowhere", tmp_path))
         assert shipped(descriptors.SHIPPED["hardnet"]) == path
         assert make_descriptor("hardnet", None).measurement_size == 11
 
     def test_where_there_are_none_the_user_learns_what_to_do(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(weights_files, "_FOLDERS", (tmp_path,))
+        monkeypatch.setattr(weight_files, "_FOLDERS", (tmp_path,))
         assert shipped(descriptors.SHIPPED["hardnet"]) is None
         with pytest.raises(HardnetSfmError, match="without trained HardNet weights") as refused:
             make_descriptor("hardnet", None)

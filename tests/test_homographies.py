@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from hardnet_sfm.benchmark.photos import COLMAP, evaluate_homographies
-from hardnet_sfm.benchmark.rows import Competitor
+from hardnet_sfm.benchmark.competitors import Competitor
+from hardnet_sfm.benchmark.photo_scores import COLMAP, evaluate_homographies
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.homographies import (
@@ -29,7 +29,7 @@ from hardnet_sfm.evaluation.homographies import (
     read_sequences,
 )
 from hardnet_sfm.evaluation.scores import ScoreTable
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.scene import Scene
 
 Float64 = NDArray[np.float64]

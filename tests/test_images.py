@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.images import (
+from hardnet_sfm.files.photo_files import (
     list_photos,
     read_colours,
     read_photo,

@@ -14,17 +14,18 @@ from collections_of_features import OPTIONS, SIZE, keypoints_of, some_photos, st
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.workspace import MANIFEST
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval import stage
-from hardnet_sfm.retrieval.index import UNFINISHED, InvertedIndex
-from hardnet_sfm.retrieval.options import METHODS, IndexOptions, VocabularyOptions
+from hardnet_sfm.retrieval.index_builder import IndexBuilder
+from hardnet_sfm.retrieval.inverted_index import UNFINISHED, InvertedIndex
+from hardnet_sfm.retrieval.methods import METHODS
 from hardnet_sfm.retrieval.scoring import Query, distance_weights, score_asmk, score_bow, score_he
 from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
-from hardnet_sfm.retrieval.stage import index
-from hardnet_sfm.retrieval.vocabulary import Vocabulary, vocabulary
-from hardnet_sfm.workspace import MANIFEST
+from hardnet_sfm.retrieval.visual_words import Vocabulary
+from hardnet_sfm.verbs.index import IndexOptions, index
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 PHOTOS = some_photos(12)
 
@@ -178,7 +179,7 @@ def test_a_changed_photo_is_indexed_anew(place: Path, tmp_path: Path) -> None:
 
 
 def test_all_photos_gone_leaves_an_empty_index_that_is_refused_to_search(place: Path, tmp_path: Path) -> None:
-    from hardnet_sfm.retrieve import Index
+    from hardnet_sfm.photo_index import Index
 
     shutil.copytree(place / "index", tmp_path / "index")
     report = index(store_of(tmp_path / "features.h5", {}), place, tmp_path / "index")
@@ -189,13 +190,13 @@ def test_all_photos_gone_leaves_an_empty_index_that_is_refused_to_search(place: 
 
 def index_slowly(place: str, output: str, pipe: Connection) -> None:
     """Indexes a photo at a time and tells after each."""
-    flush = stage.IndexBuilder._flush
+    flush = IndexBuilder._flush
 
-    def told(builder: stage.IndexBuilder) -> None:
+    def told(builder: IndexBuilder) -> None:
         flush(builder)
         pipe.send(len(builder._segments))
 
-    stage.IndexBuilder._flush = told  # type: ignore[method-assign]
+    IndexBuilder._flush = told  # type: ignore[method-assign]
     index(Path(place) / "features.h5", place, output, IndexOptions(checkpoint=1))
 
 

@@ -1,52 +1,83 @@
-"""The order of the package: a module stands only on those below it, and the wings know nothing of each other."""
+"""The order of the package: a module stands only on those below it, and a word of `--help` leads to its file."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from hardnet_sfm.cli import VERBS
+
 PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
-ROWS = (
+WINGS = ("features", "matching", "retrieval", "training", "evaluation", "pages", "viewer")
+FLOORS = (
     ("__main__",),
     ("cli",),
-    ("commands",),
-    ("demonstration",),
+    # These verbs run other verbs to measure or to check them.
+    ("verbs.demo", "verbs.doctor", "verbs.evaluate"),
     ("benchmark", "doctor"),
-    ("pipeline",),
-    ("presets",),
-    ("retry",),
-    ("retrieve", "view_synthesis", "viewer"),
-    ("extraction",),
-    ("orientation",),
-    ("training",),
-    ("reconstruction", "features", "matching", "retrieval", "evaluation", "report"),
-    ("frames", "fingerprints"),
-    ("stores", "weights"),
-    ("networks",),
-    ("colmap",),
-    ("scene", "patches"),
-    ("keypoints", "sights", "images", "progress", "resources", "workers"),
-    ("workspace", "journal", "versions"),
+    ("verbs",),
+    ("photo_index", "view_synthesis"),
+    ("orientation", "reconstruction"),
+    WINGS,
+    ("frames",),
+    ("colmap", "networks"),
+    ("terminal",),
+    ("patches", "scene"),
+    ("files",),
+    ("flags", "keypoints", "progress", "resources", "sights", "stages", "versions", "workers"),
     ("errors",),
 )
-LEVEL = {name: -number for number, row in enumerate(ROWS) for name in row}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
+FILES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+}
+# Training measures itself as evaluation does, and reads the same data sets.
+BETWEEN_WINGS = {"training": {"evaluation"}}
 
 
 def part_of(module: str) -> str:
-    return module.split(".")[1]
+    """What a module belongs to: a folder, or a file of its own."""
+    return module if module in LEVEL else module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_module_imports_only_from_below(path: Path) -> None:
-    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    used = {part_of(node.module) for node in imports if node.module and node.module.startswith("hardnet_sfm.")} - {part}
-    assert all(LEVEL[name] < LEVEL[part] for name in used), used
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a file imports, at its head or in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hardnet_sfm."):
+            module = str(node.module).removeprefix("hardnet_sfm.")
+            found |= {f"{module}.{name.name}" if f"{module}.{name.name}" in FILES else module for name in node.names}
+    return found & FILES.keys()
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_module_imports_only_from_below(module: str) -> None:
+    part = part_of(module)
+    used = {part_of(other) for other in imports_of(FILES[module])} - {part}
+    same_floor = BETWEEN_WINGS.get(part, set())
+    assert all(LEVEL[other] < LEVEL[part] or other in same_floor for other in used), used
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    TopologicalSorter({module: imports_of(path) - {module} for module, path in FILES.items()}).prepare()
 
 
 def test_only_the_colmap_folder_imports_pycolmap() -> None:
-    users = {path.relative_to(PACKAGE).parts[0] for path in MODULES if "import pycolmap" in path.read_text()}
+    users = {part_of(module) for module, path in FILES.items() if "import pycolmap" in path.read_text()}
     assert users == {"colmap"}
+
+
+def test_each_verb_of_the_help_has_its_file_and_no_file_is_without_one() -> None:
+    verbs = {verb for group in VERBS.values() for verb in group}
+    assert {module.removeprefix("verbs.") for module in FILES if module.startswith("verbs.")} == verbs
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = Counter(path.stem for path in FILES.values())
+    assert [name for name, count in names.items() if count > 1] == []

@@ -15,12 +15,12 @@ from hardnet_sfm.colmap.mappers import complete, connected, is_better
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.evaluation.poses import pose_errors
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.workspace import Workspace, read_json
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.reconstruction.summary import explain_failure
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene, render
-from hardnet_sfm.workspace import Workspace, read_json
 
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500)
 OPTIONS = MapOptions(camera_mode="single", camera_params="1584,240,180,0")

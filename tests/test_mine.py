@@ -29,17 +29,17 @@ from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.tracks import Tracks, keypoint_tables, read_tracks
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.patch_sets import PatchSet, PatchWriter, read_patches
+from hardnet_sfm.files.photo_files import exif_orientation, read_photo
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored
-from hardnet_sfm.images import exif_orientation, read_photo
 from hardnet_sfm.keypoints import Float32, Keypoints
-from hardnet_sfm.reconstruction.options import MapOptions
-from hardnet_sfm.report.sheets import sheet
+from hardnet_sfm.pages.sheets import sheet
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.training import mine as stage
-from hardnet_sfm.training.mine import mine
 from hardnet_sfm.training.observations import (
     MineOptions,
     depth_ratios,
@@ -50,8 +50,7 @@ from hardnet_sfm.training.observations import (
     rays_to_cameras,
     select,
 )
-from hardnet_sfm.training.patches import PatchSet, read_patches
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.verbs.mine import mine
 
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500, orientation="estimated")  # as `made` has
 # Patches as wide as the bounds on how alike they look were measured with: the wider, the more parallax changes.
@@ -572,15 +571,15 @@ class TestRuns:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        put, finished = stage.PatchWriter.put, iter(range(8))
+        put, finished = PatchWriter.put, iter(range(8))
 
-        def put_three(writer: stage.PatchWriter, *args: object) -> None:
+        def put_three(writer: PatchWriter, *args: object) -> None:
             if next(finished) == 3:
                 raise KeyboardInterrupt
             put(writer, *args)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(stage.PatchWriter, "put", put_three)
+            patch.setattr(PatchWriter, "put", put_three)
             mine(made.root, small_scene[0], tmp_path / "p.h5", LONG)
         assert not (tmp_path / "p.h5").exists()
         assert mine(made.root, small_scene[0], tmp_path / "p.h5", LONG).computed == 5

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.matching import nearest
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for

@@ -20,12 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
+from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.networks import tfeat as tfeat_module
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture, recognised, under_names_of
 from hardnet_sfm.networks.deepdesc import DeepDesc, SparseConvolution
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.networks.pairs import PairNetwork
-from hardnet_sfm.weights import convert, load_network, read_weights, write_weights
+from hardnet_sfm.networks.loading import load_network
+from hardnet_sfm.networks.pair_scoring import PairNetwork
+from hardnet_sfm.verbs.weights import convert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,14 +11,14 @@ import pytest
 from scipy.spatial import KDTree
 
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Keypoints, strongest
 from hardnet_sfm.orientation import quarter_turns, sample_of, turn_between
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import FeatureStore
+from hardnet_sfm.verbs.extract import extract
 
 CPU = Resources("cpu", 2)
 ROOTSIFT = ExtractOptions(descriptor="rootsift", max_keypoints=300)

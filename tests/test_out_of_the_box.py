@@ -16,8 +16,8 @@ from rich.console import Console
 
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.workspace import Workspace
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "out_of_the_box.py"
 COLMAP = {"photos": 10, "points": 1000, "observations": 4000, "mean_track_length": 4.0}

@@ -22,15 +22,16 @@ from processes import PROCESSES
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.pair_list import read_pairs
+from hardnet_sfm.files.stores import FEATURES, FeatureStore, MatchStore, StoreWriter, feature_arrays, pair_key
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.matching.pairs import AUTO_EXHAUSTIVE_PHOTOS, PairOptions, pair, read_pairs, sequential
-from hardnet_sfm.matching.stage import MatchOptions, match
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import FEATURES, FeatureStore, MatchStore, StoreWriter, feature_arrays, pair_key
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.match import MatchOptions, match
+from hardnet_sfm.verbs.pair import AUTO_EXHAUSTIVE_PHOTOS, PairOptions, pair, sequential
 
 CPU = Resources(device="cpu", workers=2)
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=300)

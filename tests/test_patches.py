@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.patches import extract_patches, pyramid, resize_patches
 from hardnet_sfm.scene import Scene

@@ -15,18 +15,19 @@ from safetensors.torch import load_file
 from test_train import BRIEF, CPU, write_noisy_patches
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.device import fast_type
+from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.module import Batches, Budget, NetworkTraining
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.patches import read_patches
-from hardnet_sfm.training.ranks import joined, rank
+from hardnet_sfm.training.processes import joined, rank
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import train
+from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.training.validation import HeldOutBatches, validated
-from hardnet_sfm.weights import load_network, read_weights
+from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,20 +21,20 @@ import torch
 from PIL import Image
 
 import hardnet_sfm
-from hardnet_sfm import weights as weights_files
 from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.database import read_fact
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.poses import pose_errors
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.matching.pairs import PairOptions
-from hardnet_sfm.matching.stage import MatchOptions
-from hardnet_sfm.pipeline import Report
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files import weight_files
+from hardnet_sfm.files.workspace import Workspace, read_json
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.workspace import Workspace, read_json
+from hardnet_sfm.stages import StageResult
+from hardnet_sfm.verbs.match import MatchOptions
+from hardnet_sfm.verbs.pair import PairOptions
 
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500, orientation="estimated")  # as `made` has
 ONE_CAMERA = MapOptions(camera_mode="single", max_error=1.5)  # as `made` has
@@ -94,7 +94,7 @@ def test_second_run_computes_nothing(made: Workspace, small_scene: tuple[Path, S
     before = {path: path.stat().st_mtime_ns for path in made.root.rglob("*") if path.is_file() and path.name != ".lock"}
     computed: list[int] = []
 
-    def note(_: str, report: Report) -> None:
+    def note(_: str, report: StageResult) -> None:
         computed.append(getattr(report, "computed", 0))
 
     hardnet_sfm.reconstruct(small_scene[0], made.root, extract_options=FEW, map_options=ONE_CAMERA, on_stage=note)
@@ -112,7 +112,7 @@ def test_changed_options_recompute_what_they_touch(
     made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
 ) -> None:
     place = copy_of(made, tmp_path)
-    reports: dict[str, Report] = {}
+    reports: dict[str, StageResult] = {}
     hardnet_sfm.reconstruct(
         small_scene[0],
         place.root,
@@ -488,7 +488,7 @@ def test_bad_input_gets_a_clear_error(
         case "affine opencv":
             extra = ["--affine-shape"]
         case "hardnet without weights":
-            monkeypatch.setattr(weights_files, "_FOLDERS", (tmp_path,))
+            monkeypatch.setattr(weight_files, "_FOLDERS", (tmp_path,))
             extra = ["--descriptor", "hardnet"]
         case "weights not safetensors":
             (tmp_path / "w.safetensors").write_bytes(b"\x80\x04pickle")

@@ -17,6 +17,7 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.database import Database
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.evaluation.poses import pose_errors
+from hardnet_sfm.files.workspace import Workspace, read_json
 from hardnet_sfm.reconstruction.repeated import (
     DIFFERENT,
     STRONG,
@@ -29,7 +30,6 @@ from hardnet_sfm.reconstruction.repeated import (
 )
 from hardnet_sfm.scene import Layout, render
 from hardnet_sfm.sights import NO_POINT, Sight
-from hardnet_sfm.workspace import Workspace, read_json
 
 FloatArray = NDArray[np.float64]
 Pairs = dict[tuple[str, str], NDArray[np.int32]]

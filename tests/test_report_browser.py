@@ -13,10 +13,10 @@ import pytest
 from browser import DESKTOP, PHONE, Visit, visit
 
 import hardnet_sfm
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.workspace import Workspace, read_json, write_json
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.workspace import Workspace, read_json, write_json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

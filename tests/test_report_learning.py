@@ -16,10 +16,10 @@ import hardnet_sfm
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, Relevance, score_ranking
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
+from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.report.landmarks import RECALLS, interpolated_precision
-from hardnet_sfm.report.training import hardest, read_curves
-from hardnet_sfm.weights import read_weights, write_weights
+from hardnet_sfm.pages.landmark_charts import RECALLS, interpolated_precision
+from hardnet_sfm.pages.training_page import hardest, read_curves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POINTS = 30

@@ -17,9 +17,9 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import RankedImage
-from hardnet_sfm.report import retrieval
-from hardnet_sfm.report.page import MOST_BYTES, page
-from hardnet_sfm.report.retrieval import MOST_LINES, MOST_ROWS, PREVIEW_BYTES, QUERY_BYTES, Answer, retrieval_page
+from hardnet_sfm.pages import answer_page
+from hardnet_sfm.pages.answer_page import MOST_LINES, MOST_ROWS, PREVIEW_BYTES, QUERY_BYTES, Answer, retrieval_page
+from hardnet_sfm.pages.page import MOST_BYTES, page
 from hardnet_sfm.scene import Scene
 
 GREY, RED, BLUE = (90, 90, 90), (200, 30, 30), (30, 30, 200)
@@ -110,7 +110,7 @@ def test_photos_of_several_answers_are_there_once(folder: Path) -> None:
 
 
 def test_too_many_results_are_cut_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "MOST_ROWS", 6)
+    monkeypatch.setattr(answer_page, "MOST_ROWS", 6)
     results = [RankedImage(NAMES[0], 1.0, 0)] * 5
     data = shown(folder, *[Answer(folder / "query.png", results)] * 2)
     assert [len(answer["image"]) for answer in data["answers"]] == [3, 3]

@@ -15,19 +15,20 @@ from torch import Tensor, nn
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.images import read_photo, resize_to_fit
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
+from hardnet_sfm.files.stores import FeatureStore, MatchStore
+from hardnet_sfm.files.weight_files import write_weights
 from hardnet_sfm.matching import rescore as rescore_module
 from hardnet_sfm.matching.rescore import Rescorer, best_of_both, short_lists
-from hardnet_sfm.matching.stage import MatchOptions, match
-from hardnet_sfm.networks import pairs as pairs_module
+from hardnet_sfm.networks import pair_scoring
 from hardnet_sfm.networks.architectures import ARCHITECTURES
-from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.networks.loading import LoadedNetwork, load_network
+from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore, MatchStore
-from hardnet_sfm.weights import LoadedNetwork, load_network, write_weights
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.match import MatchOptions, match
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,7 +163,7 @@ def test_scores_are_the_networks_of_the_patches_of_each_candidate(
     assert isinstance(network, PairNetwork)
     with FeatureStore(place / "features.h5") as store:
         Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
-        monkeypatch.setattr(pairs_module, "fast_type", lambda _: torch.float32)
+        monkeypatch.setattr(pair_scoring, "fast_type", lambda _: torch.float32)
         Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
         (_, fast), (candidates, scores) = seen
         descriptors = [torch.from_numpy(store.descriptors(of).copy()).float() for of in PAIR]

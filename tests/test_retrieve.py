@@ -14,19 +14,22 @@ import pytest
 import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions, PhotoDescriber
-from hardnet_sfm.images import read_photo
-from hardnet_sfm.matching.pairs import read_pairs
+from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
+from hardnet_sfm.files.pair_list import read_pairs
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.workspace import MANIFEST, Workspace
+from hardnet_sfm.photo_index import Index
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index import InvertedIndex, Manifest
-from hardnet_sfm.retrieval.options import METHODS, VocabularyOptions
-from hardnet_sfm.retrieval.stage import IndexBuilder
-from hardnet_sfm.retrieval.vocabulary import Vocabulary
-from hardnet_sfm.retrieve import Index, index_photos, open_current
+from hardnet_sfm.retrieval.index_builder import IndexBuilder
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex, Manifest
+from hardnet_sfm.retrieval.methods import METHODS
+from hardnet_sfm.retrieval.visual_words import Vocabulary
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.workspace import MANIFEST, Workspace
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.index import index_photos
+from hardnet_sfm.verbs.retrieve import open_current
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions
 
 CPU = Resources(device="cpu", workers=2)
 FEW = ExtractOptions(max_keypoints=300)
@@ -234,7 +237,7 @@ def test_retrieve_opens_an_index_that_is_up_to_date_once(
             opened.append(folder)
             super().__init__(folder, *args, **options)
 
-    monkeypatch.setattr("hardnet_sfm.retrieve.InvertedIndex", Counted)
+    monkeypatch.setattr("hardnet_sfm.verbs.retrieve.InvertedIndex", Counted)
     query = str(place / "photos" / photo_names(place)[4])
     status, out, _ = said_by(
         ["retrieve", "--workspace", str(place), "--device", "cpu", "--query", query, "--top", "1"], capsys

@@ -14,17 +14,18 @@ import hardnet_sfm
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import NoModel, UsageError
 from hardnet_sfm.evaluation.poses import pose_errors
-from hardnet_sfm.matching.again import Again, read_again, write_again
-from hardnet_sfm.matching.pairs import PairOptions
-from hardnet_sfm.matching.stage import MatchOptions
-from hardnet_sfm.reconstruction.options import MapOptions
-from hardnet_sfm.reconstruction.stage import map_photos
+from hardnet_sfm.files.again import Again, read_again, write_again
+from hardnet_sfm.files.stores import MatchStore
+from hardnet_sfm.files.workspace import Workspace, read_json
+from hardnet_sfm.reconstruction.left_out import retry_left_out
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retry import RetryOptions, retry_left_out
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import MatchStore
-from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
-from hardnet_sfm.workspace import Workspace, read_json
+from hardnet_sfm.verbs.map import map_photos
+from hardnet_sfm.verbs.match import MatchOptions, match_photos
+from hardnet_sfm.verbs.pair import PairOptions
+from hardnet_sfm.verbs.reconstruct import RetryOptions
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions
 
 CPU = Resources(device="cpu", workers=1)
 MAPPING = MapOptions(camera_mode="single", max_error=1.5)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.networks.rootsift import RootSift
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.scene import Scene

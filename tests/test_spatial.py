@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.retrieval.consensus import _frame, _hypothesis, best_transformation
-from hardnet_sfm.retrieval.index import InvertedIndex
-from hardnet_sfm.retrieval.options import IndexOptions, VocabularyOptions
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
-from hardnet_sfm.retrieval.stage import index
-from hardnet_sfm.retrieval.vocabulary import vocabulary
+from hardnet_sfm.verbs.index import IndexOptions, index
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 Floats = NDArray[np.float64]
 TOLERANCE = 8.0  # pixels

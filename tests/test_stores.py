@@ -23,12 +23,8 @@ from numpy.typing import NDArray
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.keypoints import Keypoints, Matches
-from hardnet_sfm.resources import Resources
-from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import (
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.stores import (
     FEATURES,
     MATCHES,
     FeatureStore,
@@ -40,7 +36,11 @@ from hardnet_sfm.stores import (
     match_arrays,
     pair_key,
 )
-from hardnet_sfm.workspace import locked
+from hardnet_sfm.files.workspace import locked
+from hardnet_sfm.keypoints import Keypoints, Matches
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.scene import Scene
+from hardnet_sfm.verbs.extract import extract
 
 NAMES = tuple(f"photo {number}.jpg" if number % 2 else f"day/{number}.jpg" for number in range(24))
 HEADER = {"names": list(NAMES), "options": {"max_keypoints": 300}}

@@ -27,22 +27,22 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-import hardnet_sfm.weights
+import hardnet_sfm.files.weight_files
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, read_patches, write_patches
+from hardnet_sfm.files.weight_files import read_weights, write_weights
+from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, provenance
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.brown import write_brown
+from hardnet_sfm.training.brown_sets import write_brown
 from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, loader_of
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.patches import PATCH_SIZE, PatchSet, read_patches, write_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import train
-from hardnet_sfm.weights import read_weights, write_weights
-from hardnet_sfm.workspace import locked
+from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -504,7 +504,7 @@ def test_a_finished_run_that_could_not_write_its_weights_is_not_lost(
         raise HardnetSfmError(f"cannot write {path}", "Make room on the disk.")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardnet_sfm.weights, "write_weights", full)
+        patch.setattr(hardnet_sfm.files.weight_files, "write_weights", full)
         with pytest.raises(HardnetSfmError, match="cannot write"):
             train([patches], output, replace(BRIEF, validate_every=100), CPU, validation=[patches])
     assert torch.load(tmp_path / "whole.training" / "last.ckpt", weights_only=True)["global_step"] == 6
@@ -519,7 +519,9 @@ def test_a_run_that_finished_in_time_learns_nothing_more_when_it_is_resumed(patc
     output, last = tmp_path / "out.safetensors", tmp_path / "out.training" / "last.ckpt"
     in_time = TrainOptions(minutes=0.01, sampling=BRIEF.sampling)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardnet_sfm.weights, "write_weights", lambda *_: (_ for _ in ()).throw(HardnetSfmError("full")))
+        patch.setattr(
+            hardnet_sfm.files.weight_files, "write_weights", lambda *_: (_ for _ in ()).throw(HardnetSfmError("full"))
+        )
         with pytest.raises(HardnetSfmError, match="full"):
             train([patches], output, in_time, CPU)
     kept = torch.load(last, weights_only=True)

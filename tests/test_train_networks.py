@@ -15,15 +15,16 @@ from test_train import CPU, NONE, random_patches, write_noisy_patches
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.networks.architectures import ARCHITECTURES
-from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.networks.loading import load_network
+from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.augment import augmented
 from hardnet_sfm.training.module import Budget, NetworkTraining
-from hardnet_sfm.training.options import TrainOptions
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import train
-from hardnet_sfm.weights import load_network, read_weights
+from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

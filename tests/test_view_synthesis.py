@@ -20,17 +20,11 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.homographies import pair_truth
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.features.views import DescribedViews, ViewDescriber
-from hardnet_sfm.fingerprints import matched_keypoints, stale_pairs, view_fingerprints
-from hardnet_sfm.matching.again import Again, write_again
-from hardnet_sfm.matching.pairs import PairOptions, pair
-from hardnet_sfm.matching.stage import MatchOptions, match
-from hardnet_sfm.reconstruction.stage import map_photos
-from hardnet_sfm.resources import Resources
-from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import (
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.features.synthetic_views import DescribedViews, ViewDescriber
+from hardnet_sfm.files.again import Again, write_again
+from hardnet_sfm.files.fingerprints import matched_keypoints, stale_pairs, view_fingerprints
+from hardnet_sfm.files.stores import (
     FEATURES,
     KEYPOINTS,
     FeatureStore,
@@ -40,8 +34,14 @@ from hardnet_sfm.stores import (
     keypoint_arrays,
     pair_key,
 )
-from hardnet_sfm.view_synthesis import ViewSynthesisOptions, match_photos
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.files.workspace import Workspace
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.scene import Scene
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.map import map_photos
+from hardnet_sfm.verbs.match import MatchOptions, match, match_photos
+from hardnet_sfm.verbs.pair import PairOptions, pair
+from hardnet_sfm.view_synthesis import ViewSynthesisOptions
 
 CPU = Resources(device="cpu", workers=2)
 ONE_STEP = ViewSynthesisOptions(view_synthesis=True, view_tilts=(2.0,))

@@ -26,12 +26,12 @@ from PIL import Image
 
 from hardnet_sfm.colmap.model import Model, models_in
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import known_frames
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.training.mine import mine
-from hardnet_sfm.training.patches import read_patches
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.verbs.mine import mine
 
 viser = pytest.importorskip("viser", reason="viser is not installed: pip install hardnet-sfm[view]")
 
@@ -44,7 +44,7 @@ from websockets.typing import Subprotocol  # noqa: E402
 from hardnet_sfm.viewer import guard, pages  # noqa: E402
 from hardnet_sfm.viewer.guard import Served, serving  # noqa: E402
 from hardnet_sfm.viewer.options import ViewOptions  # noqa: E402
-from hardnet_sfm.viewer.photos import Cut, Photos  # noqa: E402
+from hardnet_sfm.viewer.photo_panel import Cut, Photos  # noqa: E402
 from hardnet_sfm.viewer.window import Window, viewing  # noqa: E402
 from hardnet_sfm.viewer.world import World, ramp, span  # noqa: E402
 

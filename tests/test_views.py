@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.features.views import (
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.features.synthetic_views import (
     SAME_PLACE,
     View,
     ViewDescriber,
@@ -21,10 +21,10 @@ from hardnet_sfm.features.views import (
     views_of,
     with_frames,
 )
-from hardnet_sfm.images import Photo
+from hardnet_sfm.files.photo_files import Photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounding_for
-from hardnet_sfm.matching.views import PhotoInViews, candidates_of_views, merged
+from hardnet_sfm.matching.view_matching import PhotoInViews, candidates_of_views, merged
 from hardnet_sfm.resources import Resources
 
 VIEWS = [View(2, 0), View(2, 36), View(4, 90), View(4, 126), View(1, 45), View(3, 171)]

@@ -13,8 +13,8 @@ from collections_of_features import OPTIONS, keypoints_of, some_photos, store_of
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.options import VocabularyOptions
-from hardnet_sfm.retrieval.vocabulary import Vocabulary, vocabulary
+from hardnet_sfm.retrieval.visual_words import Vocabulary
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 FEW = VocabularyOptions(words=16, sample=660, iterations=5)
 

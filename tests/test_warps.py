@@ -10,23 +10,22 @@ import pytest
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.training.patches import read_patches
-from hardnet_sfm.training.warps import (
-    Grey,
+from hardnet_sfm.training.warping import (
     WarpOptions,
     found_again,
     jacobians,
     random_homography,
     spoilt,
     through,
-    warp,
     warped,
     warped_patches,
 )
+from hardnet_sfm.verbs.warp import Grey, warp
 
 FEW = WarpOptions(views=3, points=200, max_keypoints=600, measurement_size=12.0)
 
@@ -171,7 +170,7 @@ class TestStage:
         assert np.ptp(one.xyz[:, :2], axis=0).max() < np.ptp(photo_of)
 
     def test_a_killed_run_goes_on(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import hardnet_sfm.training.warps as module
+        import hardnet_sfm.verbs.warp as module
 
         warp(photos, tmp_path / "whole.h5", FEW)
         real, calls = warped_patches, []
@@ -196,7 +195,7 @@ class TestStage:
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A killed run had finished one photo; when it goes on, another is listed before that one."""
-        import hardnet_sfm.training.warps as module
+        import hardnet_sfm.verbs.warp as module
 
         folder, names = (
             tmp_path / "photos",

@@ -20,19 +20,13 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.weight_files import find_weights, read_weights, shipped_names, verify, write_weights
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.reconstruction.options import MapOptions
+from hardnet_sfm.networks.loading import load_network
+from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.scene import Scene
-from hardnet_sfm.weights import (
-    convert,
-    find_weights,
-    load_network,
-    read_weights,
-    shipped_names,
-    verify,
-    write_weights,
-)
+from hardnet_sfm.verbs.weights import convert
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from torch import Tensor
 from hardnet_sfm.benchmark.describing import in_batches
 from hardnet_sfm.matching.scorer import PairScorer
 from hardnet_sfm.networks.device import resolve_device
+from hardnet_sfm.networks.loading import LoadedNetwork
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.weights import LoadedNetwork
 from hardnet_sfm.workers import in_order, torch_threads
 
 Grey = NDArray[np.uint8]

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hardnet_sfm.benchmark.comparing import PairStream
+from hardnet_sfm.benchmark.competitors import Competitor
 from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.benchmark.rows import Competitor
 from hardnet_sfm.matching.scorer import pair_network
 from hardnet_sfm.resources import Resources
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hardnet_sfm.benchmark.experiments import figure_class
-from hardnet_sfm.workspace import replacing
+from hardnet_sfm.files.workspace import replacing
 
 _ACROSS = 4  # columns of a table on the terminal
 

@@ -14,12 +14,12 @@ from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable
-from hardnet_sfm.images import sha256_of
+from hardnet_sfm.files.photo_files import sha256_of
+from hardnet_sfm.files.workspace import digest, locked, read_json, replacing, write_json
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.stage import train
-from hardnet_sfm.workspace import digest, locked, read_json, replacing, write_json
+from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.verbs.train import train
 
 if TYPE_CHECKING:  # torch takes seconds to import, matplotlib one; `--help` does without
     from matplotlib.figure import Figure

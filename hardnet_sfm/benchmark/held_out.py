@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import Descriptor
+from hardnet_sfm.files.patch_sets import read_patches
 from hardnet_sfm.matching.scorer import pair_network
 from hardnet_sfm.networks.device import resolve_device
-from hardnet_sfm.networks.pairs import FastPairNetwork
+from hardnet_sfm.networks.loading import LoadedNetwork
+from hardnet_sfm.networks.pair_scoring import FastPairNetwork
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.validation import BATCH_SIZE, HeldOutBatches, measures_of, scored
-from hardnet_sfm.weights import LoadedNetwork
 
 Grey = NDArray[np.uint8]
 

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.images import sensor_from_upright
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.files.photo_files import sensor_from_upright
+from hardnet_sfm.keypoints import Float32, Keypoints, PhotoPair
 
-Pair = tuple[str, str]
 # Pairs verified between two commits: what a killed run loses, a second's work.
 _PAIRS_A_COMMIT = 64
 _FACTS = "hardnet_sfm"
@@ -80,26 +79,26 @@ class Database:
             for first, second, rows in pairs:
                 self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
 
-    def forget(self, pairs: Iterable[Pair]) -> None:
+    def forget(self, pairs: Iterable[PhotoPair]) -> None:
         """Removes matches and two-view geometry of pairs; a pair may have none."""
         with pycolmap.DatabaseTransaction(self._database):
             for first, second in pairs:
                 self._database.delete_matches(self.ids[first], self.ids[second])
                 self._database.delete_two_view_geometry(self.ids[first], self.ids[second])
 
-    def unverified(self, pairs: list[Pair]) -> list[Pair]:
+    def unverified(self, pairs: list[PhotoPair]) -> list[PhotoPair]:
         """Those of the pairs for which no two-view geometry was estimated yet."""
         exists = self._database.exists_two_view_geometry
         return [pair for pair in pairs if not exists(self.ids[pair[0]], self.ids[pair[1]])]
 
     def verify(
         self,
-        pairs: list[Pair],
+        pairs: list[PhotoPair],
         how: Verification,
         threads: int,
         pixels: Mapping[str, float] | None = None,
         guide: Guide | None = None,
-    ) -> Iterator[Pair]:
+    ) -> Iterator[PhotoPair]:
         """Estimates the two-view geometry of each pair; yields each that is done and safe on disk.
 
         Args:
@@ -116,7 +115,7 @@ class Database:
         keypoints = {name: self._database.read_keypoints(number) for name, number in self.ids.items()}
         points = {name: rows[:, :2].astype(np.float64) for name, rows in keypoints.items()}
 
-        def estimate(pair: Pair, rows: NDArray[np.uint32]) -> pycolmap.TwoViewGeometry:
+        def estimate(pair: PhotoPair, rows: NDArray[np.uint32]) -> pycolmap.TwoViewGeometry:
             first, second = pair
             scaled = how.scaled(max(pixels.get(name, 1.0) for name in pair))
             geometry = pycolmap.estimate_two_view_geometry(
@@ -140,14 +139,14 @@ class Database:
                         self._database.write_two_view_geometry(self.ids[first], self.ids[second], geometry)
                 yield from block
 
-    def verified(self) -> dict[Pair, int]:
+    def verified(self) -> dict[PhotoPair, int]:
         """Number of inliers of each verified pair."""
         names = {number: name for name, number in self.ids.items()}
         pair_ids, inliers = self._database.read_two_view_geometry_num_inliers()
         pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
         return {(names[a], names[b]): count for (a, b), count in zip(pairs, inliers, strict=True) if count}
 
-    def inliers(self, pair: Pair) -> NDArray[np.int32]:
+    def inliers(self, pair: PhotoPair) -> NDArray[np.int32]:
         """(M, 2) row numbers of the keypoints of a verified pair that agree with its two-view geometry."""
         geometry = self._database.read_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]])
         return np.asarray(geometry.inlier_matches, np.int32).reshape(-1, 2)

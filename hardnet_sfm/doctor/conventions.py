@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.doctor.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.images import Photo, read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import Photo, read_photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
 
 # Longest sides that keypoints may have been detected at: ours, and those of hloc.

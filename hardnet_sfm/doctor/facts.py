@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.stores import FEATURES, FeatureStore
 from hardnet_sfm.progress import progress
-from hardnet_sfm.stores import FEATURES, FeatureStore
 
 _INSIDE = 1.0  # pixels beyond the outermost pixel centres: half belongs to the photo, half is another convention
 

@@ -11,9 +11,9 @@ from packaging.requirements import Requirement
 
 from hardnet_sfm.doctor.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.weight_files import find_weights, shipped_names, verify
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.versions import installed
-from hardnet_sfm.weights import find_weights, shipped_names, verify
 
 # Distributions that provide the same module, the one that is asked for first.
 _ALTERNATIVES = {

@@ -13,14 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.doctor.findings import Finding
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.fingerprints import match_fingerprint
-from hardnet_sfm.keypoints import Keypoints, Matches
-from hardnet_sfm.matching.pairs import pair
-from hardnet_sfm.matching.stage import MatchOptions, match
-from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import (
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.fingerprints import match_fingerprint
+from hardnet_sfm.files.stores import (
     FEATURES,
     MATCHES,
     FeatureStore,
@@ -30,7 +25,12 @@ from hardnet_sfm.stores import (
     match_arrays,
     pair_key,
 )
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.files.workspace import Workspace
+from hardnet_sfm.keypoints import Keypoints, Matches
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.match import MatchOptions, match
+from hardnet_sfm.verbs.pair import pair
 
 _SIZE = (400, 300)
 _SCENES, _VIEWS = 3, 2
@@ -106,9 +106,10 @@ def _describe(resources: Resources) -> str:
     import torch
 
     from hardnet_sfm.features.descriptors import SHIPPED, PatchDescriber, make_descriptor
+    from hardnet_sfm.files.weight_files import find_weights, read_weights
     from hardnet_sfm.networks.device import resolve_device
     from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
-    from hardnet_sfm.weights import find_weights, load_into, read_weights
+    from hardnet_sfm.networks.loading import load_into
 
     photo, corners = _texture(0), np.random.default_rng(0).integers(0, min(_SIZE) - PATCH_SIZE, (_PATCHES, 2))
     patches = np.stack([photo[y : y + PATCH_SIZE, x : x + PATCH_SIZE] for x, y in corners])
@@ -183,11 +184,10 @@ def _brute_force(first: NDArray[np.float16], second: NDArray[np.float16], ratio:
 
 def _retrieve(place: Workspace, resources: Resources) -> str:
     """Words against a brute force, scores against dense vectors of tf idf, and the other view of a scene first."""
-    from hardnet_sfm.retrieval.index import InvertedIndex
-    from hardnet_sfm.retrieval.options import VocabularyOptions
+    from hardnet_sfm.retrieval.inverted_index import InvertedIndex
     from hardnet_sfm.retrieval.scoring import Query, score_bow, score_he
-    from hardnet_sfm.retrieval.stage import index
-    from hardnet_sfm.retrieval.vocabulary import vocabulary
+    from hardnet_sfm.verbs.index import index
+    from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
     vocabulary(place.features, place.vocabulary, VocabularyOptions(words=_WORDS, iterations=3), resources)
     index(place.features, place.vocabulary, place.index, resources=resources)
@@ -222,8 +222,8 @@ def _retrieve(place: Workspace, resources: Resources) -> str:
 def _map(folder: Path, resources: Resources) -> str:
     """Points projected into known cameras, without noise, through COLMAP: the cameras must come back."""
     from hardnet_sfm.evaluation.poses import pose_errors
-    from hardnet_sfm.reconstruction.options import MapOptions
-    from hardnet_sfm.reconstruction.stage import map_photos
+    from hardnet_sfm.reconstruction.map_options import MapOptions
+    from hardnet_sfm.verbs.map import map_photos
 
     place, photos = Workspace(folder / "out"), folder / "photos"
     photos.mkdir(parents=True)

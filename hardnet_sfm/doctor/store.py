@@ -19,7 +19,7 @@ from hardnet_sfm.doctor.conventions import Photographed, compared_with_photos
 from hardnet_sfm.doctor.facts import Grid, PhotoFacts, arrays_of, is_transposed, read_facts
 from hardnet_sfm.doctor.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.workspace import Workspace
+from hardnet_sfm.files.workspace import Workspace
 
 _NAMED = 3
 # Photos that keypoints are detected on again.

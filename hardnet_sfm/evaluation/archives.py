@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
+from hardnet_sfm.files.workspace import prepare_folder, read_json, replacing, write_json
 from hardnet_sfm.progress import Advance, progress
-from hardnet_sfm.workspace import prepare_folder, read_json, replacing, write_json
 
 _RECORD = ".unpacked.json"
 _PHOTOS, _TEXTS = (".jpg",), (".txt",)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.columns import Grey
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
 
 PATCH_SIZE = 64
 ACROSS = 16

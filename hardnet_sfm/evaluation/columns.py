@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.images import read_photo
+from hardnet_sfm.files.photo_files import read_photo
 
 Grey = NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision
-from hardnet_sfm.images import EXTENSIONS
+from hardnet_sfm.files.photo_files import EXTENSIONS
 from hardnet_sfm.keypoints import Float32
 
 PHOTOS = 6

@@ -16,7 +16,7 @@ import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.homographies import Float64, photos_named, read_homography
-from hardnet_sfm.images import EXTENSIONS
+from hardnet_sfm.files.photo_files import EXTENSIONS
 from hardnet_sfm.keypoints import Float32
 
 # Pixels at which the authors of WxBS measure recall.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.landmarks import Box, LandmarkQuery, Landmarks, read_landmarks
 from hardnet_sfm.evaluation.revisited import read_revisited
-from hardnet_sfm.images import EXTENSIONS, list_photos, read_photo
+from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
 
 LandmarkSetName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.images import list_photos, read_photo
+from hardnet_sfm.files.photo_files import list_photos, read_photo
 
 
 @dataclass(frozen=True)

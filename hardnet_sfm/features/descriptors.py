@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hardnet_sfm import weights as weights_files
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.registry import registered
+from hardnet_sfm.files import weight_files
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture
 from hardnet_sfm.networks.device import fast_type, in_type
+from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.networks.rootsift import RootSift
 from hardnet_sfm.patches import extract_patches
 
@@ -84,14 +85,14 @@ def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
             "It can re-score what another descriptor finds: hardnet-sfm match --rescore FILE.safetensors. Measure "
             "it with hardnet-sfm evaluate brown | hpatches | homography | pairs, --weights FILE.safetensors.",
         )
-    path = weights or weights_files.shipped(SHIPPED.get(name, name))
+    path = weights or weight_files.shipped(SHIPPED.get(name, name))
     if path is None:
         raise HardnetSfmError(
             f"this version comes without trained {title} weights",
             "Give your own with --weights FILE.safetensors (trained on your scenes with `hardnet-sfm train --network "
             f"{name}`, or its authors', converted by `hardnet-sfm weights convert`), or use --descriptor rootsift.",
         )
-    loaded = weights_files.load_network(path, name)
+    loaded = load_network(path, name)
     return Descriptor(
         _for_inference(loaded.network, architecture),
         architecture.patch_size,

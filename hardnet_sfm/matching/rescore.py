@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.images import read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
+from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.matching.scorer import PairScorer
+from hardnet_sfm.networks.loading import LoadedNetwork
 from hardnet_sfm.patches import extract_patches
-from hardnet_sfm.stores import FeatureStore
-from hardnet_sfm.weights import LoadedNetwork
 
 # Photos whose patches are kept ready, described or as they are: 2 or 4 KB a keypoint, 0.5 GB at 8192 each at most.
 PHOTOS_AT_HAND = 16

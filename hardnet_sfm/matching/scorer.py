@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.networks.pairs import FastPairNetwork, PairNetwork
-from hardnet_sfm.weights import LoadedNetwork
+from hardnet_sfm.networks.loading import LoadedNetwork
+from hardnet_sfm.networks.pair_scoring import FastPairNetwork, PairNetwork
 
 # 64 keep the largest layer of deepcompare-2ch2stream, 96x28x28 in bfloat16, at 10 MB a thread, near its core.
 _BATCH = {"cpu": 64, "cuda": 4096}

@@ -1,1 +1,1 @@
-"""Networks: torch modules and the registry of them; files are read by `hardnet_sfm.weights`, which stands above."""
+"""Networks: torch modules and their registry. `hardnet_sfm.files.weight_files`, which stands above, reads weights."""

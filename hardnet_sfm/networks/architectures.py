@@ -45,7 +45,7 @@ class Architecture:
         patch_size: of its input, pixels.
         metric: how two patches are compared: by the L2 distance of their descriptors ("l2"), by a network that looks at
             the descriptors of both ("metric network"), or by one that looks at both patches at once ("pair network").
-            Networks of the last two kinds are `hardnet_sfm.networks.pairs.PairNetwork`s, others plain modules.
+            Networks of the last two kinds are `hardnet_sfm.networks.pair_scoring.PairNetwork`s, others plain modules.
         dimension: of a descriptor, the most where it is learned, or of what the metric network gets of a patch; 0 for a
             pair network.
         loss: that it was published with, by its name in `hardnet_sfm.training.losses`; of a network that was published

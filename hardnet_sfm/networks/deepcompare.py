@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hardnet_sfm.networks.inputs import centre_and_surround
-from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.networks.pair_scoring import PairNetwork
 
 
 class TwoChannel(PairNetwork):

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.sights import NO_POINT, Sight
 
-Pair = tuple[str, str]
 Rows = NDArray[np.int32]
 
 # Share of the photo's longer side within which a point fits a keypoint: 10 pixels of 1000. A model may be that far off
@@ -102,7 +102,7 @@ class Suspect:
 
 
 def fit_pairs(
-    pairs: Iterable[tuple[Pair, Rows]], sights: Mapping[str, Sight], xyz: NDArray[np.float64]
+    pairs: Iterable[tuple[PhotoPair, Rows]], sights: Mapping[str, Sight], xyz: NDArray[np.float64]
 ) -> list[PairFit]:
     """Judges verified pairs by a model; pairs with a photo that it does not have are passed over.
 
@@ -154,7 +154,7 @@ def find_suspects(fits: Sequence[PairFit], overlap: Overlap) -> list[Suspect]:
     return doubted + [Suspect(fit, DIFFERENT) for _, fit in folded]
 
 
-def _fit(pair: Pair, rows: Rows, sights: tuple[Sight, Sight], xyz: NDArray[np.float64]) -> PairFit:
+def _fit(pair: PhotoPair, rows: Rows, sights: tuple[Sight, Sight], xyz: NDArray[np.float64]) -> PairFit:
     points = [sight.points[rows[:, side]] for side, sight in enumerate(sights)]
     seen = [some != NO_POINT for some in points]
     fits = seen[0] & (points[0] == points[1])

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hardnet_sfm.errors import NoModel
-from hardnet_sfm.fingerprints import inputs_fingerprint
-from hardnet_sfm.reconstruction.cameras import GROUPS, read_groups
-from hardnet_sfm.reconstruction.options import FIRST_CAMERA_MODEL, MapOptions
+from hardnet_sfm.files.fingerprints import inputs_fingerprint
+from hardnet_sfm.files.stores import FeatureStore, MatchStore
+from hardnet_sfm.files.workspace import Workspace
+from hardnet_sfm.reconstruction.camera_groups import GROUPS, read_groups
+from hardnet_sfm.reconstruction.map_options import FIRST_CAMERA_MODEL, MapOptions
 from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
-from hardnet_sfm.stores import FeatureStore, MatchStore
 from hardnet_sfm.versions import versions
-from hardnet_sfm.workspace import Workspace
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.mappers import Mapped

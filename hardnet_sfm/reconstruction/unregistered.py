@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-Pair = tuple[str, str]
+from hardnet_sfm.keypoints import PhotoPair
 
 
 def reasons_unregistered(
-    keypoints: Mapping[str, int], verified: Mapping[Pair, int], models: Sequence[Sequence[str]]
+    keypoints: Mapping[str, int], verified: Mapping[PhotoPair, int], models: Sequence[Sequence[str]]
 ) -> dict[str, str]:
     """Says for every photo that is not in the largest model why.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.index import Entries, InvertedIndex
+from hardnet_sfm.retrieval.inverted_index import Entries, InvertedIndex
 from hardnet_sfm.retrieval.scoring import STRICT, Query, Scores, score_word_vector
 from hardnet_sfm.retrieval.spatial import Verified
 

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.files.workspace import locked, replacing
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index import InvertedIndex
-from hardnet_sfm.retrieval.options import ProposeReport
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.scoring import Query, score_he
-from hardnet_sfm.workspace import locked, replacing
+
 
 # Photos whose features are looked up in one pass over the index.
+@dataclass(frozen=True)
+class ProposeResult:
+    """What the stage did: the number of photos and of pairs."""
+
+    photos: int
+    pairs: int
+
+    def summary(self) -> str:
+        """One line: what was found."""
+        return f"{self.pairs} pairs of {self.photos} photos look alike"
+
+
 _BLOCK = 256
 
 
 def propose(
     index: Path | str, output: Path | str, neighbours: int, resources: Resources | None = None
-) -> ProposeReport:
+) -> ProposeResult:
     """Writes each photo with those that score best for it by Hamming embedding, each pair once.
 
     A photo's own features are its query, as they are in the index: nothing is described or assigned again.
@@ -44,7 +57,7 @@ def propose(
         pairs.update((min(name, other), max(name, other)) for other in others)
     with locked(output.parent), replacing(output) as beside:
         beside.write_text("".join(f"{first}\t{second}\n" for first, second in sorted(pairs)), encoding="utf-8")
-    return ProposeReport(photos, len(pairs))
+    return ProposeResult(photos, len(pairs))
 
 
 def most_alike(

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.index import InvertedIndex
-from hardnet_sfm.retrieval.options import MOST_PHOTOS
-from hardnet_sfm.retrieval.vocabulary import BITS, Signatures, Vocabulary, Words
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
+from hardnet_sfm.retrieval.methods import MOST_PHOTOS
+from hardnet_sfm.retrieval.visual_words import BITS, Signatures, Vocabulary, Words
 
 Scores = NDArray[np.float64]
 MULTIPLE = 5

@@ -17,8 +17,8 @@ from hardnet_sfm.retrieval.expansion import (
     score_averaged,
     within_region,
 )
-from hardnet_sfm.retrieval.index import Entries, InvertedIndex
-from hardnet_sfm.retrieval.options import Method
+from hardnet_sfm.retrieval.inverted_index import Entries, InvertedIndex
+from hardnet_sfm.retrieval.methods import Method
 from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, Scores, score_and_count, score_asmk, score_bow, score_he
 from hardnet_sfm.retrieval.spatial import Verified, verify
 

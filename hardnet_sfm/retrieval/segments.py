@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.workspace import PHOTOS, digest
 from hardnet_sfm.keypoints import Float32, Keypoints
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.options import MOST_PHOTOS
-from hardnet_sfm.retrieval.vocabulary import Signatures, Words
-from hardnet_sfm.workspace import PHOTOS, digest
+from hardnet_sfm.retrieval.methods import MOST_PHOTOS
+from hardnet_sfm.retrieval.visual_words import Signatures, Words
 
 FEATURE_BYTES = 14
 _COLUMNS: dict[str, tuple[type[np.generic], ...]] = {

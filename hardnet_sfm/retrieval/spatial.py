@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.consensus import best_transformation
-from hardnet_sfm.retrieval.index import InvertedIndex
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.scoring import Query
 
 # Largest distance of an inlier from where the transformation puts it, as a share of the photo's diagonal.

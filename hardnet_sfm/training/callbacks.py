@@ -14,7 +14,7 @@ import torch
 
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.training.module import NetworkTraining
-from hardnet_sfm.training.ranks import rank
+from hardnet_sfm.training.processes import rank
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 

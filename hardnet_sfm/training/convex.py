@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_above, check_least
-from hardnet_sfm.journal import Journal
+from hardnet_sfm.files.journal import Journal
+from hardnet_sfm.files.workspace import digest
 from hardnet_sfm.progress import progress
 from hardnet_sfm.training.sampling import Sampler
-from hardnet_sfm.workspace import digest
 
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options only
     from torch import Tensor

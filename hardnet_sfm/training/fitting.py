@@ -19,12 +19,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.weight_files import load_tensors
 from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.training.callbacks import INTERRUPTS, Interruptible, Progress
 from hardnet_sfm.training.module import NetworkTraining
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.ranks import rank
-from hardnet_sfm.weights import load_tensors
+from hardnet_sfm.training.processes import rank
+from hardnet_sfm.training.train_options import TrainOptions
 
 LAST = "last.ckpt"
 _CURVES = "curves"

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.files.weight_files import not_finite
 from hardnet_sfm.networks.architectures import Architecture
-from hardnet_sfm.networks.pairs import PairNetwork
+from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
-from hardnet_sfm.training.patches import PatchSet
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
 from hardnet_sfm.training.validation import HeldOutBatches, measures_of, scored
-from hardnet_sfm.weights import not_finite
 
 _GO_BACK = "Go on with a lower --learning-rate, with --resume where the folder beside the output has a last.ckpt."
 _WARM_UP = 0.02

@@ -11,19 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardnet_sfm.files.patch_sets import PatchSet
 from hardnet_sfm.keypoints import LOWES_RATIO
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.patches import PatchSet
+from hardnet_sfm.training.train_options import TrainOptions
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from hardnet_sfm.weights import Weights
+    from hardnet_sfm.files.weight_files import Weights
 
 
 def about(
     sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
 ) -> dict[str, str]:
     """What a weights file says of where it comes from, that of what it was started from included."""
-    from hardnet_sfm.weights import find_architecture, recommended_ratio
+    from hardnet_sfm.files.weight_files import recommended_ratio
+    from hardnet_sfm.networks.loading import find_architecture
 
     architecture = find_architecture(options.network)
     facts = {

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_least
-from hardnet_sfm.training.patches import PatchSet
+from hardnet_sfm.files.patch_sets import PatchSet
 
 Grey = NDArray[np.uint8]
 

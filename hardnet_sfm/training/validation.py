@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision, fpr95
-from hardnet_sfm.networks.pairs import PairNetwork
-from hardnet_sfm.training.patches import PatchSet
+from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 
 BATCHES = 4  # of each scene

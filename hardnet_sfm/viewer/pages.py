@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.viewer.photos import Cut, Drawn, KeypointColour
+from hardnet_sfm.viewer.photo_panel import Cut, Drawn, KeypointColour
 from hardnet_sfm.viewer.world import World, ramp
 
 _FRAME = "padding:0.6em 0.8em;font-size:0.85em;line-height:1.45"

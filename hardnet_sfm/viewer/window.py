@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.model import models_in
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, beside, known_frames
-from hardnet_sfm.stores import FeatureStore
 from hardnet_sfm.viewer import pages
 from hardnet_sfm.viewer.guard import serving
 from hardnet_sfm.viewer.options import ViewOptions
-from hardnet_sfm.viewer.photos import KEYPOINT_COLOURS, Photos
+from hardnet_sfm.viewer.photo_panel import KEYPOINT_COLOURS, Photos
 from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, span
-from hardnet_sfm.workspace import Workspace
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from viser.transforms import SO3
 
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.tracks import Tracks, tracks_of
-from hardnet_sfm.images import sensor_from_upright
+from hardnet_sfm.files.photo_files import sensor_from_upright
 
 Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]

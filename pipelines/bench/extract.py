@@ -25,16 +25,16 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import ColmapSift
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.images import list_photos, read_photo, resize_to_fit
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.workers import torch_threads
 
 HARDNET_FLOP = 78e6
@@ -43,9 +43,9 @@ T = TypeVar("T")
 STAGE = """
 import json, sys, time
 from pathlib import Path
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
-from hardnet_sfm.pipeline import peak_memory_mb
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.verbs.reconstruct import peak_memory_mb
 start = time.perf_counter()
 report = extract(Path(sys.argv[1]), Path(sys.argv[2]), ExtractOptions(**json.loads(sys.argv[3])))
 print(json.dumps([report.photos, report.keypoints, time.perf_counter() - start, peak_memory_mb()]))
@@ -162,5 +162,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.colmap.baseline import match_with_colmap
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
-from hardnet_sfm.extraction import extract
-from hardnet_sfm.features.stage import ExtractOptions
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounded_product, rounding_for
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stores import FeatureStore
+from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.workers import torch_threads
 
 RATIO = 0.8
@@ -120,5 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

@@ -29,19 +29,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.files.workspace import MANIFEST, PHOTOS, read_json, write_json
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.index import InvertedIndex
-from hardnet_sfm.retrieval.options import Method
+from hardnet_sfm.retrieval.index_builder import IndexBuilder
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
+from hardnet_sfm.retrieval.methods import Method
 from hardnet_sfm.retrieval.scoring import MULTIPLE, STRICT, Query, distance_weights
 from hardnet_sfm.retrieval.search import multiple_of, score
 from hardnet_sfm.retrieval.segments import IndexedPhoto
-from hardnet_sfm.retrieval.stage import IndexBuilder
-from hardnet_sfm.retrieval.vocabulary import Vocabulary
-from hardnet_sfm.workspace import MANIFEST, PHOTOS, read_json, write_json
+from hardnet_sfm.retrieval.visual_words import Vocabulary
+from hardnet_sfm.terminal import report_errors
 
 RELEVANT, SHARED, FLIPPED = 10, 0.15, 8
 SIZE = (1024, 768)
@@ -292,5 +292,5 @@ def our_matches(index: InvertedIndex, query: Query) -> int:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

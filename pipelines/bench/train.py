@@ -21,17 +21,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from hardnet_sfm.commands.common import errors_said
-from hardnet_sfm.commands.flags import flag_rules
+from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.options import TrainOptions
-from hardnet_sfm.training.patches import read_patches
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
-from hardnet_sfm.training.stage import NORM_BATCH
+from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.verbs.train import NORM_BATCH
 
 FLOP_A_PAIR = 2 * 3 * 78e6
 _SIDE = 4096
@@ -145,5 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors_said():
+    with report_errors():
         main()

@@ -1,0 +1,152 @@
+"""What is compared: descriptors by their names, and weights by their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
+from hardnet_sfm.files.photo_files import sha256_of
+
+if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
+    from hardnet_sfm.features.descriptors import Descriptor
+    from hardnet_sfm.files.weight_files import Weights
+    from hardnet_sfm.networks.loading import LoadedNetwork
+
+DESCRIPTORS = ("rootsift", "hardnet")
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A row of the table.
+
+    Attributes:
+        name: in the table.
+        descriptor: as `ExtractOptions` has it.
+        weights: of the descriptor; None where it needs none.
+        weights_sha256: empty where it needs none.
+        compares: it is a network that compares patches and describes none, which not all benchmarks can measure.
+    """
+
+    name: str
+    descriptor: str
+    weights: Path | None
+    weights_sha256: str
+    compares: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Where its features, vocabularies and indexes are kept; other weights of the same name have another."""
+        return f"{self.name}-{self.weights_sha256[:8]}" if self.weights else self.name
+
+    def extract_options(self, keypoints: KeypointOptions) -> ExtractOptions:
+        return ExtractOptions(**asdict(keypoints), descriptor=self.descriptor, weights=self.weights)
+
+    def make(self) -> Descriptor:
+        """The descriptor itself.
+
+        Raises:
+            HardnetSfmError: the weights cannot be used.
+            UsageError: there is no descriptor of that name.
+        """
+        from hardnet_sfm.features.descriptors import make_descriptor
+
+        return make_descriptor(self.descriptor, self.weights)
+
+    def load(self) -> LoadedNetwork:
+        """The network, of one that has weights.
+
+        Raises:
+            HardnetSfmError: the weights cannot be used.
+        """
+        from hardnet_sfm.networks.loading import load_network
+
+        assert self.weights is not None
+        return load_network(self.weights, self.descriptor)
+
+    def stated(self) -> str:
+        """All that its weights' name and metadata say of where they come from; empty where nothing was learned."""
+        from hardnet_sfm.files.weight_files import read_weights
+
+        if self.weights is None:
+            return ""
+        metadata = read_weights(self.weights).metadata
+        return " ".join([self.weights.stem, *(metadata.get(name, "") for name in ("data", "source", "init"))])
+
+
+def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:
+    """Descriptors by their names, then a row for each file of weights that none of them took.
+
+    Descriptors whose weights come with the package have those. Others take the given weights that are of them: a row
+    for each file, called as the file is. Those of a larger network that a descriptor is part of will do, and the row's
+    name says so: `deepcompare-siam-l2` takes deepcompare-siam.safetensors for a row of that name and "-l2".
+
+    Args:
+        descriptors: names that `ExtractOptions.descriptor` takes.
+        weights: names of shipped weights, or files. What they are of is in their metadata, or recognised.
+
+    Raises:
+        HardnetSfmError: there are no such weights.
+        UsageError: two have the same name, or there is none at all.
+    """
+    from hardnet_sfm.features.descriptors import SHIPPED
+    from hardnet_sfm.files.weight_files import find_weights, read_weights
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
+    from hardnet_sfm.networks.loading import architecture_of
+
+    given = [read_weights(find_weights(one)) for one in weights]
+    of = {one.path: architecture_of(one) for one in given}
+
+    def with_weights(descriptor: str, one: Weights) -> Competitor:
+        name = one.path.stem + descriptor.removeprefix(of[one.path])
+        return Competitor(name, descriptor, one.path, one.sha256, ARCHITECTURES[descriptor].metric != "l2")
+
+    found: list[Competitor] = []
+    taken: set[Path] = set()
+    for descriptor in descriptors:
+        if descriptor in SHIPPED:
+            path = find_weights(SHIPPED[descriptor])
+            found.append(Competitor(path.stem, descriptor, path, sha256_of(path)))
+            continue
+        network = ARCHITECTURES.get(descriptor)
+        own = [one for one in given if network and of[one.path] in (network.name, network.part_of)]
+        found += [with_weights(descriptor, one) for one in own] or [Competitor(descriptor, descriptor, None, "")]
+        taken |= {one.path for one in own}
+    found += [with_weights(of[one.path], one) for one in given if one.path not in taken]
+    names = [one.name for one in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two rows of the table would be called {twice[0]}", "Rename one of the files.")
+    if not found:
+        raise UsageError("nothing to evaluate", "Give a --descriptor or --weights.")
+    return found
+
+
+def made(rows: Iterable[Competitor]) -> dict[str, Descriptor]:
+    """The descriptors of all rows by name, so that what is wrong with any is told before the work begins."""
+    return {row.name: row.make() for row in rows}
+
+
+class Spanning(Protocol):
+    """What looks at patches of S pixels that span so many sigmas of a keypoint."""
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def measurement_size(self) -> float: ...
+
+
+def facts(rows: Iterable[Competitor], looking: Mapping[str, Spanning]) -> dict[str, dict[str, Any]]:
+    """What a table keeps about each of its rows."""
+    return {
+        row.name: {
+            "descriptor": row.descriptor,
+            "weights_sha256": row.weights_sha256,
+            "patch_size": looking[row.name].patch_size,
+            "measurement_size": looking[row.name].measurement_size,
+        }
+        for row in rows
+    }

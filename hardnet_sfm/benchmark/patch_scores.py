@@ -1,0 +1,360 @@
+"""The chains behind `evaluate brown`, `w1bs` and `hpatches`: patches to descriptors to measures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.benchmark.comparing import PairStream
+from hardnet_sfm.benchmark.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
+from hardnet_sfm.benchmark.describing import PatchStream
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.evaluation import brown, hpatches
+from hardnet_sfm.evaluation.hpatches_tasks import (
+    POOLS,
+    VerificationScore,
+    match_sequence,
+    pair_distances,
+    retrieve,
+    verify,
+)
+from hardnet_sfm.evaluation.measures import false_positive_rates, fpr95
+from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
+from hardnet_sfm.evaluation.w1bs import NUISANCES, column_score, find_columns
+from hardnet_sfm.progress import Advance, progress
+from hardnet_sfm.resources import Resources
+
+Float16 = NDArray[np.float16]
+_Verified = Mapping[tuple[hpatches.Level, str], VerificationScore]
+_PAIRS = 2**16
+# How the literature and files write the names of Brown's sets. Other photos of the statue are another set.
+_SPELLED = {"liberty": r"(?<!of)(?<!of[\s_-])liberty", "notredame": r"notre[\s_-]?dame", "yosemite": "yosemite"}
+
+
+def evaluate_brown(
+    folder: Path | str, rows: Sequence[Competitor] | None = None, resources: Resources | None = None
+) -> ScoreTable:
+    """Brown's PhotoTour: false positive rate at 95 % recall of the official pairs.
+
+    A row that says by its name or metadata what it was trained on is marked on these sets, and its mean is that of the
+    others: with weights learned on each of the three, the six combinations of the literature.
+
+    Lower bound: every patch is described once, 450 000 to 630 000 of them a set, so a CPU that describes 9000 a second
+    takes a minute a set and descriptor; networks that compare patches compare 100 000 pairs, which takes one of 42
+    MFLOP a pair half a minute. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet. Of networks
+    that compare, 4 KB at most for each patch that is in a pair.
+
+    Args:
+        folder: with some of the sets liberty, notredame and yosemite in it, or one set.
+        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    streams = _streams(rows, resources)
+    sets = brown.find_brown(Path(folder))
+    pairs = {name: brown.read_pairs(brown.find_pairs(one), one) for name, one in sets.items()}
+    values: dict[str, dict[str, float]] = {name: {} for name in streams}
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in streams}
+    comparing = sum(isinstance(stream, PairStream) for stream in streams.values())
+    total = (len(rows) - comparing) * sum(map(len, sets.values()))
+    total += comparing * sum(len(labelled.patches) for labelled in pairs.values())
+    with progress("describe", total) as advance:
+        for row, stream in streams.items():
+            for name, one in sets.items():
+                note = f"{row} {name}"
+                if isinstance(stream, PairStream):
+                    distances = -stream(one.blocks, pairs[name].patches, partial(_noted, advance, note))
+                else:
+                    distances = _pair_distances(stream(_told(one.blocks(), advance, note)), pairs[name].patches)
+                values[row][name] = fpr95(distances, pairs[name].matching)
+                curves[row][name] = false_positive_rates(distances, pairs[name].matching).tolist()
+    trained = {row.name: trained_on(row) for row in rows}
+    marked = frozenset(
+        (row, name) for row in values for name in values[row] if any(one in trained[row] for one in _sets_named(name))
+    )
+    for row, figures in values.items():
+        if foreign := [figure for name, figure in figures.items() if (row, name) not in marked]:
+            figures[MEAN] = float(np.mean(foreign))
+    known = {row: {"trained_on": list(names)} for row, names in trained.items()}
+    return ScoreTable(
+        "brown",
+        (
+            Measure(
+                "fpr95",
+                "false positive rate at 95 % recall, %, by test set",
+                values,
+                ".2%",
+                lower_is_better=True,
+                marked=marked,
+                mark="trained on this very set",
+            ),
+        ),
+        {name: {**about, **known[name]} for name, about in facts(rows, streams).items()},
+        {"pairs": {name: len(found.matching) for name, found in pairs.items()}, "false_positives_by_recall": curves},
+        (_resized("Brown's", brown.MEASUREMENT_SIZE, streams),),
+    )
+
+
+def trained_on(row: Competitor) -> tuple[str, ...]:
+    """Which of Brown's sets the name and the metadata of its weights mention."""
+    return _sets_named(row.stated())
+
+
+def _sets_named(text: str) -> tuple[str, ...]:
+    return tuple(name for name, spelled in _SPELLED.items() if re.search(spelled, text.lower()))
+
+
+def _pair_distances(described: Float16, pairs: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(M,) L2 distances of (M, 2) pairs of rows."""
+    distances = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), _PAIRS):
+        first, second = (described[pairs[start : start + _PAIRS, k]].astype(np.float32) for k in (0, 1))
+        distances[start : start + _PAIRS] = np.linalg.norm(first - second, axis=1)
+    return distances
+
+
+def evaluate_w1bs(
+    folder: Path | str, rows: Sequence[Competitor] | None = None, resources: Resources | None = None
+) -> ScoreTable:
+    """W1BS: mean area under recall over 1 - precision of nearest neighbours, by nuisance.
+
+    The last column is the mean of the nuisances, each of which counts once.
+
+    Args:
+        folder: with the sets in it, see `hardnet_sfm.evaluation.w1bs`.
+        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
+        UsageError: a row is a network that compares patches.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    if comparing := next((row.name for row in rows if row.compares), None):
+        raise UsageError(
+            f"w1bs takes the nearest of N patches for each of N, and {comparing} would have to compare all N^2 pairs "
+            "of them by its network, a million where there are a thousand",
+            "Measure it with hardnet-sfm evaluate brown | hpatches | homography | pairs.",
+        )
+    descriptors, columns = made(rows), find_columns(Path(folder))
+    values: dict[str, dict[str, float]] = {}
+    details: dict[str, dict[str, float]] = {}
+    with progress("w1bs", len(rows) * len(columns)) as advance:
+        for row, descriptor in descriptors.items():
+            describe, areas = PatchStream(descriptor, resources), {}
+            for pair in columns:
+                first, second = pair.read()
+                described = describe([first, second])
+                areas[pair] = column_score(described[: len(first)], described[len(first) :])
+                advance(note=f"{row} {pair.nuisance} {pair.name}")
+            by_nuisance = {
+                name: float(np.mean([area for pair, area in areas.items() if pair.nuisance == code]))
+                for code, name in NUISANCES.items()
+                if any(pair.nuisance == code for pair in columns)
+            }
+            values[row] = with_mean(by_nuisance)
+            details[row] = {f"{pair.nuisance}/{pair.name}": area for pair, area in areas.items()}
+    return ScoreTable(
+        "w1bs",
+        (Measure("mauc", "mAUC by nuisance", values),),
+        facts(rows, descriptors),
+        {"pairs": details},
+        (_resized("the", None, descriptors),),
+    )
+
+
+def evaluate_hpatches(
+    folder: Path | str,
+    rows: Sequence[Competitor] | None = None,
+    resources: Resources | None = None,
+    *,
+    tasks: Path | str | None = None,
+    split: str = "full",
+) -> ScoreTable:
+    """HPatches: verification, matching and retrieval by the official task files, mean average precision.
+
+    Networks that compare patches take part in verification, which has a list of pairs; the other tasks would have them
+    compare each patch with thousands.
+
+    Lower bound: every patch of the split is described once, 16 for each of about 150 000 points of the 116 sequences,
+    so a CPU that describes 9000 a second takes five minutes a descriptor. Memory: 256 bytes a patch of 128 dimensions,
+    640 MB, and some 130 bytes for each line of the task files, 400 MB; patches of one column at a time. Networks that
+    compare patches compare nine million pairs, which takes one of 42 MFLOP a pair 40 minutes on two cores; of these
+    4 KB at most for each patch of one level that is in a pair, 4 GB.
+
+    Args:
+        folder: `hpatches-release`, a folder i_NAME or v_NAME for each sequence.
+        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+        tasks: folder of the task files and splits.json; `tasks` within `folder` where None.
+        split: by its name.
+
+    Raises:
+        HardnetSfmError: files are missing, damaged or contradict each other, or a descriptor cannot be made.
+        UsageError: there is no such split.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    folder, streams = Path(folder), _streams(rows, resources)
+    found = {sequence.name: sequence for sequence in hpatches.find_sequences(folder)}
+    asked = hpatches.read_tasks(Path(tasks) if tasks else folder / "tasks", split, found.values())
+    sequences = [found[name] for name in asked.sequences]
+    verified: dict[str, _Verified] = {}
+    matched: dict[str, dict[str, dict[hpatches.Level, float]]] = {}
+    retrieved: dict[str, dict[tuple[hpatches.Level, int], float]] = {}
+    for row, stream in streams.items():
+        if isinstance(stream, PairStream):
+            verified[row] = _verify_by_comparing(sequences, asked, stream, row)
+            continue
+        described = _describe_sequences(sequences, stream, row)
+        verified[row] = _verify(described, asked, row)
+        matched[row] = _match(described, asked, row)
+        with progress("retrieve", len(asked.queries)) as advance:
+            retrieved[row] = retrieve(described, asked, partial(_noted, advance, row))
+    measures = [
+        Measure(
+            "verification_ap",
+            "verification, mAP, %; negatives of the same or another sequence, five to a positive",
+            {row: _by_task(scores, "average_precision") for row, scores in verified.items()},
+            ".1%",
+        )
+    ]
+    details: dict[str, Any] = {}
+    if matched:
+        details["matching_by_sequence"] = matched
+        details["retrieval_by_pool"] = {
+            row: {f"{level} {pool}": value for (level, pool), value in scores.items()}
+            for row, scores in retrieved.items()
+        }
+        matching = {row: _by_kind(scores) for row, scores in matched.items()}
+        retrieval = {row: _by_level(scores) for row, scores in retrieved.items()}
+        measures += [
+            Measure("matching_map", "matching, mAP, %; illumination and viewpoint", matching, ".1%"),
+            Measure("retrieval_map", "retrieval, mAP, %; mean over pools of 100 to 20000", retrieval, ".1%"),
+        ]
+    return ScoreTable(
+        f"hpatches, split {split}",
+        tuple(measures),
+        facts(rows, streams),
+        {
+            "sequences": list(asked.sequences),
+            "points": sum(asked.counts),
+            "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
+            **details,
+        },
+        (_resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams), *_only_verified(rows)),
+    )
+
+
+def _verify(described: Float16, asked: hpatches.Tasks, row: str) -> _Verified:
+    with progress("verify", len(hpatches.LEVELS) * len(asked.pairs)) as advance:
+        return verify(lambda level: pair_distances(described, asked, level, partial(_noted, advance, row)), asked)
+
+
+def _verify_by_comparing(
+    sequences: Sequence[hpatches.PatchSequence], asked: hpatches.Tasks, stream: PairStream, row: str
+) -> _Verified:
+    photos, numbers = range(hpatches.PHOTOS + 1), _patch_numbers(asked)
+
+    def columns(level: hpatches.Level) -> Iterator[NDArray[np.uint8]]:
+        for sequence in sequences:
+            for photo in photos:
+                yield sequence.column(hpatches.COLUMNS[hpatches.column_of(level, photo)])
+
+    with progress("verify", len(hpatches.LEVELS) * len(numbers)) as advance:
+        return verify(lambda level: -stream(partial(columns, level), numbers, partial(_noted, advance, row)), asked)
+
+
+def _patch_numbers(asked: hpatches.Tasks) -> NDArray[np.int64]:
+    """(M, 2) of the pairs to verify, numbered through the sequences, in each through its photos and their points."""
+    points, photos = np.moveaxis(asked.pairs, 2, 0)
+    of = asked.sequence_of[points]
+    starts = asked.starts[of]
+    return np.asarray((hpatches.PHOTOS + 1) * starts + np.array(asked.counts)[of] * photos + points - starts)
+
+
+def _match(described: Float16, asked: hpatches.Tasks, row: str) -> dict[str, dict[hpatches.Level, float]]:
+    """By sequence and level."""
+    matched = {}
+    with progress("match", len(asked.sequences)) as advance:
+        for name, start, count in zip(asked.sequences, asked.starts, asked.counts, strict=True):
+            matched[name] = match_sequence(described[start : start + count])
+            advance(note=f"{row} {name}")
+    return matched
+
+
+def _by_task(verified: _Verified, measure: str) -> dict[str, float]:
+    """By level and kind of negatives."""
+    return with_mean({f"{level} {kind}": getattr(score, measure) for (level, kind), score in verified.items()})
+
+
+def _by_kind(matched: Mapping[str, Mapping[hpatches.Level, float]]) -> dict[str, float]:
+    """By kind of sequences and level; each kind counts alike in the mean, as in the authors' table."""
+    kinds = {"illum": "i_", "view": "v_"}
+    of = {kind: [name for name in matched if name.startswith(start)] for kind, start in kinds.items()}
+    return with_mean(
+        {
+            f"{kind} {level}": float(np.mean([matched[name][level] for name in names]))
+            for kind, names in of.items()
+            for level in hpatches.LEVELS
+            if names
+        }
+    )
+
+
+def _by_level(retrieved: Mapping[tuple[hpatches.Level, int], float]) -> dict[str, float]:
+    """The mean over pools."""
+    return with_mean({level: float(np.mean([retrieved[level, pool] for pool in POOLS])) for level in hpatches.LEVELS})
+
+
+def _streams(rows: Iterable[Competitor], resources: Resources) -> dict[str, PatchStream | PairStream]:
+    """What describes or compares patches, by row; what is wrong with any is told before the work begins."""
+    return {
+        row.name: PairStream(row.load(), resources) if row.compares else PatchStream(row.make(), resources)
+        for row in rows
+    }
+
+
+def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: PatchStream, row: str) -> Float16:
+    """(P, 16, D) descriptors by point and column."""
+    points, across, start = sum(sequence.count for sequence in sequences), len(hpatches.COLUMNS), 0
+    described = np.empty((points, across, describe.dimension), np.float16)
+    with progress("describe", across * points) as advance:
+        for sequence in sequences:
+            columns = map(sequence.column, hpatches.COLUMNS)
+            of_columns = describe(_told(columns, advance, f"{row} {sequence.name}"))
+            described[start : start + sequence.count] = of_columns.reshape(across, sequence.count, -1).swapaxes(0, 1)
+            start += sequence.count
+    return described
+
+
+def _told(blocks: Iterable[NDArray[np.uint8]], advance: Advance, note: str) -> Iterator[NDArray[np.uint8]]:
+    """The same blocks; the number of patches in each is told when the next is asked for."""
+    for block in blocks:
+        yield block
+        advance(len(block), note)
+
+
+def _noted(advance: Advance, note: str, steps: int) -> None:
+    advance(steps, note)
+
+
+def _only_verified(rows: Iterable[Competitor]) -> list[str]:
+    """Says who takes no part in matching and retrieval."""
+    names = ", ".join(row.name for row in rows if row.compares)
+    return [f"{names}: verification alone, as other tasks need distances of descriptors"] if names else []
+
+
+def _resized(whose: str, size: float | None, streams: Mapping[str, Spanning]) -> str:
+    """What is assumed of patches that were cut at another size than a descriptor is used at."""
+    on_photos = ", ".join(f"{name} {one.measurement_size:g}" for name, one in streams.items())
+    span = "" if size is None else f", of {size:g} sigmas across,"
+    return f"{whose} patches{span} are resized whole, whatever span a descriptor has on photos ({on_photos} sigmas)"

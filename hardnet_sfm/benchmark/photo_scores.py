@@ -1,0 +1,321 @@
+"""The chains behind `evaluate homography` and `evaluate pairs`: photos to keypoints, descriptors, matches and scores.
+
+All descriptors are computed at the same keypoints, those of the difference of Gaussians of COLMAP on photos of full
+size, and matched alike, by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a row of its own.
+Networks that compare patches score the nearest neighbours by HardNet, as many as `match --rescore` does; all that are
+the best of both keypoints are matches, whatever their score and its ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardnet_sfm.benchmark.comparing import PairStream
+from hardnet_sfm.benchmark.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts
+from hardnet_sfm.benchmark.describing import PatchStream
+from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
+from hardnet_sfm.evaluation.homographies import (
+    PHOTOS,
+    TOLERANCE,
+    MatchingScores,
+    PairTruth,
+    RankedMatches,
+    accuracy_by_threshold,
+    homography_scores,
+    matching_scores,
+    pair_truth,
+    read_sequences,
+)
+from hardnet_sfm.evaluation.image_pairs import (
+    THRESHOLDS,
+    VALIDATION,
+    ImagePair,
+    fundamental_matrix,
+    read_image_pairs,
+    recall_of_truth,
+)
+from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
+from hardnet_sfm.features.descriptors import Descriptor, make_descriptor
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.matching.nearest import (
+    Acceptance,
+    PreparedDescriptors,
+    mutual_nearest_neighbours,
+    prepare,
+    rounding_for,
+)
+from hardnet_sfm.matching.rescore import leads, short_lists
+from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.verbs.match import MatchOptions
+from hardnet_sfm.workers import torch_threads
+
+COLMAP = "colmap rootsift"
+MAX_FEATURES = 4000
+# Matches whose ratio is below it are given to the estimation of a fundamental matrix, as by the authors of WxBS.
+MAX_RATIO = 0.9
+
+Described = Sequence[NDArray[np.float16]]
+Scores = Mapping[str, Mapping[str, MatchingScores]]
+
+
+class DetectedPhoto(NamedTuple):
+    """A photo and what COLMAP's SIFT finds in it."""
+
+    grey: NDArray[np.uint8]
+    features: SiftFeatures
+
+
+@dataclass(frozen=True)
+class Describing:
+    """Mutual nearest neighbours of descriptors, COLMAP's own where there is no descriptor."""
+
+    stream: PatchStream
+    descriptor: Descriptor | None
+
+    def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
+        """Matches of the first of several photos with each other one."""
+        described = self.describe(photos)
+        with torch_threads(self.stream.threads) as pool:
+            first, *others = pool.map(prepare, described, repeat(rounding_for(described[0], self.stream.device)))
+            return list(pool.map(ranked_matches, repeat(first), others))
+
+    def describe(self, photos: Sequence[DetectedPhoto]) -> Described:
+        """(N, D) descriptors of each photo."""
+        if self.descriptor is None:
+            return [photo.features.rootsift for photo in photos]
+        return [self.stream([_cut(photo, self.descriptor)]) for photo in photos]
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """What is the best of both its keypoints by the scores of a network, of the nearest neighbours by descriptors."""
+
+    base: Describing
+    stream: PairStream
+
+    def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
+        """Matches of the first of several photos with each other one."""
+        described = [torch.from_numpy(rows).to(self.base.stream.device).float() for rows in self.base.describe(photos)]
+        first, *others = (
+            self.stream.prepare([_cut(photo, self.stream)], len(photo.features.xy), side=min(1, number))
+            for number, photo in enumerate(photos)
+        )
+        with torch_threads(self.stream.threads) as pool:
+            lists = list(pool.map(short_lists, repeat(described[0]), described[1:], repeat(MatchOptions.short_list)))
+        found = []
+        for rows, other, candidates in zip(described[1:], others, lists, strict=True):
+            scores = self.stream.scores(first, other, candidates)
+            found.append(ranked_by_scores(candidates.cpu().numpy(), scores, (len(described[0]), len(rows))))
+        return found
+
+
+Way = Describing | Comparing
+
+
+def _cut(photo: DetectedPhoto, span: Spanning) -> NDArray[np.uint8]:
+    """The patches of a photo's keypoints, (N, S, S)."""
+    return extract_patches(photo.grey, photo.features.xy, photo.features.frames, span.patch_size, span.measurement_size)
+
+
+def evaluate_homographies(
+    folder: Path | str,
+    rows: Sequence[Competitor] | None = None,
+    resources: Resources | None = None,
+    *,
+    max_features: int = MAX_FEATURES,
+) -> ScoreTable:
+    """Sequences of photos that are related by homographies: the first photo with each other one.
+
+    Args:
+        folder: a sequence, or sequences, see `hardnet_sfm.evaluation.homographies`.
+        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+        max_features: COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations.
+
+    Returns:
+        Mean matching accuracy, right matches a pair and mean average precision, by sequence.
+
+    Raises:
+        HardnetSfmError: a sequence is incomplete or damaged, or a descriptor cannot be made.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    sequences, ways = read_sequences(Path(folder)), _ways(rows, resources)
+    detect = ColmapSift(max_features)
+    scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    with progress("compare", len(sequences) * (PHOTOS + len(ways))) as advance:
+        for sequence in sequences:
+            photos = []
+            for path in sequence.photos:
+                photos.append(_detected(path, detect))
+                advance(note=f"{sequence.name} {path.name}")
+            first, *others = (photo.features.xy for photo in photos)
+            truths = [pair_truth(h, first, xy) for h, xy in zip(sequence.homographies, others, strict=True)]
+            for name, way in ways.items():
+                matches = way(photos)
+                scores[name][sequence.name] = homography_scores(truths, matches)
+                of_pairs = [accuracy_by_threshold(*pair) for pair in zip(truths, matches, strict=True)]
+                curves[name][sequence.name] = np.mean(of_pairs, axis=0).tolist()
+                advance(note=f"{sequence.name} {name}")
+    return ScoreTable(
+        "homography",
+        _matching_measures(scores),
+        facts(rows, _spans(ways)),
+        {"max_features": max_features, "tolerance": TOLERANCE, "accuracy_by_threshold": curves},
+        _rescored(rows),
+        across=True,
+    )
+
+
+def evaluate_pairs(
+    folder: Path | str,
+    rows: Sequence[Competitor] | None = None,
+    resources: Resources | None = None,
+    *,
+    max_features: int = MAX_FEATURES,
+) -> ScoreTable:
+    """Pairs of photos with a wide baseline, in the layout of EVD or WxBS.
+
+    With homographies: right matches, their share and average precision. With correspondences: the share of these that
+    agree with the fundamental matrix that MAGSAC++ estimates from matches of a ratio below 0.9, mean over thresholds of
+    0 to 19 pixels, the measure of WxBS. Mutual nearest neighbours take the place of the authors' nearest ones; of
+    networks that compare patches the ratio is that of odds, which is below 0.9 for nearly all.
+
+    Args:
+        folder: see `hardnet_sfm.evaluation.image_pairs`.
+        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
+        resources: how much of the machine.
+        max_features: COLMAP's limit on keypoints a photo.
+
+    Raises:
+        HardnetSfmError: a pair is incomplete or damaged, or a descriptor cannot be made.
+    """
+    rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
+    pairs, ways = read_image_pairs(Path(folder)), _ways(rows, resources)
+    detect = ColmapSift(max_features)
+    scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
+    accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    recalls: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    with progress("compare", len(pairs) * (1 + len(ways))) as advance:
+        for pair in pairs:
+            photos = [_detected(path, detect) for path in pair.photos]
+            truth = _truth(pair, photos)
+            advance(note=pair.name)
+            for name, way in ways.items():
+                (matches,) = way(photos)
+                if truth is not None:
+                    scores[name][pair.name] = matching_scores(truth, matches)
+                    accuracies[name][pair.name] = accuracy_by_threshold(truth, matches).tolist()
+                if pair.correspondences is not None:
+                    matrix = _fundamental_matrix(photos, matches)
+                    recalls[name][pair.name] = recall_of_truth(matrix, pair.correspondences).tolist()
+                advance(note=f"{pair.name} {name}")
+    measures: tuple[Measure, ...] = _matching_measures(scores) if any(scores.values()) else ()
+    details: dict[str, object] = {"max_features": max_features}
+    notes = _rescored(rows)
+    if any(accuracies.values()):
+        details["accuracy_by_threshold"] = accuracies
+    if any(recalls.values()):
+        means = {name: {pair: float(np.mean(curve)) for pair, curve in of.items()} for name, of in recalls.items()}
+        title = f"recall of true correspondences, mean over 0 to {THRESHOLDS[-1]} px"
+        measures += (Measure("recall", title, {name: with_mean(row) for name, row in means.items()}),)
+        details["recall_by_threshold"] = recalls
+        notes += (f"the authors' pairs for validation, {' and '.join(VALIDATION)}, take no part",)
+    return ScoreTable("pairs", measures, facts(rows, _spans(ways)), details, notes, across=True)
+
+
+def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> RankedMatches:
+    """All mutual nearest neighbours, with the ratio of the distances of a query to its nearest two."""
+    pairs = mutual_nearest_neighbours(first, second, Acceptance(max_ratio=1)).pairs
+    if not len(pairs):
+        return RankedMatches(pairs, np.zeros(0, np.float32))
+    query, nearest = torch.from_numpy(pairs).long().to(first.exact.device).T
+    similarity = first.exact[query] @ second.exact.T
+    best = similarity.gather(1, nearest[:, None]).squeeze(1)
+    rival = similarity.scatter(1, nearest[:, None], -1).amax(1)
+    # The squared distance of unit vectors is twice this. Three that are all alike are as ambiguous as can be: 1.
+    nearer, farther = ((1 - cosine).clamp(min=1e-9) for cosine in (best, rival))
+    return RankedMatches(pairs, (nearer / farther).sqrt().cpu().numpy())
+
+
+def ranked_by_scores(
+    candidates: NDArray[np.int64], scores: NDArray[np.float32], counts: tuple[int, int]
+) -> RankedMatches:
+    """Candidates that are the best of both their keypoints, with the ratio of the odds of a query's next best and best.
+
+    Args:
+        candidates: (M, 2) row numbers in the two photos.
+        scores: (M,), logarithms of odds.
+        counts: keypoints of the two photos.
+    """
+    ahead, back = (leads(candidates, scores, side, counts[side]) for side in (0, 1))
+    mutual = np.minimum(ahead, back) >= 0
+    return RankedMatches(candidates[mutual].astype(np.int32), np.exp(-ahead[mutual]))
+
+
+def _ways(rows: Sequence[Competitor], resources: Resources) -> dict[str, Way]:
+    """COLMAP's own descriptors, then all others; what is wrong with any is told before the work begins."""
+    others: dict[str, Way] = {}
+    hardnet = make_descriptor("hardnet", None)
+    base = Describing(PatchStream(hardnet, resources), hardnet)
+    for row in rows:
+        if row.compares:
+            others[row.name] = Comparing(base, PairStream(row.load(), resources))
+        else:
+            descriptor = row.make()
+            others[row.name] = Describing(PatchStream(descriptor, resources), descriptor)
+    return {COLMAP: Describing(base.stream, None), **others}
+
+
+def _spans(ways: Mapping[str, Way]) -> dict[str, Spanning]:
+    return {name: way.stream for name, way in ways.items()}
+
+
+def _rescored(rows: Sequence[Competitor]) -> tuple[str, ...]:
+    """Says whose matches are chosen among HardNet's."""
+    names = ", ".join(row.name for row in rows if row.compares)
+    return (f"{names}: scores of the {MatchOptions.short_list} nearest neighbours by hardnet",) if names else ()
+
+
+def _detected(path: Path, detect: ColmapSift) -> DetectedPhoto:
+    grey = read_photo(path).grey
+    return DetectedPhoto(grey, detect(grey))
+
+
+def _truth(pair: ImagePair, photos: Sequence[DetectedPhoto]) -> PairTruth | None:
+    if pair.homography is None:
+        return None
+    first, second = (photo.features.xy for photo in photos)
+    return pair_truth(pair.homography, first, second)
+
+
+def _fundamental_matrix(photos: Sequence[DetectedPhoto], matches: RankedMatches) -> NDArray[np.float64] | None:
+    """That of the matches that are believed."""
+    believed = matches.pairs[matches.ratios < MAX_RATIO]
+    return fundamental_matrix(photos[0].features.xy[believed[:, 0]], photos[1].features.xy[believed[:, 1]])
+
+
+def _matching_measures(scores: Scores) -> tuple[Measure, ...]:
+    """Accuracy, right matches and average precision by column, each with the mean."""
+    for_files = (
+        ("mma", f"MMA @ {TOLERANCE:g} px", "accuracy", ".3f"),
+        ("right", "right matches a pair", "right", ".0f"),
+        ("map", "mAP", "average_precision", ".3f"),
+    )
+    full = {name: {**row, MEAN: MatchingScores.mean([*row.values()])} for name, row in scores.items()}
+    return tuple(
+        Measure(
+            name, title, {row: {c: getattr(score, field) for c, score in of.items()} for row, of in full.items()}, form
+        )
+        for name, title, field, form in for_files
+    )

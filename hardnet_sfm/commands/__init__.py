@@ -1,1 +1,0 @@
-"""The subcommands: a class each, whose options are its fields and whose help is its docstring."""

@@ -1,0 +1,97 @@
+"""What decides whether entries of stores, and what was made of them, are up to date and belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.stores import VERSION, FeatureStore, KeypointStore, MatchStore, pair_key
+from hardnet_sfm.files.workspace import digest
+
+
+def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str, turn: int = 0) -> str:
+    """What decides whether a photo's features are up to date: how they are made, the photo's bytes and its turn."""
+    return digest("features", VERSION, recipe, photo_sha256, turn)
+
+
+def are_features_of(fingerprint: str, recipe: Mapping[str, Any], photo_sha256: str) -> bool:
+    """Whether features with this fingerprint were made by the recipe from a photo with these bytes, however turned."""
+    return any(fingerprint == feature_fingerprint(recipe, photo_sha256, turn) for turn in (0, 90, 180, 270))
+
+
+def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:
+    """What decides whether a pair's matches are up to date: how they are made, and both photos' features."""
+    return digest("matches", VERSION, recipe, features0, features1)
+
+
+def view_fingerprints(views: Mapping[str, Any], features: str) -> list[str]:
+    """What decides which keypoints a photo has with those of its first 0, 1, 2 ... steps of synthetic views.
+
+    Args:
+        views: options with `view_tilts`, one a step, and `view_rotation`.
+        features: fingerprint of the photo's features.
+    """
+    tilts, rotation = list(views["view_tilts"]), views["view_rotation"]
+    return [digest("views", VERSION, tilts[:steps], rotation, features) for steps in range(len(tilts) + 1)]
+
+
+@contextmanager
+def matched_keypoints(path: Path, features: FeatureStore, matches: MatchStore) -> Iterator[KeypointStore]:
+    """Opens the keypoints whose rows a match store refers to: the features', or with synthetic views those at `path`.
+
+    Raises:
+        HardnetSfmError: they are missing or damaged, or of other features or views than the matches.
+    """
+    options = matches.header["options"]
+    if "view_tilts" not in options:
+        yield features
+        return
+    with KeypointStore(path) as store:
+        prints, needed = store.fingerprints(), dict.fromkeys(features.names(), 0)
+        for facts in matches.index.values():
+            for name in (str(facts["name0"]), str(facts["name1"])):
+                needed[name] = max(needed.get(name, 0), int(facts.get("view_steps", 0)))
+        for name, made_from in features.fingerprints().items():
+            if prints.get(name) not in view_fingerprints(options, made_from)[needed[name] :]:
+                raise HardnetSfmError(
+                    f"{path}: not the keypoints of {name} that {matches.path.name} refers to",
+                    "Run `hardnet-sfm match --view-synthesis` again.",
+                )
+        yield store
+
+
+def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, str]]:
+    """Pairs whose matches were made of other features than these, or of photos that are gone."""
+    made_from, options = features.fingerprints(), matches.header["options"]
+    prints = matches.fingerprints()
+    plain = {name: value for name, value in options.items() if not name.startswith("view_")}
+
+    def recipe(key: str) -> Mapping[str, Any]:
+        return options if "view_steps" in matches.index[key] else plain
+
+    return [
+        pair
+        for pair in matches.pairs()
+        if not set(pair) <= made_from.keys()
+        or prints[key := pair_key(*pair)] != match_fingerprint(recipe(key), *(made_from[name] for name in pair))
+    ]
+
+
+def inputs_fingerprint(features: FeatureStore, matches: MatchStore) -> str:
+    """What decides whether a model is up to date with both stores."""
+    return digest("inputs", features.fingerprints(), matches.fingerprints())
+
+
+def what_changed(header: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """Which options differ from those that a store was made with, for people; empty where none does."""
+    old = header.get("options", recipe)
+    changed = sorted(name for name in {*old, *recipe} if old.get(name) != recipe.get(name))
+    return ", ".join(f"{name} {_short(old.get(name))} -> {_short(recipe.get(name))}" for name in changed)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return "none" if text in ("", "None") else text if len(text) < 24 else f"{text[:8]}..."

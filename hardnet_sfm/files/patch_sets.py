@@ -1,0 +1,372 @@
+"""patches.h5: a data set of patches for training, whatever it was made of, and the writer that mining fills it with.
+
+The root's attributes: `format`; `source` (sfm, warps, brown, hpatches); `measurement_size`, sigmas across a patch;
+`extent`, the size of the model; `images`, a JSON list of photo names; `options`, a JSON object of what made the file.
+Its data sets, of N patches of P points, are the arrays of `PatchSet`, `point_id` where it is known. Patches are sorted
+by point, those of a point by photo. They lie in one uncompressed block, so that a reader maps the file into memory and
+pages in what it draws; the system's page cache keeps what is drawn often.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.journal import Arrays, Journal
+from hardnet_sfm.files.workspace import replacing
+from hardnet_sfm.keypoints import Float32
+
+FORMAT = "hardnet-sfm patches 1"
+PATCH_SIZE = 64
+_BLOCK = 4096
+_COLUMNS: dict[str, type[np.generic]] = {
+    "point": np.int64,
+    "image": np.int32,
+    "frame": np.float32,
+    "angle": np.float32,
+    "xyz": np.float32,
+}
+_POINT_ID = "point_id"  # of mined patches alone
+_PUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "patches": (np.uint8, (PATCH_SIZE, PATCH_SIZE)),
+    "point": (np.int64, ()),
+    "frame": (np.float32, (2, 3)),
+    "angle": (np.float32, ()),
+    "xyz": (np.float32, (3,)),
+}
+
+Grey = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """Patches of points seen in several photos.
+
+    Attributes:
+        path: of the file or folder it was read from.
+        source: sfm, warps, brown or hpatches.
+        measurement_size: sigmas of the keypoint across a patch.
+        images: names of the photos.
+        patches: (N, 64, 64) uint8; of a patches.h5 a view of the file, not in memory.
+        point: (N,) int64, number of the point from 0 to P - 1, not decreasing.
+        image: (N,) int32, row in `images`.
+        frame: (N, 2, 3) float32, local affine frame [A | xy]: pixels per sigma and position in the upright photo, the
+            centre of the top-left pixel at (0, 0). NaN where unknown.
+        angle: (N,) float32, degrees between the ray of this patch and the mean ray of its point. NaN where unknown.
+        xyz: (P, 3) float32, position of each point in the units of its model. NaN where unknown.
+        extent: size of the model in these units. NaN where unknown.
+        options: what made it.
+        point_id: (P,) int64, COLMAP's number of each point in the model that it was mined from; None of other patches.
+    """
+
+    path: Path
+    source: str
+    measurement_size: float
+    images: tuple[str, ...]
+    patches: Grey
+    point: NDArray[np.int64]
+    image: NDArray[np.int32]
+    frame: Float32
+    angle: Float32
+    xyz: Float32
+    extent: float = math.nan
+    options: Mapping[str, Any] = field(default_factory=dict)
+    point_id: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.point)
+
+    @property
+    def matchable(self) -> NDArray[np.int64]:
+        """Numbers of the points that are seen in two photos or more."""
+        # Somewhere among such a point's rows the photo changes.
+        changes = (np.diff(self.point) == 0) & (np.diff(self.image) != 0)
+        return np.unique(self.point[1:][changes])
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> Grey:
+        """The patches at the given row numbers, (..., 64, 64) uint8 for rows of any shape; a copy."""
+        return np.asarray(self.patches[rows])
+
+    def check(self) -> Self:
+        """The set itself.
+
+        Raises:
+            HardnetSfmError: an array has the wrong shape, points are not sorted, numbers of points or photos are out
+                of range, or no point has two patches.
+        """
+        problem = self._problem()
+        if problem:
+            raise HardnetSfmError(f"{self.path}: {problem}", "It was not written by hardnet-sfm, or is damaged.")
+        if not (np.diff(self.point) == 0).any():
+            raise HardnetSfmError(
+                f"{self.path}: too few points: none has two patches",
+                "Use more photos or sharper ones, or with `mine` weaker filters.",
+            )
+        return self
+
+    def _problem(self) -> str:
+        patches, points = len(self.point), len(self.xyz)
+        shapes = {
+            "patches": (patches, PATCH_SIZE, PATCH_SIZE),
+            "image": (patches,),
+            "frame": (patches, 2, 3),
+            "angle": (patches,),
+            "xyz": (points, 3),
+        }
+        if self.point_id is not None:
+            shapes["point_id"] = (points,)
+        for name, shape in shapes.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                return f"{name} is of shape {found}, expected {shape}"
+        if (np.diff(self.point) < 0).any():
+            return "patches are not sorted by point"
+        if patches and (self.point[0] < 0 or self.point[-1] >= points):
+            return f"numbers of points from {self.point[0]} to {self.point[-1]}, but there are {points} points"
+        if patches and (self.image.min() < 0 or self.image.max() >= len(self.images)):
+            found = f"from {self.image.min()} to {self.image.max()}"
+            return f"numbers of photos {found}, but there are {len(self.images)} photos"
+        return ""
+
+
+def read_patches(path: Path) -> PatchSet:
+    """Opens a patches.h5. The patches stay in the file, 4 KB each, and are read where they are taken.
+
+    Raises:
+        HardnetSfmError: the file is missing, truncated, damaged or something else, its patches are of another size, or
+            what `PatchSet.check` finds.
+    """
+    if not path.is_file():
+        raise HardnetSfmError(f"no patches at {path}", "Run `hardnet-sfm mine` first.")
+    try:
+        with h5py.File(path, "r") as file:
+            facts = dict(file.attrs)
+            if facts.get("format") != FORMAT:
+                raise ValueError(f"its format is {facts.get('format', 'not given')!r}, not {FORMAT!r}")
+            kinds = _COLUMNS | ({_POINT_ID: np.int64} if _POINT_ID in file else {})
+            columns = {name: file[name][()].astype(kind, casting="same_kind") for name, kind in kinds.items()}
+            patches = _mapped(path, file["patches"])
+        return PatchSet(
+            path,
+            str(facts["source"]),
+            float(facts["measurement_size"]),
+            tuple(json.loads(facts["images"])),
+            patches,
+            **columns,
+            extent=float(facts["extent"]),
+            options=json.loads(facts["options"]),
+        ).check()
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise HardnetSfmError(
+            f"{path}: truncated, damaged or not a file of patches: {error}", "Run `hardnet-sfm mine` again."
+        ) from error
+
+
+def is_made(path: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a file was made with exactly these options.
+
+    Raises:
+        HardnetSfmError: it is something else, which is not to be written over.
+        UsageError: it is a folder.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "Give --output the name of a file.")
+    if not path.exists():
+        return False
+    try:
+        return read_patches(path).options == options
+    except HardnetSfmError as error:
+        raise HardnetSfmError(error.message, "Delete it, or choose another file for the patches.") from error
+
+
+def _mapped(path: Path, stored: h5py.Dataset) -> Grey:
+    """The data set as a read-only view of the file."""
+    if stored.dtype != np.uint8:
+        raise ValueError(f"patches are {stored.dtype}, not uint8")
+    if not stored.size:
+        return np.zeros(stored.shape, np.uint8)
+    offset = stored.id.get_offset()
+    if offset is None:
+        raise ValueError("patches are chunked or compressed, not in one block")
+    return np.asarray(np.memmap(path, np.uint8, "r", offset, stored.shape))
+
+
+def write_patches(path: Path, patch_set: PatchSet) -> None:
+    """Writes a data set as patches.h5, complete or not at all.
+
+    Raises:
+        HardnetSfmError: the disk is full or cannot be written, or what `PatchSet.check` finds.
+    """
+    rows = np.arange(len(patch_set))
+    blocks = (slice(start, start + _BLOCK) for start in range(0, len(patch_set), _BLOCK))
+    _write(path, patch_set, ((rows[block], patch_set.patches[block]) for block in blocks))
+
+
+def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.intp], Grey]]) -> None:
+    """Writes everything but the patches from a set, and the patches from blocks of rows, rising within a block."""
+    patch_set.check()
+    facts = {
+        "format": FORMAT,
+        "source": patch_set.source,
+        "measurement_size": patch_set.measurement_size,
+        "extent": patch_set.extent,
+        "images": json.dumps(patch_set.images),
+        "options": json.dumps(patch_set.options),
+    }
+    try:
+        # From HDF5 1.10 on, an attribute, here images, may be larger than 64 KiB.
+        with replacing(path) as beside, h5py.File(beside, "w", libver=("v110", "latest")) as file:
+            file.attrs.update(facts)
+            for name in _COLUMNS:
+                file.create_dataset(name, data=getattr(patch_set, name))
+            if patch_set.point_id is not None:
+                file.create_dataset(_POINT_ID, data=patch_set.point_id)
+            stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8).id
+            place = stored.get_space()
+            # Not `dataset[rows] = patches`: a photo's rows are mostly apart, and h5py takes 0.14 ms to understand each.
+            for rows, patches in blocks:
+                for run in _runs(rows):
+                    block = np.ascontiguousarray(patches[run])
+                    place.select_hyperslab((int(rows[run.start]), 0, 0), block.shape)
+                    stored.write(h5py.h5s.create_simple(block.shape), place, block)
+    except (OSError, RuntimeError) as error:  # h5py has its own idea of a full disk
+        raise HardnetSfmError(
+            f"cannot write {path}: {error}", "Make room on the disk and run again: finished work is kept."
+        ) from error
+
+
+def _runs(rows: NDArray[np.intp]) -> Iterator[slice]:
+    """Slices of rising row numbers that follow each other without a gap."""
+    ends = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    return (slice(start, stop) for start, stop in pairwise(ends) if start < stop)
+
+
+class PatchWriter:
+    """Collects the patches of photo after photo, then makes one patches.h5 of them. Use it as a context manager.
+
+    What is put goes to a journal beside the file, so a killed run loses the photo in flight and no other. `commit` then
+    streams the journal into a new file. Memory: four times the patches (4 KB each) of the photo that has the most, and
+    200 bytes for each patch of all photos. Disk: the patches twice.
+
+    Args:
+        path: of the file to make; it need not exist.
+
+    Attributes:
+        done: fingerprints of the photos that a killed run had finished, by name.
+
+    Raises:
+        HardnetSfmError: the journal of a killed run is damaged or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._journal = Journal(path.with_name(f".{path.name}.journal"))
+        self.done = {name: str(facts["fingerprint"]) for name, facts in self._journal.facts().items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.close()
+
+    def put(self, name: str, fingerprint: str, arrays: Arrays) -> None:
+        """Adds or replaces the patches of one photo; they are safe on disk when this returns.
+
+        Args:
+            name: of the photo.
+            fingerprint: of everything that decides what its patches are.
+            arrays: of its n patches, none where it has none: `patches` (n, 64, 64) uint8; `point` (n,) int64, any
+                number that is the point's in all photos; `frame` (n, 2, 3), `angle` (n,) and `xyz` (n, 3), the
+                position of the patch's point, float32 as in `PatchSet`.
+
+        Raises:
+            HardnetSfmError: the disk is full or cannot be written; what was put before is kept.
+        """
+        columns = {key: arrays[key].astype(kind, casting="same_kind", copy=False) for key, (kind, _) in _PUT.items()}
+        for key, (_, shape) in _PUT.items():
+            expected = (len(columns["point"]), *shape)
+            if columns[key].shape != expected:
+                raise ValueError(f"{key} of {name} has shape {columns[key].shape}, expected {expected}")
+        self._journal.put(name, {"fingerprint": fingerprint}, columns, packed=False)
+        self.done[name] = fingerprint
+
+    def commit(
+        self,
+        names: Sequence[str],
+        source: str,
+        measurement_size: float,
+        extent: float = math.nan,
+        options: Mapping[str, Any] | None = None,
+        *,
+        keep_ids: bool = False,
+    ) -> None:
+        """Makes the file of the patches of the given photos, and drops the journal.
+
+        Points are numbered anew in rising order of their numbers, which with `keep_ids` become `PatchSet.point_id`;
+        those with one patch are left out. The patches of a point come in the order of `names`, those of one photo as
+        they were put.
+
+        Raises:
+            HardnetSfmError: the disk is full or cannot be written, or no point has two patches; a file that was there
+                and the journal are kept.
+        """
+        columns, count = self._columns(names)
+        ids, first, of_patch, sizes = np.unique(
+            columns["point"], return_index=True, return_inverse=True, return_counts=True
+        )
+        kept = sizes >= 2
+        order = np.argsort(of_patch, kind="stable")
+        order = order[kept[of_patch[order]]]
+        renumbered = np.cumsum(kept) - 1
+        patch_set = PatchSet(
+            self.path,
+            source,
+            measurement_size,
+            tuple(names),
+            np.broadcast_to(np.uint8(0), (len(order), PATCH_SIZE, PATCH_SIZE)),
+            point=renumbered[of_patch[order]],
+            image=np.repeat(np.arange(len(names), dtype=np.int32), count)[order],
+            frame=columns["frame"][order],
+            angle=columns["angle"][order],
+            xyz=columns["xyz"][first[kept]],
+            extent=extent,
+            options=options or {},
+            point_id=ids[kept] if keep_ids else None,
+        )
+        row = np.full(len(of_patch), -1)
+        row[order] = np.arange(len(order))
+        _write(self.path, patch_set, self._blocks(names, np.split(row, np.cumsum(count)[:-1])))
+        self._journal.drop()
+
+    def _columns(self, names: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[int]]:
+        """Everything but the patches of the given photos, one photo after the other; and the numbers of patches."""
+        parts: dict[str, list[NDArray[Any]]] = {
+            key: [np.zeros((0, *shape), kind)] for key, (kind, shape) in _PUT.items() if key != "patches"
+        }
+        for name in names:
+            arrays = self._journal.arrays(name)
+            for key, part in parts.items():
+                part.append(arrays[key])
+        count = [len(part) for part in parts["point"][1:]]
+        return {key: np.concatenate(part) for key, part in parts.items()}, count
+
+    def _blocks(
+        self, names: Sequence[str], rows: Sequence[NDArray[np.intp]]
+    ) -> Iterator[tuple[NDArray[np.intp], Grey]]:
+        """The patches of each photo with their rows in the file; row -1 is left out."""
+        for name, row in zip(names, rows, strict=True):
+            order = np.argsort(row)[np.count_nonzero(row < 0) :]
+            yield row[order], self._journal.arrays(name)["patches"][order]

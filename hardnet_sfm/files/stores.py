@@ -1,0 +1,379 @@
+"""features.h5 and matches.h5: HDF5 files in hloc's layout, written through a journal that survives a kill.
+
+A running stage appends finished entries to a journal, a SQLite file beside the store (`.features.h5.journal`), one
+transaction an entry: a killed run loses the entry in flight and nothing else. When the stage ends, old and new entries
+are written into a fresh HDF5 file that takes the store's place. So the HDF5 file, which a kill in the middle of a write
+could ruin, is never written to in place; the price is one copy of the store at the end of a stage that changed it.
+
+Arrays are data sets of the entry's group. Facts about entries are in one attribute of the file, `index`, a JSON object:
+a store of ten thousand pairs tells in milliseconds what it holds, where visiting its groups takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.journal import Arrays, Facts, Journal
+from hardnet_sfm.files.workspace import replacing
+from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints, Matches
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a store holds: its name in the file, the stage that makes it, and whether its arrays are worth packing.
+
+    Most photos of a collection have few matches, so arrays of matches are nearly all -1 and shrink to a tenth.
+    """
+
+    name: str
+    stage: str
+    packed: bool
+
+    @property
+    def format(self) -> str:
+        """How a file says what it is."""
+        return f"hardnet-sfm {self.name}"
+
+
+FEATURES = Kind("features", "extract", packed=False)
+MATCHES = Kind("matches", "match", packed=True)
+KEYPOINTS = Kind("keypoints", "match --view-synthesis", packed=False)
+
+
+class Store:
+    """An open store, for reading. Use it as a context manager.
+
+    Attributes:
+        header: facts about the whole file: `options` (what made it) and whatever else its stage noted.
+        index: facts about each entry by its key: its `fingerprint` and whatever else its stage noted.
+
+    Raises:
+        HardnetSfmError: the file is missing, truncated, not HDF5, or not such a store.
+    """
+
+    kind: Kind
+
+    def __init__(self, path: Path | str) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise HardnetSfmError(f"no {self.kind.name} at {path}", f"Run `hardnet-sfm {self.kind.stage}` first.")
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise HardnetSfmError(
+                f"{path}: truncated, damaged or not an HDF5 file",
+                f"Delete it and run `hardnet-sfm {self.kind.stage}` again.",
+            ) from error
+        self.path = path
+        with self._explained():
+            facts = dict(self._file.attrs)
+            ours = facts.get("format") == self.kind.format and facts.get("version") == VERSION
+            self.header: dict[str, Any] = json.loads(facts["header"]) if ours else {}
+            self.index: dict[str, dict[str, Any]] = json.loads(facts["index"]) if ours else {}
+        if not ours:
+            self._file.close()
+            raise HardnetSfmError(
+                f"{path}: an HDF5 file, but not {self.kind.name} of hardnet-sfm (version {VERSION})",
+                f"Move it away and run `hardnet-sfm {self.kind.stage}` again.",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every entry by its key, in the store's order."""
+        return {key: str(facts["fingerprint"]) for key, facts in self.index.items()}
+
+    def _read(self, key: str, name: str) -> NDArray[Any]:
+        """One array of one entry."""
+        if key not in self.index:
+            raise HardnetSfmError(
+                f"{self.path}: no {self.kind.name} of {key} in it",
+                "`hardnet-sfm info` says what is there; run the stage that makes it again.",
+            )
+        with self._explained():
+            return np.asarray(self._file[key][name][()])
+
+    def copy_entry(self, key: str, target: h5py.File) -> None:
+        """Copies an entry, as it is, into another open file."""
+        with self._explained():
+            source = self._file[key]
+        self._file.copy(source, target, name=key)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise HardnetSfmError(
+                f"{self.path}: damaged, or an entry is missing: {error}",
+                f"Delete it and run `hardnet-sfm {self.kind.stage}` again.",
+            ) from error
+
+
+class KeypointStore(Store):
+    """Keypoints of many photos, those of synthetic views after the photo's own. Keys are photo names."""
+
+    kind = KEYPOINTS
+
+    def keypoints(self, name: str) -> Keypoints:
+        xy, scales, oris, scores = (self._read(name, of) for of in ("keypoints", "scales", "oris", "scores"))
+        with self._explained():
+            similar = "affines" not in self._file[name]
+        affines = None if similar else self._read(name, "affines")
+        return Keypoints(xy, scales, oris, scores, affines)
+
+
+class FeatureStore(KeypointStore):
+    """Keypoints and descriptors of many photos. Keys are photo names."""
+
+    kind = FEATURES
+
+    def names(self) -> list[str]:
+        """Photo names in the order in which they were listed."""
+        return [str(name) for name in self.header["names"]]
+
+    def descriptors(self, name: str) -> NDArray[np.float16]:
+        """(N, D) float16 of unit length; a view of the (D, N) array that the file holds."""
+        return self._read(name, "descriptors").astype(np.float16, copy=False).T
+
+    def counts(self) -> dict[str, int]:
+        """Number of keypoints by photo name."""
+        return {name: int(self.index[name]["keypoints"]) for name in self.names()}
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Width and height of the upright photo, pixels."""
+        width, height = self._read(name, "image_size")
+        return int(width), int(height)
+
+    def shrunk(self, name: str) -> float:
+        """How many pixels of the photo one of those that keypoints were found in is.
+
+        1 where it was not shrunk, and where the store was not made by `extract` and does not say.
+        """
+        longest = max(self.size(name))
+        return max(1.0, longest / float(self.header.get("options", {}).get("max_image_size", longest)))
+
+    def max_ratio(self) -> float:
+        """The largest ratio of the ratio test that the descriptor recommends.
+
+        0.8 in a store that does not note it. Older versions and other programs do not.
+
+        Raises:
+            HardnetSfmError: the note is not a number above 0 and at most 1.
+        """
+        with self._explained():
+            ratio = float(self.header.get("max_ratio", LOWES_RATIO))
+            if not 0 < ratio <= 1:
+                raise ValueError(f"max_ratio is {ratio}, not above 0 and at most 1")
+        return ratio
+
+    def orientation(self, name: str) -> int:
+        """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""
+        return int(self.index[name]["exif_orientation"])
+
+    def turn(self, name: str) -> int:
+        """What is upright in a photo that is described upright, degrees in the sense of `Keypoints.oris`: 0, 90 ..."""
+        return int(self.index[name].get("turn", 0))
+
+
+class MatchStore(Store):
+    """Putative matches of many pairs of photos. Keys are `pair_key(name0, name1)`."""
+
+    kind = MATCHES
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Names of all pairs in the store."""
+        return [(str(facts["name0"]), str(facts["name1"])) for facts in self.index.values()]
+
+    def total(self) -> int:
+        """Number of matches of all pairs together."""
+        return sum(int(facts["matches"]) for facts in self.index.values())
+
+    def count(self, name0: str, name1: str) -> int:
+        """Number of matches of one pair."""
+        return int(self.index[pair_key(name0, name1)]["matches"])
+
+    def by_views(self) -> int:
+        """Number of pairs whose matches are of synthetic views, too."""
+        return sum(int(facts.get("view_steps", 0)) > 0 for facts in self.index.values())
+
+    def matches(self, name0: str, name1: str) -> Matches:
+        """Matches of one pair, in the order of the first photo's keypoints."""
+        key = pair_key(name0, name1)
+        of_first = self._read(key, "matches0")
+        rows = np.flatnonzero(of_first >= 0).astype(np.int32)
+        scores = self._read(key, "matching_scores0").astype(np.float32)
+        return Matches(np.stack([rows, of_first[rows]], 1), scores[rows])
+
+
+def keypoint_arrays(keypoints: Keypoints, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """The data sets of one photo's N keypoints; `size` is the width and height of the upright photo."""
+    arrays: dict[str, NDArray[Any]] = {
+        # float16, as hloc keeps them, would move keypoints by whole pixels beyond 2048.
+        "keypoints": keypoints.xy.astype(np.float32),
+        "scores": keypoints.scores.astype(np.float32),
+        "scales": keypoints.scales.astype(np.float32),
+        "oris": keypoints.oris.astype(np.float32),
+        "image_size": np.array(size, np.int64),
+    }
+    if keypoints.affines is not None:
+        arrays["affines"] = keypoints.affines.astype(np.float32)
+    return arrays
+
+
+def feature_arrays(
+    keypoints: Keypoints, descriptors: NDArray[np.float16], size: tuple[int, int]
+) -> dict[str, NDArray[Any]]:
+    """The data sets of one photo.
+
+    Args:
+        keypoints: N keypoints.
+        descriptors: (N, D) float16, unit length.
+        size: width and height of the upright photo.
+    """
+    arrays = keypoint_arrays(keypoints, size)
+    # In this order files are the same bytes as ever.
+    return {"keypoints": arrays.pop("keypoints"), "descriptors": np.ascontiguousarray(descriptors.T), **arrays}
+
+
+def match_arrays(matches: Matches, count0: int) -> dict[str, NDArray[Any]]:
+    """The data sets of one pair, whose first photo has `count0` keypoints."""
+    of_first = np.full(count0, -1, np.int32)
+    scores = np.zeros(count0, np.float16)
+    of_first[matches.pairs[:, 0]] = matches.pairs[:, 1]
+    scores[matches.pairs[:, 0]] = matches.scores
+    return {"matches0": of_first, "matching_scores0": scores}
+
+
+def pair_key(name0: str, name1: str) -> str:
+    """hloc's key of a pair: slashes in names become dashes."""
+    return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
+
+
+def check_names_apart(names: Iterable[str]) -> None:
+    """Refuses photo names that hloc's key rule cannot tell apart, such as `a-b/c.jpg` and `a/b-c.jpg`, or that a text
+    file cannot hold.
+
+    Raises:
+        HardnetSfmError: naming the first such photo, or two.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if "\n" in name or any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+            raise HardnetSfmError(
+                f"the name of the photo {os.fsencode(name)!r} is not Unicode text on one line", "Rename the photo."
+            )
+        other = seen.setdefault(name.replace("/", "-"), name)
+        if other != name:
+            raise HardnetSfmError(
+                f"the photos {other} and {name} have the same key in a match store, where / is written as -",
+                "Rename one of them or its folder.",
+            )
+
+
+class StoreWriter:
+    """Adds entries to a store. Use it as a context manager, then `commit`.
+
+    Args:
+        path: of the HDF5 store; it need not exist.
+        kind: what it holds.
+
+    Attributes:
+        facts: of the entries that are already there, in the store or in a killed run's journal, by key.
+        fingerprints: of the same.
+        header: of the store as it was, empty for a new one.
+    """
+
+    def __init__(self, path: Path, kind: Kind) -> None:
+        self.path, self.kind = path, kind
+        self.header: dict[str, Any] = {}
+        self._stored: dict[str, Facts] = {}
+        if path.exists():
+            with _READERS[kind](path) as store:
+                self.header, self._stored = store.header, dict(store.index)
+        self._journal = Journal(path.with_name(f".{path.name}.journal"))
+        self.facts: dict[str, Facts] = {**self._stored, **self._journal.facts()}
+        self.fingerprints = {key: str(facts["fingerprint"]) for key, facts in self.facts.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.close()
+
+    def put(self, key: str, fingerprint: str, arrays: Arrays, facts: Facts) -> None:
+        """Adds or replaces one entry; it is safe on disk when this returns.
+
+        Raises:
+            HardnetSfmError: the disk is full or cannot be written; what was put before is kept.
+        """
+        facts = {**facts, "fingerprint": fingerprint}
+        self._journal.put(key, facts, arrays, packed=self.kind.packed)
+        self.facts[key], self.fingerprints[key] = facts, fingerprint
+
+    def commit(self, keys: Collection[str], header: Mapping[str, Any]) -> None:
+        """Makes the store hold exactly the entries `keys`, and puts it in its place; does nothing if it is so already.
+
+        Raises:
+            HardnetSfmError: the disk is full or cannot be written; the old store and the journal are kept.
+        """
+        wanted = set(keys)
+        fresh = {key: facts for key, facts in self._journal.facts().items() if key in wanted}
+        if self.path.exists() and not fresh and self._stored.keys() == wanted and self.header == dict(header):
+            self._journal.drop()
+            return
+        try:
+            with replacing(self.path) as beside:
+                self._write(beside, keys, fresh, header)
+        except (OSError, RuntimeError) as error:  # h5py has its own idea of a full disk
+            raise HardnetSfmError(
+                f"cannot write {self.path}: {error}", "Make room on the disk and run again: finished work is kept."
+            ) from error
+        self._journal.drop()
+
+    def _write(
+        self, target: Path, keys: Collection[str], fresh: Mapping[str, Facts], header: Mapping[str, Any]
+    ) -> None:
+        index = {key: fresh[key] if key in fresh else self._stored[key] for key in keys}
+        # From HDF5 1.10 on, an attribute, here header and index, may be larger than 64 KiB.
+        with h5py.File(target, "w", libver=("v110", "latest")) as file:
+            file.attrs.update({"format": self.kind.format, "version": VERSION})
+            file.attrs.update({"header": json.dumps(header), "index": json.dumps(index)})
+            for key in fresh:
+                self._write_entry(file.create_group(key), key)
+            kept = [key for key in keys if key not in fresh]
+            if kept:
+                with _READERS[self.kind](self.path) as old:
+                    for key in kept:
+                        old.copy_entry(key, file)
+
+    def _write_entry(self, group: h5py.Group, key: str) -> None:
+        packing = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if self.kind.packed else {}
+        for name, array in self._journal.arrays(key).items():
+            # HDF5 cannot pack an array without elements.
+            group.create_dataset(name, data=array, **(packing if array.size else {}))
+
+
+_READERS: dict[Kind, type[Store]] = {FEATURES: FeatureStore, MATCHES: MatchStore, KEYPOINTS: KeypointStore}

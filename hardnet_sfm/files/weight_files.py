@@ -1,0 +1,165 @@
+"""Weights files: safetensors with metadata. No pickle is ever loaded."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_files import sha256_of
+from hardnet_sfm.files.workspace import replacing
+from hardnet_sfm.keypoints import LOWES_RATIO
+
+# What PyTorch's reader raises of files that are cut off or something else.
+_DAMAGED = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(pickle.UnpicklingError, struct.error),
+)
+# An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
+_FOLDERS = tuple(folder / "weights" for folder in Path(__file__).parents[1:3])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of one network and what their file says about them.
+
+    Attributes:
+        path: of the file.
+        sha256: of the file.
+        tensors: by the module's parameter names.
+        metadata: architecture, patch_size, measurement_size (sigmas across the patch) and whatever else was noted.
+    """
+
+    path: Path
+    sha256: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def shipped(name: str) -> Path | None:
+    """The path of weights that come with the package, or None where there are none of that name."""
+    candidates = (folder / f"{name}.safetensors" for folder in _FOLDERS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def shipped_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.safetensors")})
+
+
+def find_weights(name: str) -> Path:
+    """The path of weights given by a shipped name or as a file.
+
+    Raises:
+        HardnetSfmError: there are none.
+    """
+    path = shipped(name) or Path(name)
+    if not path.is_file():
+        raise HardnetSfmError(
+            f"no weights of the name {name}, and no such file", f"Shipped are: {', '.join(shipped_names()) or 'none'}."
+        )
+    return path
+
+
+def verify(path: Path) -> str:
+    """The sha256 of a weights file, which is that in the card beside it, NAME.md.
+
+    Raises:
+        HardnetSfmError: there is no card, it gives no sha256, or another; or the file is not safetensors.
+    """
+    found, card = read_weights(path).sha256, path.with_suffix(".md")
+    if not card.is_file():
+        raise HardnetSfmError(f"{path}: no card beside it", f"It would be {card.name} and give the file's sha256.")
+    stated = re.findall(r"\b[0-9a-f]{64}\b", card.read_text(encoding="utf-8"))
+    if found not in stated:
+        raise HardnetSfmError(
+            f"{path}: its sha256 is {found}, its card says {', '.join(stated) or 'none'}",
+            "The file was changed or damaged, or belongs to another card. Get both again.",
+        )
+    return found
+
+
+def load_tensors(path: Path, hint: str) -> Any:
+    """What a PyTorch checkpoint holds, read by PyTorch's reader for tensors only.
+
+    Raises:
+        HardnetSfmError: with the given hint, where the file is damaged or has anything else in it.
+    """
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise HardnetSfmError(f"{path}: damaged, or not a file of tensors alone", hint) from error
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a safetensors file.
+
+    Raises:
+        HardnetSfmError: the file is missing, damaged or of another format.
+    """
+    if not path.is_file():
+        raise HardnetSfmError(f"no weights file at {path}", "Weights are files that end in .safetensors.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise HardnetSfmError(
+            f"{path}: damaged, or not a safetensors file ({error})",
+            "Only .safetensors weights are loaded: other formats can run code that is hidden in them.",
+        ) from error
+    return Weights(path, sha256_of(path), tensors, metadata)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, complete or not at all.
+
+    Raises:
+        HardnetSfmError: a weight is not a finite number, or the disk is full or cannot be written.
+    """
+    wrong = not_finite(tensors)
+    if wrong:
+        raise HardnetSfmError(
+            f"{path}: not written, as not all of {wrong[0]} are finite numbers",
+            "Where they were trained here, try a lower --learning-rate; else their file is damaged.",
+        )
+    try:
+        with replacing(path) as beside:
+            copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            # Not save_file, whose files nobody else may read.
+            beside.write_bytes(save(copies, dict(metadata)))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of those that hold an infinity or something that is not a number."""
+    return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+
+
+def recommended_ratio(weights: Weights) -> float:
+    """The largest ratio of the ratio test that a file recommends for its descriptors; 0.8 if it recommends none.
+
+    Raises:
+        HardnetSfmError: it is not a number above 0 and at most 1.
+    """
+    try:
+        ratio = float(weights.metadata.get("max_ratio", LOWES_RATIO))
+        if not 0 < ratio <= 1:
+            raise ValueError(f"not above 0 and at most 1: {ratio}")
+    except ValueError as error:
+        raise HardnetSfmError(
+            f"{weights.path}: metadata max_ratio: {error}",
+            "Save the weights again with a ratio such as 0.9, or without this entry.",
+        ) from error
+    return ratio

@@ -1,0 +1,142 @@
+"""A model as a page draws it: upright, thinned, and in whole numbers within a box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.colmap.tracks import Float64, Tracks
+from hardnet_sfm.files.photo_files import sensor_from_upright
+from hardnet_sfm.pages.page import packed
+
+MOST_POINTS = 200_000
+# All but this share of the points on either side decide the box that is drawn: few far ones would make a dot of all.
+_FAR = 0.01
+_STEPS = 65535
+
+
+def cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) -> dict[str, Any]:
+    """The points of a model and its cameras as pyramids, z up, fit for a page.
+
+    Coordinates of points are uint16 along each side of the box, fine enough for a window of any size.
+
+    Args:
+        tracks: of P points and V photos.
+        orientations: (V,) EXIF orientation of each photo.
+        most: points to keep.
+    """
+    turn = upright_turn(tracks.cam_from_world, orientations)
+    xyz, lengths = tracks.xyz @ turn.T, tracks.lengths()
+    target, reach = _subject(xyz[tracks.point], tracks.centres() @ turn.T)
+    tips, corners = _pyramids(tracks, turn, reach)
+    low, high = _box(xyz)
+    inside = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(axis=1))
+    kept, cell = thin(xyz[inside], lengths[inside], most)
+    rows = inside[kept]
+    steps = (xyz[rows] - low) / (high - low) * _STEPS
+    return {
+        "xyz": packed(steps.round().astype(np.uint16)),
+        "rgb": packed(tracks.colours[rows]),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "points": len(xyz),
+        "outside": len(xyz) - len(inside),
+        "shown": len(rows),
+        "cell": cell,
+        "target": target.tolist(),
+        "reach": reach,
+        "tips": tips.round(5).tolist(),
+        "corners": corners.round(5).tolist(),
+    }
+
+
+def upright_turn(cam_from_world: Float64, orientations: Sequence[int]) -> Float64:
+    """(3, 3) turn of the world after which z is up, and y away from the person, as most photos were taken.
+
+    A model has no up of its own: the mean of the ups of its photos, as people see them, is near to it.
+
+    Args:
+        cam_from_world: (V, 3, 4), of the photos as they are stored in their files.
+        orientations: (V,) EXIF orientation of each, which says where up is in it.
+    """
+    ups_in_photo = [sensor_from_upright(orientation, (1, 1))[:, :2] @ (0, -1) for orientation in orientations]
+    ups = np.einsum("vi,vij->vj", np.array(ups_in_photo), cam_from_world[:, :2, :3])
+    up = ups.mean(axis=0)
+    if np.linalg.norm(up) < 1e-3:
+        up = ups[0]
+    up /= np.linalg.norm(up)
+    ahead = cam_from_world[:, 2, :3].mean(axis=0)
+    ahead -= (ahead @ up) * up
+    if np.linalg.norm(ahead) < 1e-3:  # all around something: any side will do
+        ahead = np.eye(3)[np.abs(up).argmin()]
+        ahead -= (ahead @ up) * up
+    ahead /= np.linalg.norm(ahead)
+    return np.stack([np.cross(ahead, up), ahead, up])
+
+
+def thin(xyz: Float64, lengths: NDArray[np.int64], most: int) -> tuple[NDArray[np.intp], float]:
+    """Leaves one point, that with the longest track, in each cell of the finest grid that leaves no more than `most`.
+
+    Args:
+        xyz: (P, 3).
+        lengths: (P,) track lengths.
+        most: points to keep.
+
+    Returns:
+        Row numbers, rising, and the side of a cell; 0 where all points are kept.
+    """
+    if len(xyz) <= most:
+        return np.arange(len(xyz)), 0.0
+    longest_first = np.argsort(-lengths, kind="stable")
+    from_corner = xyz[longest_first] - xyz.min(axis=0)
+    extent = max(float(from_corner.max()), 1e-12)
+    coarse, fine = 1, 2**20  # cells along the longest side; the points of one cell are always few enough
+    kept = longest_first[:1]
+    while fine - coarse > max(1, coarse // 200):
+        middle = (coarse + fine) // 2
+        cells = np.minimum((from_corner * (middle / extent)).astype(np.int64), middle - 1)
+        _, first = np.unique((cells[:, 0] << 40) | (cells[:, 1] << 20) | cells[:, 2], return_index=True)
+        if len(first) <= most:
+            coarse, kept = middle, longest_first[first]
+        else:
+            fine = middle
+    return np.sort(kept), extent / coarse
+
+
+def _box(xyz: Float64) -> tuple[Float64, Float64]:
+    """Corners of the box that is drawn: nearly all points, and a quarter more on each side."""
+    low, high = np.quantile(xyz, [_FAR, 1 - _FAR], axis=0)
+    air = 0.25 * max(float((high - low).max()), 1e-6)
+    return low - air, high + air
+
+
+def _subject(observed: Float64, tips: Float64) -> tuple[Float64, float]:
+    """What to look at first: the middle of what most photos observe, and how far around it cameras and points are.
+
+    Args:
+        observed: (N, 3) the point of each observation, so that those seen often count often.
+        tips: (V, 3) of the cameras.
+    """
+    target = np.median(observed, axis=0)
+    of_points, of_tips = (np.linalg.norm(some - target, axis=1) for some in (observed, tips))
+    # A camera or two that went astray must not make a dot of the rest.
+    of_most_tips = min(np.quantile(of_tips, 0.95), 3 * np.median(of_tips))
+    return target, float(max(np.quantile(of_points, 0.6), of_most_tips, 1e-9))
+
+
+def _pyramids(tracks: Tracks, turn: Float64, reach: float) -> tuple[Float64, Float64]:
+    """(V, 3) tips and (V, 4, 3) corners of pyramids that show where each photo looks.
+
+    Half as deep as neighbouring cameras are apart, on the median, within what the eye finds and what hides nothing.
+    """
+    tips = tracks.centres() @ turn.T
+    apart = np.linalg.norm(np.diff(tips, axis=0), axis=1)
+    depth = float(np.clip(0.5 * np.median(apart) if len(apart) else 0.0, 0.025 * reach, 0.12 * reach))
+    # Wide lenses would spread theirs over everything.
+    corners = tracks.corners.clip(-1.5, 1.5)
+    in_camera = np.concatenate([corners, np.ones((len(tips), 4, 1))], 2) * depth
+    world = np.einsum("vji,vcj->vci", tracks.cam_from_world[:, :, :3], in_camera) @ turn.T
+    return tips, tips[:, None] + world

@@ -1,0 +1,114 @@
+"""The page about an evaluation on landmarks: mean average precision, curves of precision over recall, each query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_files import list_photos, size_of
+from hardnet_sfm.pages.page import box_along_sides, picture
+from hardnet_sfm.pages.previews import make_previews
+from hardnet_sfm.versions import versions
+
+RECALLS = np.linspace(0, 1, 51)
+PREVIEW_BYTES = 6_000_000  # before base64 makes four of three
+_SIDE = 360  # of a picture, pixels
+
+
+def landmarks_data(table: Mapping[str, Any], images: Path | None, threads: int) -> dict[str, Any]:
+    """What the page shows of what `evaluate oxford5k`, `paris6k`, `roxford5k` or `rparis6k` wrote.
+
+    Args:
+        table: what it wrote.
+        images: the data set, or the folder of its photos, to show the first that were found for each query.
+        threads: to decode with.
+
+    Raises:
+        HardnetSfmError: there are no photos in the folder.
+        KeyError, TypeError, ValueError, AttributeError: the table is something else.
+    """
+    rows = [_row(row) for row in table["results"]]
+    return {
+        **{name: table[name] for name in ("data_set", "photos", "left_out", "not_there", "descriptors")},
+        "queries": list(table["queries"]),
+        "setups": list(rows[0]["setups"]) if rows else [],
+        "recalls": RECALLS.round(4).tolist(),
+        "rows": rows,
+        "found": None if images is None else _found(table, images, threads),
+        "versions": versions(),
+    }
+
+
+def _found(table: Mapping[str, Any], images: Path, threads: int) -> dict[str, Any]:
+    """Pictures of the queries and of the first photos found for each, and what these are.
+
+    Photos have the names of the ground truth, without folder and suffix. A query whose photo is missing is shown by a
+    crop that has its name.
+    """
+    paths = {PurePosixPath(name).stem: name for name in reversed(list_photos(images))}
+    asked = {name: _asked(images, paths, name, query) for name, query in table["queries"].items()}
+    first = [
+        {setup: {name: query.get("first", []) for name, query in of["queries"].items()} for setup, of in row.items()}
+        for row in (row["setups"] for row in table["results"])
+    ]
+    found = (photo for row in first for setup in row.values() for ranked in setup.values() for photo, _ in ranked)
+    stems = [stem for stem in dict.fromkeys([*(query["photo"] for query in asked.values()), *found]) if stem in paths]
+    previews = make_previews(images, [paths[stem] for stem in stems], PREVIEW_BYTES, threads, largest=_SIDE)
+    return {
+        "pictures": {stem: picture(previews.webp[paths[stem]]) for stem in stems if paths[stem] in previews.webp},
+        "asked": asked,
+        "first": first,
+    }
+
+
+def _asked(images: Path, paths: Mapping[str, str], name: str, query: Mapping[str, Any]) -> dict[str, Any]:
+    """What shows a query: its photo, with the box as shares of the sides, or a crop; and the size in pixels."""
+    whole = query["photo"] in paths
+    photo = query["photo"] if whole else name
+    try:
+        size = size_of(images / paths[photo]) if photo in paths else None
+    except HardnetSfmError:
+        size = None
+    return {"photo": photo, "size": size, "box": box_along_sides(query["box"], size) if size and whole else None}
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One method with one descriptor, its rankings made curves."""
+    setups = {}
+    for setup, scores in row["setups"].items():
+        curves = [
+            interpolated_precision(query["ranks"], query["positives"])
+            for query in scores["queries"].values()
+            if "ranks" in query
+        ]
+        setups[setup] = {
+            "map": scores["map"],
+            "mp_at": scores["mp_at"],
+            "queries": {name: round(query["ap"], 5) for name, query in scores["queries"].items()},
+            "precision": np.mean(curves, axis=0).round(5).tolist() if curves else None,
+        }
+    return {
+        **{name: row[name] for name in ("descriptor", "method", "seconds_a_query")},
+        "setups": setups,
+    }
+
+
+def interpolated_precision(ranks: Sequence[int], positives: int) -> NDArray[np.float64]:
+    """Precision at each of `RECALLS`: the highest at that recall or a higher one, as in TREC and PASCAL VOC.
+
+    Manning, Raghavan, Schütze: Introduction to Information Retrieval, 2008, section 8.4, equation 8.7.
+
+    Args:
+        ranks: from 1, of the positives found, rising.
+        positives: number of those there are.
+    """
+    found = np.arange(1, len(ranks) + 1)
+    precision, recall = found / np.asarray(ranks, np.float64).reshape(-1), found / positives
+    highest_after = np.maximum.accumulate(precision[::-1])[::-1]
+    first = np.searchsorted(recall, RECALLS - 1e-9)
+    return np.append(highest_after, 0.0)[first]

@@ -1,0 +1,265 @@
+"""The answer to a query as one picture: the query with its box, the ranked photos, and what was verified in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.photo_files import read_colours
+from hardnet_sfm.files.workspace import replacing
+from hardnet_sfm.keypoints import Float32, RankedImage
+
+Box = tuple[float, float, float, float]
+Picture = NDArray[np.uint8]
+
+FORMATS = (".jpg", ".jpeg", ".png", ".webp")
+MOST_RESULTS = 60
+# Everything in pixels of the page. A cell is a caption above a panel, which holds the photo and, where correspondences
+# were verified, the query to its left.
+_WIDTH, _MARGIN, _GAP = 1800, 36, 24
+_CAPTION, _PANEL, _PADDING = 54, 276, 8
+_QUERY_SHARE = 0.36
+_HEADER = 380
+_MOST_LINES = 100
+_PAPER, _SHADE, _INK, _FAINT, _BOX = (255, 255, 255), (241, 243, 245), (28, 32, 38), (110, 118, 129), (255, 120, 0)
+_NORMAL, _BOLD = 400, 700
+
+
+@dataclass(frozen=True)
+class _Area:
+    """A rectangle of the page."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Where a photo, or a part of it, came to lie on the page."""
+
+    area: _Area
+    corner: tuple[int, int]
+    factor: float
+
+    def points(self, xy: Float32) -> NDArray[np.float64]:
+        """(N, 2) pixels of the photo to pixels of the page; centres of pixels are at whole numbers in both."""
+        return np.asarray((xy - self.corner + 0.5) * self.factor - 0.5 + (self.area.x, self.area.y), np.float64)
+
+    def holds(self, xy: Float32) -> NDArray[np.bool_]:
+        at = self.points(xy) - (self.area.x, self.area.y)
+        return np.asarray(((at >= -0.5) & (at <= (self.area.width, self.area.height))).all(axis=1))
+
+
+def montage(
+    query: Path | Picture,
+    results: Sequence[RankedImage],
+    images: Path,
+    target: Path,
+    *,
+    bbox: Box | None = None,
+    facts: Sequence[str] = (),
+) -> None:
+    """Draws the answer to a query.
+
+    Args:
+        query: the photo, or its pixels, (H, W) or (H, W, 3) RGB, upright.
+        results: best first. The first 60 are drawn; lines only where an image has them, 100 at most.
+        images: folder of the ranked photos. One that cannot be read any more leaves its place empty, with the reason.
+        target: picture to write, .jpg, .png or .webp.
+        bbox: x0, y0, x1, y1 of the query, pixels; the whole photo where None.
+        facts: lines to print beside the query, for instance the method.
+
+    Raises:
+        HardnetSfmError: the query cannot be read, or the picture cannot be written.
+        UsageError: the target is of no known format, or nothing of the box is in the photo.
+    """
+    check_target(target)
+    photo = read_colours(query) if isinstance(query, Path) else _coloured(query)
+    part, corner = _cut(photo, bbox)
+    shown = results[:MOST_RESULTS]
+    verified = any(one.lines is not None and len(one.lines) for one in shown)
+    columns = 3 if verified else 5
+    rows = -(-len(shown) // columns)
+    height = _MARGIN + _HEADER + rows * (_GAP + _CAPTION + _PANEL) + _MARGIN
+    page = np.full((height, _WIDTH, 3), _PAPER, np.uint8)
+    name = query.name if isinstance(query, Path) else "query"
+    _draw_header(page, photo, bbox, name, [*facts, *_said_of(results, bbox)])
+    step = (_WIDTH - 2 * _MARGIN + _GAP) / columns
+    for place, result in enumerate(shown):
+        row, column = divmod(place, columns)
+        left = _MARGIN + round(column * step)
+        top = _MARGIN + _HEADER + _GAP + row * (_GAP + _CAPTION + _PANEL)
+        cell = _Area(left, top, _MARGIN + round((column + 1) * step) - _GAP - left, _CAPTION + _PANEL)
+        _draw_result(page, cell, place + 1, result, images, (part, corner) if verified else None)
+    _write(page, target)
+
+
+def check_target(target: Path) -> None:
+    """Raises UsageError where no picture can be written: another format, or a folder that is missing."""
+    if target.suffix.lower() not in FORMATS:
+        raise UsageError(f"{target}: not a picture that can be written", f"It ends in one of {', '.join(FORMATS)}.")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
+
+
+def _said_of(results: Sequence[RankedImage], bbox: Box | None) -> list[str]:
+    box = [f"box {', '.join(f'{x:g}' for x in bbox)}"] if bbox else []
+    if not results:
+        return [*box, "no photo has anything in common with it"]
+    verified = sum(bool(one.inliers) for one in results)
+    count = f"{len(results)} results" if len(results) > 1 else "1 result"
+    count += f", the first {MOST_RESULTS} are shown" if len(results) > MOST_RESULTS else ""
+    return [
+        *box,
+        count,
+        *([f"{verified} spatially verified"] if any(one.inliers is not None for one in results) else []),
+    ]
+
+
+def _coloured(pixels: Picture) -> Picture:
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def _cut(photo: Picture, bbox: Box | None) -> tuple[Picture, tuple[int, int]]:
+    """What of a photo is in the box, and the pixel where it begins."""
+    height, width = photo.shape[:2]
+    x0, y0, x1, y1 = bbox or (0, 0, width, height)
+    left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
+    part = photo[top : min(height, int(np.ceil(y1))), left : min(width, int(np.ceil(x1)))]
+    if not part.size:
+        raise UsageError(
+            f"the box {x0:g} {y0:g} {x1:g} {y1:g} has nothing of the photo in it",
+            "A box is x0 y0 x1 y1 in pixels of the upright photo.",
+        )
+    return part, (left, top)
+
+
+def _draw_header(page: Picture, photo: Picture, bbox: Box | None, name: str, facts: Sequence[str]) -> None:
+    panel = _Area(_MARGIN, _MARGIN, 560, _HEADER)
+    _shade(page, panel)
+    placed = _place(page, photo, panel)
+    if bbox:
+        first, last = placed.points(np.array([bbox[:2], bbox[2:]], np.float32)).round().astype(int)
+        for colour, width in ((_PAPER, 6), (_BOX, 3)):
+            cv2.rectangle(page, first.tolist(), last.tolist(), colour, width, cv2.LINE_AA)
+    left, room = panel.x + panel.width + 2 * _GAP, _WIDTH - _MARGIN - (panel.x + panel.width + 2 * _GAP)
+    _write_text(page, "query", (left, panel.y + 40), 20, _FAINT, _NORMAL)
+    _write_text(page, _shortened(name, room, 36, _BOLD), (left, panel.y + 84), 36, _INK, _BOLD)
+    for line, fact in enumerate(facts):
+        _write_text(page, _shortened(fact, room, 24, _NORMAL), (left, panel.y + 136 + 38 * line), 24, _INK, _NORMAL)
+
+
+def _draw_result(
+    page: Picture,
+    cell: _Area,
+    rank: int,
+    result: RankedImage,
+    images: Path,
+    query: tuple[Picture, tuple[int, int]] | None,
+) -> None:
+    """A caption and a panel with the photo, and the part of the query it was verified with where there is one."""
+    after = cell.x + _write_text(page, f"{rank}", (cell.x, cell.y + 20), 22, _INK, _BOLD) + 10
+    name = _shortened(result.image, cell.x + cell.width - after, 20, _NORMAL)
+    _write_text(page, name, (after, cell.y + 20), 20, _INK, _NORMAL)
+    said = f"score {result.score:.4g}"
+    if result.inliers is not None:
+        said += f"   {result.inliers} inlier{'s' if result.inliers != 1 else ''}"
+    _write_text(page, said, (after, cell.y + 44), 18, _FAINT, _NORMAL)
+    panel = _Area(cell.x, cell.y + _CAPTION, cell.width, _PANEL)
+    _shade(page, panel)
+    try:
+        photo = read_colours(images / result.image)
+    except HardnetSfmError as error:
+        why = _shortened(error.message.rpartition(": ")[2], panel.width - 2 * _GAP, 18, _NORMAL)
+        _write_text(page, why, (panel.x + _GAP, panel.y + _PANEL // 2), 18, _FAINT, _NORMAL)
+        return
+    if query is None or result.lines is None or not len(result.lines):
+        _place(page, photo, panel)
+        return
+    part, corner = query
+    share = round(panel.width * _QUERY_SHARE)
+    beside = _place(page, part, _Area(panel.x, panel.y, share + _PADDING, panel.height), corner)
+    placed = _place(page, photo, _Area(panel.x + share, panel.y, panel.width - share, panel.height))
+    _draw_lines(page, panel, result.lines, beside, placed)
+
+
+def _draw_lines(page: Picture, panel: _Area, lines: Float32, query: _Placed, photo: _Placed) -> None:
+    """Joins the two ends of each correspondence. Colours run down the query, so that crossing lines stand out."""
+    lines = lines[query.holds(lines[:, :2]) & photo.holds(lines[:, 2:])]
+    if len(lines) > _MOST_LINES:
+        lines = lines[np.linspace(0, len(lines) - 1, _MOST_LINES).round().astype(int)]
+    if not len(lines):
+        return
+    first, second = query.points(lines[:, :2]), photo.points(lines[:, 2:])
+    down = (first[:, 1] - query.area.y) / query.area.height
+    ramp = np.clip(40 + 190 * down, 0, 255).astype(np.uint8)[:, None]  # the ends of the map are too dark to be seen
+    colours = cv2.cvtColor(cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)[:, 0].tolist()
+    under = page[panel.y : panel.y + panel.height, panel.x : panel.x + panel.width]
+    drawn = under.copy()
+    ends = np.concatenate([first, second], 1) - np.tile([panel.x, panel.y], 2)
+    for colour, end in zip(colours, (ends * 16).round().astype(int).tolist(), strict=True):
+        cv2.line(drawn, end[:2], end[2:], colour, 1, cv2.LINE_AA, 4)
+        for at in (end[:2], end[2:]):
+            cv2.circle(drawn, at, 40, colour, -1, cv2.LINE_AA, 4)
+    cv2.addWeighted(drawn, 0.85, under, 0.15, 0, under)
+
+
+def _place(page: Picture, photo: Picture, area: _Area, corner: tuple[int, int] = (0, 0)) -> _Placed:
+    """Draws a photo as large as an area with some padding allows, in its middle."""
+    height, width = photo.shape[:2]
+    factor = min((area.width - 2 * _PADDING) / width, (area.height - 2 * _PADDING) / height)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    x, y = area.x + (area.width - size[0]) // 2, area.y + (area.height - size[1]) // 2
+    page[y : y + size[1], x : x + size[0]] = small
+    return _Placed(_Area(x, y, *size), corner, factor)
+
+
+def _shade(page: Picture, area: _Area) -> None:
+    page[area.y : area.y + area.height, area.x : area.x + area.width] = _SHADE
+
+
+def _write_text(
+    page: Picture, text: str, at: tuple[int, int], size: int, colour: tuple[int, int, int], weight: int
+) -> int:
+    """Writes a line whose base begins at a place of the page; returns its width."""
+    cv2.putText(page, text, at, colour, _font(), size, weight)
+    return _text_width(text, size, weight)
+
+
+def _text_width(text: str, size: int, weight: int) -> int:
+    _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), _font(), size, weight)
+    return int(width)
+
+
+def _shortened(text: str, room: int, size: int, weight: int) -> str:
+    """The text with its middle left out where there is no room for all of it."""
+    kept, short = len(text), text
+    while kept > 2 and _text_width(short, size, weight) > room:
+        kept -= 1
+        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return short
+
+
+def _font() -> Any:
+    """OpenCV's own font, which has the letters of all common scripts."""
+    return cv2.FontFace("sans")
+
+
+def _write(page: Picture, target: Path) -> None:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if target.suffix.lower() in (".jpg", ".jpeg") else []
+    _, packed = cv2.imencode(target.suffix, cv2.cvtColor(page, cv2.COLOR_RGB2BGR), quality)
+    try:
+        with replacing(target) as beside:
+            beside.write_bytes(packed.tobytes())
+    except OSError as error:
+        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error

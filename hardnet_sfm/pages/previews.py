@@ -1,0 +1,90 @@
+"""Small pictures of photos, that together take no more than a given number of bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_files import read_small
+from hardnet_sfm.workers import in_order
+
+LARGEST, SMALLEST = 960, 64  # longest side, pixels
+_QUALITY = 78
+_FIRST_GUESS = 0.16  # bytes of WebP a pixel, of photos
+_LEAST_SHARE = 900  # bytes: less than that shows nothing
+
+
+@dataclass(frozen=True)
+class Previews:
+    """Pictures of photos.
+
+    Attributes:
+        webp: by the photo's name.
+        missing: why there is none of other photos, by their names.
+        share: bytes that each picture may have.
+    """
+
+    webp: dict[str, bytes]
+    missing: dict[str, str]
+    share: int
+
+
+def make_previews(
+    images: Path,
+    names: Sequence[str],
+    budget: int,
+    threads: int,
+    *,
+    largest: int = LARGEST,
+    on_photo: Callable[[str], None] | None = None,
+) -> Previews:
+    """Shrinks every photo until its WebP fits into an equal share of the budget; decoding takes nearly all the time.
+
+    Where the share is too small to show anything, the first photos that there is room for get one.
+
+    Args:
+        images: folder of the photos.
+        names: of those to show.
+        budget: bytes, of all together.
+        threads: to decode with.
+        largest: longest side of any, pixels.
+        on_photo: told the name of each as it is done.
+    """
+    shown = names[: budget // _LEAST_SHARE]
+    share = min(budget // max(1, len(shown)), largest * largest // 2)
+    webp: dict[str, bytes] = {}
+    missing = dict.fromkeys(names[len(shown) :], "too many photos to show all")
+    with ThreadPoolExecutor(threads, "preview") as pool:
+        made = in_order(pool, lambda name: _preview(images / name, share, largest), shown, 2 * threads)
+        for name, future in made:
+            try:
+                webp[name] = future.result()
+            except HardnetSfmError as error:
+                missing[name] = error.message
+            if on_photo:
+                on_photo(name)
+    return Previews(webp, missing, share)
+
+
+def _preview(photo: Path, share: int, largest: int) -> bytes:
+    """The photo as WebP of at most `share` bytes, as large as that allows."""
+    side = max(SMALLEST, min(largest, round((share / _FIRST_GUESS) ** 0.5)))
+    pixels = Image.fromarray(read_small(photo, side))
+    quality = _QUALITY
+    while True:
+        shrunk = pixels.copy()
+        shrunk.thumbnail((side, side), Image.Resampling.BOX)
+        buffer = io.BytesIO()
+        shrunk.save(buffer, "WEBP", quality=quality, method=2)
+        if buffer.tell() <= share or (side == SMALLEST and quality < 10):
+            return buffer.getvalue()
+        if side > SMALLEST:
+            side = max(SMALLEST, int(side * 0.97 * (share / buffer.tell()) ** 0.5))
+        else:
+            quality //= 2

@@ -1,0 +1,234 @@
+"""An index of photos that is searched with photos: `hardnet_sfm.Index`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_choice
+from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
+from hardnet_sfm.files.fingerprints import are_features_of
+from hardnet_sfm.files.photo_files import Photo, read_photo, sha256_of
+from hardnet_sfm.files.workspace import DEFAULT
+from hardnet_sfm.keypoints import Keypoints, RankedImage
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
+from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
+from hardnet_sfm.retrieval.search import Described, search
+from hardnet_sfm.retrieval.segments import geometry_of
+
+Box = tuple[float, float, float, float]
+
+
+# Inliers of an answer that is right for certain, so that no other turn of the query needs to be tried.
+_SURE = 20
+
+
+class Index:
+    """An open index of photos, to search with photos. `Index.open` makes one.
+
+    Attributes:
+        images: folder that the photos were in when they were indexed.
+        options: that their features were made with, and a query's are.
+
+    Raises:
+        HardnetSfmError: it has no photos.
+    """
+
+    def __init__(self, lists: InvertedIndex, weights: Path | None, resources: Resources) -> None:
+        if not len(lists):
+            raise HardnetSfmError(f"{lists.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
+        self._lists, self._weights, self._resources = lists, weights, resources
+        self._describer: PhotoDescriber | None = None
+        self.images = Path(lists.manifest.images)
+        self.options: dict[str, Any] = lists.manifest.options
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str = DEFAULT,
+        *,
+        weights: Path | str | None = None,
+        resources: Resources | None = None,
+        thorough: bool = False,
+    ) -> Index:
+        """Opens an index; its lists stay on disk, memory-mapped.
+
+        Args:
+            folder: of the index, or a workspace that has one.
+            weights: of the descriptor, where the photos were not described with those that come with the package.
+            resources: how much of the machine. The answers do not depend on it.
+            thorough: hold every byte of the index against its checksum, not only what is small.
+
+        Raises:
+            HardnetSfmError: there is no index, it has no photos, or it is damaged or of another version.
+
+        Examples:
+            >>> index = hardnet_sfm.Index.open("hardnet-sfm-out")  # doctest: +SKIP
+            >>> [(found.image, found.inliers) for found in index.search("q.jpg", top=2)]  # doctest: +SKIP
+            [('a/b.jpg', 41), ('c.jpg', 17)]
+        """
+        resources = resources or Resources()
+        lists = InvertedIndex(Path(folder), resources, thorough=thorough)
+        return cls(lists, None if weights is None else Path(weights), resources)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the photos, POSIX paths in the image folder."""
+        return [name for name, alive in zip(self._lists.names, self._lists.alive, strict=True) if alive]
+
+    @property
+    def features(self) -> int:
+        """Number of features of all photos."""
+        return self._lists.features
+
+    @property
+    def words(self) -> int:
+        """Number of visual words."""
+        return self._lists.manifest.words
+
+    def changed(self, names: Sequence[str]) -> dict[str, str]:
+        """Which of the named photos are "gone" or "changed" since they were indexed; reads their files."""
+        found = {}
+        for name in names:
+            path = self.images / name
+            if not path.is_file():
+                found[name] = "gone"
+            elif not are_features_of(self._lists.fingerprints[name], self.options, sha256_of(path)):
+                found[name] = "changed"
+        return found
+
+    def describe(self, image: Path | str | NDArray[np.uint8], bbox: Box | None = None, turn: int = 0) -> Described:
+        """Detects and describes a query as the photos of the index were, once for any number of searches.
+
+        Args:
+            image: a file, or (H, W) grey or (H, W, 3) RGB pixels, upright.
+            bbox: x0, y0, x1, y1 in pixels of the upright photo: keypoints whose centre lies in it are the query. What
+                is beyond the photo is cut off; `region` of the result is what was left.
+            turn: where photos are described upright: what is upright in the query, degrees as `Keypoints.oris` counts.
+
+        Raises:
+            HardnetSfmError: the file is no photo, or the descriptor has other weights.
+            NoKeypoints: there are no keypoints.
+            UsageError: the box is empty or outside the photo.
+        """
+        photo, name = _photo(image)
+        region = box_on_photo(bbox, photo.size, name)
+        keypoints, descriptors = self._describe(photo, turn)
+        x0, y0, x1, y1 = region
+        x, y = keypoints.xy.T
+        inside = np.flatnonzero((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1))
+        if not len(inside):
+            where = name if bbox is None else f"{name}: the box"
+            raise NoKeypoints(f"{where}: no keypoints in it", "Choose a photo or a box with more detail.")
+        return Described(descriptors[inside], geometry_of(keypoints.select(inside)), region)
+
+    def search(
+        self,
+        image: Path | str | NDArray[np.uint8] | Described,
+        top: int | None = 20,
+        method: str = DEFAULT_METHOD,
+        bbox: Box | None = None,
+    ) -> list[RankedImage]:
+        """Ranks the photos of the index by how likely they show what a photo shows.
+
+        A photo that lies on its side or upside down finds nothing among photos that are described upright. So where
+        the best answer has fewer than 20 inliers, or the method counts none, the query is tried in all quarter turns.
+
+        Args:
+            image: see `describe`, whose result will do too and is searched as it is.
+            top: at most so many; None: all that have anything in common with the query.
+            method: one of `METHODS`.
+            bbox: see `describe`.
+
+        Returns:
+            Best first.
+
+        Raises:
+            HardnetSfmError, UsageError: see `describe`; or the method is unknown, or `top` less than 1.
+        """
+        if not isinstance(image, Described):
+            return self.answer(image, top, method, bbox)[1]
+        if bbox is not None:
+            raise UsageError("a box is for `describe`: this query has been described", "Give the box to `describe`.")
+        check_choice("method", method, Method)
+        if top is not None and top < 1:
+            raise UsageError("--top must be at least 1")
+        return search(self._lists, image, method, top)  # type: ignore[arg-type]
+
+    def answer(
+        self,
+        image: Path | str | NDArray[np.uint8],
+        top: int | None = 20,
+        method: str = DEFAULT_METHOD,
+        bbox: Box | None = None,
+    ) -> tuple[Described, list[RankedImage]]:
+        """The query as it was described for the best answer, and the answer; see `search`."""
+        described = self.describe(image, bbox)
+        best = described, self.search(described, top, method)
+        if self.options.get("orientation") == "upright" and _strength(best[1]) < (_SURE, 0.0):
+            for turn in (90, 180, 270):
+                described = self.describe(image, bbox, turn)
+                found = self.search(described, top, method)
+                if _strength(found) > _strength(best[1]):
+                    best = described, found
+        return best
+
+    def _describe(self, photo: Photo, turn: int) -> tuple[Keypoints, NDArray[np.float16]]:
+        if self._describer is None:
+            known = {field.name for field in fields(ExtractOptions)}
+            chosen = {name: value for name, value in self.options.items() if name in known}
+            describer = PhotoDescriber(ExtractOptions(**chosen, weights=self._weights), self._resources)
+            if describer.recipe != self.options:
+                raise HardnetSfmError(
+                    f"{self._lists.folder}: its photos were described with other weights "
+                    f"({str(self.options.get('weights_sha256'))[:16]}...) than a query would be",
+                    "Give their file with --weights, or index the photos again.",
+                )
+            self._describer = describer
+        return self._describer(photo, turn)
+
+
+def _strength(answer: list[RankedImage]) -> tuple[int, float]:
+    """Inliers, where the method counts them, and score of the best photo."""
+    return (answer[0].inliers or 0, answer[0].score) if answer else (0, 0.0)
+
+
+def box_on_photo(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
+    """The part of a box that is on the photo, whose pixels reach half a pixel beyond their centres; None: all of it.
+
+    Raises:
+        UsageError: it is empty, not finite or outside the photo.
+    """
+    right, bottom = size[0] - 0.5, size[1] - 0.5
+    if bbox is None:
+        return -0.5, -0.5, right, bottom
+    x0, y0, x1, y1 = bbox
+    if not (np.isfinite(bbox).all() and x0 < x1 and y0 < y1):
+        raise UsageError(
+            f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty", "It is x0 y0 x1 y1, with x0 < x1 and y0 < y1."
+        )
+    if x1 < 0 or y1 < 0 or x0 > size[0] - 1 or y0 > size[1] - 1:
+        raise UsageError(
+            f"{name}: the box {x0:g} {y0:g} {x1:g} {y1:g} is outside its {size[0]} x {size[1]} pixels",
+            "A box is x0 y0 x1 y1 in pixels of the upright photo.",
+        )
+    return max(x0, -0.5), max(y0, -0.5), min(x1, right), min(y1, bottom)
+
+
+def _photo(image: Path | str | NDArray[np.uint8]) -> tuple[Photo, str]:
+    if not isinstance(image, np.ndarray):
+        return read_photo(Path(image)), str(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] not in ((), (3,)):
+        raise UsageError(
+            f"an image of shape {image.shape} and type {image.dtype}: (H, W) or (H, W, 3) uint8 is needed",
+            "Read the photo with `images.read_photo`, or convert the array.",
+        )
+    grey = image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    return Photo(grey, 1, ""), "the image"

@@ -1,0 +1,323 @@
+"""Which photos share a camera: candidates by EXIF data, folder and size, and what a trial says of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardnet_sfm.files.photo_files import Lens, read_lens
+from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
+from hardnet_sfm.keypoints import Float32, PhotoPair
+from hardnet_sfm.progress import progress
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.cameras import CameraSetup
+    from hardnet_sfm.colmap.trial import Evidence, Mapped, Trial
+    from hardnet_sfm.colmap.two_view import Verification
+
+# Facts in a database: which photos share a camera, and for which inputs that was decided.
+GROUPS, GROUPS_OF = "camera groups", "camera groups of"
+# Photos of a trial. More cost time and say little more.
+_PHOTOS = 12
+# Photos without EXIF data from which on a second trial, with other photos, must agree.
+_MANY_PHOTOS = 3 * _PHOTOS
+# Fewer photos leave too little to tell cameras apart.
+_FEWEST_PHOTOS = 3
+# Keypoints of each photo in a trial, those with most matches; more in a second trial if the first does not tell.
+_KEYPOINTS = (512, 2048)
+# Fewest matches of a pair of photos in a trial.
+_FEWEST_MATCHES = 15
+# Pairs of a photo from which on a quarter of them is taken to share nothing.
+_MANY_PAIRS = 24
+# Matches from which on more do not make two photos a better connected pair.
+_ENOUGH_MATCHES = 150
+# Diagonal of 35 mm film, mm.
+_FILM_DIAGONAL = 43.27
+# Photos do not share a camera if one each takes more than this share of the cost away ...
+_GAIN = 0.1
+# ... and if their focal lengths then differ by more than this share,
+_SPREAD = 0.03
+# or if one camera registers less than this share of what a camera each registers.
+_LOST = 0.85
+# Share of the photos of a trial that a model must have to count as evidence.
+_EXPLAINED = 0.5
+
+
+@dataclass(frozen=True)
+class CameraGroup:
+    """Photos that share a camera, or that have a camera each.
+
+    Attributes:
+        names: of the photos.
+        shared: whether they share a camera.
+        reason: why, for people.
+    """
+
+    names: tuple[str, ...]
+    shared: bool
+    reason: str
+
+    def facts(self) -> dict[str, Any]:
+        """The group for the summary, fit for JSON."""
+        return {"photos": len(self.names), "shared": self.shared, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Photos that may share a camera: their sizes and EXIF data are equal.
+
+    Attributes:
+        names: of the photos.
+        size: (width, height) of each photo as stored, pixels.
+        lens: what EXIF says of the camera.
+    """
+
+    names: tuple[str, ...]
+    size: tuple[int, int]
+    lens: Lens
+
+
+def find_candidates(features: FeatureStore, images: Path) -> list[Candidates]:
+    """Groups photos by size and EXIF data, and by folder unless EXIF states camera and focal length.
+
+    Args:
+        features: of the photos.
+        images: their folder.
+    """
+    groups: dict[tuple[tuple[int, int], Lens, str], list[str]] = defaultdict(list)
+    for name in features.names():
+        width, height = features.size(name)
+        size = (height, width) if features.orientation(name) >= 5 else (width, height)
+        lens = read_lens(images / name)
+        named = bool(lens.make and lens.model and lens.knows_focal_length)
+        groups[size, lens, "" if named else str(PurePosixPath(name).parent)].append(name)
+    return [Candidates(tuple(names), size, lens) for (size, lens, _), names in groups.items()]
+
+
+def choose_connected(names: Sequence[str], counts: Mapping[PhotoPair, int], most: int = _PHOTOS) -> tuple[str, ...]:
+    """Chooses photos that have many matches with each other.
+
+    It starts at the photo with most matches, and adds the one with most matches to those chosen so far. A pair counts
+    with at most 150 matches, so that photos of one place do not crowd out all others. As photos that share nothing have
+    matches too, only those count that exceed what a quarter of a photo's pairs have, if it has many pairs.
+
+    Args:
+        names: of the photos to choose from.
+        counts: number of matches of each pair, also of other photos.
+        most: number of photos to choose.
+
+    Returns:
+        The names in their order in `names`; fewer than `most` if no others have matches with them.
+    """
+    partners: dict[str, dict[str, int]] = {name: {} for name in names}
+    by_chance = _matches_by_chance(names, counts)
+    for (first, second), count in counts.items():
+        if count >= _FEWEST_MATCHES and first in partners and second in partners:
+            more = count - max(by_chance[first], by_chance[second])
+            partners[first][second] = partners[second][first] = max(0, min(more, _ENOUGH_MATCHES))
+    reach = {name: sum(partners[name].values()) for name in names}
+    chosen: set[str] = set()
+    while reach and len(chosen) < most:
+        # max takes the first of equals, so that the choice depends on the order of names alone.
+        best = max(reach, key=reach.__getitem__)
+        if reach[best] == 0:
+            break
+        if not chosen:
+            reach = dict.fromkeys(names, 0)
+        chosen.add(best)
+        del reach[best]
+        for other, count in partners[best].items():
+            if other in reach:
+                reach[other] += count
+    return tuple(name for name in names if name in chosen)
+
+
+def _matches_by_chance(names: Sequence[str], counts: Mapping[PhotoPair, int]) -> dict[str, int]:
+    """For each photo the number of matches that a quarter of its pairs do not exceed; 0 of few pairs, which may all
+    show the same."""
+    of_photo: dict[str, list[int]] = {name: [] for name in names}
+    for pair, count in counts.items():
+        for name in pair:
+            if name in of_photo:
+                of_photo[name].append(count)
+    return {name: int(np.quantile(found, 0.25)) if len(found) >= _MANY_PAIRS else 0 for name, found in of_photo.items()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a trial says.
+
+    Attributes:
+        shared: whether the photos share a camera; None if the trial does not tell.
+        reason: why, for people.
+    """
+
+    shared: bool | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class CameraTrials:
+    """What trials of candidates need.
+
+    Attributes:
+        features, matches: the open stores.
+        keypoints: what the matches refer to.
+        setup: what the user states of cameras.
+        how: the verification of pairs.
+        fixed: whether cameras stay as EXIF data or the user state them.
+        threads: to use.
+        scratch: a folder to make for temporary files, and to remove.
+    """
+
+    features: FeatureStore
+    matches: MatchStore
+    keypoints: KeypointStore
+    setup: CameraSetup
+    how: Verification
+    fixed: bool
+    threads: int
+    scratch: Path
+
+    def decide(self, candidates: Sequence[Candidates]) -> list[CameraGroup]:
+        """Says for each group whether its photos share a camera; groups that do not, for the same reason, are one."""
+        counts = {(str(f["name0"]), str(f["name1"])): int(f["matches"]) for f in self.matches.index.values()}
+        groups: list[CameraGroup] = []
+        with progress("cameras", len(candidates)) as advance:
+            for some in candidates:
+                shared, reason = self._decide_one(some, counts)
+                groups.append(CameraGroup(some.names, shared, reason))
+                advance(note=f"{len(some.names)} photos")
+        return _merge(groups)
+
+    def _decide_one(self, some: Candidates, counts: Mapping[PhotoPair, int]) -> tuple[bool, str]:
+        known = some.lens.knows_focal_length
+        if len(some.names) == 1:
+            return False, "no other photo has this size and EXIF data"
+        if self.setup.params:
+            return True, "--camera-params states the camera"
+        if self.fixed or not self.setup.has_focal_length():
+            return known, "equal EXIF data" if known else "no focal length in the EXIF data"
+        chosen = choose_connected(some.names, counts)
+        if len(chosen) < _FEWEST_PHOTOS:
+            return known, "equal EXIF data" if known else "too few photos with matches to compare"
+        verdict = self._try(some, chosen, counts)
+        if verdict.shared and not known and len(some.names) >= _MANY_PHOTOS:
+            # The best connected photos of a collection may be those of one visitor.
+            others = [name for name in some.names if name not in chosen]
+            second = self._try(some, choose_connected(others, counts), counts)
+            verdict = verdict if second.shared is None else second
+        if verdict.shared is None:
+            return known, f"equal EXIF data; {verdict.reason}" if known else verdict.reason
+        return verdict.shared, verdict.reason
+
+    def _try(self, some: Candidates, chosen: Collection[str], counts: Mapping[PhotoPair, int]) -> Verdict:
+        """Maps some photos with few keypoints, and with more if that does not tell."""
+        from hardnet_sfm.colmap.trial import run_trial
+
+        verdict = Verdict(None, "")
+        for most in _KEYPOINTS:
+            shutil.rmtree(self.scratch, ignore_errors=True)  # of a killed run
+            self.scratch.mkdir(parents=True)
+            try:
+                trial = self._prepare(some, chosen, counts, most)
+                verdict = judge(run_trial(trial, self.how, self.threads, self.how.seed, self.scratch))
+            finally:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+            if verdict.shared is not None:
+                break
+        return verdict
+
+    def _prepare(self, some: Candidates, chosen: Collection[str], counts: Mapping[PhotoPair, int], most: int) -> Trial:
+        """The keypoints of some photos that have most matches, and the matches between them."""
+        from hardnet_sfm.colmap.database import colmap_keypoints
+        from hardnet_sfm.colmap.trial import Trial
+
+        found = {name: self.keypoints.keypoints(name) for name in chosen}
+        between = {
+            pair: self.matches.matches(*pair).pairs
+            for pair, count in counts.items()
+            if count >= _FEWEST_MATCHES and pair[0] in found and pair[1] in found
+        }
+        uses = {name: np.zeros(len(keypoints), np.int64) for name, keypoints in found.items()}
+        for pair, pairs in between.items():
+            for end, name in enumerate(pair):
+                uses[name][pairs[:, end]] += 1
+        rows = {name: best_rows(uses[name], found[name].scores, most) for name in chosen}
+        among = {pair: _among(pairs, rows[pair[0]], rows[pair[1]]) for pair, pairs in between.items()}
+        points = {
+            name: colmap_keypoints(
+                found[name].select(rows[name]), self.features.orientation(name), self.features.size(name)
+            )
+            for name in chosen
+        }
+        focal_length = some.lens.focal_length_35mm / _FILM_DIAGONAL * float(np.hypot(*some.size)) or None
+        matches = {pair: pairs for pair, pairs in among.items() if len(pairs) >= _FEWEST_MATCHES}
+        pixels = self.features.shrunk(some.names[0])
+        return Trial(points, matches, some.size, self.setup.model, focal_length, pixels)
+
+
+def best_rows(uses: NDArray[np.int64], scores: Float32, most: int) -> NDArray[np.intp]:
+    """Row numbers of the keypoints with most matches, of those the ones with the highest scores; rising.
+
+    The keypoints with the highest scores alone may lie on leaves, where no match is true.
+    """
+    return np.sort(np.lexsort((-scores, -uses))[:most])
+
+
+def _among(pairs: NDArray[np.int32], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int32]:
+    """(M, 2) matches between selected rows of two photos, counted within the selection."""
+    kept = np.isin(pairs[:, 0], first) & np.isin(pairs[:, 1], second)
+    ends = np.searchsorted(first, pairs[kept, 0]), np.searchsorted(second, pairs[kept, 1])
+    return np.column_stack(ends).astype(np.int32)
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """What a trial says: photos that share a camera are explained by one, and keep one focal length without it."""
+    together, apart, released = evidence.together, evidence.apart, evidence.released
+    fewest = max(_FEWEST_PHOTOS, _EXPLAINED * evidence.photos)
+    if apart and apart.photos >= fewest and _loses(together, apart):
+        counts = f"{together.photos} of {evidence.photos} photos with {together.observations} observations"
+        each = f"a camera each registers {apart.photos} with {apart.observations}"
+        return Verdict(False, f"one camera registers {counts}, {each}")
+    if released and together.photos >= fewest:
+        difference = f"{max(0.1, 100 * released.spread):.1f} %"
+        if released.gain > _GAIN and released.spread > _SPREAD:
+            return Verdict(False, f"the focal lengths of {together.photos} photos differ by {difference}")
+        if released.spread > _SPREAD:  # weak geometry, which needs a shared camera most
+            return Verdict(True, f"one camera explains {together.photos} photos nearly as well as a camera each")
+        return Verdict(True, f"the focal lengths of {together.photos} photos agree within {difference}")
+    return Verdict(None, "too few photos could be registered to compare their focal lengths")
+
+
+def _loses(together: Mapped, apart: Mapped) -> bool:
+    """Whether one camera explains clearly less than a camera for each photo."""
+    return together.photos < apart.photos * _LOST or together.observations < apart.observations * _LOST
+
+
+def _merge(groups: Sequence[CameraGroup]) -> list[CameraGroup]:
+    """Groups that share a camera first; photos with a camera each are one group for each reason."""
+    apart: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        if not group.shared:
+            apart[group.reason] += group.names
+    merged = [CameraGroup(tuple(names), False, reason) for reason, names in apart.items()]
+    return [*(group for group in groups if group.shared), *merged]
+
+
+def write_groups(groups: Sequence[CameraGroup]) -> str:
+    """Groups as JSON, for `read_groups`."""
+    return json.dumps([asdict(group) for group in groups])
+
+
+def read_groups(text: str) -> list[CameraGroup]:
+    """Reads what `write_groups` wrote; nothing from an empty text."""
+    return [CameraGroup(tuple(g["names"]), g["shared"], g["reason"]) for g in json.loads(text or "[]")]

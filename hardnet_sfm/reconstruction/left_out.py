@@ -1,0 +1,108 @@
+"""Photos that the model left out: `reconstruct` matches them again, and the model goes on.
+
+There are two rounds. In the first the index proposes more photos for each photo that was left out, if it proposed the
+pairs. The second matches the photos that are still left out with synthetic views, each with the photos of the model
+that have most matches with it. `again.json` and the stores keep what a round adds, so a second run has nothing to
+repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hardnet_sfm.errors import NoModel
+from hardnet_sfm.files.again import Again, Round, read_again, write_again
+from hardnet_sfm.files.stores import FeatureStore, MatchStore
+from hardnet_sfm.files.workspace import Workspace, read_json
+from hardnet_sfm.keypoints import PhotoPair
+from hardnet_sfm.resources import Resources
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.model import Model
+
+# Photos that the index proposes for one that was left out, in neighbours of the first list.
+_TIMES = 3
+# Photos that one that was left out is matched with in views: each takes as long as 36 plain pairs.
+_CANDIDATES = 5
+
+
+def retry_left_out(
+    place: Workspace,
+    outcome: Model | NoModel,
+    match_and_map: Callable[[], Model | NoModel],
+    *,
+    neighbours: int | None,
+    views: bool,
+    resources: Resources,
+) -> Model | NoModel:
+    """Takes the rounds that are due, until the model has all photos.
+
+    Args:
+        place: with matches and what became of them.
+        outcome: the largest model so far, or why there is none.
+        match_and_map: runs both stages once more.
+        neighbours: for how many photos the index was asked; None: it was not asked.
+        views: whether photos are matched with synthetic views.
+        resources: how much of the machine.
+
+    Returns:
+        The outcome of the last round.
+    """
+    with FeatureStore(place.features) as features:
+        keypoints = features.counts()
+    rounds: list[tuple[Round, Callable[[list[str]], list[PhotoPair]]]] = []
+    if neighbours is not None:
+        more = _TIMES * neighbours
+        rounds.append(("more pairs", lambda names: _more_pairs(place, names, more, resources)))
+    if views:
+        rounds.append(("view synthesis", lambda names: _candidates(place, names)))
+    for name, choose in rounds:
+        left = [photo for photo in read_json(place.summary)["unregistered"] if keypoints[photo]]
+        if not left:
+            break
+        with MatchStore(place.matches) as matches:
+            again = read_again(place.again, matches.header["made_of"])
+        if name not in again.rounds:
+            pairs = choose(left)
+            write_again(place.again, _with_round(again, name, pairs))
+            if pairs:
+                outcome = match_and_map()
+    return outcome
+
+
+def _with_round(again: Again, name: Round, pairs: Iterable[PhotoPair]) -> Again:
+    rounds = (*again.rounds, name)
+    if name == "more pairs":
+        return replace(again, rounds=rounds, pairs=(*again.pairs, *pairs))
+    return replace(again, rounds=rounds, views=(*again.views, *pairs))
+
+
+def _more_pairs(place: Workspace, names: list[str], neighbours: int, resources: Resources) -> list[PhotoPair]:
+    """Pairs of the named photos that the index proposes and that were not matched yet, in the order of the names."""
+    from hardnet_sfm.retrieval.neighbours import most_alike
+
+    with MatchStore(place.matches) as matches:
+        known = {frozenset(pair) for pair in matches.pairs()}
+    proposed = most_alike(place.index, set(names), neighbours, resources)
+    pairs = {(min(name, other), max(name, other)) for name, others in proposed for other in others}
+    return sorted(pair for pair in pairs if frozenset(pair) not in known)
+
+
+def _candidates(place: Workspace, names: list[str]) -> list[PhotoPair]:
+    """Pairs of each named photo with photos of the model, or any where there is none, that have most in common."""
+    from hardnet_sfm.colmap.database import Database
+    from hardnet_sfm.colmap.model import Model
+
+    largest = set(Model.read(place.sparse / "0").names) if read_json(place.summary)["models"] else None
+    with Database(place.database) as database:
+        verified = database.verified()
+    with MatchStore(place.matches) as matches:
+        found = {pair: (verified.get(pair, 0), matches.count(*pair)) for pair in matches.pairs()}
+    chosen: dict[PhotoPair, None] = {}
+    for name in names:
+        partners = [pair for pair in found if name in pair and (largest is None or largest & set(pair))]
+        best = sorted(partners, key=lambda pair: (-found[pair][0], -found[pair][1], pair))[:_CANDIDATES]
+        chosen.update(dict.fromkeys(best))
+    return list(chosen)

@@ -1,0 +1,224 @@
+"""The command `extract`: photos to features.h5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.features.extraction import (
+    DetectedPhoto,
+    ExtractOptions,
+    PhotoCutter,
+    describe_stream,
+    detector_options,
+)
+from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
+from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
+from hardnet_sfm.files.stores import FEATURES, FeatureStore, StoreWriter, check_names_apart, feature_arrays
+from hardnet_sfm.files.workspace import locked
+from hardnet_sfm.progress import Advance, progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import Common, Images, print_result
+from hardnet_sfm.workers import in_order
+
+if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do without
+    from hardnet_sfm.features.descriptors import PatchDescriber
+    from hardnet_sfm.orientation import Orientations
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What the stage did.
+
+    Attributes:
+        photos: number of photos with features in the store.
+        keypoints: of all of them together.
+        computed: number of photos done in this run; the others were up to date.
+        reason: why any had to be computed, for people; empty where none.
+        skipped: why a photo could not be read, by its name.
+        orientation: "upright", "estimated" or "both", and why where a trial decided.
+    """
+
+    photos: int
+    keypoints: int
+    computed: int
+    reason: str = ""
+    skipped: dict[str, str] = field(default_factory=dict)
+    orientation: str = ""
+
+    def summary(self) -> str:
+        """One line: what there is now, and what had to be computed for it."""
+        made = f"computed {self.computed} ({self.reason})" if self.computed else "up to date"
+        return f"{self.keypoints} keypoints in {self.photos} photos, {self.orientation}; {made}"
+
+
+def extract(
+    images: Path | str, features: Path | str, options: ExtractOptions | None = None, resources: Resources | None = None
+) -> ExtractResult:
+    """Detects and describes keypoints in all photos of a folder.
+
+    Photos stream: threads decode, detect and cut patches, others describe patches, several photos' in one batch, and
+    this one writes. At any moment there are no more than `threads + 2` photos in memory, so the peak is bounded
+    by (threads + 2) times one decoded photo with its pyramid plus `max_keypoints` patches of 1 KB, whatever the number
+    of photos. The result does not depend on the number of threads, nor on what an earlier, killed run had finished.
+
+    Args:
+        images: folder of photos, searched recursively.
+        features: the store to make or continue.
+        options: how.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: no photos, weights that do not fit, an unreadable photo with `strict`, no photo readable.
+        UsageError: contradictory options.
+    """
+    from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
+    from hardnet_sfm.features.detectors import make_detector
+    from hardnet_sfm.networks.device import resolve_device
+
+    options, resources = options or ExtractOptions(), resources or Resources()
+    options.check()
+    images, features = Path(images), Path(features)
+    names = list_photos(images)
+    check_names_apart(names)
+    descriptor = make_descriptor(options.descriptor, options.weights)
+    make_detector(options.detector, detector_options(options))  # refuses options that it does not have
+    # Made when the first photo has to be described: a run that is up to date needs none.
+    describer = cache(lambda: PatchDescriber(descriptor, resolve_device(resources.device)))
+    with locked(features.parent), StoreWriter(features, FEATURES) as writer:
+        found = None
+        if options.orientation == "auto":
+            found = _orientations(images, names, options, describer, resources.threads, writer.header)
+            options = replace(options, orientation=found.orientation)
+        turned = found.turned if found else {}
+        cut = PhotoCutter(options, descriptor)
+        recipe = options.recipe(descriptor.weights_sha256)
+        due = _due(images, names, writer.fingerprints, recipe, turned)
+        skipped: dict[str, str] = {}
+        if due:
+            describe = describer()
+            describing = resources.threads if describe.device == "cpu" else 1
+            with progress("extract", len(names), len(names) - len(due)) as advance:
+                stream = _detected(
+                    due,
+                    lambda name: cut(name, read_photo(images / name), turned.get(name, 0)),
+                    resources.threads,
+                    skipped,
+                    options.strict,
+                    advance,
+                )
+                for photo, descriptors in describe_stream(stream, describe, describing):
+                    arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
+                    facts: dict[str, str | int] = {
+                        "photo_sha256": photo.sha256,
+                        "exif_orientation": photo.exif_orientation,
+                        "keypoints": len(photo.keypoints),
+                        "turn": photo.turn,
+                    }
+                    writer.put(photo.name, feature_fingerprint(recipe, photo.sha256, photo.turn), arrays, facts)
+                    advance(note=photo.name)
+        done = [name for name in names if name not in skipped]
+        if not done:
+            first = next(iter(skipped.values()))
+            raise HardnetSfmError(f"{images}: none of the {len(names)} photos can be read", first)
+        header = {
+            "images": str(images.resolve()),
+            "names": done,
+            "options": recipe,
+            "skipped": skipped,
+            "max_ratio": descriptor.max_ratio,
+        }
+        orientation = f"{options.orientation}: {found.reason}" if found else options.orientation
+        header["orientation"] = orientation
+        if found:
+            header["trial"] = found.facts()
+        reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
+        writer.commit(done, header)
+    with FeatureStore(features) as store:
+        keypoints = sum(store.counts().values())
+    return ExtractResult(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
+
+
+def _orientations(
+    images: Path,
+    names: list[str],
+    options: ExtractOptions,
+    describer: Callable[[], PatchDescriber],
+    threads: int,
+    header: Mapping[str, Any],
+) -> Orientations:
+    """What a trial finds; of an earlier run with the same descriptor and detector what it found, for its photos."""
+    from hardnet_sfm.orientation import Orientations, choose_orientations
+
+    earlier, known = None, []
+    same = all(header.get("options", {}).get(name) == getattr(options, name) for name in ("descriptor", "detector"))
+    if "trial" in header and same:
+        earlier, known = Orientations(**header["trial"]), header["names"]
+        if set(names) <= set(known):
+            return earlier
+    return choose_orientations(images, names, describer(), options.detector, threads, earlier, known)
+
+
+def _due(
+    images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
+) -> list[str]:
+    """The photos whose features are missing or out of date."""
+
+    def current(name: str) -> bool:
+        if name not in finished:
+            return False
+        try:
+            return finished[name] == feature_fingerprint(recipe, sha256_of(images / name), turned.get(name, 0))
+        except OSError:
+            return False  # reading it again gives the error its proper place
+
+    return [name for name in names if not current(name)]
+
+
+def _detected(
+    names: list[str],
+    cut: Callable[[str], DetectedPhoto],
+    threads: int,
+    skipped: dict[str, str],
+    strict: bool,
+    advance: Advance,
+) -> Iterator[DetectedPhoto]:
+    """Photos in the given order, cut by `threads` threads, with at most two finished ones waiting."""
+    with ThreadPoolExecutor(threads, "detect") as pool, closing(in_order(pool, cut, names, threads + 2)) as stream:
+        for name, future in stream:
+            try:
+                detected = future.result()
+            except HardnetSfmError as error:
+                if strict:
+                    raise
+                skipped[name] = error.message
+                advance(note=name)
+            else:
+                yield detected
+
+
+@dataclass(frozen=True)
+class ExtractCommand:
+    """Detect and describe keypoints, into features.h5."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm extract images/",
+        "hardnet-sfm extract images/ --max-keypoints 4000 --detector dog",
+    )
+
+    images: Images
+    """Folder of photos, searched recursively, never written to."""
+    common: Common = field(default_factory=Common)
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        place = self.common.place
+        place.check_apart(self.images)
+        print_result("extract", extract(self.images, place.features, self.extract, self.resources))

@@ -1,0 +1,252 @@
+"""The command `index`: photos to an index that follows them as they come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from tyro.conf import arg
+
+from hardnet_sfm.errors import UsageError
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace, locked
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.methods import MOST_PHOTOS
+from hardnet_sfm.stages import OnStage, StageResult
+from hardnet_sfm.terminal import Common, Images, print_result
+from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
+
+if TYPE_CHECKING:  # faiss and numba take seconds to import
+    from hardnet_sfm.photo_index import Index
+    from hardnet_sfm.retrieval.segments import IndexedPhoto
+    from hardnet_sfm.retrieval.visual_words import Vocabulary
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How photos are put into an index. None of it changes what a query finds."""
+
+    checkpoint: int = 256
+    """Photos between two states that a killed run goes on from."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        if not 1 <= self.checkpoint <= MOST_PHOTOS:
+            raise UsageError(f"--checkpoint must be from 1 to {MOST_PHOTOS}")
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What the stage did.
+
+    Attributes:
+        photos: number of photos in the index.
+        features: of them all.
+        added, removed: number of photos; a changed one counts as both.
+        bytes_a_feature: of all files of the index but the vocabulary.
+    """
+
+    photos: int
+    features: int
+    added: int
+    removed: int
+    bytes_a_feature: float
+
+    def summary(self) -> str:
+        """One line: what there is now."""
+        size = f"{self.bytes_a_feature:.2f} bytes a feature"
+        changed = f"added {self.added}, removed {self.removed}" if self.added or self.removed else "up to date"
+        return f"{self.features} features of {self.photos} photos, {size}; {changed}"
+
+
+def index(
+    features: Path | str,
+    vocabulary: Path | str,
+    output: Path | str,
+    options: IndexOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    names: Collection[str] | None = None,
+) -> IndexResult:
+    """Makes an index hold exactly the photos of a store of features, or some of them.
+
+    Photos that are new or have other features are added, those that are gone are removed, the others are left as they
+    are; with another vocabulary or another descriptor all are added anew. Until it is complete, readers find the index
+    as it was, and a killed run loses the photos since its last checkpoint.
+
+    Args:
+        features: store of the photos.
+        vocabulary: folder of the vocabulary, or a workspace that has one.
+        output: folder of the index to make or bring up to date.
+        options: how.
+        resources: how much of the machine.
+        names: of the photos; all of the store where None.
+
+    Raises:
+        HardnetSfmError: the features are of another descriptor or other weights than the vocabulary; the index is
+            damaged; the disk is full.
+        UsageError: an option makes no sense.
+    """
+    import faiss
+
+    from hardnet_sfm.retrieval.index_builder import IndexBuilder
+    from hardnet_sfm.retrieval.visual_words import Vocabulary
+
+    options, resources = options or IndexOptions(), resources or Resources()
+    options.check()
+    features, output = Path(features), Path(output)
+    words = Vocabulary.open(Path(vocabulary))
+    with locked(output.parent), FeatureStore(features) as store:
+        words.check_fits(store.header["options"], str(features))
+        builder = IndexBuilder(output, words, store.header["images"], store.header["options"])
+        wanted = {name: mark for name, mark in store.fingerprints().items() if names is None or name in names}
+        removed = builder.keep_only(wanted)
+        due = [name for name in store.names() if name in wanted and name not in builder.there]
+        if due:
+            faiss.omp_set_num_threads(resources.threads)
+            with progress("index", len(wanted), len(wanted) - len(due)) as advance:
+                for photo in _indexed(store, words, due):
+                    builder.add(photo, options.checkpoint)
+                    advance(note=photo.name)
+        photos, stored, size = builder.finish()
+    return IndexResult(photos, stored, len(due), removed, size / max(1, stored))
+
+
+def _indexed(store: FeatureStore, vocabulary: Vocabulary, names: list[str]) -> Iterator[IndexedPhoto]:
+    from hardnet_sfm.retrieval.segments import IndexedPhoto, pack_geometry
+
+    prints = store.fingerprints()
+    for name in names:
+        descriptors, size = store.descriptors(name), store.size(name)
+        words = vocabulary.assign(descriptors)[:, 0]
+        geometry = pack_geometry(store.keypoints(name), size)
+        yield IndexedPhoto(name, prints[name], size, words, vocabulary.signatures(descriptors, words), geometry)
+
+
+def index_photos(
+    images: Path | str,
+    workspace: Path | str = DEFAULT,
+    *,
+    vocabulary_folder: Path | str | None = None,
+    extract_options: ExtractOptions | None = None,
+    vocabulary_options: VocabularyOptions | None = None,
+    index_options: IndexOptions | None = None,
+    resources: Resources | None = None,
+    on_stage: OnStage | None = None,
+) -> Index:
+    """Extracts, learns a vocabulary where none is given, and indexes; a second call does what is missing.
+
+    Args:
+        images: folder of photos, searched recursively; never written to.
+        workspace: folder for all that is made.
+        vocabulary_folder: a vocabulary made elsewhere, or a workspace that has one.
+        extract_options, vocabulary_options, index_options: of the stages.
+        resources: how much of the machine.
+        on_stage: told the name and the result of each stage as it ends.
+
+    Raises:
+        HardnetSfmError: no photos; the vocabulary is of another descriptor; too few descriptors for it.
+        UsageError: contradictory options.
+    """
+    from hardnet_sfm.photo_index import Index
+
+    place, resources = Workspace(Path(workspace)), resources or Resources()
+    place.check_apart(Path(images))
+    with locked(place.root):
+        result = extract(images, place.features, extract_options, resources)
+        if on_stage:
+            on_stage("extract", result)
+        update_index(
+            place,
+            vocabulary_folder=vocabulary_folder,
+            vocabulary_options=vocabulary_options,
+            index_options=index_options,
+            resources=resources,
+            on_stage=on_stage,
+        )
+    return Index.open(place.index, weights=(extract_options or ExtractOptions()).weights, resources=resources)
+
+
+def update_index(
+    place: Workspace,
+    *,
+    vocabulary_folder: Path | str | None = None,
+    vocabulary_options: VocabularyOptions | None = None,
+    index_options: IndexOptions | None = None,
+    resources: Resources | None = None,
+    on_stage: OnStage | None = None,
+) -> None:
+    """Brings a workspace's index up to date with its features.
+
+    The vocabulary is the one given, else the one that the index has where it fits, else one that is learned from the
+    features: photos that come or go do not change the words, only a vocabulary asked for does.
+    """
+
+    def told(name: str, result: StageResult) -> None:
+        if on_stage:
+            on_stage(name, result)
+
+    with locked(place.root):
+        words: Path | None = None if vocabulary_folder is None else Path(vocabulary_folder)
+        if words is None and vocabulary_options in (None, VocabularyOptions()):
+            words = _fitting_vocabulary(place)
+        if words is None:
+            told("vocabulary", vocabulary(place.features, place.vocabulary, vocabulary_options, resources))
+            words = place.vocabulary
+        told("index", index(place.features, words, place.index, index_options, resources))
+
+
+def _fitting_vocabulary(place: Workspace) -> Path | None:
+    """The vocabulary of the workspace's index, where the features are still of its descriptor."""
+    from hardnet_sfm.retrieval.inverted_index import Manifest
+
+    if not (place.index / MANIFEST).is_file():
+        return None
+    manifest = Manifest.read(place.index / MANIFEST)
+    with FeatureStore(place.features) as store:
+        same = all(
+            manifest.options.get(name) == store.header["options"].get(name) for name in ("descriptor", "weights_sha256")
+        )
+    return place.index / manifest.vocabulary_folder if same else None
+
+
+@dataclass(frozen=True)
+class IndexCommand:
+    """Make photos searchable; run it again when they change."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm index photos/",
+        "hardnet-sfm index photos/ --vocabulary other-city/",
+    )
+
+    images: Images
+    """Folder of photos, searched recursively, never written to."""
+    common: Common = field(default_factory=Common)
+    vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """A vocabulary made elsewhere, or a workspace that has one. Default: that of the index as it is, or a new one."""
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    learn: VocabularyOptions = field(default_factory=VocabularyOptions)
+    index: IndexOptions = field(default_factory=IndexOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        if self.vocabulary is not None and self.learn != VocabularyOptions():
+            raise UsageError(
+                "options of a new vocabulary have no effect with --vocabulary",
+                "Leave out --vocabulary to learn a new one, or those options to use it.",
+            )
+        index_photos(
+            self.images,
+            self.common.workspace,
+            vocabulary_folder=self.vocabulary,
+            extract_options=self.extract,
+            vocabulary_options=self.learn,
+            index_options=self.index,
+            resources=self.resources,
+            on_stage=print_result,
+        )

@@ -1,0 +1,287 @@
+"""The command `map`: features.h5 and matches.h5 to database.db, sparse/ and summary.json."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rich.markup import escape
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.fingerprints import stale_pairs
+from hardnet_sfm.files.photo_files import sha256_of
+from hardnet_sfm.files.stores import FeatureStore, MatchStore
+from hardnet_sfm.files.workspace import Workspace, digest, locked, read_json, write_json
+from hardnet_sfm.progress import console as errors
+from hardnet_sfm.progress import progress
+from hardnet_sfm.reconstruction.database_maker import EXTENDS, DatabaseMaker
+from hardnet_sfm.reconstruction.map_options import MapOptions
+from hardnet_sfm.reconstruction.summary import explain_failure, summarize, what_was_found
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import Common, output
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.mappers import Mapped
+    from hardnet_sfm.colmap.mapping import Mapping
+    from hardnet_sfm.colmap.model import Model
+
+_GROUPS = 3  # groups of photos by camera; the summary has them all
+_NAMED = 20  # photos that are not in the model; the summary has them all
+# Of the mapper's bundle adjustments. The robust adjustment follows, so all iterations would take a fifth of the time of
+# mapping for nothing: lund-door and saharov32 have the same points and errors.
+_CONVERGED = 1e-5
+
+
+def map_photos(
+    workspace: Workspace | Path | str,
+    options: MapOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    images: Path | str | None = None,
+) -> Model:
+    """Imports photos, keypoints and matches into a COLMAP database, verifies each pair and maps.
+
+    Makes `database.db`, `sparse/0` (the largest model), `sparse/1` and so on, and `summary.json`. A second run does
+    what is left: pairs that were verified stay so, and the incremental mapper resumes from its last snapshot. Pairs may
+    have been matched for photos that the models left out, see `hardnet_sfm.reconstruction.left_out`. Then these alone
+    are verified, and the incremental mapper resumes from the models.
+
+    Args:
+        workspace: with features.h5 and matches.h5.
+        options: how.
+        resources: how much of the machine.
+        images: folder of the photos, where it is no longer the one that features were made from.
+
+    Returns:
+        The largest model.
+
+    Raises:
+        HardnetSfmError: no model could be made (it says what was found), inputs are missing or damaged, or matches are
+            not those of the features and the list of pairs that are there now.
+        UsageError: an option makes no sense.
+    """
+    from hardnet_sfm.colmap.database import read_fact
+
+    options, resources = options or MapOptions(), resources or Resources()
+    options.check()
+    workspace = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+    with locked(workspace.root):
+        with FeatureStore(workspace.features) as features, MatchStore(workspace.matches) as matches:
+            _check_matched(workspace, features, matches)
+            images = Path(images or features.header["images"])
+            maker = DatabaseMaker(workspace, images, features, matches, options, resources.threads)
+            fingerprint = maker.fingerprint
+            maker.make()
+            found = what_was_found(features, matches)
+            rounds = matches.header.get("rounds", [])
+        wanted = digest("model", fingerprint, options.of_mapper())
+        models = _finished_models(workspace, wanted)
+        if not models:
+            extended = read_fact(workspace.database, EXTENDS)
+            start = _finished_models(workspace, digest("model", extended, options.of_mapper())) if rounds else []
+            if start:
+                mapped = _go_on(workspace, images, options, resources, start, rounds[-1])
+            else:
+                mapped = _make_models(workspace, images, options, resources)
+            models = mapped.models
+            summary = {"fingerprint": wanted, **summarize(workspace, options, found, mapped)}
+            write_json(workspace.summary, summary)
+        if not models:
+            raise explain_failure(read_json(workspace.summary))
+        return models[0]
+
+
+def _check_matched(workspace: Workspace, features: FeatureStore, matches: MatchStore) -> None:
+    """Raises HardnetSfmError where matches were made of other features, or for another list of pairs."""
+    stale = stale_pairs(features, matches)
+    if stale:
+        raise HardnetSfmError(
+            f"{workspace.matches}: {len(stale)} of {len(matches.pairs())} pairs were matched from other features than "
+            f"those in {workspace.features.name}",
+            "Run `hardnet-sfm pair` and `hardnet-sfm match` first.",
+        )
+    if workspace.pairs.is_file() and sha256_of(workspace.pairs) != matches.header["pairs"]:
+        raise HardnetSfmError(
+            f"{workspace.matches}: matches of another list of pairs than {workspace.pairs.name}",
+            "Run `hardnet-sfm match` first.",
+        )
+
+
+def _mapping_of(options: MapOptions, resources: Resources) -> Mapping:
+    """The options of the mapper in COLMAP's terms."""
+    from hardnet_sfm.colmap.mapping import Mapping
+
+    return Mapping(
+        mapper="global" if options.mapper == "global" else "incremental",
+        fix_intrinsics=options.fix_intrinsics,
+        refine_principal_point=options.refine_principal_point,
+        grow_distortion=options.grow_distortion(),
+        min_model_size=options.min_model_size,
+        threads=resources.threads,
+        seed=options.seed,
+        converged=_CONVERGED,
+    )
+
+
+def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> Mapped:
+    from hardnet_sfm.colmap.cameras import readable_folder
+    from hardnet_sfm.colmap.database import Database, read_fact
+    from hardnet_sfm.colmap.log import native_log
+    from hardnet_sfm.colmap.mappers import Mapped, map_best
+    from hardnet_sfm.colmap.recovery import recover
+
+    with Database(workspace.database) as database:
+        names = list(database.ids)
+        guessed = database.guessed_cameras() if options.fix_intrinsics and not options.camera_params else 0
+        if guessed:
+            raise HardnetSfmError(
+                f"--fix-intrinsics: nothing is known of {guessed} of {database.cameras()} cameras: no focal length in "
+                "their photos' EXIF data",
+                "State the camera with --camera-params, or leave out --fix-intrinsics.",
+            )
+        verified = database.verified()
+    print_of_database = read_fact(workspace.database, "fingerprint")
+    snapshot = workspace.root / f".snapshot-{digest(print_of_database, options.of_mapper())[:12]}"
+    with native_log(workspace.logs), progress("map", len(names)) as advance:
+        shown = 0
+
+        def on_registered(registered: int) -> None:
+            nonlocal shown
+            advance(registered - shown)
+            shown = registered
+
+        mapped = Mapped([], options.mapper, {})
+        if verified:
+            folder, mapping = readable_folder(images, names, workspace.readable), _mapping_of(options, resources)
+            mapped = map_best(workspace.database, folder, snapshot, options.mapper, mapping, verified, on_registered)
+            mapped = recover(mapped, workspace.database, folder, mapping) if options.retry else mapped
+    _replace_models(workspace, mapped.models)
+    return mapped
+
+
+def _go_on(
+    workspace: Workspace, images: Path, options: MapOptions, resources: Resources, start: list[Model], new: str
+) -> Mapped:
+    """Goes on from models whose database has got matches from a round for photos that they left out."""
+    from hardnet_sfm.colmap.cameras import readable_folder
+    from hardnet_sfm.colmap.database import Database
+    from hardnet_sfm.colmap.log import native_log
+    from hardnet_sfm.colmap.mappers import Mapped, Step
+    from hardnet_sfm.colmap.recovery import recover, with_keypoints_of
+
+    summary = read_json(workspace.summary)
+    steps = tuple(Step(**step) for step in summary["recovered"])
+    with native_log(workspace.logs):
+        with Database(workspace.database) as database:
+            folder = readable_folder(images, list(database.ids), workspace.readable)
+        models = [with_keypoints_of(model, workspace.database) for model in start]
+        mapped = Mapped(models, summary["mapper"], summary["tried"], steps)
+        mapped = recover(mapped, workspace.database, folder, _mapping_of(options, resources), new)
+    _replace_models(workspace, mapped.models)
+    return mapped
+
+
+def _replace_models(workspace: Workspace, models: list[Model]) -> None:
+    """Puts models in the place of those of the workspace, and removes its summary, which is of those."""
+    beside = workspace.root / ".sparse.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    for number, model in enumerate(models):
+        model.write(beside / str(number))
+    # From here until the new summary is there, a killed run leaves none that vouches for another run's models.
+    workspace.summary.unlink(missing_ok=True)
+    left = (path for pattern in (".snapshot-*", ".global-*", ".recovery-*") for path in workspace.root.glob(pattern))
+    for old in (workspace.sparse, workspace.readable, *left):
+        shutil.rmtree(old, ignore_errors=True)
+    if models:
+        beside.rename(workspace.sparse)
+
+
+def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:
+    """The models of an earlier run, where they are up to date."""
+    from hardnet_sfm.colmap.model import Model
+
+    try:
+        summary = read_json(workspace.summary) if workspace.summary.is_file() else {}
+        if summary.get("fingerprint") != fingerprint:
+            return []
+        return [Model.read(workspace.sparse / str(number)) for number in range(len(summary["models"]))]
+    except HardnetSfmError:
+        return []  # damaged, so they are made again
+
+
+def _describe_growth(summary: dict[str, Any]) -> str:
+    """Which camera models the cameras of sparse/0 grew to, such as " (OPENCV, grown from SIMPLE_RADIAL)"."""
+    alone = summary["cameras"] == 1
+    grown = ", ".join(name if alone else f"{count} {name}" for name, count in summary["grown_cameras"].items())
+    return f" ({grown}, grown from SIMPLE_RADIAL)" if grown else ""
+
+
+def _describe_cameras(count: int, groups: Sequence[dict[str, Any]]) -> str:
+    """How many cameras there are, which photos share one, and why."""
+    lines = []
+    for group in groups[:_GROUPS]:
+        verb = "share one" if group["shared"] else "have one each" if group["photos"] > 1 else "has its own"
+        lines.append(f"{group['photos']} photo{'s' * (group['photos'] != 1)} {verb}: {group['reason']}")
+    if len(groups) > _GROUPS:
+        lines.append(f"{len(groups) - _GROUPS} more groups, which summary.json has")
+    return f"{count} ({'; '.join(lines)})" if lines else str(count)
+
+
+def print_summary(place: Workspace) -> None:
+    """Prints what `map` found, for the person at the terminal."""
+    summary = read_json(place.summary)
+
+    def row(name: str, text: str) -> None:
+        output.print(f"[bold]{name:<8}[/]  {text}")
+
+    for number, model in enumerate(summary["models"]):
+        row(f"sparse/{number}", f"{model['photos']} of {summary['photos']} photos registered")
+        row("", f"{model['points']} points, mean track length {model['mean_track_length']:.2f}")
+        row("", f"mean reprojection error {model['mean_reprojection_error']:.2f} px")
+    row("matches", f"{summary['verified_matches']} verified in {summary['verified_pairs']} of {summary['pairs']} pairs")
+    row("cameras", _describe_cameras(summary["cameras"], summary["camera_groups"]) + _describe_growth(summary))
+    if len(summary.get("tried", {})) > 1:
+        photos = ", ".join(f"{mapper} {count}" for mapper, count in summary["tried"].items())
+        row("mapper", f"{summary['mapper']}; photos in the largest model of each: {photos}")
+    for step in summary.get("recovered", ()):
+        row("retry", f"{step['step']}: {step['registered']} of {step['tried']} photos that were left out")
+    if "seconds" in summary:
+        seconds = summary["seconds"]
+        times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+        row("last run", f"{sum(seconds.values()):.1f} s ({times}); peak memory {summary['peak_memory_mb']} MB")
+    row("files", escape(str(place.root)))
+    if place.report.is_file():
+        row("look at", escape(str(place.report)))
+    suspects = summary.get("suspect_pairs", 0)
+    if suspects:
+        what = "1 pair looks alike but disagrees" if suspects == 1 else f"{suspects} pairs look alike but disagree"
+        where = "report.html" if place.report.is_file() else "summary.json"
+        errors.print(f"[yellow]suspects:[/] {what} with the model: repeated structures? See {where}.", soft_wrap=True)
+    unregistered = list(summary["unregistered"].items())
+    for name, why in unregistered[:_NAMED]:
+        errors.print(f"[yellow]not in sparse/0:[/] {escape(name)}: {escape(why)}", soft_wrap=True)
+    if len(unregistered) > _NAMED:
+        errors.print(f"and {len(unregistered) - _NAMED} more: all are in {escape(str(place.summary))}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class MapCommand:
+    """Verify matches and reconstruct, into sparse/."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm map",
+        "hardnet-sfm map --camera-params 1840,768,512,0 --fix-intrinsics",
+    )
+
+    common: Common = field(default_factory=Common)
+    images: Path | None = None
+    """Where the photos are now, if no longer where features were extracted from."""
+    map: MapOptions = field(default_factory=MapOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        map_photos(self.common.place, self.map, self.resources, images=self.images)
+        print_summary(self.common.place)

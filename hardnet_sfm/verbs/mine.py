@@ -1,0 +1,335 @@
+"""The stage `mine`: a COLMAP model and its photos to patches.h5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchWriter, is_made
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.workspace import digest, locked
+from hardnet_sfm.frames import (
+    REACH,
+    Frames,
+    associated,
+    beside,
+    frames_of_keypoints,
+    known_frames,
+    upright_from_stored,
+)
+from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import output, print_skipped
+from hardnet_sfm.training.observations import MineOptions, Selection, select
+from hardnet_sfm.workers import in_order
+
+if TYPE_CHECKING:  # pycolmap takes a second to import
+    from hardnet_sfm.colmap.tracks import Tracks
+
+Size = tuple[int, int]
+Detect = Callable[[NDArray[np.uint8]], Keypoints]
+
+# From an observation to a keypoint that another detector found, pixels: its positions differ from the model's.
+_REACH_OF_DETECTED = 1.0
+_NAMED = 5  # photos in an error
+
+
+@dataclass(frozen=True)
+class MineResult:
+    """What the stage did.
+
+    Attributes:
+        photos: number of photos that patches were cut from.
+        points: number of points, the classes.
+        patches: of all of them together.
+        observations: number of observations in the model.
+        dropped: how many of these each filter dropped, in the order in which they were applied.
+        computed: number of photos done in this run; the others were up to date.
+        skipped: why a photo could not be read, by its name.
+    """
+
+    photos: int
+    points: int
+    patches: int
+    observations: int
+    dropped: dict[str, int]
+    computed: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class _View(NamedTuple):
+    """A photo of the model, and the frames of its observations, in COLMAP's pixels, NaN where no keypoint was found."""
+
+    sha256: str
+    orientation: int
+    size: Size
+    frames: Frames
+
+
+def mine(
+    model: Path,
+    images: Path,
+    output: Path,
+    options: MineOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    detect: Detect | None = None,
+) -> MineResult:
+    """Cuts a patch for every observation of a model that agrees with the others of its point.
+
+    The photos are read twice: to see that they are the model's, and, when it is known which observations are kept, to
+    cut the patches. Both times no more than `threads + 2` of them are in memory, whatever their number; besides there
+    is about 1 KB for each observation of the model. A killed run goes on with the photo whose patches it was cutting.
+
+    Args:
+        model: workspace of ours (its largest model is taken), or folder of any COLMAP model, binary or text.
+        images: folder of the model's photos.
+        output: patches.h5 to make.
+        options: filters, and where scales and orientations come from.
+        resources: how much of the machine.
+        detect: finds keypoints in photos of which none with scale and orientation are known.
+
+    Raises:
+        HardnetSfmError: no model, no tracks in it, none of its photos, photos of another size than their cameras,
+            no scales and orientations, nothing left by the filters, a full disk.
+        UsageError: an option makes no sense.
+    """
+    from hardnet_sfm.colmap.model import models_in
+    from hardnet_sfm.colmap.tracks import read_tracks
+
+    options, resources = options or MineOptions(), resources or Resources()
+    options.check()
+    folder = models_in(model)[0]
+    tracks = read_tracks(folder)
+    if not images.is_dir():
+        raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
+    with known_frames(options.keypoints or beside(folder)) as known:
+        views, skipped = _look(tracks, images, known, detect, resources.threads)
+    axes = np.full((len(tracks.point), 2, 2), np.nan, np.float32)
+    for number, view in views.items():
+        axes[tracks.of_photo(number)] = view.frames.axes
+    readable = np.isin(np.arange(len(tracks.names)), list(views))
+    selection = select(tracks, axes, options, readable)
+    if not len(selection.rows):
+        drops = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
+        raise HardnetSfmError(
+            f"{folder}: none of the {len(tracks.point)} observations can be used (dropped: {drops})",
+            "Where most have no photo, give the folder with all of them; where most have no keypoint, features or "
+            "database belong to another model; else weaken the filter.",
+        )
+    columns = _columns(tracks, views, selection)
+    with locked(output.parent, output.name):
+        computed = _cut_all(tracks, views, columns, images, output, options, resources.threads)
+    return MineResult(
+        photos=len(columns),
+        points=len(np.unique(tracks.point[selection.rows])),
+        patches=len(selection.rows),
+        observations=len(tracks.point),
+        dropped=selection.dropped,
+        computed=computed,
+        skipped=skipped,
+    )
+
+
+def _look(
+    tracks: Tracks, images: Path, known: Callable[[str], Frames | None], detect: Detect | None, threads: int
+) -> tuple[dict[int, _View], dict[str, str]]:
+    """Reads every photo and finds the keypoint behind every observation.
+
+    Returns:
+        Photos by their number in the model, and why the others could not be read, by name.
+    """
+
+    def look(item: tuple[int, Frames | None]) -> _View | str:
+        number, found = item
+        try:
+            photo = read_photo(images / tracks.names[number])
+        except HardnetSfmError as error:
+            return error.message
+        reach = REACH
+        if found is None:
+            if detect is None:
+                raise HardnetSfmError(
+                    f"no scales and orientations are known for the keypoints of {tracks.names[number]}",
+                    "Give the model's features.h5 or database.db with --keypoints, or a detector.",
+                )
+            found, reach = frames_of_keypoints(detect(photo.grey), photo.orientation, photo.size), _REACH_OF_DETECTED
+        rows = tracks.of_photo(number)
+        frames = found.select(associated(tracks.xy[rows], tracks.row[rows], found, reach))
+        return _View(photo.sha256, photo.orientation, photo.size, frames)
+
+    views: dict[int, _View] = {}
+    skipped: dict[str, str] = {}
+    items = ((number, known(name)) for number, name in enumerate(tracks.names))
+    with (
+        progress("look", len(tracks.names)) as advance,
+        ThreadPoolExecutor(threads, "look") as pool,
+        closing(in_order(pool, look, items, threads + 2)) as stream,
+    ):
+        for (number, _), future in stream:
+            view = future.result()
+            if isinstance(view, str):
+                skipped[tracks.names[number]] = view
+            else:
+                views[number] = view
+            advance(note=tracks.names[number])
+    if not views:
+        first = next(iter(skipped.values()))
+        raise HardnetSfmError(f"{images}: none of the model's {len(skipped)} photos can be read", first)
+    _check_sizes(tracks, views, images)
+    return views, skipped
+
+
+def _check_sizes(tracks: Tracks, views: dict[int, _View], images: Path) -> None:
+    resized = []
+    for number, view in views.items():
+        stored, camera = _turned(view.size, view.orientation), tuple(tracks.sizes[number].tolist())
+        if stored != camera:
+            resized.append(f"{tracks.names[number]} {stored[0]}x{stored[1]}, its camera {camera[0]}x{camera[1]}")
+    if resized:
+        more = f" and {len(resized) - _NAMED} more" if len(resized) > _NAMED else ""
+        raise HardnetSfmError(
+            f"{images}: photos of another size than when the model was made: {'; '.join(resized[:_NAMED])}{more}",
+            "Give the folder of the very photos that the model was made of.",
+        )
+
+
+def _turned(size: Size, orientation: int) -> Size:
+    """Width and height as stored of a photo that is upright of the given size."""
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _columns(tracks: Tracks, views: dict[int, _View], selection: Selection) -> dict[int, dict[str, NDArray[Any]]]:
+    """What is known of the selected patches beside their pixels, by the number of the photo."""
+    order = np.argsort(tracks.photo[selection.rows], kind="stable")
+    photos, first = np.unique(tracks.photo[selection.rows[order]], return_index=True)
+    columns = {}
+    for number, part in zip(photos.tolist(), np.split(order, first[1:]), strict=True):
+        view, rows = views[number], selection.rows[part]
+        of_view = view.frames.select(rows - tracks.of_photo(number).start)
+        upright = of_view.through(upright_from_stored(view.orientation, view.size))
+        columns[number] = {
+            "point": tracks.point_ids[tracks.point[rows]],
+            "frame": np.concatenate([upright.axes, upright.xy[:, :, None]], 2),
+            "angle": selection.angle[part],
+            "xyz": tracks.xyz[tracks.point[rows]].astype(np.float32),
+        }
+    return columns
+
+
+def _cut_all(
+    tracks: Tracks,
+    views: dict[int, _View],
+    columns: dict[int, dict[str, NDArray[Any]]],
+    images: Path,
+    output: Path,
+    options: MineOptions,
+    threads: int,
+) -> int:
+    """Cuts the selected patches, photo by photo, and makes the file. The number of photos that were not done before."""
+    from hardnet_sfm.patches import extract_patches
+
+    prints = {
+        number: digest(
+            "patches",
+            options.measurement_size,
+            views[number].sha256,
+            *(sha256(column.tobytes()).hexdigest() for column in of_photo.values()),
+        )
+        for number, of_photo in columns.items()
+    }
+    names = {number: tracks.names[number] for number in columns}
+    made_of = {**options.recipe(), "fingerprint": digest([(names[number], prints[number]) for number in names])}
+    if is_made(output, made_of):
+        return 0
+
+    def cut(number: int) -> NDArray[np.uint8]:
+        axes, xy = (np.ascontiguousarray(part) for part in np.split(columns[number]["frame"], [2], 2))
+        grey = read_photo(images / names[number]).grey
+        return extract_patches(grey, xy[:, :, 0], axes, PATCH_SIZE, options.measurement_size)
+
+    with PatchWriter(output) as writer:
+        due = [number for number in columns if writer.done.get(names[number]) != prints[number]]
+        with (
+            progress("mine", len(columns), len(columns) - len(due)) as advance,
+            ThreadPoolExecutor(threads, "mine") as pool,
+            closing(in_order(pool, cut, due, threads + 2)) as stream,
+        ):
+            for number, future in stream:
+                writer.put(names[number], prints[number], {**columns[number], "patches": future.result()})
+                advance(note=names[number])
+        writer.commit(list(names.values()), "sfm", options.measurement_size, extent(tracks), made_of, keep_ids=True)
+    return len(due)
+
+
+def extent(tracks: Tracks) -> float:
+    """Size of a model in its units: the diagonal of the box that holds the middle nine tenths along each axis.
+
+    A box of all points would be as large as the farthest wrong point is away.
+    """
+    low, high = np.quantile(tracks.xyz, [0.05, 0.95], axis=0)
+    return float(np.linalg.norm(high - low))
+
+
+@dataclass(frozen=True)
+class MineCommand:
+    """Cut training patches from a model and its photos."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm mine hardnet-sfm-out/ --images images/ -o patches.h5",
+        "hardnet-sfm mine model/ --images images/ -o patches.h5 --sheet sheet.png",
+    )
+
+    model: Annotated[Path, Positional, arg(metavar="MODEL")]
+    """Workspace that `reconstruct` made, or folder of any COLMAP model."""
+    images: Path
+    """Folder of the model's photos."""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """patches.h5 to make."""
+    sheet: Path | None = None
+    """PNG to draw some of the patches on, a row a point."""
+    as_brown: Path | None = None
+    """Folder to make with the same patches in the layout of Brown's PhotoTour, for other trainers."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    mine: MineOptions = field(default_factory=MineOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+
+        detect = make_detector("opencv-dog", DetectorOptions(8192, 0.02 / 3, 10, upright=False, affine_shape=False))
+        report = mine(self.model, self.images, self.output, self.mine, self.resources, detect=detect)
+        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
+        for name, count in report.dropped.items():
+            output.print(f"  {100 * count / report.observations:5.2f} % dropped: {name}")
+        print_skipped(report.skipped)
+        print_patches(self.output, self.sheet, self.as_brown)
+
+
+def print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> None:
+    """Draws and writes what was asked for beside the patches, and says where all of it is."""
+    output.print(escape(str(patches)))
+    if sheet is not None:
+        from hardnet_sfm.pages.sheets import sheet as draw
+
+        draw(patches, sheet)
+        output.print(escape(str(sheet)))
+    if as_brown is not None:
+        from hardnet_sfm.files.patch_sets import read_patches
+        from hardnet_sfm.training.brown_sets import write_brown
+
+        write_brown(read_patches(patches), as_brown)
+        output.print(escape(str(as_brown)))

@@ -1,0 +1,106 @@
+"""The command `report`: a page about whatever it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.workspace import DEFAULT, Workspace
+from hardnet_sfm.pages.evaluation_page import evaluation_page
+from hardnet_sfm.pages.model_page import reconstruction_page
+from hardnet_sfm.pages.page import check_page
+from hardnet_sfm.pages.training_page import training_page
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import output
+
+
+def write_report(
+    source: Workspace | Path | str,
+    output: Path | str | None = None,
+    *,
+    images: Path | str | None = None,
+    patches: Path | str | None = None,
+    resources: Resources | None = None,
+) -> Path:
+    """Writes a page that needs no network and nothing beside it, to be opened in any browser of 2024 or later.
+
+    Args:
+        source: a workspace with a reconstruction; a .safetensors file that `train` made or is making; or a .json file
+            that `evaluate` wrote, of any data set.
+        output: the .html file to write. Default: report.html in the workspace, or NAME.html beside the file.
+        images: of a workspace: folder of the photos, where it is no longer the one that features were made from. Where
+            there is none, the page does without photos. Of an evaluation on landmarks: the data set, or the folder of
+            its photos; without it the page does not show what was found.
+        patches: of weights: a patches.h5 to find the hardest positives and negatives in.
+        resources: how much of the machine.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        HardnetSfmError: there is nothing to report on, a file is damaged, or the page cannot be written.
+        UsageError: the output is no .html file, or images or patches are given for something that has none.
+    """
+    if output is not None:
+        check_page(Path(output))
+    kind = "" if isinstance(source, Workspace) else Path(source).suffix
+    for name, given, wanted in (("images", images, ("", ".json")), ("patches", patches, (".safetensors",))):
+        if given is not None and kind not in wanted:
+            raise UsageError(f"--{name} has no effect on the page about {source}", "Leave it out.")
+    if kind in (".safetensors", ".json"):
+        assert not isinstance(source, Workspace)
+        file = Path(source)
+        target = Path(output) if output else file.with_suffix(".html")
+        if kind == ".json":
+            evaluation_page(file, target, Path(images) if images else None, resources)
+        else:
+            training_page(file, target, Path(patches) if patches else None)
+        return target
+    place = source if isinstance(source, Workspace) else Workspace(Path(source))
+    if not place.root.is_dir():
+        raise HardnetSfmError(
+            f"no workspace at {place.root}",
+            "Run `hardnet-sfm reconstruct IMAGES` first, or name a .safetensors of `train` or a .json of `evaluate`.",
+        )
+    target = Path(output) if output else place.report
+    reconstruction_page(place, target, Path(images) if images else None, resources)
+    return target
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Draw a page of a reconstruction, training or evaluation."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm report",
+        "hardnet-sfm report out/ --images moved/ -o page.html",
+        "hardnet-sfm report my.safetensors --patches held-out.h5",
+        "hardnet-sfm report homography.json",
+        "hardnet-sfm report oxford5k.json --images OXFORD",
+    )
+
+    source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
+    """Workspace with a model: cameras and points, photos, matches, statistics. Or .safetensors file that `train` made
+    or is making: learning curves, hardest patches. Or .json file that `evaluate` made, of any data set: its tables,
+    curves of precision over recall, ROC or matching accuracy, each query, pair or sequence."""
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """.html file to write. Default: report.html in the workspace, or NAME.html beside the file."""
+    images: Path | None = None
+    """Workspace: where the photos are now, if no longer where features were extracted from. Evaluation on landmarks:
+    the data set, to show the first photos found for each query."""
+    patches: Path | None = None
+    """Weights: a patches.h5 to find the hardest positives and negatives in, best of scenes not trained on."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        page = write_report(
+            self.source, self.output, images=self.images, patches=self.patches, resources=self.resources
+        )
+        output.print(escape(str(page)))

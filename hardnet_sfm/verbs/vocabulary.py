@@ -1,0 +1,203 @@
+"""The command `vocabulary`: visual words of a folder of photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from rich.markup import escape
+
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.workspace import CARD, locked, read_json
+from hardnet_sfm.keypoints import Float32
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import Common, Images, output, print_result
+from hardnet_sfm.verbs.extract import extract
+
+_RECALL_SAMPLE = 4096
+_DEFAULT_WORDS = 65536
+_DESCRIPTORS_A_WORD = 32
+
+
+@dataclass(frozen=True)
+class VocabularyOptions:
+    """How visual words are learned."""
+
+    words: int | None = None
+    """How many visual words, 2 to 1048576. Default: the power of two that leaves 32 descriptors or more for each, at
+    most 65536."""
+    sample: int | None = None
+    """How many descriptors to learn from, drawn at random from all photos alike. Default: 32 a word, or all."""
+    iterations: int = 12
+    """Of k-means."""
+    vocabulary_seed: int = 0
+    """Of the sample, the first words and the projection."""
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+        if self.words is not None and not 2 <= self.words <= 2**20:
+            raise UsageError("--words must be from 2 to 1048576")
+        if self.sample is not None and self.sample < (self.words or 2):
+            raise UsageError("--sample must be at least the number of words")
+        if self.iterations < 1:
+            raise UsageError("--iterations must be at least 1")
+        if self.vocabulary_seed < 0:
+            raise UsageError("--vocabulary-seed must be at least 0")
+
+
+@dataclass(frozen=True)
+class VocabularyResult:
+    """What the stage did.
+
+    Attributes:
+        words: how many.
+        descriptors: that they were learned from.
+        recall: share of descriptors that get their nearest word; less than 1 where assignment is approximate.
+        objective: mean squared distance of the sample to its words.
+        computed: False where the vocabulary was up to date.
+    """
+
+    words: int
+    descriptors: int
+    recall: float
+    objective: float
+    computed: bool
+
+    def summary(self) -> str:
+        """One line: what there is now."""
+        found = f"{100 * self.recall:.1f} % of descriptors get their nearest word"
+        words = f"{self.words} words of {self.descriptors} descriptors, objective {self.objective:.4f}; {found}"
+        return words if self.computed else f"{words}; up to date"
+
+
+def vocabulary(
+    features: Path | str,
+    output: Path | str,
+    options: VocabularyOptions | None = None,
+    resources: Resources | None = None,
+) -> VocabularyResult:
+    """Learns visual words from a store of features by k-means (Sivic and Zisserman, ICCV 2003).
+
+    From 4096 words on, k-means assigns approximately, as Philbin et al. (CVPR 2007) do; the share of descriptors that
+    get their nearest word all the same is measured, and is part of the card. Where the faiss that is installed has GPUs
+    (conda's faiss-gpu), they assign; sums in another order then give other words than the CPU, by rounding.
+
+    Args:
+        features: store of the photos.
+        output: folder to make.
+        options: how.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: there are fewer descriptors than words; or the disk is full.
+        UsageError: contradictory options.
+    """
+    import faiss
+
+    from hardnet_sfm.retrieval.visual_words import learn_words
+
+    options, resources = options or VocabularyOptions(), resources or Resources()
+    options.check()
+    features, output = Path(features), Path(output)
+    with locked(output.parent), FeatureStore(features) as store:
+        made_of = _made_of(store, options)
+        if (output / CARD).is_file():
+            card = read_json(output / CARD)
+            if card.get("made_of") == made_of and (output / str(card.get("file"))).is_file():
+                return _result(card, computed=False)
+        sample = _sample(store, made_of["descriptors"], options.vocabulary_seed)
+        faiss.omp_set_num_threads(resources.threads)
+        learned = learn_words(
+            sample, made_of["words"], options.iterations, options.vocabulary_seed, gpus=resources.device != "cpu"
+        )
+        facts = {"descriptor": store.header["options"].get("descriptor", ""), "photos": len(store.names())}
+        learned.card.update(
+            {
+                **facts,
+                "weights_sha256": store.header["options"].get("weights_sha256", ""),
+                "data": store.header["images"],
+                "words": len(learned),
+                "dimension": learned.dimension,
+                "recall": learned.measure_recall(sample[:_RECALL_SAMPLE]),
+                "made_of": made_of,
+            }
+        )
+        learned.save(output)
+    return _result(learned.card, computed=True)
+
+
+def _result(card: dict[str, Any], *, computed: bool) -> VocabularyResult:
+    return VocabularyResult(card["words"], card["made_of"]["descriptors"], card["recall"], card["objective"], computed)
+
+
+def _made_of(store: FeatureStore, options: VocabularyOptions) -> dict[str, Any]:
+    """Everything that decides what the vocabulary is, fit for JSON."""
+    there = sum(store.counts().values())
+    words = options.words
+    if words is None:
+        words = min(_DEFAULT_WORDS, 2 ** int(np.log2(max(2, there // _DESCRIPTORS_A_WORD))))
+    if there < words:
+        raise HardnetSfmError(
+            f"{store.path}: {there} descriptors cannot make {words} words",
+            "Ask for fewer --words, or add photos.",
+        )
+    sample = min(there, words * _DESCRIPTORS_A_WORD if options.sample is None else options.sample)
+    return {
+        "words": words,
+        "descriptors": sample,
+        "iterations": options.iterations,
+        "seed": options.vocabulary_seed,
+        "features": store.fingerprints(),
+    }
+
+
+def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
+    """(count, D) descriptors, drawn from all of the store without repetition, in random order."""
+    counts = store.counts()
+    random = np.random.default_rng(seed)
+    chosen = np.sort(random.permutation(sum(counts.values()))[:count])
+    ends = np.cumsum(list(counts.values()))
+    rows: Float32 | None = None
+    done = 0
+    with progress("sample", len(counts)) as advance:
+        for (name, size), end in zip(counts.items(), ends, strict=True):
+            stop = int(np.searchsorted(chosen, end))
+            if stop > done:
+                picked = store.descriptors(name)[chosen[done:stop] - (end - size)]
+                rows = np.empty((count, picked.shape[1]), np.float32) if rows is None else rows
+                rows[done:stop] = picked
+            done = stop
+            advance(note=name)
+    assert rows is not None
+    return rows[random.permutation(count)]
+
+
+@dataclass(frozen=True)
+class VocabularyCommand:
+    """Learn visual words, for any collection."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm vocabulary photos/ --words 65536",
+        "hardnet-sfm vocabulary photos/ --workspace other-city",
+    )
+
+    images: Images
+    """Folder of photos, searched recursively, never written to."""
+    common: Common = field(default_factory=Common)
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        place = self.common.place
+        place.check_apart(self.images)
+        self.vocabulary.check()
+        print_result("extract", extract(self.images, place.features, self.extract, self.resources))
+        report = vocabulary(place.features, place.vocabulary, self.vocabulary, self.resources)
+        print_result("vocabulary", report)
+        output.print(escape(str(place.vocabulary)))

@@ -1,0 +1,164 @@
+"""Training patches from photos alone: a detector finds the same points again in views warped by known homographies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tyro.conf import arg
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
+from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit, sha256_of
+from hardnet_sfm.files.workspace import digest, locked
+from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.progress import progress
+from hardnet_sfm.resources import Resources
+from hardnet_sfm.terminal import Images, output, print_skipped
+from hardnet_sfm.training.warping import WarpedPatches, WarpOptions, warped_patches
+from hardnet_sfm.verbs.mine import print_patches
+from hardnet_sfm.workers import in_order
+
+_EXTENT = 1000.0  # pixels
+Grey = NDArray[np.uint8]
+Detect = Callable[[Grey], Keypoints]
+Homography = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WarpResult:
+    """What the stage did.
+
+    Attributes:
+        patches: number of patches in the file.
+        points: number of points they show.
+        photos: number of photos they come from.
+        computed: number of photos done in this run; the others were up to date.
+        skipped: why a photo gave nothing, by its name.
+    """
+
+    patches: int
+    points: int
+    photos: int
+    computed: int
+    skipped: dict[str, str]
+
+
+def warp(
+    images: Path, output: Path, options: WarpOptions | None = None, resources: Resources | None = None
+) -> WarpResult:
+    """Makes a patches.h5 of a folder of photos that need not show anything together.
+
+    A point's xyz is its position in its photo in pixels, and as third coordinate a number that sets the photo far apart
+    from others; the extent is 1000 pixels.
+
+    Args:
+        images: folder of photos, searched recursively.
+        output: the patches.h5 to make or continue.
+        options: how.
+        resources: how much of the machine.
+
+    Raises:
+        HardnetSfmError: no photos, none readable, or no point was found again.
+        UsageError: an option makes no sense.
+    """
+    from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+
+    options, resources = options or WarpOptions(), resources or Resources()
+    options.check()
+    names = list_photos(images)
+    detect = make_detector(options.detector, DetectorOptions(options.max_keypoints, 0.02 / 3, 10, False, False))
+    recipe = asdict(options)
+
+    def make(name: str) -> WarpedPatches:
+        photo = read_photo(images / name)
+        # By its content, so that the same photos give the same patches in any folder and on any number of threads.
+        rng = np.random.default_rng((options.seed, int(photo.sha256[:8], 16)))
+        return warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
+
+    photos = {name: sha256_of(images / name) for name in names}
+    first = {sha256: name for name, sha256 in reversed(photos.items())}
+    # Their points would have the same numbers, and pixels that are equal in what should be two looks.
+    copies = {name: f"the same photo as {first[of]}" for name, of in photos.items() if first[of] != name}
+    names = [name for name in names if name not in copies]
+    skipped: dict[str, str] = {}
+    prints = {name: digest("warps", recipe, photos[name]) for name in names}
+    made_of = {**recipe, "fingerprint": digest(prints)}
+    due: list[str] = []
+    with locked(output.parent, output.name), PatchWriter(output) as writer:
+        if not is_made(output, made_of):
+            due = [name for name in names if writer.done.get(name) != prints[name]]
+            with (
+                progress("warp", len(names), len(names) - len(due)) as advance,
+                ThreadPoolExecutor(resources.threads, "warp") as pool,
+                closing(in_order(pool, make, due, resources.threads + 2)) as stream,
+            ):
+                for name, future in stream:
+                    try:
+                        made = future.result()
+                    except HardnetSfmError as error:
+                        skipped[name] = error.message
+                    else:
+                        _put(writer, name, prints[name], made, photos[name], options.views)
+                    advance(note=name)
+            kept = [view for name in names if name not in skipped for view in _views(name, options.views)]
+            if not kept:
+                raise HardnetSfmError(f"{images}: none of the photos can be read", next(iter(skipped.values())))
+            writer.commit(kept, "warps", options.measurement_size, _EXTENT, made_of)
+    patches = read_patches(output)
+    used = len(patches.images) // (options.views + 1)
+    computed = sum(name not in skipped for name in due)
+    return WarpResult(len(patches), len(patches.xyz), used, computed, skipped | copies)
+
+
+def _views(name: str, views: int) -> list[str]:
+    """Names of a photo's views; the photo itself keeps its name and is finished last."""
+    return [f"{name}#{view}" for view in range(1, views + 1)] + [name]
+
+
+def _put(writer: PatchWriter, name: str, fingerprint: str, made: WarpedPatches, sha256: str, views: int) -> None:
+    for view, view_name in zip([*range(1, views + 1), 0], _views(name, views), strict=True):
+        rows = np.flatnonzero(made.view == view)
+        xy = made.xy[made.point[rows]]
+        arrays: dict[str, NDArray[Any]] = {
+            "patches": made.patches[rows],
+            # By the photo's content: a resumed run may list other photos, and numbers in the list would shift.
+            "point": made.point[rows] + (int(sha256[:10], 16) << 20),
+            "frame": made.frame[rows],
+            "angle": np.full(len(rows), np.nan, np.float32),
+            "xyz": np.column_stack([xy, np.full(len(rows), int(sha256[:4], 16) * 10 * _EXTENT)]).astype(np.float32),
+        }
+        writer.put(view_name, fingerprint, arrays)
+
+
+@dataclass(frozen=True)
+class WarpCommand:
+    """Make training patches from photos alone, by warping them."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "hardnet-sfm warp photos/ -o warps.h5",
+        "hardnet-sfm warp photos/ -o warps.h5 --views 8 --sheet sheet.png",
+    )
+
+    images: Images
+    """Folder of photos, searched recursively, never written to. They need not show the same thing."""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """patches.h5 to make."""
+    sheet: Path | None = None
+    """PNG to draw some of the patches on, a row a point."""
+    debug: bool = False
+    """Show where in the program an error came from."""
+    warp: WarpOptions = field(default_factory=WarpOptions)
+    resources: Resources = field(default_factory=Resources)
+
+    def run(self) -> None:
+        report = warp(self.images, self.output, self.warp, self.resources)
+        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
+        print_skipped(report.skipped)
+        print_patches(self.output, self.sheet, None)
