@@ -16,6 +16,7 @@ from hardnet_sfm import __version__
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.terminal import GOES_ON, Command, output, report_errors
+from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.demo import DemoCommand
 from hardnet_sfm.verbs.doctor import DoctorCommand
 from hardnet_sfm.verbs.evaluate import EvaluateCommand
@@ -91,18 +92,21 @@ def parse(args: Sequence[str] | None = None) -> Command:
     kind = _COMMANDS[verb]
     # Each example is a paragraph of its own: tyro would join them.
     description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
+    # What is asked for decides the other options or their defaults, so it has to be known first.
     if kind is ReconstructCommand:
-        how["default"] = ReconstructCommand.with_preset(_preset_in(rest))
+        how["default"] = ReconstructCommand.with_preset(_value_of("--preset", rest, "default"))
+    if kind is TrainCommand:
+        kind = TrainCommand.for_network(_value_of("--network", rest, TrainOptions().network))
     command: Command = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
     return command
 
 
-def _preset_in(args: Sequence[str]) -> Any:
-    """The preset that is asked for: it decides the defaults of all other options, so it has to be known first."""
-    given = "default"
+def _value_of(option: str, args: Sequence[str], default: str) -> Any:
+    """The value of an option in a command line that is not parsed yet."""
+    given = default
     for arg, following in zip_longest(args, args[1:], fillvalue=""):
         name, equals, value = arg.partition("=")
-        if name == "--preset":
+        if name == option:
             given = value if equals else following
     return given
 
@@ -125,7 +129,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with report_errors():
         command = parse(args)
     options: Any = getattr(command, "common", command)
-    verb = next(verb for verb, kind in _COMMANDS.items() if kind is type(command))
+    verb = next(verb for verb, kind in _COMMANDS.items() if isinstance(command, kind))
     usage = f"`hardnet-sfm {verb} --help` says what it takes."
     with report_errors(options.debug, usage, getattr(command, "interrupted", GOES_ON)):
         command.run()

@@ -1,38 +1,88 @@
-"""How detectors and descriptors are found by name, those of other packages included."""
+"""Things that are found by name, those of other packages included."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from importlib.metadata import entry_points
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, Generic, TypeVar
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 T = TypeVar("T")
 
 
-def registered(what: str, built_in: Mapping[str, T], name: str) -> T:
-    """The built-in entry of that name, or what a package offers under the entry point `hardnet_sfm.{what}s`.
+class Registry(Mapping[str, T], Generic[T]):
+    """What is built in, and what packages offer under an entry point.
 
-    Raises:
-        UsageError: nothing is registered under the name.
-        HardnetSfmError: the package that offers it fails to import.
+    A package adds something by an entry point whose name is what the command line takes. What it offers is loaded when
+    it is first asked for. A package that was removed offers nothing.
+
+    Args:
+        what: it is, in the singular, for messages.
+        group: of the entry points, in the plural: "detectors" for `hardnet_sfm.detectors`.
+        built_in: by name; these come first.
     """
-    if name in built_in:
-        return built_in[name]
-    offered = entry_points(group=f"hardnet_sfm.{what}s")
-    for entry_point in offered:
-        if entry_point.name == name:
-            try:
-                found: T = entry_point.load()
-            except (ImportError, AttributeError) as error:
-                raise HardnetSfmError(
-                    f"the {what} {name} ({entry_point.value}) cannot be loaded: {error}",
-                    "Install the package that brings it again, with what it needs.",
-                ) from error
-            return found
-    known = sorted({*built_in, *offered.names})
-    close = difflib.get_close_matches(name, known, 1)
-    guess = f"Did you mean {close[0]}? " if close else ""
-    raise UsageError(f"unknown {what}: {name}", f"{guess}There are: {', '.join(known)}.")
+
+    def __init__(self, what: str, group: str, built_in: dict[str, T]) -> None:
+        self.what, self.group, self.built_in = what, f"hardnet_sfm.{group}", built_in
+
+    def _offered(self) -> dict[str, EntryPoint]:
+        found = {entry_point.name: entry_point for entry_point in entry_points(group=self.group)}
+        return {name: found[name] for name in sorted(found) if name not in self.built_in and _is_there(found[name])}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.built_in, *self._offered()])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.built_in or name in self._offered()
+
+    def __getitem__(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+            KeyError: there is none.
+            HardnetSfmError: the package that offers it fails to import.
+        """
+        if name in self.built_in:
+            return self.built_in[name]
+        entry_point = self._offered()[name]
+        try:
+            found: T = entry_point.load()
+        except (ImportError, AttributeError) as error:
+            raise HardnetSfmError(
+                f"the {self.what} {name} ({entry_point.value}) cannot be loaded: {error}",
+                "Install the package that brings it again, with what it needs.",
+            ) from error
+        return found
+
+    def find(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+            UsageError: there is none.
+            HardnetSfmError: the package that offers it fails to import.
+        """
+        if name not in self:
+            known = list(self)
+            close = difflib.get_close_matches(name, known, 1)
+            guess = f"Did you mean {close[0]}? " if close else ""
+            raise UsageError(f"unknown {self.what}: {name}", f"{guess}There are: {', '.join(known)}.")
+        return self[name]
+
+
+def _is_there(entry_point: EntryPoint) -> bool:
+    """Whether the module of an entry point exists; its package may have been removed by hand."""
+    try:
+        return find_spec(entry_point.module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def names_of(registry: Mapping[str, Any]) -> str:
+    """Names in a registry, for messages."""
+    return ", ".join(registry)

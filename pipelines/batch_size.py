@@ -18,10 +18,10 @@ import tyro
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes
 
-from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.flags import flag_rules
-from hardnet_sfm.networks.loading import find_architecture
+from hardnet_sfm.literature.experiments import ExperimentOptions, run_experiment
+from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
@@ -56,7 +56,7 @@ class Options(ExperimentOptions):
         if total is None or total < 1:
             raise UsageError("--pairs and --steps must be above 0")
         # One number for batches of all sizes, or their statistics would differ as well.
-        norm_batch = 256 if self.norm_batch is None and find_architecture(self.network).normalised else self.norm_batch
+        norm_batch = 256 if self.norm_batch is None and ARCHITECTURES.find(self.network).normalised else self.norm_batch
         return {
             str(size): TrainOptions(
                 network=self.network,

@@ -27,17 +27,19 @@ from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.weight_files import find_weights
 from hardnet_sfm.files.workspace import Workspace, read_json
 from hardnet_sfm.flags import flag_rules
-from hardnet_sfm.networks.loading import find_architecture, load_network
+from hardnet_sfm.networks.architectures import ARCHITECTURES
+from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.observations import MineOptions
+from hardnet_sfm.training.patch_sources import read_any_patches
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.match import MatchOptions
 from hardnet_sfm.verbs.mine import mine
 from hardnet_sfm.verbs.pair import PairOptions
 from hardnet_sfm.verbs.reconstruct import reconstruct
-from hardnet_sfm.verbs.train import check_installed, read_any_patches, train
+from hardnet_sfm.verbs.train import check_installed, train
 
 said = Console(highlight=False)
 
@@ -67,7 +69,7 @@ def check(options: Options) -> None:
     """Raises HardnetSfmError where training, which comes late, would; or where what it makes cannot describe photos."""
     check_installed()
     options.train.check()
-    network = find_architecture(options.train.completed().network)
+    network = ARCHITECTURES.find(options.train.completed().network)
     if network.metric != "l2":
         raise UsageError(
             f"--network {network.name} compares patches and describes none: photos cannot be matched by it alone",

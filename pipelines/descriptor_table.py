@@ -24,13 +24,13 @@ from rich.markup import escape
 from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm.benchmark.competitors import Competitor, competitors, made
-from hardnet_sfm.benchmark.descriptor_table import Column, DescriptorTable
-from hardnet_sfm.benchmark.experiments import figure_class
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.scores import MEAN, ScoreTable
 from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
 from hardnet_sfm.files.workspace import digest, locked, read_json, replacing, write_json
 from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.literature.descriptor_table import Column, DescriptorTable
+from hardnet_sfm.literature.experiments import figure_class
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
@@ -160,7 +160,7 @@ def costs(resources: Resources) -> Benchmark:
     )
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.costs import cost_of, cost_of_pairs
+        from hardnet_sfm.literature.costs import cost_of, cost_of_pairs
 
         for row in rows:
             yield row.name, (cost_of_pairs if row.compares else cost_of)(row, resources)
@@ -175,7 +175,7 @@ def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
     )
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.held_out import HeldOut
+        from hardnet_sfm.literature.held_out import HeldOut
 
         pairs = HeldOut(path, batch_size)
         for row in rows:

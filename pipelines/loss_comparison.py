@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from hardnet_sfm.benchmark.experiments import ExperimentOptions, run_experiment
 from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.literature.experiments import ExperimentOptions, run_experiment
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions

@@ -24,14 +24,16 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hardnet_sfm.benchmark.experiments import figure_class
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.literature.experiments import figure_class
+from hardnet_sfm.literature.published_losses import contrastive, softmax
 from hardnet_sfm.terminal import output, report_errors
-from hardnet_sfm.training.losses import Loss, contrastive, hardnet, softmax
+from hardnet_sfm.training.losses import hardnet
+from hardnet_sfm.training.objectives import DescriptorLoss
 
-LOSSES: dict[str, Loss] = {"contrastive": contrastive, "softmax": softmax, "triplet margin": hardnet}
+LOSSES: dict[str, DescriptorLoss] = {"contrastive": contrastive, "softmax": softmax, "triplet margin": hardnet}
 FARTHEST = 2.0  # that descriptors of unit length can be from each other
 
 
@@ -81,7 +83,7 @@ def pairs_at(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     return sides[0], sides[1]
 
 
-def derivatives(loss: Loss, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+def derivatives(loss: DescriptorLoss, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """Those of a loss by the distance of matching and by that of other descriptors, at (N,) places."""
 
     def at(one: Tensor, other: Tensor) -> Tensor:

@@ -41,10 +41,10 @@ from hardnet_sfm.evaluation.hpatches import (
     VERIFICATION_HEADER,
 )
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.features.interest_points import dominant_orientations, harris_laplace_points, hessian_points
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
+from hardnet_sfm.literature.interest_points import dominant_orientations, harris_laplace_points, hessian_points
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.progress import progress
 from hardnet_sfm.terminal import output, report_errors

@@ -33,9 +33,9 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.baseline import ColmapSift
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.literature import pair_scoring
+from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.matching.rescore import short_lists
-from hardnet_sfm.networks import pair_scoring
-from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 
@@ -74,7 +74,7 @@ def scores_of(network: nn.Module, pairs: Iterable[tuple[Grey, Grey]]) -> NDArray
 def test_pairs_are_scored_in_order_whatever_the_blocks(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hardnet_sfm.matching.scorer._BATCH", {"cpu": 5})
+    monkeypatch.setattr("hardnet_sfm.literature.scorer._BATCH", {"cpu": 5})
     row, patches = row_of(name, tmp_path), looks(9, 2, 65, 0).reshape(-1, 65, 65)
     pairs = np.array([[0, 17], [17, 0], [3, 4], [3, 3], [12, 4], [8, 9], [1, 16]])
     network = row.load().network

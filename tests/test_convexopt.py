@@ -24,14 +24,14 @@ from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.files.journal import Journal
 from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, write_patches
 from hardnet_sfm.files.weight_files import read_weights, write_weights
+from hardnet_sfm.literature.convex import ConvexOptions, learn_convexopt, learn_projection, learn_weights
+from hardnet_sfm.literature.convexopt import ConvexOpt, PooledGradients, gaussians
+from hardnet_sfm.literature.pooling import PooledPairs, candidate_rings
+from hardnet_sfm.literature.rda import DualAverage, low_rank_step, margin_hinge, sparse_step
 from hardnet_sfm.networks.architectures import recognised
-from hardnet_sfm.networks.convexopt import ConvexOpt, PooledGradients, gaussians
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
-from hardnet_sfm.training.convex import ConvexOptions, learn_convexopt, learn_projection, learn_weights
-from hardnet_sfm.training.pooling import PooledPairs, candidate_rings
-from hardnet_sfm.training.rda import DualAverage, low_rank_step, margin_hinge, sparse_step
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.train import train
@@ -542,7 +542,7 @@ class TestLearning:
 class TestTraining:
     """`hardnet-sfm train --network convexopt`."""
 
-    OPTIONS = TrainOptions(network="convexopt", sampling=SamplingOptions(batch_size=32), convex=BRIEF)
+    OPTIONS = TrainOptions(network="convexopt", sampling=SamplingOptions(batch_size=32))
     CPU = Resources(device="cpu", workers=1)
 
     @pytest.fixture
@@ -575,21 +575,27 @@ class TestTraining:
 
         monkeypatch.setattr(Journal, "put", dies)
         with pytest.raises(KeyboardInterrupt):
-            train([mined], output, self.OPTIONS, self.CPU)
+            train([mined], output, self.OPTIONS, self.CPU, learner_options=BRIEF)
         monkeypatch.setattr(Journal, "put", put)
         with pytest.raises(HardnetSfmError, match="did not finish"):
-            train([mined], output, self.OPTIONS, self.CPU)
-        train([mined], output, replace(self.OPTIONS, resume=True), self.CPU)
-        train([mined], mined.with_name("whole.safetensors"), self.OPTIONS, self.CPU)
+            train([mined], output, self.OPTIONS, self.CPU, learner_options=BRIEF)
+        train([mined], output, replace(self.OPTIONS, resume=True), self.CPU, learner_options=BRIEF)
+        train([mined], mined.with_name("whole.safetensors"), self.OPTIONS, self.CPU, learner_options=BRIEF)
         found, expected = (read_weights(mined.with_name(f"{name}.safetensors")).tensors for name in ("out", "whole"))
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         with pytest.raises(HardnetSfmError, match="no journal"):
-            train([mined], mined.with_name("new.safetensors"), replace(self.OPTIONS, resume=True), self.CPU)
+            train(
+                [mined],
+                mined.with_name("new.safetensors"),
+                replace(self.OPTIONS, resume=True),
+                self.CPU,
+                learner_options=BRIEF,
+            )
 
     def test_that_leaves_nothing_writes_nothing(self, mined: Path) -> None:
         output, brief = mined.with_name("out.safetensors"), replace(BRIEF, nuclear=0.999, projection_steps=3)
         with pytest.raises(HardnetSfmError, match="no dimension is left") as raised:
-            train([mined], output, replace(self.OPTIONS, convex=brief), self.CPU)
+            train([mined], output, self.OPTIONS, self.CPU, learner_options=brief)
         assert "--nuclear" in raised.value.hint
         assert not output.exists()
 
@@ -599,12 +605,17 @@ class TestTraining:
             (replace(OPTIONS, minutes=3.0), "minutes has no effect"),
             (replace(OPTIONS, loss="hardnet"), "loss has no effect"),
             (replace(OPTIONS, augment=AugmentOptions(flip=False)), "augment has no effect"),
-            (replace(OPTIONS, network="hardnet"), "options of convex optimisation have no effect"),
         ],
     )
     def test_options_without_effect_are_refused(self, options: TrainOptions, problem: str) -> None:
         with pytest.raises(UsageError, match=problem):
             options.completed()
+
+    def test_its_options_are_refused_with_another_network(self, mined: Path) -> None:
+        with pytest.raises(UsageError, match="learned by gradient descent"):
+            train([mined], mined.with_name("out.safetensors"), TrainOptions(steps=1), learner_options=BRIEF)
+        with pytest.raises(SystemExit):
+            main(f"train {mined} -o {mined.with_name('out.safetensors')} --pairs 48".split())
 
 
 @pytest.mark.parametrize(

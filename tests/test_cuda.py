@@ -18,6 +18,7 @@ from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, 
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.losses import LOSSES
+from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.train import train
@@ -76,7 +77,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     options = TrainOptions(steps=6, validate_every=3, sampling=SamplingOptions(batch_size=32))
     train([patches], whole, options, GPU)
-    calls, hardnet = itertools.count(), LOSSES["hardnet"]
+    calls, hardnet = itertools.count(), LOSSES["hardnet"].function
 
     def failing(*args: torch.Tensor) -> torch.Tensor:
         if next(calls) == 4:
@@ -84,7 +85,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
         return hardnet(*args)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setitem(LOSSES, "hardnet", failing)
+        patch.setitem(LOSSES.built_in, "hardnet", DescriptorObjective(failing))
         train([patches], stopped, options, GPU)
     train([patches], stopped, replace(options, resume=True), GPU)
     # Sums of a GPU are not the same to the bit in every run.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.features.detectors import BUILT_IN, DetectorOptions, make_detector
+from hardnet_sfm.features.detectors import DETECTORS, DetectorOptions, make_detector
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.scene import Scene
@@ -25,7 +25,7 @@ from hardnet_sfm.scene import Scene
 Grey = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
 
-NAMES = sorted(BUILT_IN)
+NAMES = sorted(DETECTORS.built_in)
 _K = 2 ** (1 / 3)
 _BACKGROUND, _AMPLITUDE = 60, 150
 _PEAK = _AMPLITUDE / 255 * (1 / (1 + 1 / _K) - 1 / (1 + _K))  # contrast of every blob, whatever its size

@@ -19,19 +19,19 @@ import torch
 from PIL import Image
 from test_train import write_noisy_patches
 
-from hardnet_sfm.benchmark.experiments import ExperimentOptions, compare, of_seeds, order_said
-from hardnet_sfm.benchmark.held_out import HeldOut
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.evaluation.scores import Measure
 from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
 from hardnet_sfm.files.patch_sets import PatchSet, read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights
-from hardnet_sfm.networks.architectures import ARCHITECTURES
-from hardnet_sfm.networks.loading import LoadedNetwork
-from hardnet_sfm.networks.pair_scoring import PairNetwork
+from hardnet_sfm.literature.experiments import ExperimentOptions, compare, of_seeds, order_said
+from hardnet_sfm.literature.held_out import HeldOut
+from hardnet_sfm.literature.pair_scoring import PairNetwork
+from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import fitting, losses
+from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.training.validation import BATCHES, HeldOutBatches, measures_of, validated
@@ -203,7 +203,7 @@ class TestCompare:
         self, patches: Path, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """And ends as one that was not."""
-        steps, real = [], losses.LOSSES["hardnet"]
+        steps, real = [], losses.LOSSES["hardnet"].function
         longer = TrainOptions(steps=3, validate_every=1, sampling=SMALL.sampling)
         whole = compare("losses", {"a": longer}, options_for(patches, hard, tmp_path / "whole", (0,)))
 
@@ -214,7 +214,7 @@ class TestCompare:
             return real(*args)
 
         with monkeypatch.context() as patch, pytest.raises(MemoryError):
-            patch.setitem(losses.LOSSES, "hardnet", stopping)
+            patch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(stopping))
             compare("losses", {"a": longer}, options_for(patches, hard, tmp_path / "out", (0,)))
         assert (tmp_path / "out" / "a-seed-0.training" / "last.ckpt").is_file()
         found = compare("losses", {"a": longer}, options_for(patches, hard, tmp_path / "out", (0,)))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, laplace
 
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
-from hardnet_sfm.features.interest_points import dominant_orientations, harris_laplace_points, hessian_points
+from hardnet_sfm.literature.interest_points import dominant_orientations, harris_laplace_points, hessian_points
 
 
 def blobs(places: list[tuple[int, int, float]], size: tuple[int, int] = (200, 260)) -> NDArray[np.uint8]:

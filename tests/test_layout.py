@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
 WINGS = ("features", "matching", "retrieval", "training", "evaluation", "pages", "viewer")
 FLOORS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "literature"),
     # These verbs run other verbs to measure or to check them.
     ("verbs.demo", "verbs.doctor", "verbs.evaluate"),
     ("benchmark", "doctor"),
@@ -28,7 +28,7 @@ FLOORS = (
     ("terminal",),
     ("patches", "scene"),
     ("files",),
-    ("flags", "keypoints", "progress", "resources", "sights", "stages", "versions", "workers"),
+    ("flags", "keypoints", "progress", "registry", "resources", "sights", "stages", "versions", "workers"),
     ("errors",),
 )
 LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
@@ -71,6 +71,11 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 def test_only_the_colmap_folder_imports_pycolmap() -> None:
     users = {part_of(module) for module, path in FILES.items() if "import pycolmap" in path.read_text()}
     assert users == {"colmap"}
+
+
+def test_nothing_imports_the_literature() -> None:
+    users = {part_of(module) for module, path in FILES.items() if "hardnet_sfm.literature" in path.read_text()}
+    assert users <= {"literature"}
 
 
 def test_each_verb_of_the_help_has_its_file_and_no_file_is_without_one() -> None:

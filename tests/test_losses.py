@@ -14,22 +14,19 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hardnet_sfm.training.losses import (
-    ANY_LENGTH,
-    LOSSES,
-    PAIR_LOSSES,
-    Loss,
+from hardnet_sfm.literature.pair_objective import PairObjective
+from hardnet_sfm.literature.published_losses import (
     correlation,
     feature_softmax,
-    global_orthogonal,
-    hardnet,
     l2net,
     mined_contrastive,
     random_triplet,
-    second_order,
     softmax,
     triplet_swap,
 )
+from hardnet_sfm.training import losses
+from hardnet_sfm.training.losses import global_orthogonal, hardnet, second_order
+from hardnet_sfm.training.objectives import DescriptorLoss, DescriptorObjective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,6 +34,10 @@ Rows = list[list[float]]
 Negatives = list[list[int]]
 Reference = Callable[[Rows, Rows, Negatives], float]
 SEED = 11
+OBJECTIVES = {name: of for name, of in losses.LOSSES.items() if isinstance(of, DescriptorObjective)}
+LOSSES = {name: of.function for name, of in OBJECTIVES.items()}
+PAIR_LOSSES = {name: of.function for name, of in losses.LOSSES.items() if isinstance(of, PairObjective)}
+ANY_LENGTH = [name for name, of in OBJECTIVES.items() if of.any_length]
 
 
 def pairs(count: int, dimension: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -227,7 +228,7 @@ def by_loop(reference: Reference, anchors: Tensor, positives: Tensor, allowed: T
     return reference(anchors.tolist(), positives.tolist(), negatives)
 
 
-def seeded(name: str) -> Loss:
+def seeded(name: str) -> DescriptorLoss:
     """A registered loss that gives the same each time it is called."""
 
     def random(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:

@@ -21,12 +21,11 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.files.weight_files import read_weights, write_weights
-from hardnet_sfm.networks import tfeat as tfeat_module
+from hardnet_sfm.literature.deepdesc import DeepDesc, SparseConvolution
+from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture, recognised, under_names_of
-from hardnet_sfm.networks.deepdesc import DeepDesc, SparseConvolution
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.networks.loading import load_network
-from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.verbs.weights import convert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +122,7 @@ def test_description_states_size_and_cost(architecture: Architecture) -> None:
     """In numbers of parameters and MFLOP a patch and a pair."""
     network, patches = built(architecture.name), patches_for(architecture, 1)
     said = " ".join(
-        (inspect.getdoc(tfeat_module.tfeat if architecture.name == "tfeat" else type(network)) or "").split()
+        (inspect.getdoc(type(network)) or "").split()
     )
     if isinstance(network, PairNetwork):
         parts = network.describe(patches, 0), network.describe(patches, 1)

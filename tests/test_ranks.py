@@ -22,7 +22,8 @@ from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
-from hardnet_sfm.training.module import Batches, Budget, NetworkTraining
+from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan
+from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.processes import joined, rank
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
@@ -58,8 +59,9 @@ def by_hand(patches: Path, options: TrainOptions) -> dict[str, torch.Tensor]:
     """Both devices' steps one after the other, their gradients averaged."""
     sampler = Sampler([read_patches(patches)], [1.0], options.sampling, options.seed)
     options = options.completed()
-    made = (ARCHITECTURES["hardnet"], sampler, None, options.loss, options.augment, Budget(None, options.steps))
-    modules = [NetworkTraining(*made, 1, options.weight_decay, options.dropout, 256, 0, "").train() for _ in range(2)]
+    budget = Budget(None, options.steps)
+    plan = TrainingPlan(options.loss, options.augment, budget, 1, options.weight_decay, options.dropout, 256)
+    modules = [NetworkTraining(ARCHITECTURES["hardnet"], sampler, None, plan).train() for _ in range(2)]
     optimizer = modules[0].configure_optimizers()
     batches = iter(Batches(sampler, 0, 1))
     for step in range(options.steps):
@@ -91,7 +93,7 @@ def test_two_devices_learn_what_the_mean_of_two_gradients_teaches(trained: Path,
 def test_a_run_on_two_devices_that_was_stopped_ends_with_the_same_weights(
     trained: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, real = [], losses.LOSSES["hardnet"]
+    steps, real = [], losses.LOSSES["hardnet"].function
 
     def stopping(*args: torch.Tensor) -> torch.Tensor:
         steps.append(1)
@@ -102,7 +104,7 @@ def test_a_run_on_two_devices_that_was_stopped_ends_with_the_same_weights(
     output = tmp_path / "two.safetensors"
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(losses.LOSSES, "hardnet", stopping)
+        patch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(stopping))
         train([patches], output, TWO, CPU, validation=[patches])
     signal.signal(signal.SIGTERM, before)
     assert not output.exists()

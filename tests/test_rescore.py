@@ -19,12 +19,12 @@ from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.weight_files import write_weights
+from hardnet_sfm.literature import pair_scoring
+from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.matching import rescore as rescore_module
 from hardnet_sfm.matching.rescore import Rescorer, best_of_both, short_lists
-from hardnet_sfm.networks import pair_scoring
-from hardnet_sfm.networks.architectures import ARCHITECTURES
-from hardnet_sfm.networks.loading import LoadedNetwork, load_network
-from hardnet_sfm.networks.pair_scoring import PairNetwork
+from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
+from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.verbs.extract import extract

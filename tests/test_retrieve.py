@@ -237,7 +237,7 @@ def test_retrieve_opens_an_index_that_is_up_to_date_once(
             opened.append(folder)
             super().__init__(folder, *args, **options)
 
-    monkeypatch.setattr("hardnet_sfm.verbs.retrieve.InvertedIndex", Counted)
+    monkeypatch.setattr("hardnet_sfm.retrieval.inverted_index.InvertedIndex", Counted)
     query = str(place / "photos" / photo_names(place)[4])
     status, out, _ = said_by(
         ["retrieve", "--workspace", str(place), "--device", "cpu", "--query", query, "--top", "1"], capsys
@@ -252,7 +252,7 @@ def test_an_index_that_lost_all_its_photos_is_made_anew(place: Path, tmp_path: P
     options = Manifest.read(place / "index" / MANIFEST).options
     builder = IndexBuilder(tmp_path / "index", Vocabulary.open(place), "", options)
     builder.keep_only({})
-    builder.finish(0, 8)
+    builder.finish()
     with pytest.raises(HardnetSfmError, match="no photos in the index"):
         open_current(Workspace(tmp_path), resources=CPU)
     shutil.copy(place / "features.h5", tmp_path)

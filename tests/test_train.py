@@ -34,12 +34,14 @@ from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.files.workspace import locked
+from hardnet_sfm.literature.published_losses import l2net
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, provenance
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.brown_sets import write_brown
-from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, loader_of
+from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan, loader_of
+from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.train import train
@@ -109,10 +111,8 @@ class TestAugmentation:
 def make_module(loss: str, norm_batch: int | None) -> NetworkTraining:
     """In training, without dropout, of nothing to train on."""
     nothing = cast(Sampler, None)
-    module = NetworkTraining(
-        ARCHITECTURES["hardnet"], nothing, None, loss, NONE, Budget(None, 1), 1e-3, 0, 0, norm_batch, 0, ""
-    )
-    return module.train()
+    plan = TrainingPlan(loss, NONE, Budget(None, 1), 1e-3, dropout=0, norm_batch=norm_batch)
+    return NetworkTraining(ARCHITECTURES["hardnet"], nothing, None, plan).train()
 
 
 class TestGroupsOfBatchNormalisation:
@@ -244,14 +244,14 @@ def test_help_names_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for name in [*losses.LOSSES, *losses.PAIR_LOSSES, *ARCHITECTURES]:
+    for name in [*losses.LOSSES, *ARCHITECTURES]:
         assert re.search(rf"[ ,.]{re.escape(name)}[ ,;]", said), name
 
 
 @contextmanager
 def stopped_at_step_five(error: BaseException) -> Iterator[None]:
     """The fifth batch's loss raises the error, which comes out of the block."""
-    steps, real = [], losses.LOSSES["hardnet"]
+    steps, real = [], losses.LOSSES["hardnet"].function
 
     def stopping(*args: torch.Tensor) -> torch.Tensor:
         steps.append(1)
@@ -260,7 +260,7 @@ def stopped_at_step_five(error: BaseException) -> Iterator[None]:
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
-        patch.setitem(losses.LOSSES, "hardnet", stopping)
+        patch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(stopping))
         yield
 
 
@@ -283,7 +283,7 @@ def _resumed(options: TrainOptions) -> TrainOptions:
 def test_training_learns(patches: Path, tmp_path: Path) -> None:
     """What it learned on the same few patches: the loss falls far below where it began."""
     seen: list[float] = []
-    real = losses.LOSSES["hardnet"]
+    real = losses.LOSSES["hardnet"].function
 
     def watched(*args: torch.Tensor) -> torch.Tensor:
         loss = real(*args)
@@ -291,7 +291,7 @@ def test_training_learns(patches: Path, tmp_path: Path) -> None:
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(losses.LOSSES, "hardnet", watched)
+        patch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(watched))
         options = TrainOptions(steps=25, learning_rate=1e-3, sampling=SamplingOptions(batch_size=32))
         train([patches], tmp_path / "out.safetensors", options, CPU)
     assert np.mean(seen[-5:]) < 0.6 * np.mean(seen[:3])
@@ -300,13 +300,13 @@ def test_training_learns(patches: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, real = [], losses.LOSSES["hardnet"]
+    steps, real = [], losses.LOSSES["hardnet"].function
 
     def diverging(*args: torch.Tensor) -> torch.Tensor:
         steps.append(1)
         return real(*args) * (np.nan if len(steps) == 5 else 1)
 
-    monkeypatch.setitem(losses.LOSSES, "hardnet", diverging)
+    monkeypatch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(diverging))
     with pytest.raises(HardnetSfmError, match="the loss is nan at step 4") as raised:
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
     assert "--resume" in raised.value.hint
@@ -325,9 +325,9 @@ def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monk
         last = [torch.nn.functional.normalize(side, dim=1) for side in features[1]]
         torch.testing.assert_close(last[0], anchors, atol=1e-5, rtol=0)
         torch.testing.assert_close(last[1], positives, atol=1e-5, rtol=0)
-        return losses.l2net(anchors, positives, allowed, features)
+        return l2net(anchors, positives, allowed, features)
 
-    monkeypatch.setitem(losses.LOSSES, "l2net", watched)
+    monkeypatch.setitem(losses.LOSSES.built_in, "l2net", DescriptorObjective(watched, watches_layers=True))
     options = TrainOptions(steps=2, loss="l2net", sampling=SamplingOptions(batch_size=16))
     train([patches], tmp_path / "out.safetensors", options, CPU, validation=[patches])
     assert [[side.shape for side in layer] for layer in seen[0]] == [[(16, 32 * 32 * 32)] * 2, [(16, 128)] * 2]
@@ -628,7 +628,7 @@ def test_ctrl_c_for_all_processes_of_a_terminal_leaves_those_that_draw_batches(p
 
 def test_weights_that_are_no_numbers_are_kept_nowhere(patches: Path, tmp_path: Path) -> None:
     """The gradient is none, the loss was one: what follows the step must not take the place of the last checkpoint."""
-    steps, real = [], losses.LOSSES["hardnet"]
+    steps, real = [], losses.LOSSES["hardnet"].function
 
     def with_bad_gradient(*args: torch.Tensor) -> torch.Tensor:
         steps.append(1)
@@ -639,7 +639,7 @@ def test_weights_that_are_no_numbers_are_kept_nowhere(patches: Path, tmp_path: P
 
     output, last = tmp_path / "out.safetensors", tmp_path / "out.training" / "last.ckpt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(losses.LOSSES, "hardnet", with_bad_gradient)
+        patch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(with_bad_gradient))
         with pytest.raises(HardnetSfmError, match=r"after step 6 not all of .* are finite numbers") as raised:
             train([patches], output, BRIEF, CPU)
         assert "--resume" in raised.value.hint
@@ -657,7 +657,7 @@ def test_weights_that_are_no_numbers_are_kept_nowhere(patches: Path, tmp_path: P
 def test_ctrl_c_ends_a_run_after_the_batch_and_again_at_once(
     trained: Path, patches: Path, tmp_path: Path, number: int, times: int, kept: int
 ) -> None:
-    steps, real = [], losses.LOSSES["hardnet"]
+    steps, real = [], losses.LOSSES["hardnet"].function
 
     def interrupting(*args: torch.Tensor) -> torch.Tensor:
         steps.append(1)
@@ -669,7 +669,7 @@ def test_ctrl_c_ends_a_run_after_the_batch_and_again_at_once(
     # Where tests run in the background, shells have Ctrl-C ignored.
     before = [(of, signal.signal(of, signal.default_int_handler)) for of in (signal.SIGINT, signal.SIGTERM)]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(losses.LOSSES, "hardnet", interrupting)
+        patch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(interrupting))
         train([patches], output, BRIEF, CPU, validation=[patches])
     after = [signal.signal(of, answer) for of, answer in before]
     assert after == [signal.default_int_handler] * 2
@@ -683,7 +683,7 @@ def test_ctrl_c_ends_a_run_after_the_batch_and_again_at_once(
 def test_ctrl_c_in_the_last_batch_leaves_nothing_but_the_measures_to_make(
     trained: Path, patches: Path, tmp_path: Path
 ) -> None:
-    steps, real = [], losses.LOSSES["hardnet"]
+    steps, real = [], losses.LOSSES["hardnet"].function
 
     def interrupting(*args: torch.Tensor) -> torch.Tensor:
         steps.append(1)
@@ -693,7 +693,7 @@ def test_ctrl_c_in_the_last_batch_leaves_nothing_but_the_measures_to_make(
 
     output = tmp_path / "whole.safetensors"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(losses.LOSSES, "hardnet", interrupting)
+        patch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(interrupting))
         train([patches], output, BRIEF, CPU, validation=[patches])
     train([patches], output, _resumed(BRIEF), CPU, validation=[patches])
     assert read_weights(output).metadata["measures"] == read_weights(trained).metadata["measures"]

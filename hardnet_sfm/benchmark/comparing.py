@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hardnet_sfm.benchmark.describing import in_batches
-from hardnet_sfm.matching.scorer import PairScorer
+from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.device import resolve_device
-from hardnet_sfm.networks.loading import LoadedNetwork
+from hardnet_sfm.networks.loading import scorer_of
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workers import in_order, torch_threads
 
@@ -42,7 +42,7 @@ class PairStream:
 
     def __init__(self, loaded: LoadedNetwork, resources: Resources) -> None:
         device = resolve_device(resources.device)
-        self._scorer, self._device = PairScorer(loaded, device), torch.device(device)
+        self._scorer, self._device = scorer_of(loaded, device), torch.device(device)
         self.threads = resources.threads if device == "cpu" else 1
         self.patch_size, self.measurement_size = self._scorer.patch_size, self._scorer.measurement_size
         self.batch = self._scorer.batch

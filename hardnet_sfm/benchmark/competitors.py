@@ -14,7 +14,7 @@ from hardnet_sfm.files.photo_files import sha256_of
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
     from hardnet_sfm.features.descriptors import Descriptor
     from hardnet_sfm.files.weight_files import Weights
-    from hardnet_sfm.networks.loading import LoadedNetwork
+    from hardnet_sfm.networks.architectures import LoadedNetwork
 
 DESCRIPTORS = ("rootsift", "hardnet")
 

@@ -1,7 +1,8 @@
 """The registry of descriptors: patches in, vectors of unit length out.
 
 Another package adds a descriptor by an entry point in the group `hardnet_sfm.descriptors` whose name is what
-`--descriptor` takes and whose object is a factory: `factory(weights: Path | None) -> Descriptor`.
+`--descriptor` takes and whose object is a factory: `factory(weights: Path | None) -> Descriptor`. Networks that
+describe patches are descriptors without that, see `hardnet_sfm.networks.architectures`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features.registry import registered
 from hardnet_sfm.files import weight_files
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture
@@ -25,6 +25,7 @@ from hardnet_sfm.networks.device import fast_type, in_type
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.networks.rootsift import RootSift
 from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.registry import Registry
 
 _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT = 32, 15.0
 _ROOTSIFT_RATIO = 0.9  # measured by pipelines/acceptance.py
@@ -117,10 +118,9 @@ class UnitLength(nn.Module):
         return nn.functional.normalize(rows.float(), dim=1)
 
 
-BUILT_IN: dict[str, Factory] = {
-    "rootsift": rootsift,
-    **{name: partial(learned, architecture) for name, architecture in ARCHITECTURES.items()},
-}
+DESCRIPTORS: Registry[Factory] = Registry(
+    "descriptor", "descriptors", {"rootsift": rootsift, "hardnet": partial(learned, ARCHITECTURES["hardnet"])}
+)
 
 
 def make_descriptor(name: str, weights: Path | None) -> Descriptor:
@@ -130,7 +130,9 @@ def make_descriptor(name: str, weights: Path | None) -> Descriptor:
         UsageError: there is none of that name, or it takes no weights.
         HardnetSfmError: the weights cannot be used, or the descriptor recommends an impossible ratio.
     """
-    descriptor: Descriptor = registered("descriptor", BUILT_IN, name)(weights)
+    if name in ARCHITECTURES and name not in DESCRIPTORS:
+        return learned(ARCHITECTURES[name], weights)
+    descriptor = DESCRIPTORS.find(name)(weights)
     if not 0 < descriptor.max_ratio <= 1:
         raise HardnetSfmError(
             f"the descriptor {name} recommends the ratio {descriptor.max_ratio}",

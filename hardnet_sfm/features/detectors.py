@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.sift import ColmapDog
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.features.registry import registered
 from hardnet_sfm.keypoints import Keypoints, strongest
+from hardnet_sfm.registry import Registry
 
 Detect = Callable[[NDArray[np.uint8]], Keypoints]
 
@@ -89,7 +89,7 @@ def dog(options: DetectorOptions) -> Detect:
     )
 
 
-BUILT_IN: dict[str, Factory] = {"opencv-dog": opencv_dog, "dog": dog}
+DETECTORS: Registry[Factory] = Registry("detector", "detectors", {"opencv-dog": opencv_dog, "dog": dog})
 
 
 def make_detector(name: str, options: DetectorOptions) -> Detect:
@@ -98,4 +98,4 @@ def make_detector(name: str, options: DetectorOptions) -> Detect:
     Raises:
         UsageError: there is none of that name, or an option has no effect with it.
     """
-    return registered("detector", BUILT_IN, name)(options)
+    return DETECTORS.find(name)(options)

@@ -1,7 +1,7 @@
 """Learns ConvexOpt: which regions to pool over, then a projection to few dimensions, both by convex optimisation.
 
 Simonyan, Vedaldi, Zisserman: Learning local feature descriptors using convex optimisation, PAMI 2014 (and ECCV 2012).
-The solver is in `hardnet_sfm.training.rda`, the features are those of `hardnet_sfm.training.pooling`.
+The solver is in `hardnet_sfm.literature.rda`, the features are those of `hardnet_sfm.literature.pooling`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hardnet_sfm.training.sampling import Sampler
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options only
     from torch import Tensor
 
-    from hardnet_sfm.training.pooling import PooledPairs, Rings
-    from hardnet_sfm.training.rda import DualAverage
+    from hardnet_sfm.literature.pooling import PooledPairs, Rings
+    from hardnet_sfm.literature.rda import DualAverage
 
 # Pairs of either kind in a step of the solver.
 _BATCH = 2048
@@ -38,7 +38,7 @@ _HELD_OUT = 5
 
 @dataclass(frozen=True)
 class ConvexOptions:
-    """How ConvexOpt's two convex problems are posed and solved; of --network convexopt alone."""
+    """How ConvexOpt's two convex problems are posed and solved."""
 
     pairs: int = 16384
     """Matching pairs to learn from, and as many others. Each takes 8 bytes of memory for each ring and for each pooled
@@ -72,6 +72,11 @@ class ConvexOptions:
         if not 1 <= self.dimension <= 128:
             raise UsageError("--dimension must be from 1 to 128")
 
+    @property
+    def steps(self) -> int:
+        """Of the solver, all together."""
+        return self.region_steps + self.projection_steps
+
 
 def learn_convexopt(
     sampler: Sampler,
@@ -83,7 +88,7 @@ def learn_convexopt(
     device: str = "cpu",
     recipe: str = "",
 ) -> dict[str, Tensor]:
-    """The state dict of `hardnet_sfm.networks.convexopt.ConvexOpt`, learned from pairs of patches.
+    """The state dict of `hardnet_sfm.literature.convexopt.ConvexOpt`, learned from pairs of patches.
 
     1. Regions, the paper's learning of pooling regions: minimise over w >= 0 the mean over all combinations of a
        matching pair and another of max(0, 1 + w . psi - w . psi'), plus mu |w|_1. There is a weight for each ring; psi,
@@ -113,7 +118,7 @@ def learn_convexopt(
     """
     import torch
 
-    from hardnet_sfm.training.pooling import PooledPairs, candidate_rings
+    from hardnet_sfm.literature.pooling import PooledPairs, candidate_rings
 
     options.check()
     state = State(journal, digest("convexopt", recipe, asdict(options), patch_size, seed))
@@ -151,7 +156,7 @@ def learn_weights(
     Raises:
         HardnetSfmError: in no ring matching pairs are closer than others.
     """
-    from hardnet_sfm.training.rda import margin_hinge, sparse_step
+    from hardnet_sfm.literature.rda import margin_hinge, sparse_step
 
     def problem(positive: Tensor, negative: Tensor) -> _Problem:
         # At 0 every combination is a violation, so that the subgradient there is known.
@@ -201,7 +206,7 @@ def learn_projection(
     """
     import torch
 
-    from hardnet_sfm.training.rda import low_rank_step, margin_hinge
+    from hardnet_sfm.literature.rda import low_rank_step, margin_hinge
 
     def differences(pairs: Tensor) -> Tensor:
         return anchors[pairs[0]] - positives[pairs[1]]
@@ -335,7 +340,7 @@ class _Problem:
 
     def run(self, average: DualAverage, gamma: float, steps: int) -> Iterator[Tensor]:
         """Goes on until there are so many steps, and yields what is found after each."""
-        from hardnet_sfm.training.rda import dual_averaging
+        from hardnet_sfm.literature.rda import dual_averaging
 
         return dual_averaging(average, self.start, self.subgradient, lambda mean: self.step(mean, gamma), steps)
 
@@ -363,7 +368,7 @@ def _solve(
     """
     import torch
 
-    from hardnet_sfm.training.rda import DualAverage
+    from hardnet_sfm.literature.rda import DualAverage
 
     kept = state.get(problem.name) if state else None
     if kept:
@@ -385,7 +390,7 @@ def _best_gamma(trial: _Problem, validate: Callable[[Tensor], float], steps: int
     """The weight of the quadratic term with which the loss of held-out pairs is lowest after a share of the steps."""
     import torch
 
-    from hardnet_sfm.training.rda import DualAverage
+    from hardnet_sfm.literature.rda import DualAverage
 
     scale, few = float(trial.first.square().sum()), max(1, round(_TRIAL * steps))
     found = {}

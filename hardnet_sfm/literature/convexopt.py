@@ -1,8 +1,8 @@
 """ConvexOpt: gradients pooled over learned regions, and projected to few dimensions.
 
 Simonyan, Vedaldi, Zisserman: Learning local feature descriptors using convex optimisation, PAMI 2014 (and ECCV 2012).
-The weights are the solutions of two convex problems, see `hardnet_sfm.training.convex`. What the paper leaves open here
-is as in the authors' program: the smoothing, the quantile and the layout of the rings.
+The weights are the solutions of two convex problems, see `hardnet_sfm.literature.convex`. What the paper leaves open
+here is as in the authors' program: the smoothing, the quantile and the layout of the rings.
 """
 
 from __future__ import annotations

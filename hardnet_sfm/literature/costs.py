@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hardnet_sfm.benchmark.comparing import PairStream
 from hardnet_sfm.benchmark.competitors import Competitor
 from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.matching.scorer import pair_network
+from hardnet_sfm.literature.scorer import pair_network
 from hardnet_sfm.resources import Resources
 
 _TIMED_BATCHES = 8  # for each thread

@@ -18,8 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hardnet_sfm.networks.inputs import centre_and_surround
-from hardnet_sfm.networks.pair_scoring import PairNetwork
+from hardnet_sfm.literature.centre_surround import centre_and_surround
+from hardnet_sfm.literature.pair_scoring import PairNetwork
 
 
 class TwoChannel(PairNetwork):

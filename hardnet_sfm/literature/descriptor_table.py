@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from hardnet_sfm.benchmark.experiments import figure_class
 from hardnet_sfm.files.workspace import replacing
+from hardnet_sfm.literature.experiments import figure_class
 
 _ACROSS = 4  # columns of a table on the terminal
 

@@ -24,7 +24,7 @@ from hardnet_sfm.verbs.train import train
 if TYPE_CHECKING:  # torch takes seconds to import, matplotlib one; `--help` does without
     from matplotlib.figure import Figure
 
-    from hardnet_sfm.benchmark.held_out import HeldOut
+    from hardnet_sfm.literature.held_out import HeldOut
 
 DEVIATION = "deviation"
 _SEED = "seed "
@@ -77,7 +77,7 @@ def compare(name: str, variants: Mapping[str, TrainOptions], options: Experiment
         HardnetSfmError: patches are damaged or too few, or a training fails.
         UsageError: contradictory options.
     """
-    from hardnet_sfm.benchmark.held_out import HeldOut
+    from hardnet_sfm.literature.held_out import HeldOut
 
     options.check()
     held_out = HeldOut(options.validation, options.validation_batch)

@@ -12,13 +12,15 @@ from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import Descriptor
 from hardnet_sfm.files.patch_sets import read_patches
-from hardnet_sfm.matching.scorer import pair_network
+from hardnet_sfm.literature.pair_objective import scored
+from hardnet_sfm.literature.pair_scoring import FastPairNetwork
+from hardnet_sfm.literature.scorer import pair_network
+from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.device import resolve_device
-from hardnet_sfm.networks.loading import LoadedNetwork
-from hardnet_sfm.networks.pair_scoring import FastPairNetwork
+from hardnet_sfm.networks.loading import check_compares
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training.validation import BATCH_SIZE, HeldOutBatches, measures_of, scored
+from hardnet_sfm.training.validation import BATCH_SIZE, HeldOutBatches, measures_of
 
 Grey = NDArray[np.uint8]
 
@@ -71,6 +73,7 @@ class HeldOut:
         Raises:
             UsageError: it is one that describes them.
         """
+        check_compares(loaded)
         device, size = resolve_device(resources.device), loaded.architecture.patch_size
         network = FastPairNetwork(pair_network(loaded), device)
         found = []

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hardnet_sfm.literature.centre_surround import centre_and_surround
 from hardnet_sfm.networks.hardnet import FusedHardNet, HardNet
-from hardnet_sfm.networks.inputs import centre_and_surround
 
 
 class CentreSurroundL2Net(nn.Module):

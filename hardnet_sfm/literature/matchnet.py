@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hardnet_sfm.networks.pair_scoring import PairNetwork
+from hardnet_sfm.literature.pair_scoring import PairNetwork
 
 DIMENSION = 512
 _HIDDEN = 512

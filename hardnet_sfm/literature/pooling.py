@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hardnet_sfm.networks.convexopt import PooledGradients, gaussians
+from hardnet_sfm.literature.convexopt import PooledGradients, gaussians
 from hardnet_sfm.training.sampling import Sampler
 
 # Pairs whose features are in memory at once; those that do not match are drawn among them.

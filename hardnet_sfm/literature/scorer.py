@@ -7,16 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hardnet_sfm.errors import UsageError
-from hardnet_sfm.networks.loading import LoadedNetwork
-from hardnet_sfm.networks.pair_scoring import FastPairNetwork, PairNetwork
+from hardnet_sfm.literature.pair_scoring import FastPairNetwork, PairNetwork
+from hardnet_sfm.networks.architectures import LoadedNetwork
 
 # 64 keep the largest layer of deepcompare-2ch2stream, 96x28x28 in bfloat16, at 10 MB a thread, near its core.
 _BATCH = {"cpu": 64, "cuda": 4096}
 
 
-class PairScorer:
-    """Scores pairs of patches, each of which is prepared once for all its pairs. Threads may share it.
+class NetworkScorer:
+    """Scores pairs of patches by a network, see `hardnet_sfm.networks.architectures.PairScorer`.
 
     What depends on one patch alone is computed beforehand where that is less to keep than the patch: 1 to 2 KB of
     networks that look at descriptions, 4 KB of those that look at both patches at once.
@@ -63,15 +62,6 @@ class PairScorer:
 
 
 def pair_network(loaded: LoadedNetwork) -> PairNetwork:
-    """The network, which has to be one that compares patches.
-
-    Raises:
-        UsageError: it is one that describes them.
-    """
-    if not isinstance(loaded.network, PairNetwork):
-        name, title = loaded.architecture.name, loaded.architecture.title
-        raise UsageError(
-            f"{title} describes patches and compares none",
-            f"Use it in the first place: hardnet-sfm extract --descriptor {name} --weights FILE.safetensors.",
-        )
+    """The network, which is one that compares patches."""
+    assert isinstance(loaded.network, PairNetwork)
     return loaded.network

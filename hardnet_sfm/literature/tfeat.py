@@ -1,4 +1,4 @@
-"""TFeat: a shallow network trained with triplets, as kornia has it.
+"""TFeat: a shallow network trained with triplets.
 
 Balntas, Riba, Ponsa, Mikolajczyk: Learning local feature descriptors with triplets and shallow convolutional neural
 networks, BMVC 2016, section 3.
@@ -6,11 +6,11 @@ networks, BMVC 2016, section 3.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
-def tfeat() -> nn.Module:
-    """TFeat with weights drawn by chance.
+class TFeat(nn.Module):
+    """Maps 32x32 grey patches to 128-D descriptors.
 
     | layer | kernel | channels | output |
     |---|---|---|---|
@@ -24,7 +24,19 @@ def tfeat() -> nn.Module:
 
     Shape: (N, 1, 32, 32) of any brightness and contrast to (N, 128), each number within [-1, 1], of no fixed length.
     """
-    from kornia.feature import TFeat  # takes a second to import
 
-    network: nn.Module = TFeat(pretrained=False)
-    return network
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.InstanceNorm2d(1, affine=False),
+            nn.Conv2d(1, 32, 7),
+            nn.Tanh(),
+            nn.MaxPool2d(2, 2),
+            nn.Conv2d(32, 64, 6),
+            nn.Tanh(),
+        )
+        self.descr = nn.Sequential(nn.Linear(64 * 8 * 8, 128), nn.Tanh())
+
+    def forward(self, patches: Tensor) -> Tensor:
+        described: Tensor = self.descr(self.features(patches).flatten(1))
+        return described

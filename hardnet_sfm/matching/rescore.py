@@ -17,8 +17,8 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Matches
-from hardnet_sfm.matching.scorer import PairScorer
-from hardnet_sfm.networks.loading import LoadedNetwork
+from hardnet_sfm.networks.architectures import LoadedNetwork
+from hardnet_sfm.networks.loading import scorer_of
 from hardnet_sfm.patches import extract_patches
 
 # Photos whose patches are kept ready, described or as they are: 2 or 4 KB a keypoint, 0.5 GB at 8192 each at most.
@@ -74,7 +74,7 @@ class Rescorer:
     ) -> None:
         if not images.is_dir():
             raise HardnetSfmError(f"no folder of photos at {images}", "Say where they are now with --images.")
-        self._features, self._images, self._scorer = features, images, PairScorer(loaded, device)
+        self._features, self._images, self._scorer = features, images, scorer_of(loaded, device)
         self._short_list, self._max_distance = short_list, max_distance
         self._min_score, self._max_ratio = min_score, max_ratio
         self._device, self._guard = torch.device(device), Lock()

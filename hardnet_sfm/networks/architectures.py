@@ -1,37 +1,80 @@
-"""The registry of networks: what `--descriptor`, `train --network`, `match --rescore` and weights files call them."""
+"""The registry of networks: what `--descriptor`, `train --network`, `match --rescore` and weights files call them.
+
+Another package adds a network by an entry point in the group `hardnet_sfm.networks`, whose object is an `Architecture`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hardnet_sfm.networks.convexopt import ConvexOpt
-from hardnet_sfm.networks.deepcompare import (
-    PseudoSiamese,
-    Siamese,
-    SiameseL2,
-    SiameseTwoStream,
-    SiameseTwoStreamL2,
-    TwoChannel,
-    TwoChannelTwoStream,
-)
-from hardnet_sfm.networks.deepdesc import DeepDesc
+from hardnet_sfm.keypoints import LOWES_RATIO
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.networks.l2net import CentreSurroundL2Net
-from hardnet_sfm.networks.matchnet import MatchNet
-from hardnet_sfm.networks.tfeat import tfeat
+from hardnet_sfm.registry import Registry
 
 Metric = Literal["l2", "metric network", "pair network"]
 
-_RELU, _TANH = nn.init.calculate_gain("relu"), nn.init.calculate_gain("tanh")
+
+class PairScorer(Protocol):
+    """Scores pairs of patches, each of which is prepared once for all its pairs. Threads may share it.
+
+    Attributes:
+        sides: 2 where the first and the second patch of a pair are prepared differently, else 1.
+        patch_size: S, pixels.
+        measurement_size: sigmas across a patch.
+        batch: number of patches or pairs that the network sees at once.
+    """
+
+    sides: int
+    patch_size: int
+    measurement_size: float
+    batch: int
+
+    def prepare(self, patches: NDArray[np.uint8], side: int = 0) -> Tensor:
+        """(N, S, S) uint8 patches to what is kept of them, for the first (0) or the second (1) place of pairs."""
+
+    def __call__(self, first: Tensor, second: Tensor, pairs: Tensor) -> NDArray[np.float32]:
+        """(M,) scores of (M, 2) pairs of rows of what `prepare` made for the first and for the second place."""
+
+
+class LearnerOptions(Protocol):
+    """Options of a `Learner`: a frozen dataclass, whose fields are flags of `train`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def check(self) -> None:
+        """Raises UsageError where a value makes no sense."""
+
+    @property
+    def steps(self) -> int:
+        """Of the learner, all together."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """How the weights of a network are learned that is not trained by gradient descent.
+
+    Attributes:
+        options: the type of its options, `LearnerOptions`; without arguments it has the defaults.
+        learn: makes the tensors of the network. It is given a `hardnet_sfm.training.sampling.Sampler`, its options and
+            a `hardnet_sfm.files.journal.Journal` to resume from; then by name `patch_size`, `seed`, `device` and
+            `recipe`, the fingerprint of all that a run must not change when it is resumed.
+    """
+
+    options: type[Any]
+    learn: Callable[..., dict[str, Tensor]]
+
+
+_RELU = nn.init.calculate_gain("relu")
 # Learning rates of AdamW: behind batch normalisation steps may be ten times as long.
 _NORMALISED, _PLAIN = 3e-3, 3e-4
 _STANDARDISED = "mean 0 and standard deviation 1 of each patch"
-_MEAN = "mean 0 of each patch"
 
 
 @dataclass(frozen=True)
@@ -45,7 +88,7 @@ class Architecture:
         patch_size: of its input, pixels.
         metric: how two patches are compared: by the L2 distance of their descriptors ("l2"), by a network that looks at
             the descriptors of both ("metric network"), or by one that looks at both patches at once ("pair network").
-            Networks of the last two kinds are `hardnet_sfm.networks.pair_scoring.PairNetwork`s, others plain modules.
+            Networks of the last two kinds need a `scorer`.
         dimension: of a descriptor, the most where it is learned, or of what the metric network gets of a patch; 0 for a
             pair network.
         loss: that it was published with, by its name in `hardnet_sfm.training.losses`; of a network that was published
@@ -63,6 +106,9 @@ class Architecture:
         towers: modules of the same shapes, in their order, whose weights only their names tell apart.
         part_of: another architecture that has all its layers, by the same names, and more: weights of that are weights
             of this, too.
+        scorer: makes what scores pairs of patches, on a device, from weights of a network that compares patches; None
+            where distances of descriptors do.
+        learner: learns the weights where that is not done by gradient descent.
     """
 
     name: str
@@ -83,6 +129,8 @@ class Architecture:
     shaped_as: Callable[[Mapping[str, Tensor]], nn.Module] | None = None
     towers: tuple[str, ...] = ()
     part_of: str | None = None
+    scorer: Callable[[LoadedNetwork, str], PairScorer] | None = None
+    learner: Learner | None = None
 
     def build(self, dropout: float | None = None, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
         """The network with weights drawn by chance; the default dropout where None.
@@ -106,7 +154,27 @@ class Architecture:
         return {"architecture": self.name, "patch_size": str(self.patch_size), "normalisation": self.normalisation}
 
 
-def _l2net(
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its weights.
+
+    Attributes:
+        network: ready for inference.
+        architecture: what it is.
+        measurement_size: sigmas of the keypoint across the patches that it was trained with.
+        sha256: of the weights file.
+        max_ratio: largest ratio of the distances to the nearest and the second nearest neighbour with which its
+            descriptors are matched; meaningless for networks that compare patches.
+    """
+
+    network: nn.Module
+    architecture: Architecture
+    measurement_size: float
+    sha256: str
+    max_ratio: float = LOWES_RATIO
+
+
+def layers_of_l2net(
     name: str,
     title: str,
     make: Callable[..., nn.Module],
@@ -135,86 +203,9 @@ def _l2net(
     )
 
 
-# Where weights fit several, as those of hardnet and l2net do, they are taken to be of the first.
-_ALL = (
-    _l2net("hardnet", "HardNet", HardNet, 32, 128, "hardnet"),
-    _l2net("l2net", "L2-Net", HardNet, 32, 128, "l2net"),
-    _l2net("l2net-cs", "CS L2-Net", CentreSurroundL2Net, 64, 256, "l2net", ("surround", "centre")),
-    Architecture("tfeat", "TFeat", tfeat, 32, "l2", 128, "triplet-swap", gain=_TANH, unit_length=False),
-    Architecture(
-        "convexopt",
-        "ConvexOpt",
-        lambda: ConvexOpt(80, 128),
-        64,
-        "l2",
-        128,
-        "global-margin",
-        "gradients by the 0.8 quantile of their magnitudes",
-        reduced_precision=False,
-        shaped_as=ConvexOpt.shaped_as,
-    ),
-    Architecture("deepdesc", "DeepDesc", DeepDesc, 64, "l2", 128, "mined-contrastive", gain=_TANH, unit_length=False),
-    Architecture("matchnet", "MatchNet", MatchNet, 64, "metric network", 512, "cross-entropy", "(grey - 128) / 160"),
-    Architecture("deepcompare-2ch", "DeepCompare 2ch", TwoChannel, 64, "pair network", 0, "hinge", _MEAN),
-    Architecture(
-        "deepcompare-2ch2stream",
-        "DeepCompare 2ch-2stream",
-        TwoChannelTwoStream,
-        64,
-        "pair network",
-        0,
-        "hinge",
-        _MEAN,
-        towers=("surround", "centre"),
-    ),
-    Architecture("deepcompare-siam", "DeepCompare siam", Siamese, 64, "metric network", 256, "hinge", _MEAN),
-    Architecture(
-        "deepcompare-pseudo-siam",
-        "DeepCompare pseudo-siam",
-        PseudoSiamese,
-        64,
-        "metric network",
-        256,
-        "hinge",
-        _MEAN,
-        towers=("first", "second"),
-    ),
-    Architecture(
-        "deepcompare-siam2stream",
-        "DeepCompare siam-2stream",
-        SiameseTwoStream,
-        64,
-        "metric network",
-        512,
-        "hinge",
-        _MEAN,
-        towers=("centre", "surround"),
-    ),
-    Architecture(
-        "deepcompare-siam-l2",
-        "DeepCompare siam-l2",
-        SiameseL2,
-        64,
-        "l2",
-        256,
-        "contrastive",
-        _MEAN,
-        part_of="deepcompare-siam",
-    ),
-    Architecture(
-        "deepcompare-siam2stream-l2",
-        "DeepCompare siam-2stream-l2",
-        SiameseTwoStreamL2,
-        64,
-        "l2",
-        512,
-        "contrastive",
-        _MEAN,
-        towers=("centre", "surround"),
-        part_of="deepcompare-siam2stream",
-    ),
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "network", "networks", {"hardnet": layers_of_l2net("hardnet", "HardNet", HardNet, 32, 128, "hardnet")}
 )
-ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
 # What the authors of DeepCompare call the towers of their two streams: their fovea sees the whole patch at half the
 # resolution, their retina its inner half.
 _AUTHORS_NAMES = {"fovea": "surround", "retina": "centre"}

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.weight_files import Weights, not_finite, read_weights, recommended_ratio
-from hardnet_sfm.keypoints import LOWES_RATIO
-from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture, part_of_whole, recognised
+from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork, PairScorer, part_of_whole, recognised
+from hardnet_sfm.registry import names_of
 
 CUSTOMARY_SIZE = 12.0  # sigmas across a patch, since Brown's data set
-
-
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A network with its weights.
-
-    Attributes:
-        network: ready for inference.
-        architecture: what it is.
-        measurement_size: sigmas of the keypoint across the patches that it was trained with.
-        sha256: of the weights file.
-        max_ratio: largest ratio of the distances to the nearest and the second nearest neighbour with which its
-            descriptors are matched; meaningless for networks that compare patches.
-    """
-
-    network: nn.Module
-    architecture: Architecture
-    measurement_size: float
-    sha256: str
-    max_ratio: float = LOWES_RATIO
-
-
-def find_architecture(name: str) -> Architecture:
-    """The architecture of that name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in ARCHITECTURES:
-        raise UsageError(f"unknown network: {name}", f"There are: {known_architectures()}.")
-    return ARCHITECTURES[name]
-
-
-def known_architectures() -> str:
-    """Their names, for messages."""
-    return ", ".join(ARCHITECTURES)
 
 
 def architecture_of(weights: Weights) -> str:
@@ -58,9 +21,9 @@ def architecture_of(weights: Weights) -> str:
         HardnetSfmError: neither gives the name of an architecture here.
     """
     name = weights.metadata.get("architecture") or recognised(weights.tensors)
-    if name not in ARCHITECTURES:
+    if name is None or name not in ARCHITECTURES:
         what = f"weights of {name}, no network" if name else "weights of no network"
-        raise HardnetSfmError(f"{weights.path}: {what} that is known here", f"Known are: {known_architectures()}.")
+        raise HardnetSfmError(f"{weights.path}: {what} that is known here", f"Known are: {names_of(ARCHITECTURES)}.")
     return name
 
 
@@ -77,7 +40,7 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
             metadata make no sense.
     """
     weights = read_weights(path)
-    architecture = find_architecture(name or architecture_of(weights))
+    architecture = ARCHITECTURES.find(name or architecture_of(weights))
     network = architecture.build(tensors=weights.tensors)
     load_into(network, weights, architecture.name)
     try:
@@ -125,3 +88,24 @@ def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
             "Choose the --descriptor or --network that these weights belong to.",
         )
     network.load_state_dict(tensors, strict=False)
+
+
+def check_compares(loaded: LoadedNetwork) -> None:
+    """Raises UsageError where a network describes patches and compares none."""
+    if loaded.architecture.scorer is None:
+        name, title = loaded.architecture.name, loaded.architecture.title
+        raise UsageError(
+            f"{title} describes patches and compares none",
+            f"Use it in the first place: hardnet-sfm extract --descriptor {name} --weights FILE.safetensors.",
+        )
+
+
+def scorer_of(loaded: LoadedNetwork, device: str) -> PairScorer:
+    """What scores pairs of patches with a network that compares them.
+
+    Raises:
+        UsageError: the network is one that describes patches.
+    """
+    check_compares(loaded)
+    assert loaded.architecture.scorer is not None
+    return loaded.architecture.scorer(loaded, device)

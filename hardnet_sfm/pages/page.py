@@ -93,7 +93,7 @@ def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any]) ->
 
 def page(title: str, kind: Kind, data: Mapping[str, Any]) -> str:
     """The text of a page, see `write_page`."""
-    static = files("hardnet_sfm.report") / "static"
+    static = files("hardnet_sfm.pages") / "static"
 
     def read(name: str) -> str:
         return (static / name).read_text(encoding="utf-8")

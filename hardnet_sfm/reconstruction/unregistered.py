@@ -17,12 +17,12 @@ def reasons_unregistered(
         verified: number of inliers of every verified pair.
         models: names of the photos in each model, the largest first.
     """
+    import networkx
+
     largest = set(models[0]) if models else set()
-    partners: dict[str, list[str]] = {name: [] for name in keypoints}
-    for first, second in verified:
-        partners[first].append(second)
-        partners[second].append(first)
-    within_reach = _reachable(largest, partners)
+    graph = networkx.Graph(verified.keys())
+    graph.add_nodes_from(keypoints)
+    within_reach = {name for group in networkx.connected_components(graph) if group & largest for name in group}
     reasons: dict[str, str] = {}
     for name, count in keypoints.items():
         elsewhere = [number for number, names in enumerate(models) if number and name in names]
@@ -32,7 +32,7 @@ def reasons_unregistered(
             reasons[name] = f"in another model, sparse/{elsewhere[0]}"
         elif count == 0:
             reasons[name] = "no features"
-        elif not partners[name]:
+        elif not graph[name]:
             reasons[name] = "no verified pairs"
         elif not models:
             reasons[name] = "no pair of photos to start a model from"
@@ -41,13 +41,3 @@ def reasons_unregistered(
         else:
             reasons[name] = "connected, but too few points in common with the model"
     return reasons
-
-
-def _reachable(start: set[str], partners: Mapping[str, list[str]]) -> set[str]:
-    seen, waiting = set(start), list(start)
-    while waiting:
-        for other in partners[waiting.pop()]:
-            if other not in seen:
-                seen.add(other)
-                waiting.append(other)
-    return seen

@@ -19,11 +19,11 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.patch_sets import PatchSet
 from hardnet_sfm.files.weight_files import not_finite
 from hardnet_sfm.networks.architectures import Architecture
-from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.losses import ANY_LENGTH, LOSSES, PAIR_LOSSES, drawn_negatives
+from hardnet_sfm.training.losses import LOSSES
+from hardnet_sfm.training.objectives import TrainingBatch
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
-from hardnet_sfm.training.validation import HeldOutBatches, measures_of, scored
+from hardnet_sfm.training.validation import HeldOutBatches
 
 _GO_BACK = "Go on with a lower --learning-rate, with --resume where the folder beside the output has a last.ckpt."
 _WARM_UP = 0.02
@@ -53,6 +53,33 @@ class Budget:
         of_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
         of_steps = steps / self.steps if self.steps is not None else 0.0
         return min(1.0, max(of_time, of_steps))
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a network is trained.
+
+    Attributes:
+        loss: its name in `LOSSES`.
+        augment: of the patches.
+        budget: how long.
+        learning_rate: of AdamW at its highest.
+        weight_decay: of AdamW.
+        dropout: before the last layer; None for the network's default.
+        norm_batch: number of patches that share the statistics of batch normalisation; all where None.
+        seed: of what is drawn by chance.
+        fingerprint: of all that a run must not change when it is resumed.
+    """
+
+    loss: str
+    augment: AugmentOptions
+    budget: Budget
+    learning_rate: float
+    weight_decay: float = 0.0
+    dropout: float | None = None
+    norm_batch: int | None = None
+    seed: int = 0
+    fingerprint: str = ""
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
@@ -151,15 +178,7 @@ class NetworkTraining(lightning.LightningModule):
         architecture: what to train.
         sampler: of what is trained on.
         held_out: of what is validated with, if anything.
-        loss: its name in `LOSSES`, or in `PAIR_LOSSES` for a network that scores pairs.
-        augment: of the patches.
-        budget: how long.
-        learning_rate: of AdamW at its highest.
-        weight_decay: of AdamW.
-        dropout: before the last layer; None for the network's default.
-        norm_batch: number of patches that share the statistics of batch normalisation; all where None.
-        seed: of what is drawn by chance.
-        recipe: fingerprint of all that a run must not change when it is resumed.
+        plan: how it is trained.
     """
 
     MEASURES = ("fpr95", "map")
@@ -169,19 +188,11 @@ class NetworkTraining(lightning.LightningModule):
         architecture: Architecture,
         sampler: Sampler,
         held_out: HeldOutBatches | None,
-        loss: str,
-        augment: AugmentOptions,
-        budget: Budget,
-        learning_rate: float,
-        weight_decay: float,
-        dropout: float | None,
-        norm_batch: int | None,
-        seed: int,
-        recipe: str,
+        plan: TrainingPlan,
     ) -> None:
         super().__init__()
-        torch.manual_seed(seed)
-        self.network = architecture.build(dropout)
+        torch.manual_seed(plan.seed)
+        self.network = architecture.build(plan.dropout)
         for module in self.network.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
                 torch.nn.init.orthogonal_(module.weight, architecture.gain)
@@ -190,13 +201,12 @@ class NetworkTraining(lightning.LightningModule):
         # As the inputs are laid out, or each convolution converts its weights, and their gradients, for every batch.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._architecture, self._sampler, self._held_out = architecture, sampler, held_out
-        self._loss, self._augment, self.budget, self._seed = loss, augment, budget, seed
-        self._learning_rate, self._weight_decay, self._recipe = learning_rate, weight_decay, recipe
-        self._norm_batch, self._devices = norm_batch, 1
+        self._plan, self.budget, self._objective = plan, plan.budget, LOSSES.find(plan.loss)
+        self._devices = 1
         self.seconds, self._began = 0.0, 0.0
         self._resident: Resident | None = None
         self._layers: list[Tensor] = []
-        if loss == "l2net":
+        if self._objective.watches_layers:
             for name in architecture.supervised:
                 self.network.get_submodule(name).register_forward_hook(self._keep_layer)
 
@@ -232,7 +242,9 @@ class NetworkTraining(lightning.LightningModule):
         return self.global_step * self.trainer.world_size + self.global_rank
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.network.parameters(), self._learning_rate, weight_decay=self._weight_decay)
+        return torch.optim.AdamW(
+            self.network.parameters(), self._plan.learning_rate, weight_decay=self._plan.weight_decay
+        )
 
     def on_train_start(self) -> None:
         self._began = time.monotonic()
@@ -243,9 +255,9 @@ class NetworkTraining(lightning.LightningModule):
         self._began = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        torch.manual_seed(self._seed * 1_000_003 + self._number)
+        torch.manual_seed(self._plan.seed * 1_000_003 + self._number)
         spent = self.budget.spent(self.seconds, self.global_step)
-        rate = self._learning_rate * min((spent + 1e-3) / _WARM_UP, 1 - spent)
+        rate = self._plan.learning_rate * min((spent + 1e-3) / _WARM_UP, 1 - spent)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
         self.log("learning rate", rate)
@@ -257,7 +269,7 @@ class NetworkTraining(lightning.LightningModule):
         generalize better, NIPS 2017, section 4), so that a group's activations stay in a CPU's cache. A group takes
         every k-th patch: some of each data set, and both of a pair where k divides their number.
         """
-        groups = max(1, len(patches) // (self._norm_batch or len(patches)))
+        groups = max(1, len(patches) // (self._plan.norm_batch or len(patches)))
         every = torch.arange(len(patches), device=patches.device)
         order = torch.cat([every[first::groups] for first in range(groups)]).argsort()
         described = torch.cat([self.network(patches[first::groups]) for first in range(groups)])[order]
@@ -270,29 +282,9 @@ class NetworkTraining(lightning.LightningModule):
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a batch of `Batches`; all of a step but the gradient and the update."""
         size = self._architecture.patch_size
-        anchors, positives = augmented(batch["anchors"], batch["positives"], size, self._augment)
-        if isinstance(self.network, PairNetwork):
-            return self._loss_of_pairs(self.network, anchors, positives, batch["allowed"])
-        described, layers = self._described(torch.cat([anchors, positives]))
-        extra = {"features": [tuple(layer.float().chunk(2)) for layer in layers]} if layers else {}
-        with torch.autocast(described.device.type, enabled=False):
-            first, second = self._measured(described.float(), self._loss in ANY_LENGTH).chunk(2)
-            return LOSSES[self._loss](first, second, batch["allowed"], **extra)
-
-    def _measured(self, described: Tensor, as_they_are: bool = False) -> Tensor:
-        """Descriptors as they are compared in use, with length 1."""
-        if as_they_are or self._architecture.unit_length:
-            return described
-        return torch.nn.functional.normalize(described, dim=1)
-
-    def _loss_of_pairs(self, network: PairNetwork, anchors: Tensor, positives: Tensor, allowed: Tensor) -> Tensor:
-        """That of each pair and of each anchor with the patch of another point, drawn from its negatives."""
-        negatives = allowed & ~torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
-        chosen = drawn_negatives(negatives)
-        first, second = network.describe(anchors, 0), network.describe(positives, 1)
-        scores = [network.compare(first, others) for others in (second, second[chosen])]
-        with torch.autocast(anchors.device.type, enabled=False):
-            return PAIR_LOSSES[self._loss](scores[0].float(), scores[1].float(), negatives.any(1))
+        anchors, positives = augmented(batch["anchors"], batch["positives"], size, self._plan.augment)
+        paired = TrainingBatch(anchors, positives, batch["allowed"])
+        return self._objective.loss(self.network, self._architecture, self._described, paired)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         loss = self.loss_of(batch)
@@ -306,24 +298,11 @@ class NetworkTraining(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         patches = torch.cat([batch["anchors"], batch["positives"]]).unsqueeze(1).float() / 255
         inputs = torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // self._architecture.patch_size)
-        network, allowed = self.network, batch["allowed"].cpu()
-        if isinstance(network, PairNetwork):
-            anchors, positives = inputs.chunk(2)
-            measures = measures_of(*scored(network, anchors, positives, allowed), scores=True)
-        else:
-            measures = measures_of(*self._distances(inputs, allowed))
+        measures = self._objective.measures(self.network, self._architecture, inputs, batch["allowed"].cpu())
         # Scenes count the same, however small their batches; those that even out the devices' numbers do not count.
         counts = batch_idx * self._devices + self.global_rank < self.validation_batches
         # Their sum is divided by the number of devices as whole numbers are.
         self.log_dict(measures, batch_size=self._devices if counts else 0, sync_dist=True)
-
-    def _distances(self, inputs: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, B) distances of anchors and positives, which are of the same point, and which of others."""
-        described = self._measured(self.network(inputs).float())
-        with torch.autocast(described.device.type, enabled=False):
-            anchors, positives = described.chunk(2)
-            distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
-        return distances, torch.eye(len(distances), dtype=torch.bool), allowed
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         # From the end of the last one on: waiting for a batch is training, too.
@@ -340,10 +319,10 @@ class NetworkTraining(lightning.LightningModule):
         wrong = not_finite(self.network.state_dict())
         if wrong:
             raise HardnetSfmError(f"after step {self.global_step} not all of {wrong[0]} are finite numbers", _GO_BACK)
-        checkpoint["seconds"], checkpoint["recipe"] = self.seconds, self._recipe
+        checkpoint["seconds"], checkpoint["recipe"] = self.seconds, self._plan.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["recipe"] != self._recipe:
+        if checkpoint["recipe"] != self._plan.fingerprint:
             raise HardnetSfmError(
                 "the checkpoint is of a run on other patches or with other options",
                 "Use the same; --minutes, --steps, --validate-every, --learning-rate and --licence may change.",

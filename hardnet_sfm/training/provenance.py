@@ -24,9 +24,9 @@ def about(
 ) -> dict[str, str]:
     """What a weights file says of where it comes from, that of what it was started from included."""
     from hardnet_sfm.files.weight_files import recommended_ratio
-    from hardnet_sfm.networks.loading import find_architecture
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
 
-    architecture = find_architecture(options.network)
+    architecture = ARCHITECTURES.find(options.network)
     facts = {
         **architecture.metadata(),
         "measurement_size": str(sets[0].measurement_size),

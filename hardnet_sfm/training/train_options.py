@@ -6,12 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from hardnet_sfm.errors import UsageError, check_above, check_least
 from hardnet_sfm.training.augment import AugmentOptions
-from hardnet_sfm.training.convex import ConvexOptions
 from hardnet_sfm.training.sampling import SamplingOptions
 
-CONVEXOPT = "convexopt"
 _SEEDS = 2**40  # torch takes 64 bits, and that of a step is made of the run's
-# What is of gradient descent alone, and nothing to a network that is learned by convex optimisation.
+# What is of gradient descent alone, and nothing to a network that is learned in another way.
 _OF_DESCENT = (
     "minutes",
     "steps",
@@ -68,13 +66,11 @@ class TrainOptions:
     """Under which others may use the weights, for their metadata."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
-    convex: ConvexOptions = field(default_factory=ConvexOptions)
 
     def check(self) -> None:
         """Raises UsageError where a value makes no sense."""
         self.sampling.check()
         self.augment.check()
-        self.convex.check()
         check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0)
         check_least(self, weight_decay=0, norm_batch=2, seed=0)
         if self.seed >= _SEEDS:
@@ -88,40 +84,24 @@ class TrainOptions:
         Raises:
             UsageError: there is no such network or loss, or one does not go with the other.
         """
-        from hardnet_sfm.networks.loading import find_architecture
-        from hardnet_sfm.training.losses import LOSSES, PAIR_LOSSES
+        from hardnet_sfm.networks.architectures import ARCHITECTURES
+        from hardnet_sfm.training.losses import LOSSES
 
-        network = find_architecture(self.network)
-        default = TrainOptions()
-        if self.network == CONVEXOPT:
+        network = ARCHITECTURES.find(self.network)
+        if network.learner is not None:
+            default = TrainOptions()
             useless = [name for name in _OF_DESCENT if getattr(self, name) != getattr(default, name)]
             if useless:
                 raise UsageError(
-                    f"{useless[0].replace('_', ' ')} has no effect: convexopt is learned by convex optimisation",
-                    "Its own options are those from --pairs to --projection-steps.",
+                    f"{useless[0].replace('_', ' ')} has no effect: {self.network} is not learned by gradient descent",
+                    f"`hardnet-sfm train --network {self.network} --help` shows its own options.",
                 )
             return replace(self, loss=network.loss)
-        if self.convex != default.convex:
-            raise UsageError("options of convex optimisation have no effect", "They are of --network convexopt.")
         loss = self.loss or network.loss
-        if loss not in LOSSES.keys() | PAIR_LOSSES.keys():
-            raise UsageError(f"unknown loss: {loss}", f"There are: {', '.join([*LOSSES, *PAIR_LOSSES])}.")
-        if network.metric != "l2" and loss in LOSSES:
-            raise UsageError(
-                f"--loss {loss} is of distances between the descriptors of a batch, and {network.name} has none: it "
-                "scores pairs of patches",
-                f"Use one of: {', '.join(PAIR_LOSSES)}.",
-            )
-        if network.metric == "l2" and loss in PAIR_LOSSES:
-            raise UsageError(
-                f"--loss {loss} is of scores of pairs of patches, and {network.name} gives none: it describes patches",
-                f"Use one of: {', '.join(LOSSES)}.",
-            )
-        if loss == "l2net" and not network.supervised:
-            raise UsageError(
-                f"--loss l2net looks at normalised layers within the network, and {network.name} has none",
-                "Use --loss softmax, its term of descriptors alone.",
-            )
+        reason = LOSSES.find(loss).mismatch(network)
+        if reason:
+            fitting = [name for name, objective in LOSSES.items() if not objective.mismatch(network)]
+            raise UsageError(f"--loss {loss} {reason}", f"Use one of: {', '.join(fitting)}.")
         if self.dropout is not None and network.dropout is None:
             raise UsageError(f"--dropout has no effect: {network.name} has none")
         if self.norm_batch is not None and not network.normalised:

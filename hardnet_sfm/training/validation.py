@@ -10,13 +10,10 @@ from torch import Tensor, nn
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.files.patch_sets import PatchSet
-from hardnet_sfm.networks.pair_scoring import PairNetwork
 from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 
 BATCHES = 4  # of each scene
 BATCH_SIZE = 512
-# Patches that a network of pairs compares each patch with, besides the right one. All would take hours.
-RIVALS = 8
 
 
 class HeldOutBatches:
@@ -78,32 +75,6 @@ def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool
         "fpr95": fpr95(distances[compared].numpy(), same[compared].numpy()),
         "map": average_precision(doubt.numpy(), right.numpy(), len(right)),
     }
-
-
-def scored(network: PairNetwork, anchors: Tensor, positives: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores of a network of pairs for `measures_of`, of each anchor with its own positive and `RIVALS` others.
-
-    A false positive rate is the same of all rivals and of a sample of them; mean average precision is not.
-
-    Args:
-        network: that compares.
-        anchors, positives: (B, 1, S, S) in [0, 1].
-        allowed: (B, B) bool, which positives are of another point than the anchor, on the CPU.
-
-    Returns:
-        (B, 1 + `RIVALS`) scores, turned about, and which of them are of one point and of two.
-    """
-    first, second = network.describe(anchors, 0), network.describe(positives, 1)
-    rows = torch.arange(len(first))
-    steps = min(RIVALS, len(first) - 1) + 1
-    columns = [(rows + step) % len(first) for step in range(steps)]
-    # Not in bfloat16, in whose eight digits the scores of different patches are often the same.
-    with torch.autocast(first.device.type, enabled=False):
-        first, second = first.float(), second.float()
-        scores = [network.compare(first, second[column.to(first.device)]).float().cpu() for column in columns]
-    same = torch.zeros(len(first), steps, dtype=torch.bool)
-    same[:, 0] = True
-    return -torch.stack(scores, 1), same, torch.stack([allowed[rows, column] for column in columns], 1) & ~same
 
 
 @torch.inference_mode()

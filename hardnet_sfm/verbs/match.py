@@ -33,7 +33,7 @@ from hardnet_sfm.workers import in_order, torch_threads
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.matching.nearest import Acceptance
-    from hardnet_sfm.networks.loading import LoadedNetwork
+    from hardnet_sfm.networks.architectures import LoadedNetwork
 
 # Photos whose descriptors are kept ready, 0.8 KB a keypoint in int8, 1.5 KB in float32: 0.8 GB at 8192 each at most.
 _PHOTOS_AT_HAND = 64
@@ -266,11 +266,10 @@ def _read_network(options: MatchOptions) -> LoadedNetwork | None:
     """The network that compares patches, where the options have one."""
     if options.rescore is None:
         return None
-    from hardnet_sfm.matching.scorer import pair_network
-    from hardnet_sfm.networks.loading import load_network
+    from hardnet_sfm.networks.loading import check_compares, load_network
 
     network = load_network(options.rescore)
-    pair_network(network)
+    check_compares(network)
     return network
 
 

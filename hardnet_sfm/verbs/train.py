@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -20,14 +20,16 @@ from hardnet_sfm.files.patch_sets import PatchSet
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
+from hardnet_sfm.training.patch_sources import read_any_patches
 from hardnet_sfm.training.processes import joined, rank
 from hardnet_sfm.training.provenance import about
 from hardnet_sfm.training.sampling import Sampler
-from hardnet_sfm.training.train_options import CONVEXOPT, TrainOptions
+from hardnet_sfm.training.train_options import TrainOptions
 
 if TYPE_CHECKING:  # torch and lightning take seconds to import
     from hardnet_sfm.files.journal import Journal
     from hardnet_sfm.files.weight_files import Weights
+    from hardnet_sfm.networks.architectures import LearnerOptions
     from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.training.validation import HeldOutBatches
 
@@ -77,6 +79,7 @@ def train(
     *,
     validation: Sequence[Path] = (),
     shares: Sequence[float] | None = None,
+    learner_options: LearnerOptions | None = None,
 ) -> TrainResult:
     """Learns a network from patches, and writes a weights file. One that was made of the same before is left as it is.
 
@@ -90,6 +93,8 @@ def train(
         resources: how much of the machine.
         validation: the same, each of a scene that is not trained on; measures are means over scenes.
         shares: of each of `patches` in a batch; by default as many as the root of its number of points.
+        learner_options: of a network that is not learned by gradient descent, see
+            `hardnet_sfm.networks.architectures.Learner`.
 
     Raises:
         HardnetSfmError: lightning is not installed, patches or a checkpoint are damaged, patches have too few points or
@@ -99,6 +104,7 @@ def train(
     check_installed()
 
     from hardnet_sfm.files.weight_files import find_weights, read_weights, write_weights
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
     from hardnet_sfm.networks.loading import load_into
     from hardnet_sfm.training.fitting import LAST, check_checkpoint, fit, quiet
     from hardnet_sfm.training.validation import HeldOutBatches
@@ -106,13 +112,19 @@ def train(
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, validation, output, options, resources)
     options = options.completed()
+    learner = ARCHITECTURES[options.network].learner
+    if learner is not None:
+        learner_options = learner_options or learner.options()
+        learner_options.check()
+    elif learner_options is not None:
+        raise UsageError(f"{options.network} is learned by gradient descent", "Leave out the options of a learner.")
     sets, held_out = _read_all(patches, validation)
     if shares is None:
         shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
     if len(shares) != len(sets) or not all(0 < share < float("inf") for share in shares):
         raise UsageError(f"{len(shares)} shares for {len(sets)} files of patches: one above 0 is needed for each")
     start = read_weights(find_weights(options.init)) if options.init is not None else None
-    recipe = _recipe(sets, shares, options, start)
+    recipe = _recipe(sets, shares, options, start, learner_options)
     minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
     changeable = (minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
     watched_by = [_identity(of) for of in held_out]
@@ -125,8 +137,10 @@ def train(
     sampler = Sampler(sets, shares, options.sampling, options.seed)
     watched = HeldOutBatches(held_out) if held_out else None
     facts = about(sets, options, fingerprint, start)
-    if options.network == CONVEXOPT:
-        return _optimise(sampler, watched, output, options, resources, device, recipe, facts)
+    if learner_options is not None:
+        facts["learner"] = json.dumps(asdict(learner_options))
+        learning = _Learning(options, learner_options, resources.threads, device, recipe)
+        return learning.run(sampler, watched, output, facts)
     module = _module(sampler, watched, options, minutes, recipe, device)
     if start is not None:
         load_into(module.network, start, options.network)
@@ -147,43 +161,57 @@ def train(
     return TrainResult(module.global_step, module.seconds / 60, measures)
 
 
-def _optimise(
-    sampler: Sampler,
-    held_out: HeldOutBatches | None,
-    output: Path,
-    options: TrainOptions,
-    resources: Resources,
-    device: str,
-    recipe: str,
-    facts: dict[str, str],
-) -> TrainResult:
-    """Learns ConvexOpt, which is no matter of gradient descent; the minutes are those of the last run."""
-    import torch
+@dataclass(frozen=True)
+class _Learning:
+    """A network that is not learned by gradient descent.
 
-    from hardnet_sfm.files.weight_files import write_weights
-    from hardnet_sfm.networks.loading import find_architecture
-    from hardnet_sfm.training.convex import learn_convexopt
-    from hardnet_sfm.training.validation import validated
+    Attributes:
+        options, learner_options: how.
+        threads: to use.
+        device: "cpu" or "cuda".
+        recipe: fingerprint of all that a run must not change when it is resumed.
+    """
 
-    began = time.monotonic()
-    folder, architecture = output.with_name(f"{output.stem}.training"), find_architecture(CONVEXOPT)
-    kept = folder / "journal"
-    torch.set_num_threads(resources.threads)
-    with locked(folder), closing(_journal(kept, options.resume)) as journal:
-        size = architecture.patch_size
-        tensors = learn_convexopt(
-            sampler, options.convex, journal, patch_size=size, seed=options.seed, device=device, recipe=recipe
-        )
-        measures = {}
-        if held_out is not None:
-            network = architecture.build(tensors=tensors).to(device)
-            network.load_state_dict(tensors)
-            measures = validated(network, held_out, size, device)
-        steps = options.convex.region_steps + options.convex.projection_steps
-        report = TrainResult(steps, (time.monotonic() - began) / 60, measures)
-        write_weights(output, tensors, facts | report.metadata)
-        journal.drop()
-    return report
+    options: TrainOptions
+    learner_options: LearnerOptions
+    threads: int
+    device: str
+    recipe: str
+
+    def run(
+        self, sampler: Sampler, held_out: HeldOutBatches | None, output: Path, facts: dict[str, str]
+    ) -> TrainResult:
+        """Learns and writes the weights; the minutes are those of the last run."""
+        import torch
+
+        from hardnet_sfm.files.weight_files import write_weights
+        from hardnet_sfm.networks.architectures import ARCHITECTURES
+        from hardnet_sfm.training.validation import validated
+
+        began = time.monotonic()
+        folder, architecture = output.with_name(f"{output.stem}.training"), ARCHITECTURES[self.options.network]
+        learner, size = architecture.learner, architecture.patch_size
+        assert learner is not None
+        torch.set_num_threads(self.threads)
+        with locked(folder), closing(_journal(folder / "journal", self.options.resume)) as journal:
+            tensors = learner.learn(
+                sampler,
+                self.learner_options,
+                journal,
+                patch_size=size,
+                seed=self.options.seed,
+                device=self.device,
+                recipe=self.recipe,
+            )
+            measures = {}
+            if held_out is not None:
+                network = architecture.build(tensors=tensors).to(self.device)
+                network.load_state_dict(tensors)
+                measures = validated(network, held_out, size, self.device)
+            result = TrainResult(self.learner_options.steps, (time.monotonic() - began) / 60, measures)
+            write_weights(output, tensors, facts | result.metadata)
+            journal.drop()
+        return result
 
 
 def _journal(path: Path, resume: bool) -> Journal:
@@ -249,14 +277,20 @@ def _check(
     return device
 
 
-def _recipe(sets: Sequence[PatchSet], shares: Sequence[float], options: TrainOptions, start: Weights | None) -> str:
+def _recipe(
+    sets: Sequence[PatchSet],
+    shares: Sequence[float],
+    options: TrainOptions,
+    start: Weights | None,
+    learner_options: LearnerOptions | None,
+) -> str:
     """Fingerprint of all that a run must not change when it is resumed."""
     data = [_identity(of) for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
     if options.network == "hardnet":
         del kept["network"]  # runs from before there was a choice are of it, and go on
-    if options.network != CONVEXOPT:
-        del kept["convex"]  # which is nothing to them
+    if learner_options is not None:
+        kept["learner"] = asdict(learner_options)
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
 
 
@@ -276,14 +310,11 @@ def _module(
     recipe: str,
     device: str,
 ) -> NetworkTraining:
-    from hardnet_sfm.networks.loading import find_architecture
-    from hardnet_sfm.training.module import Budget, NetworkTraining
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
+    from hardnet_sfm.training.module import Budget, NetworkTraining, TrainingPlan
 
     assert options.loss is not None and options.learning_rate is not None
-    return NetworkTraining(
-        find_architecture(options.network),
-        sampler,
-        held_out,
+    plan = TrainingPlan(
         options.loss,
         options.augment,
         Budget(minutes, options.steps),
@@ -294,6 +325,7 @@ def _module(
         options.seed,
         recipe,
     )
+    return NetworkTraining(ARCHITECTURES.find(options.network), sampler, held_out, plan)
 
 
 def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:
@@ -307,28 +339,6 @@ def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list
             "Mine them anew, all in one size; Brown's have 12, HPatches' 10.",
         )
     return sets, held_out
-
-
-def read_any_patches(path: Path) -> PatchSet:
-    """Patches in any of the layouts there are.
-
-    Raises:
-        HardnetSfmError: it is none of them, or damaged.
-    """
-    from hardnet_sfm.files.patch_sets import read_patches
-    from hardnet_sfm.training.brown_sets import read_brown
-    from hardnet_sfm.training.hpatches_sets import read_hpatches
-
-    if not path.is_dir():
-        return read_patches(path)
-    if (path / "info.txt").is_file():
-        return read_brown(path)
-    if not any(path.glob("[iv]_*")):
-        raise HardnetSfmError(
-            f"{path}: a folder with no patches in it: neither info.txt, as Brown's have, nor i_* and v_*, as HPatches'",
-            "`hardnet-sfm mine` makes a patches.h5 of a model and its photos.",
-        )
-    return read_hpatches(path)
 
 
 @dataclass(frozen=True)
@@ -358,9 +368,30 @@ class TrainCommand:
     train: TrainOptions = field(default_factory=TrainOptions)
     resources: Resources = field(default_factory=Resources)
 
+    @classmethod
+    def for_network(cls, name: str) -> type[TrainCommand]:
+        """This command, with the options of the network's learner if it has one."""
+        if name == TrainOptions().network:
+            return cls
+        from hardnet_sfm.networks.architectures import ARCHITECTURES
+
+        learner = ARCHITECTURES[name].learner if name in ARCHITECTURES else None
+        if learner is None:
+            return cls
+        extra = ("learner", learner.options, field(default_factory=learner.options))
+        made = make_dataclass(cls.__name__, [extra], bases=(cls,), frozen=True)
+        made.__doc__ = cls.__doc__
+        return made
+
     def run(self) -> None:
         report = train(
-            self.patches, self.output, self.train, self.resources, validation=self.validation, shares=self.shares
+            self.patches,
+            self.output,
+            self.train,
+            self.resources,
+            validation=self.validation,
+            shares=self.shares,
+            learner_options=getattr(self, "learner", None),
         )
         measures = "".join(f", {name} {value:.4f}" for name, value in report.measures.items())
         made = "" if report.computed else "; up to date"

@@ -39,8 +39,9 @@ def convert(
     from torch import Tensor
 
     from hardnet_sfm.files.weight_files import load_tensors, write_weights
-    from hardnet_sfm.networks.architectures import recognised, under_names_of
-    from hardnet_sfm.networks.loading import CUSTOMARY_SIZE, find_architecture, known_architectures
+    from hardnet_sfm.networks.architectures import ARCHITECTURES, recognised, under_names_of
+    from hardnet_sfm.networks.loading import CUSTOMARY_SIZE
+    from hardnet_sfm.registry import names_of
 
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}", "Give the path of a PyTorch checkpoint.")
@@ -66,9 +67,10 @@ def convert(
     if name is None:
         raise HardnetSfmError(
             f"{source}: weights of no network that is known here",
-            f"Known are: {known_architectures()}. Where a network has two towers, tensors have to be named after them.",
+            f"Known are: {names_of(ARCHITECTURES)}. "
+            "If a network has two towers, its tensors have to be named after them.",
         )
-    of = find_architecture(name)
+    of = ARCHITECTURES.find(name)
     named = under_names_of(of, tensors)
     if named is None:
         hint = f"Name them after their towers, {' and '.join(of.towers)}." if of.towers else ""

@@ -67,7 +67,13 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
-    from hardnet_sfm.training.module import WORKERS, Budget, NetworkTraining, Resident  # lightning takes seconds
+    from hardnet_sfm.training.module import (  # lightning takes seconds
+        WORKERS,
+        Budget,
+        NetworkTraining,
+        Resident,
+        TrainingPlan,
+    )
 
     device = resolve_device(options.resources.device)
     torch.set_num_threads(options.resources.threads)
@@ -83,10 +89,7 @@ def main() -> None:
     def step_of(norm_batch: int | None, layout: torch.memory_format) -> Callable[[], None]:
         made = TrainOptions(loss=options.loss).completed()
         assert made.learning_rate is not None
-        module = NetworkTraining(
-            ARCHITECTURES[made.network],
-            sampler,
-            None,
+        plan = TrainingPlan(
             options.loss,
             made.augment,
             Budget(None, 1),
@@ -95,8 +98,8 @@ def main() -> None:
             made.dropout,
             norm_batch,
             made.seed,
-            recipe="",
         )
+        module = NetworkTraining(ARCHITECTURES[made.network], sampler, None, plan)
         module.to(device).to(memory_format=layout)
         optimizer = module.configure_optimizers()
 

@@ -1,0 +1,106 @@
+"""What a network is trained for: the loss of a batch, and how well it does on held-out patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hardnet_sfm.networks.architectures import Architecture
+from hardnet_sfm.training.validation import measures_of
+
+Describe = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+"""(B, 1, S, S) patches to (B, D) descriptors and the (B, K) outputs of the layers that are watched."""
+
+
+class Objective(Protocol):
+    """What `--loss` names."""
+
+    @property
+    def watches_layers(self) -> bool:
+        """Whether it looks at the outputs of `Architecture.supervised`, too."""
+
+    def mismatch(self, architecture: Architecture) -> str:
+        """Why a network cannot be trained for it, as the end of a sentence; empty if it can."""
+
+    def loss(self, network: nn.Module, architecture: Architecture, describe: Describe, batch: TrainingBatch) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    def measures(
+        self, network: nn.Module, architecture: Architecture, inputs: Tensor, allowed: Tensor
+    ) -> dict[str, float]:
+        """False positive rate at 95 % recall, "fpr95", and mean average precision of matching, "map".
+
+        Args:
+            network: under training.
+            architecture: what it is.
+            inputs: (2 B, 1, S, S) in [0, 1]: B anchors, then their positives.
+            allowed: (B, B) bool on the CPU, which positives are of another point than the anchor.
+        """
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A batch of matching patches.
+
+    Attributes:
+        anchors, positives: (B, 1, S, S) in [0, 1]; row i of both shows the same point.
+        allowed: (B, B) bool, which are negatives of each other.
+    """
+
+    anchors: Tensor
+    positives: Tensor
+    allowed: Tensor
+
+
+class DescriptorLoss(Protocol):
+    """A scalar that falls as matching descriptors get closer than others, see `hardnet_sfm.training.losses`."""
+
+    def __call__(self, anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class DescriptorObjective:
+    """A loss of descriptors that are compared by their L2 distance.
+
+    Attributes:
+        function: the loss.
+        any_length: its margins are of descriptors as the network gives them; otherwise they are of unit length.
+        watches_layers: it takes `features`, pairs of (B, K) outputs of `Architecture.supervised`, too.
+    """
+
+    function: DescriptorLoss
+    any_length: bool = False
+    watches_layers: bool = False
+
+    def mismatch(self, architecture: Architecture) -> str:
+        if architecture.metric != "l2":
+            return f"is of distances between descriptors, and {architecture.name} has none: it scores pairs of patches"
+        if self.watches_layers and not architecture.supervised:
+            return f"looks at normalised layers within the network, and {architecture.name} has none"
+        return ""
+
+    def loss(self, network: nn.Module, architecture: Architecture, describe: Describe, batch: TrainingBatch) -> Tensor:  # noqa: ARG002
+        described, layers = describe(torch.cat([batch.anchors, batch.positives]))
+        extra = {"features": [tuple(layer.float().chunk(2)) for layer in layers]} if layers else {}
+        with torch.autocast(described.device.type, enabled=False):
+            described = described.float()
+            first, second = (described if self.any_length else _as_used(described, architecture)).chunk(2)
+            return self.function(first, second, batch.allowed, **extra)
+
+    def measures(
+        self, network: nn.Module, architecture: Architecture, inputs: Tensor, allowed: Tensor
+    ) -> dict[str, float]:
+        described = _as_used(network(inputs).float(), architecture)
+        with torch.autocast(described.device.type, enabled=False):
+            anchors, positives = described.chunk(2)
+            distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
+        return measures_of(distances, torch.eye(len(distances), dtype=torch.bool), allowed)
+
+
+def _as_used(described: Tensor, architecture: Architecture) -> Tensor:
+    """Descriptors of length 1, as they are compared in use."""
+    return described if architecture.unit_length else nn.functional.normalize(described, dim=1)
