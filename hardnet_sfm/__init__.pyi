@@ -41,6 +41,7 @@ from .verbs.pair import pair as pair
 from .verbs.reconstruct import RetryOptions as RetryOptions
 from .verbs.reconstruct import reconstruct as reconstruct
 from .verbs.report import write_report as write_report
+from .verbs.retrieve import retrieve as retrieve
 from .verbs.train import train as train
 from .verbs.vocabulary import VocabularyOptions as VocabularyOptions
 from .verbs.vocabulary import vocabulary as vocabulary

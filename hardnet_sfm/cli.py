@@ -1,4 +1,4 @@
-"""The command line: the table of verbs, and how a line becomes one of them. Each verb is in `verbs/`."""
+"""The command line: the table of verbs, and the parser that turns arguments into a command. `verbs/` has the verbs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from hardnet_sfm.verbs.vocabulary import VocabularyCommand
 from hardnet_sfm.verbs.warp import WarpCommand
 from hardnet_sfm.verbs.weights import WeightsCommand
 
-# What people come for, and the verbs for it in the order in which they need them.
+# Verbs by purpose, in the order in which users need them.
 VERBS: dict[str, dict[str, type[Command]]] = {
     "reconstruct": {
         "reconstruct": ReconstructCommand,
@@ -71,7 +71,7 @@ _COMMANDS = {verb: kind for group in VERBS.values() for verb, kind in group.item
 
 
 def parse(args: Sequence[str] | None = None) -> Command:
-    """Parses a command line; exits with status 2 where it is wrong, and with 0 after help.
+    """Parses a command line. It exits with status 2 if the line is wrong, and with 0 after printing help.
 
     Raises:
         UsageError: there is no such verb.
@@ -81,7 +81,7 @@ def parse(args: Sequence[str] | None = None) -> Command:
         _print_help()
         sys.exit(0 if verb else 2)
     how: Any = {"config": (OmitArgPrefixes,), "registry": flag_rules()}
-    if verb.startswith("--tyro-"):  # completion for a shell, which wants all verbs at once
+    if verb.startswith("--tyro-"):  # shell completion needs all verbs at once
         tyro.extras.subcommand_cli_from_dict({**_COMMANDS}, prog="hardnet-sfm", args=[verb, *rest], **how)
     if verb.startswith("-"):
         raise UsageError(f"{verb} stands before the verb", "Options come after it: `hardnet-sfm VERB OPTIONS`.")
@@ -90,9 +90,9 @@ def parse(args: Sequence[str] | None = None) -> Command:
         hint = f"Did you mean `hardnet-sfm {near[0]}`? " if near else ""
         raise UsageError(f"there is no verb {verb}", f"{hint}`hardnet-sfm --help` lists all.")
     kind = _COMMANDS[verb]
-    # Each example is a paragraph of its own: tyro would join them.
+    # Each example is a separate paragraph, because tyro joins lines.
     description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
-    # What is asked for decides the other options or their defaults, so it has to be known first.
+    # These options decide the other options or their defaults, so they must be known before parsing.
     if kind is ReconstructCommand:
         how["default"] = ReconstructCommand.with_preset(_value_of("--preset", rest, "default"))
     if kind is TrainCommand:
@@ -102,7 +102,7 @@ def parse(args: Sequence[str] | None = None) -> Command:
 
 
 def _value_of(option: str, args: Sequence[str], default: str) -> Any:
-    """The value of an option in a command line that is not parsed yet."""
+    """Finds the value of an option in a command line that is not parsed yet."""
     given = default
     for arg, following in zip_longest(args, args[1:], fillvalue=""):
         name, equals, value = arg.partition("=")
@@ -112,7 +112,7 @@ def _value_of(option: str, args: Sequence[str], default: str) -> Any:
 
 
 def _print_help() -> None:
-    """The verbs in their groups, a line each."""
+    """Prints the verbs in their groups, one a line."""
     output.print(f"hardnet-sfm {__version__}: local features for structure from motion and retrieval.")
     output.print("Start with `hardnet-sfm demo`; `hardnet-sfm VERB --help` has options, examples.")
     for group, kinds in VERBS.items():
@@ -122,7 +122,7 @@ def _print_help() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command line and exits: 0 done, 1 not done, 2 wrong usage, 130 interrupted."""
+    """Runs a command line. Exit statuses are 0 for success, 1 for an error, 2 for wrong usage, 130 for an interrupt."""
     if list(sys.argv[1:] if args is None else args) == ["--version"]:
         output.print(f"hardnet-sfm {__version__}")
         return

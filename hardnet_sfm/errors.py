@@ -1,15 +1,15 @@
-"""Errors meant for the person at the terminal: what is wrong, in which file, what to do."""
+"""Errors for the user at the terminal: each says what is wrong, in which file, and what to do."""
 
 import math
 from typing import Any, get_args
 
 
 class HardnetSfmError(Exception):
-    """Something in the photos, files or options that the user can act on (exit status 1).
+    """Reports a problem with the photos, files or options that the user can fix (exit status 1).
 
     Args:
         message: what is wrong and in which file.
-        hint: what to try, one or more sentences; printed on a line of its own.
+        hint: what the user can try, one or more sentences; printed on its own line.
     """
 
     exit_status = 1
@@ -24,27 +24,27 @@ class HardnetSfmError(Exception):
 
 
 class NoKeypoints(HardnetSfmError):
-    """A query has nothing that could be searched for."""
+    """The query has no keypoints to search for."""
 
 
 class NoModel(HardnetSfmError):
-    """Photos were matched, and no mapper made a model of them."""
+    """The photos were matched, but no mapper made a model from them."""
 
 
 class UsageError(HardnetSfmError):
-    """Options that contradict each other or would have no effect (exit status 2)."""
+    """The options contradict each other or would have no effect (exit status 2)."""
 
     exit_status = 2
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raises UsageError where the value of an option is none of those of a Literal type."""
+    """Raises UsageError if the value of an option is not one of the values of a Literal type."""
     if value not in get_args(choices):
         raise UsageError(f"--{name}: {value} is not one of {', '.join(map(str, get_args(choices)))}")
 
 
 def check_least(options: object, **least: float) -> None:
-    """Raises UsageError where a field of the options is less than what is given for it, or not finite; None passes."""
+    """Raises UsageError if an option is less than its given bound or not finite. None passes."""
     for name, bound in least.items():
         value = getattr(options, name)
         if value is not None and not bound <= value < math.inf:
@@ -52,7 +52,7 @@ def check_least(options: object, **least: float) -> None:
 
 
 def check_above(options: object, **bounds: float) -> None:
-    """Raises UsageError where a field of the options is not above what is given for it, or not finite; None passes."""
+    """Raises UsageError if an option is not above its given bound or not finite. None passes."""
     for name, bound in bounds.items():
         value = getattr(options, name)
         if value is not None and not bound < value < math.inf:

@@ -1,4 +1,4 @@
-"""How the fields of a verb become its flags: what tyro makes of dataclasses, with two things changed."""
+"""Turns the fields of a verb into its flags: tyro's rule for dataclasses with two changes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 
 def flag_rules() -> ConstructorRegistry:
-    """tyro's rule for dataclasses, after which
+    """Returns tyro's rule for dataclasses with two changes.
 
-    - each paragraph of a docstring is one line, to be wrapped where the terminal ends. tyro keeps the line breaks of
-      the source where a line is indented, as those below a field are, or begins with no letter;
-    - a flag that is off by default has no negative form: `--debug`, but `--report, --no-report`. Help has one text
-      for both, which is about the positive one.
+    - Each paragraph of a docstring becomes one line, which the terminal wraps. tyro itself keeps the line breaks of
+      the source if a line is indented, as below a field, or does not begin with a letter.
+    - A flag that is off by default has no negative form: `--debug`, but `--report, --no-report`. Help has one text
+      for both forms, and that text describes the positive one.
     """
     rules = ConstructorRegistry()
     by_default = False
@@ -28,7 +28,7 @@ def flag_rules() -> ConstructorRegistry:
         nonlocal by_default
         if by_default or not is_dataclass(kind.type):
             return None
-        by_default = True  # tyro asks all rules, this one first
+        by_default = True  # get_struct_spec asks all rules again, this one first
         try:
             made = ConstructorRegistry.get_struct_spec(kind)
         finally:
@@ -48,7 +48,7 @@ def _changed_field(field: StructFieldSpec) -> StructFieldSpec:
 
 
 def _filled(text: str | Callable[[], str | None] | None) -> str | None:
-    """A text, or that which is only made when help is asked for, with a line for each paragraph."""
+    """Joins the lines of each paragraph of a help text; calls the text first if tyro makes it on demand."""
     said = text() if callable(text) else text
     if said is None:
         return None

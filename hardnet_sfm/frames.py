@@ -1,4 +1,4 @@
-"""Local affine frames of the keypoints that a COLMAP model was made of: where they are known, and whose each one is."""
+"""Local affine frames of the keypoints behind a COLMAP model: finds their file and assigns them to observations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
 Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
-# From an observation to its keypoint, pixels. A model holds the very positions of the keypoints it was made of, but for
-# rounding and who counts from where.
+# Largest distance from an observation to its keypoint, pixels. A model stores the positions of the keypoints that it
+# was made from. They differ only by rounding and by the pixel coordinate convention.
 REACH = 0.5
 
 
@@ -36,12 +36,12 @@ class Frames:
     axes: Float32
 
     def through(self, affine: Float64) -> Frames:
-        """The same in pixels that a (2, 3) affine map leads to."""
+        """Maps the frames to other pixels by a (2, 3) affine map."""
         xy = self.xy @ affine[:, :2].T + affine[:, 2]
         return Frames(xy.astype(np.float32), (affine[:, :2] @ self.axes).astype(np.float32))
 
     def select(self, rows: Rows) -> Frames:
-        """The frames at the given row numbers, NaN for row -1."""
+        """Returns the frames at the given row numbers, with NaN for row -1."""
         with_nothing = (
             np.concatenate([part, np.full_like(part[:1], np.nan, shape=(1, *part.shape[1:]))])
             for part in (self.xy, self.axes)
@@ -50,10 +50,12 @@ class Frames:
 
 
 def frames_of_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, int]) -> Frames:
-    """Keypoints of an upright photo as frames in COLMAP's pixels: as stored, first pixel's centre at (0.5, 0.5).
+    """Converts keypoints of an upright photo to frames in COLMAP's pixels.
+
+    COLMAP's pixels are those of the photo as stored, with the centre of the first pixel at (0.5, 0.5).
 
     Args:
-        keypoints: of the upright photo.
+        keypoints: keypoints of the upright photo.
         orientation: EXIF orientation, 1 to 8.
         size: (width, height) of the upright photo.
     """
@@ -61,24 +63,24 @@ def frames_of_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int,
 
 
 def stored_from_upright(orientation: int, size: tuple[int, int]) -> Float64:
-    """(2, 3) map from our pixels, of the upright photo, to COLMAP's."""
+    """Returns the (2, 3) map from our pixels of the upright photo to COLMAP's pixels."""
     affine = sensor_from_upright(orientation, size)
     affine[:, 2] += 0.5
     return affine
 
 
 def upright_from_stored(orientation: int, size: tuple[int, int]) -> Float64:
-    """(2, 3) map from COLMAP's pixels to ours, of the upright photo of the given size."""
+    """Returns the (2, 3) map from COLMAP's pixels to our pixels of the upright photo of the given size."""
     affine = stored_from_upright(orientation, size)
     linear = np.linalg.inv(affine[:, :2])
     return np.column_stack([linear, -linear @ affine[:, 2]])
 
 
 def frames_of_table(table: Float32 | None) -> Frames | None:
-    """Frames of a keypoint table of COLMAP's, in its pixels; None where it says nothing of scale and orientation.
+    """Returns the frames of a COLMAP keypoint table, in COLMAP's pixels, or None if it has no scale and orientation.
 
-    That is so where there is no table, or it has 2 columns, or all of its frames are the same: then they are what
-    COLMAP fills in for positions alone.
+    It has none if there is no table, if the table has 2 columns, or if all of its frames are equal. COLMAP fills in
+    equal frames when it is given positions only.
 
     Args:
         table: (N, 2), (N, 4) x, y, scale, radians or (N, 6) x, y, a11, a12, a21, a22.
@@ -92,14 +94,14 @@ def frames_of_table(table: Float32 | None) -> Frames | None:
 
 
 def associated(xy: Float64, row: NDArray[np.integer], found: Frames, reach: float) -> Rows:
-    """Which keypoint each observation of a photo is, or -1 where none is within reach.
+    """Finds the keypoint of each observation of a photo, or -1 if no keypoint is within reach.
 
-    Keypoints with several orientations share a position, so rows decide where the model was made of these very
-    keypoints; else the nearest one does, the first of those that are equally near.
+    Keypoints with several orientations share a position. So the row numbers decide if the model was made from these
+    very keypoints. Otherwise the nearest keypoint is chosen, and the first one of several that are equally near.
 
     Args:
         xy: (N, 2) positions of the observations, pixels.
-        row: (N,) which keypoint each was when the model was made.
+        row: (N,) row number of each observation's keypoint when the model was made.
         found: the photo's keypoints.
         reach: largest distance, pixels.
     """
@@ -118,7 +120,7 @@ def associated(xy: Float64, row: NDArray[np.integer], found: Frames, reach: floa
 
 
 def beside(folder: Path) -> Path | None:
-    """Our features or COLMAP's database, in the model's folder or up to two above, as in sparse/0."""
+    """Finds our features or COLMAP's database in the model's folder or up to two folders above it, as for sparse/0."""
     here = folder.resolve()
     candidates = (place / name for place in (here, *here.parents[:2]) for name in ("features.h5", "database.db"))
     return next((path for path in candidates if path.is_file()), None)
@@ -126,7 +128,7 @@ def beside(folder: Path) -> Path | None:
 
 @contextmanager
 def known_frames(path: Path | None) -> Iterator[Callable[[str], Frames | None]]:
-    """Gives a function from a photo's name to the frames, in COLMAP's pixels, that a file has of it."""
+    """Yields a function that maps a photo's name to its frames in a file, in COLMAP's pixels."""
     from hardnet_sfm.colmap.tracks import keypoint_tables
 
     if path is None:

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 PhotoPair = tuple[str, str]
 """Names of two photos."""
-# The threshold of the ratio test that Lowe (IJCV 2004, section 7.1) chose for SIFT, for descriptors without their own.
+# Lowe's threshold of the ratio test for SIFT (IJCV 2004, section 7.1). It serves descriptors that recommend no ratio of
+# their own.
 LOWES_RATIO = 0.8
 
-# Scales in pixels are the same if they agree to so many decimals: those of one place with two orientations differ by
-# rounding where they are computed from affine frames.
+# Scales in pixels are equal if they agree to this many decimals. The scales of one place with two orientations differ
+# by rounding when they are computed from affine frames.
 SCALE_DECIMALS = 3
-# Orientations that differ by no more than this, degrees, have nearly the same descriptor.
+# Orientations that differ by at most this angle, degrees, have nearly the same descriptor.
 _TWIN = 20.0
 
 
@@ -28,9 +29,9 @@ class Keypoints:
         xy: (N, 2) float32, pixels; the centre of the top-left pixel is (0, 0).
         scales: (N,) float32, sigma in pixels.
         oris: (N,) float32, degrees in [0, 360), from +x towards +y (y down), as COLMAP and OpenCV count.
-        scores: (N,) float32, the detector's own strength, larger is better.
-        affines: (N, 2, 2) float32 or None. Local affine frames: columns are the images of the x and y axes of a
-            circle of one sigma. None where the detector gives similarity frames only.
+        scores: (N,) float32, the detector's response, larger is better.
+        affines: (N, 2, 2) float32 or None. Local affine frames: columns are the images of the x and y axes of a circle
+            of one sigma. None if the detector gives similarity frames only.
     """
 
     xy: Float32
@@ -56,7 +57,10 @@ class Keypoints:
         return cls(np.zeros((0, 2), np.float32), nothing, nothing, nothing)
 
     def frames(self) -> Float32:
-        """Local affine frames, (N, 2, 2) float32 pixels per sigma; similarity frames where no affine shape is known."""
+        """Returns (N, 2, 2) float32 local affine frames, pixels per sigma.
+
+        They are similarity frames if no affine shape is known.
+        """
         if self.affines is not None:
             return self.affines
         angle = np.deg2rad(self.oris)
@@ -64,15 +68,15 @@ class Keypoints:
         return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2).astype(np.float32)
 
     def select(self, rows: NDArray[np.intp]) -> Keypoints:
-        """The keypoints at the given row numbers, in that order."""
+        """Returns the keypoints at the given row numbers, in that order."""
         affines = None if self.affines is None else self.affines[rows]
         return Keypoints(self.xy[rows], self.scales[rows], self.oris[rows], self.scores[rows], affines)
 
     def along(self, turn: float) -> Keypoints:
-        """The same places, each once, with one orientation for all.
+        """Returns each place once, with the same orientation for all places.
 
         Args:
-            turn: the orientation, degrees.
+            turn: the common orientation, degrees.
         """
         rows = np.column_stack([self.xy, self.scales.round(SCALE_DECIMALS)])
         once = self.select(np.sort(np.unique(rows, axis=0, return_index=True)[1]))
@@ -83,10 +87,10 @@ class Keypoints:
         return Keypoints(once.xy, once.scales, np.full_like(once.oris, turn % 360), once.scores, affines)
 
     def both_ways(self) -> Keypoints:
-        """Each place along 0 degrees, and in rows after these along its estimated orientations.
+        """Returns each place at 0 degrees, followed by the places at their estimated orientations.
 
-        Orientations near 0 are left out: their descriptors would be twins of the upright ones, and twins fail each
-        other's ratio test.
+        Estimated orientations near 0 are left out. Their descriptors would nearly equal the upright ones, and two equal
+        descriptors make each other fail the ratio test.
         """
         upright = self.along(0)
         apart = self.select(np.flatnonzero(np.abs((self.oris + 180) % 360 - 180) > _TWIN))
@@ -99,7 +103,7 @@ class Keypoints:
         return Keypoints(xy, scales, oris, scores, affines)
 
     def resized(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Keypoints:
-        """The same keypoints in the pixels of the photo resized from one (width, height) to another.
+        """Returns the keypoints in the pixels of the photo resized from one (width, height) to another.
 
         Pixel centres are at whole numbers, so the corner of the photo, (-1/2, -1/2), is the fixed point.
         """
@@ -107,16 +111,17 @@ class Keypoints:
             return self
         factor = np.divide(to_size, from_size).astype(np.float32)
         xy = (self.xy + np.float32(0.5)) * factor - np.float32(0.5)
-        # The two factors differ by rounding of the size only; a frame keeps its shape and takes their geometric mean.
+        # The two factors differ only because sizes are rounded. A frame keeps its shape and is scaled by their
+        # geometric mean.
         scale = np.float32(np.sqrt(factor.prod()))
         affines = None if self.affines is None else self.affines * scale
         return Keypoints(xy, self.scales * scale, self.oris, self.scores, affines)
 
 
 def strongest(keypoints: Keypoints, strength: Float32, most: int) -> Keypoints:
-    """The rows of the strongest places, strongest first.
+    """Returns the rows of the strongest places, strongest first.
 
-    A place is a position with a scale. It may have several orientations, each in a row of its own, and counts once.
+    A place is a position with a scale. It may have several orientations, each in its own row, and counts once.
 
     Args:
         keypoints: N rows.
@@ -124,7 +129,7 @@ def strongest(keypoints: Keypoints, strength: Float32, most: int) -> Keypoints:
         most: number of places.
     """
     columns = np.column_stack([-strength, keypoints.xy, keypoints.scales.round(SCALE_DECIMALS)])
-    # Equal strengths are ordered by the other columns, so that nothing is left to chance.
+    # The other columns order equal strengths, so that the order is deterministic.
     order = np.lexsort((keypoints.oris, *columns.T[::-1]))
     another = (columns[order[1:]] != columns[order[:-1]]).any(1)
     places = np.concatenate([[1], 1 + np.cumsum(another)])
@@ -134,15 +139,17 @@ def strongest(keypoints: Keypoints, strength: Float32, most: int) -> Keypoints:
 def within_reach(
     first: NDArray[np.floating], second: NDArray[np.floating], reach: NDArray[np.floating] | float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row numbers of all pairs of positions whose x differ by no more than a reach: few enough to list and look at.
+    """Lists all pairs of positions whose x coordinates differ by at most a reach.
+
+    The caller checks the distances of these few pairs.
 
     Args:
         first: (N, 2), pixels.
         second: (M, 2), pixels.
-        reach: of each of `first`, or of all, pixels.
+        reach: largest difference, one for each row of `first` or one for all, pixels.
 
     Returns:
-        (K,) rows of `first`, rising, and (K,) of `second`.
+        (K,) rows of `first`, not decreasing, and (K,) rows of `second`.
     """
     by_x = np.argsort(second[:, 0], kind="stable")
     low, high = (np.searchsorted(second[by_x, 0], first[:, 0] + side * reach) for side in (-1, 1))
@@ -156,8 +163,8 @@ class Matches:
 
     Attributes:
         pairs: (M, 2) int32, row numbers of the keypoints in the first and the second photo.
-        scores: (M,) float32 in [0, 1], (1 + cosine similarity of the descriptors) / 2, as in hloc; re-scored ones are
-            the network's probability that they are right.
+        scores: (M,) float32 in [0, 1], (1 + cosine similarity of the descriptors) / 2, as in hloc. After re-scoring,
+            the network's probability that a match is right.
     """
 
     pairs: NDArray[np.int32]
@@ -169,12 +176,13 @@ class Matches:
 
 @dataclass(frozen=True, eq=False)
 class RankedImage:
-    """One photo of the answer to a query, best first.
+    """One photo in the ranked answer to a query.
 
     Attributes:
         image: its name in the image folder, POSIX.
-        score: by which it was ranked; comparable within one answer only.
-        inliers: spatially verified correspondences; None where the method verified none for this image.
+        score: the score that ranks it; comparable within one answer only.
+        inliers: number of spatially verified correspondences; None if verification was not tried or failed for this
+            image.
         lines: (K, 4) float32 or None. The inliers: x, y in the query and x, y in the image, upright pixels.
     """
 

@@ -1,13 +1,13 @@
-"""How keypoints are oriented: a trial on small copies of the photos, for `--orientation auto`.
+"""Chooses how keypoints are oriented, by a trial on small copies of the photos, for `--orientation auto`.
 
-Most photos are taken upright. Then the direction of gravity is the same in all of them, and describing each keypoint
-along its own gradient throws that away and adds the errors of the estimated angles (the gravity vector assumption of
-Perdoch, Chum and Matas, Efficient representation of local geometry for large scale object retrieval, CVPR 2009).
+Most photos are taken upright, so the direction of gravity is the same in all of them. Perdoch, Chum and Matas call this
+the gravity vector assumption (Efficient representation of local geometry for large scale object retrieval, CVPR 2009).
+Describing each keypoint along its own gradient discards that information and adds the errors of the estimated angles.
 Photos from kites, drones and turned phones need the angles. The trial describes small copies of some photos both ways,
 matches them and counts verified matches.
 
-Verified matches of oriented keypoints also tell how far each photo is turned against another one: the angles of matched
-keypoints differ by that. So a phone photo that lies on its side is described along its own upright.
+Verified matches of oriented keypoints also tell how far one photo is turned against another: their angles differ by
+that turn. So a phone photo that lies on its side is described along its own upright direction.
 """
 
 from __future__ import annotations
@@ -50,31 +50,32 @@ Way = Literal["upright", "estimated"]
 
 # Longest side of the small copies, pixels, and keypoints in each.
 _SIDE, _KEYPOINTS = 640, 800
-# Photos that are matched with all others. They are taken in runs of neighbours, which overlap in most folders.
+# Photos of the sample, each of which is matched with all others of the sample. The sample consists of runs of
+# neighbours, which overlap in most folders.
 _SAMPLE, _RUN = 24, 4
-# Photos beyond the sample that are looked at one by one, to find those that are turned.
+# Photos outside the sample that are checked one by one, to find turned photos.
 _MOST = 500
-# So strict that photos which share nothing rarely have enough matches to be worth verifying.
+# The ratio is strict, so that photos without common content rarely have enough matches to verify.
 _ACCEPT = Acceptance(max_ratio=0.8)
 _VERIFY = Verification(max_error=3.0, min_inliers=15, seed=0)
-# More matches than this say nothing more of a pair: it is matched either way.
+# More matches than this give no further evidence: the pair matches in either way.
 _ENOUGH = 100
-# How much better estimated orientations have to be.
+# Estimated orientations win if they give this many times as many verified matches.
 _BETTER = 1.05
-# Angles within this many degrees agree, and a turn needs this share of a pair's matches to agree with it.
+# Angles within this many degrees agree. A turn counts if this share of a pair's matches agrees with it.
 _SPREAD, _AGREEING = 20.0, 0.5
 
 
 @dataclass(frozen=True)
 class Orientations:
-    """What the trial found.
+    """The result of the trial.
 
     Attributes:
-        orientation: which way gave more verified matches.
-        turned: photos that lie on their side or upside down: the orientation of what is upright in them, in degrees as
-            `Keypoints.oris` counts, a multiple of 90. Only for "upright".
-        pairs: number of pairs of photos that were verified in either way.
-        upright_matches: verified matches of these pairs, at most 100 of each, described upright.
+        orientation: the way that gave more verified matches.
+        turned: photos that lie on their side or upside down, with the direction that is upright in them. It is in
+            degrees as in `Keypoints.oris`, a multiple of 90. Only for "upright".
+        pairs: number of pairs of photos that were verified in at least one way.
+        upright_matches: verified matches of these pairs described upright, at most 100 for each pair.
         estimated_matches: the same with estimated orientations.
     """
 
@@ -85,12 +86,12 @@ class Orientations:
     estimated_matches: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """The same, fit for JSON."""
+        """Returns the result as a dictionary for JSON."""
         return asdict(self)
 
     @property
     def reason(self) -> str:
-        """Why it was decided so, for people."""
+        """The reason for the choice, for messages."""
         if not self.pairs:
             return "no photos of the trial match"
         text = f"{self.upright_matches} verified matches in a trial, {self.estimated_matches} with estimated angles"
@@ -103,8 +104,8 @@ class Small:
 
     Attributes:
         size: (width, height), pixels.
-        keypoints: N of them, in its pixels.
-        prepared: their descriptors.
+        keypoints: N keypoints, in pixels of the copy.
+        prepared: descriptors of the keypoints.
     """
 
     size: tuple[int, int]
@@ -123,23 +124,23 @@ def choose_orientations(
 ) -> Orientations:
     """Decides between upright and estimated orientations, and finds photos that are turned by quarter turns.
 
-    24 photos are matched with each other in both ways. If upright is as good, the other photos, at most 500, are
-    matched with these, to see which of them are turned. Photos that match none of the 24 count as upright.
+    A sample of 24 photos is matched with each other in both ways. If upright is as good, up to 500 of the other photos
+    are matched with the sample, to find the turned ones. Photos that match none of the sample count as upright.
 
-    Lower bound: 800 descriptors for a photo, a tenth of those of its extraction, and 24 products of 800 x 800 for
-    matching it.
+    Lower bound: describing a photo takes 800 descriptors, a tenth of those of its extraction. Matching it takes 24
+    products of 800 x 800.
 
     Args:
         images: folder of the photos.
-        names: of the photos, in an order in which neighbours are likely to overlap.
+        names: names of the photos, in an order in which neighbours are likely to overlap.
         describe: the descriptor.
         detector: name of the detector.
-        threads: to use.
-        earlier: what an earlier run found. Its decision stays.
-        known: photos that the earlier run looked at; what it found of them stays.
+        threads: number of threads.
+        earlier: result of an earlier run. Its decision stays.
+        known: photos that the earlier run checked. Their turns stay.
 
     Raises:
-        UsageError: there is no such detector.
+        UsageError: no detector has this name.
     """
     if earlier is not None and earlier.orientation == "estimated":
         return earlier
@@ -161,7 +162,7 @@ def choose_orientations(
 
 
 def sample_of(names: list[str]) -> list[str]:
-    """At most 24 names, in runs of four neighbours that are spread evenly."""
+    """Returns at most 24 names, in evenly spread runs of four neighbours."""
     if len(names) <= _SAMPLE:
         return list(names)
     starts = np.linspace(0, len(names) - _RUN, _SAMPLE // _RUN).astype(int)
@@ -175,8 +176,8 @@ class _Trial:
         images: folder of the photos.
         describe: the descriptor.
         detector: name of the detector.
-        pool: of threads in which torch uses one core.
-        threads: how many it has.
+        pool: pool of threads in each of which torch uses one core.
+        threads: number of threads in the pool.
     """
 
     def __init__(
@@ -189,13 +190,13 @@ class _Trial:
     def described(
         self, names: Iterable[str], turns: Mapping[str, int | None], advance: Advance | None = None
     ) -> Iterator[tuple[str, Small]]:
-        """Photos that can be read, each described along its turn, or along estimated angles where that is None."""
+        """Yields the readable photos, each described along its turn, or along estimated angles if its turn is None."""
 
         def small(name: str) -> tuple[tuple[int, int], Keypoints, NDArray[np.float16]] | None:
             try:
                 colours = read_small(self._images / name, _SIDE)
             except HardnetSfmError:
-                return None  # `extract` says which photos cannot be read, and why
+                return None  # `extract` reports the photos that it cannot read, with the reason
             grey = np.asarray(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), np.uint8)
             found, turn = self._detect(grey), turns[name]
             keypoints = found if turn is None else found.along(turn)
@@ -213,11 +214,11 @@ class _Trial:
                     yield name, Small(size, keypoints, prepare(rows, self._rounding))
 
     def upright(self, names: Iterable[str], turned: Mapping[str, int]) -> dict[str, Small]:
-        """Photos described along what is upright in them."""
+        """Describes photos along their upright direction."""
         return dict(self.described(names, {name: turned.get(name, 0) for name in names}))
 
     def decide(self, estimated: Mapping[str, Small]) -> tuple[Orientations, dict[str, Small]]:
-        """Which way the photos of the sample match better, and which are turned; and the photos described upright."""
+        """Returns the better way and the turned photos of the sample, and the photos described upright."""
         pairs = list(combinations(estimated, 2))
         oriented = dict(zip(pairs, self._matched([(estimated[a], estimated[b]) for a, b in pairs]), strict=True))
         between = {
@@ -242,12 +243,12 @@ class _Trial:
         known: Mapping[str, int],
         advance: Advance,
     ) -> dict[str, int]:
-        """Which of other photos are turned.
+        """Finds the turned photos outside the sample.
 
         Args:
-            names: of these photos.
-            estimated, upright: photos of the sample, described in either way.
-            known: which photos of the sample are turned.
+            names: names of the photos to check.
+            estimated, upright: photos of the sample, described along estimated angles and upright.
+            known: turned photos of the sample.
             advance: the progress bar.
         """
         missed = []
@@ -264,7 +265,7 @@ class _Trial:
         return turned
 
     def _matched(self, pairs: list[tuple[Small, Small]]) -> list[NDArray[np.int32]]:
-        """(M, 2) rows of the verified matches of each pair."""
+        """Returns the (M, 2) row numbers of the verified matches of each pair."""
 
         def match(pair: tuple[Small, Small]) -> NDArray[np.int32]:
             one, other = pair
@@ -275,13 +276,13 @@ class _Trial:
 
 
 def turn_between(one: Keypoints, other: Keypoints, rows: NDArray[np.int32]) -> float | None:
-    """By how many degrees the second photo is turned against the first, from -180 to 180; None where matches disagree.
+    """Returns the degrees, -180 to 180, by which the second photo is turned against the first.
 
-    It is the mode of the differences of orientations.
+    The turn is the mode of the differences of orientations. It is None if the matches disagree.
 
     Args:
         one: keypoints of a photo, with estimated orientations.
-        other: the same of another photo.
+        other: keypoints of the other photo, with estimated orientations.
         rows: (M, 2) row numbers of matched keypoints.
     """
     if not len(rows):
@@ -294,14 +295,14 @@ def turn_between(one: Keypoints, other: Keypoints, rows: NDArray[np.int32]) -> f
 
 
 def quarter_turns(between: Mapping[PhotoPair, tuple[float, int]]) -> dict[str, int]:
-    """Photos that are turned against most of the others, in multiples of 90 degrees.
+    """Finds photos that are turned against most of the others, in multiples of 90 degrees.
 
-    Turns are added up along the spanning tree of the pairs with most matches. In each connected part of the photos the
-    direction that most of them have counts as upright.
+    Turns are added up along the spanning tree of the pairs with most matches. In each connected part of the photos, the
+    direction of most of its photos counts as upright.
 
     Args:
         between: degrees by which the second photo of a pair is turned against the first, and the number of matches that
-            it is known from.
+            give this turn.
     """
     graph = nx.Graph()
     for (first, second), (turn, matches) in between.items():
@@ -321,5 +322,5 @@ def quarter_turns(between: Mapping[PhotoPair, tuple[float, int]]) -> dict[str, i
 
 
 def _quarter(turn: float) -> int:
-    """The nearest quarter turn: 0, 90, 180 or 270."""
+    """Returns the nearest quarter turn: 0, 90, 180 or 270."""
     return round(turn / 90) % 4 * 90

@@ -1,4 +1,4 @@
-"""Local affine frame to patch: resampling from a scale pyramid."""
+"""Cuts patches at local affine frames by resampling a scale pyramid."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 from hardnet_sfm.keypoints import Float32
 
 _SMALLEST_LEVEL = 32
-# cv2.remap takes maps of less than 32768 rows; patches are stacked below each other.
+# cv2.remap accepts maps of fewer than 32768 rows, and patches are stacked below each other.
 _MOST_ROWS = 32767
 _BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 16
 
 
 def pyramid(grey: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Halvings of a photo as long as the shorter side keeps 32 pixels: 5-tap binomial blur, then 2x2 means.
+    """Halves a photo repeatedly while the shorter side keeps at least 32 pixels.
+
+    Each level is a 5-tap binomial blur followed by 2x2 means.
 
     Args:
         grey: (H, W) uint8.
@@ -31,20 +33,20 @@ def pyramid(grey: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 def extract_patches(
     grey: NDArray[np.uint8], xy: Float32, frames: Float32, size: int, measurement_size: float
 ) -> NDArray[np.uint8]:
-    """Cuts one square patch for every local affine frame, anti-aliased.
+    """Cuts one anti-aliased square patch for every local affine frame.
 
-    Each patch is sampled bilinearly from the pyramid level whose pixels are the largest that are not larger than the
-    patch's own. Beyond the border of the photo its outermost pixels are repeated. The result agrees with
+    Each patch is sampled bilinearly from one pyramid level. It is the coarsest level whose pixels are not larger than
+    those of the patch. The outermost pixels are repeated beyond the border of the photo. The result agrees with
     `kornia.feature.extract_patches_from_pyramid` to 0.4 grey levels on average (tests/test_patches.py).
 
-    Lower bound: 5 bytes read and 1 written a patch pixel, 5 KB for 32x32, so 8192 patches move 50 MB: about 10 ms of
-    memory traffic; `pipelines/bench/extract.py` measures.
+    Lower bound: a patch pixel reads 5 bytes and writes 1. A patch of 32x32 takes 5 KB, so 8192 patches move 50 MB,
+    about 10 ms of memory traffic. `pipelines/bench/extract.py` measures it.
 
     Args:
         grey: (H, W) uint8.
         xy: (N, 2) float32, pixels, centre of the top-left pixel at (0, 0).
         frames: (N, 2, 2) float32, pixels per sigma.
-        size: of the patch, pixels.
+        size: side of a patch, pixels.
         measurement_size: sigmas across the patch.
 
     Returns:
@@ -65,7 +67,8 @@ def extract_patches(
             block = rows[start : start + at_once]
             centre = (xy[block] + np.float32(0.5)) * factor - np.float32(0.5)
             axes = half[block] * factor[:, None]
-            # One (rows, size) vector along each axis of the patch; their outer sums are the sampling positions.
+            # Each axis of the patch gives one (rows, size) vector. The outer sums of the vectors are the sampling
+            # positions.
             along, down = axes[:, :, 0, None] * steps, axes[:, :, 1, None] * steps + centre[:, :, None]
             maps = [(down[:, i, :, None] + along[:, i, None, :]).reshape(-1, size) for i in (0, 1)]
             sampled = cv2.remap(image, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -74,17 +77,17 @@ def extract_patches(
 
 
 def resize_patches(patches: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resamples whole patches to another size: by pixel area where they shrink, bilinearly where they grow.
+    """Resamples whole patches to another size: by pixel area to shrink them, bilinearly to enlarge them.
 
-    Either keeps the centre and the extent. Patches shrink as one tall image, whose rows of patches stay apart because
-    each patch fills the same number of rows before and after.
+    Both ways keep the centre and the extent. Patches are shrunk as one tall image. They do not mix, because each patch
+    fills a whole number of rows before and after.
 
     Args:
         patches: (N, S, S) uint8.
-        size: pixels.
+        size: side of a resampled patch, pixels.
 
     Returns:
-        (N, size, size) uint8; the patches themselves where they have that size.
+        (N, size, size) uint8; the same array if it already has that size.
     """
     count, side = patches.shape[:2]
     if side == size or not count:

@@ -1,9 +1,8 @@
-"""An index of photos that is searched with photos: `hardnet_sfm.Index`."""
+"""`hardnet_sfm.Index`, an index of photos that is searched with photos."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from hardnet_sfm.retrieval.segments import geometry_of
 Box = tuple[float, float, float, float]
 
 
-# Inliers of an answer that is right for certain, so that no other turn of the query needs to be tried.
+# An answer with this many inliers is certainly right, so no other turn of the query needs to be tried.
 _SURE = 20
 
 
@@ -34,11 +33,11 @@ class Index:
     """An open index of photos, to search with photos. `Index.open` makes one.
 
     Attributes:
-        images: folder that the photos were in when they were indexed.
-        options: that their features were made with, and a query's are.
+        images: folder of the photos when they were indexed.
+        options: the options that the photos' features were made with; a query uses them too.
 
     Raises:
-        HardnetSfmError: it has no photos.
+        HardnetSfmError: the index has no photos.
     """
 
     def __init__(self, lists: InvertedIndex, weights: Path | None, resources: Resources) -> None:
@@ -58,13 +57,13 @@ class Index:
         resources: Resources | None = None,
         thorough: bool = False,
     ) -> Index:
-        """Opens an index; its lists stay on disk, memory-mapped.
+        """Opens an index. Its lists stay on disk and are memory-mapped.
 
         Args:
-            folder: of the index, or a workspace that has one.
-            weights: of the descriptor, where the photos were not described with those that come with the package.
-            resources: how much of the machine. The answers do not depend on it.
-            thorough: hold every byte of the index against its checksum, not only what is small.
+            folder: folder of the index, or a workspace that contains one.
+            weights: weights of the descriptor, if the photos were not described with the weights in the package.
+            resources: how much of the machine to use. The answers do not depend on it.
+            thorough: verify the checksums of all files of the index, not only of the small ones.
 
         Raises:
             HardnetSfmError: there is no index, it has no photos, or it is damaged or of another version.
@@ -85,7 +84,7 @@ class Index:
 
     @property
     def features(self) -> int:
-        """Number of features of all photos."""
+        """Total number of features of all photos."""
         return self._lists.features
 
     @property
@@ -94,7 +93,7 @@ class Index:
         return self._lists.manifest.words
 
     def changed(self, names: Sequence[str]) -> dict[str, str]:
-        """Which of the named photos are "gone" or "changed" since they were indexed; reads their files."""
+        """Reads the files of the named photos and says which are "gone" or "changed" since they were indexed."""
         found = {}
         for name in names:
             path = self.images / name
@@ -105,17 +104,18 @@ class Index:
         return found
 
     def describe(self, image: Path | str | NDArray[np.uint8], bbox: Box | None = None, turn: int = 0) -> Described:
-        """Detects and describes a query as the photos of the index were, once for any number of searches.
+        """Detects and describes a query like the photos of the index; the result serves any number of searches.
 
         Args:
             image: a file, or (H, W) grey or (H, W, 3) RGB pixels, upright.
-            bbox: x0, y0, x1, y1 in pixels of the upright photo: keypoints whose centre lies in it are the query. What
-                is beyond the photo is cut off; `region` of the result is what was left.
-            turn: where photos are described upright: what is upright in the query, degrees as `Keypoints.oris` counts.
+            bbox: x0, y0, x1, y1 in pixels of the upright photo; only keypoints whose centre lies in it belong to the
+                query. The box is cut off at the border of the photo, and `region` of the result is the remaining part.
+            turn: the direction that is upright in the query, degrees as in `Keypoints.oris`; used if photos are
+                described upright.
 
         Raises:
-            HardnetSfmError: the file is no photo, or the descriptor has other weights.
-            NoKeypoints: there are no keypoints.
+            HardnetSfmError: the file is not a photo, or the photos were described with other weights.
+            NoKeypoints: the photo or the box has no keypoints.
             UsageError: the box is empty or outside the photo.
         """
         photo, name = _photo(image)
@@ -136,27 +136,27 @@ class Index:
         method: str = DEFAULT_METHOD,
         bbox: Box | None = None,
     ) -> list[RankedImage]:
-        """Ranks the photos of the index by how likely they show what a photo shows.
+        """Ranks the photos of the index by how likely they show the same thing as the query.
 
-        A photo that lies on its side or upside down finds nothing among photos that are described upright. So where
-        the best answer has fewer than 20 inliers, or the method counts none, the query is tried in all quarter turns.
+        A photo that lies on its side or upside down finds nothing among photos that are described upright. So the query
+        is tried in all quarter turns if the best answer has fewer than 20 inliers, or if the method counts none.
 
         Args:
-            image: see `describe`, whose result will do too and is searched as it is.
-            top: at most so many; None: all that have anything in common with the query.
+            image: see `describe`. A result of `describe` is searched as it is, without turns.
+            top: largest number of photos; None returns all that have anything in common with the query.
             method: one of `METHODS`.
             bbox: see `describe`.
 
         Returns:
-            Best first.
+            The ranked photos, best first.
 
         Raises:
-            HardnetSfmError, UsageError: see `describe`; or the method is unknown, or `top` less than 1.
+            HardnetSfmError, UsageError: see `describe`; or the method is unknown, or `top` is less than 1.
         """
         if not isinstance(image, Described):
             return self.answer(image, top, method, bbox)[1]
         if bbox is not None:
-            raise UsageError("a box is for `describe`: this query has been described", "Give the box to `describe`.")
+            raise UsageError("a box has no effect on a query that is already described", "Give the box to `describe`.")
         check_choice("method", method, Method)
         if top is not None and top < 1:
             raise UsageError("--top must be at least 1")
@@ -169,7 +169,7 @@ class Index:
         method: str = DEFAULT_METHOD,
         bbox: Box | None = None,
     ) -> tuple[Described, list[RankedImage]]:
-        """The query as it was described for the best answer, and the answer; see `search`."""
+        """Returns the answer of `search` and the description of the query that gave the best answer."""
         described = self.describe(image, bbox)
         best = described, self.search(described, top, method)
         if self.options.get("orientation") == "upright" and _strength(best[1]) < (_SURE, 0.0):
@@ -182,13 +182,11 @@ class Index:
 
     def _describe(self, photo: Photo, turn: int) -> tuple[Keypoints, NDArray[np.float16]]:
         if self._describer is None:
-            known = {field.name for field in fields(ExtractOptions)}
-            chosen = {name: value for name, value in self.options.items() if name in known}
-            describer = PhotoDescriber(ExtractOptions(**chosen, weights=self._weights), self._resources)
+            describer = PhotoDescriber(ExtractOptions.of_recipe(self.options, self._weights), self._resources)
             if describer.recipe != self.options:
                 raise HardnetSfmError(
                     f"{self._lists.folder}: its photos were described with other weights "
-                    f"({str(self.options.get('weights_sha256'))[:16]}...) than a query would be",
+                    f"({str(self.options.get('weights_sha256'))[:16]}...) than the query",
                     "Give their file with --weights, or index the photos again.",
                 )
             self._describer = describer
@@ -196,15 +194,17 @@ class Index:
 
 
 def _strength(answer: list[RankedImage]) -> tuple[int, float]:
-    """Inliers, where the method counts them, and score of the best photo."""
+    """Returns the inliers, if the method counts them, and the score of the best photo."""
     return (answer[0].inliers or 0, answer[0].score) if answer else (0, 0.0)
 
 
 def box_on_photo(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
-    """The part of a box that is on the photo, whose pixels reach half a pixel beyond their centres; None: all of it.
+    """Returns the part of a box that lies on the photo, or the whole photo if the box is None.
+
+    The outermost pixels reach half a pixel beyond their centres.
 
     Raises:
-        UsageError: it is empty, not finite or outside the photo.
+        UsageError: the box is empty, not finite or outside the photo.
     """
     right, bottom = size[0] - 0.5, size[1] - 0.5
     if bbox is None:
@@ -212,12 +212,13 @@ def box_on_photo(bbox: Box | None, size: tuple[int, int], name: str) -> Box:
     x0, y0, x1, y1 = bbox
     if not (np.isfinite(bbox).all() and x0 < x1 and y0 < y1):
         raise UsageError(
-            f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty", "It is x0 y0 x1 y1, with x0 < x1 and y0 < y1."
+            f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty",
+            "It is left top right bottom, with left < right and top < bottom.",
         )
     if x1 < 0 or y1 < 0 or x0 > size[0] - 1 or y0 > size[1] - 1:
         raise UsageError(
             f"{name}: the box {x0:g} {y0:g} {x1:g} {y1:g} is outside its {size[0]} x {size[1]} pixels",
-            "A box is x0 y0 x1 y1 in pixels of the upright photo.",
+            "A box is left top right bottom, in pixels of the upright photo.",
         )
     return max(x0, -0.5), max(y0, -0.5), min(x1, right), min(y1, bottom)
 

@@ -1,4 +1,4 @@
-"""Progress bars with rates and time left; nothing at all where stderr is no terminal."""
+"""Progress bars with rates and remaining time. They show nothing if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ console = Console(stderr=True, highlight=False)
 
 
 class Advance:
-    """A running bar."""
+    """Handle of a running progress bar."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task
 
     def __call__(self, steps: int = 1, note: str = "") -> None:
-        """`steps` more are done, and this is what is being worked on."""
+        """Marks `steps` more steps as done, and shows the note, the item in progress."""
         self._bar.update(self._task, advance=steps, note=note[-28:])
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """The bar is off the terminal while the block runs, so that something can be printed."""
+        """Hides the bar while the block runs, so that the block can print."""
         self._bar.stop()
         try:
             yield
@@ -54,7 +54,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     Args:
         title: the verb, for instance "match".
         total: number of steps altogether.
-        done: steps that an earlier run had finished.
+        done: steps that an earlier run finished.
     """
     columns = (
         TextColumn("{task.description:>8}"),

@@ -1,4 +1,4 @@
-"""Things that are found by name, those of other packages included."""
+"""Registries of objects by name, including objects from other packages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """What is built in, and what packages offer under an entry point.
+    """Maps names to built-in objects and to objects that other packages offer by entry points.
 
-    A package adds something by an entry point whose name is what the command line takes. What it offers is loaded when
-    it is first asked for. A package that was removed offers nothing.
+    A package adds an object by an entry point. The name of the entry point is the name on the command line. The object
+    is loaded when it is first requested. A removed package offers nothing.
 
     Args:
-        what: it is, in the singular, for messages.
-        group: of the entry points, in the plural: "detectors" for `hardnet_sfm.detectors`.
-        built_in: by name; these come first.
+        what: kind of the objects, in the singular, for messages.
+        group: group of the entry points, in the plural: "detectors" for `hardnet_sfm.detectors`.
+        built_in: built-in objects by name; these come first.
     """
 
     def __init__(self, what: str, group: str, built_in: dict[str, T]) -> None:
@@ -42,10 +42,10 @@ class Registry(Mapping[str, T], Generic[T]):
         return name in self.built_in or name in self._offered()
 
     def __getitem__(self, name: str) -> T:
-        """The entry of that name.
+        """Returns the entry with the given name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no entry has this name.
             HardnetSfmError: the package that offers it fails to import.
         """
         if name in self.built_in:
@@ -56,15 +56,15 @@ class Registry(Mapping[str, T], Generic[T]):
         except (ImportError, AttributeError) as error:
             raise HardnetSfmError(
                 f"the {self.what} {name} ({entry_point.value}) cannot be loaded: {error}",
-                "Install the package that brings it again, with what it needs.",
+                "Install the package that provides it again, with its dependencies.",
             ) from error
         return found
 
     def find(self, name: str) -> T:
-        """The entry of that name.
+        """Returns the entry with the given name.
 
         Raises:
-            UsageError: there is none.
+            UsageError: no entry has this name.
             HardnetSfmError: the package that offers it fails to import.
         """
         if name not in self:
@@ -76,7 +76,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def _is_there(entry_point: EntryPoint) -> bool:
-    """Whether the module of an entry point exists; its package may have been removed by hand."""
+    """Says whether the module of an entry point exists. A user may have removed its package by hand."""
     try:
         return find_spec(entry_point.module) is not None
     except ModuleNotFoundError:
@@ -84,5 +84,5 @@ def _is_there(entry_point: EntryPoint) -> bool:
 
 
 def names_of(registry: Mapping[str, Any]) -> str:
-    """Names in a registry, for messages."""
+    """Lists the names in a registry, for messages."""
     return ", ".join(registry)

@@ -1,4 +1,7 @@
-"""What a run may use of the machine. None of it changes what is meant, so none of it is part of a fingerprint."""
+"""How much of the machine a run may use.
+
+These options do not change what a result means, so no fingerprint includes them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from hardnet_sfm.errors import UsageError
 
 @dataclass(frozen=True)
 class Resources:
-    """The share of the machine that a run may use."""
+    """How much of the machine a run may use."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks, matching and, with a faiss for GPUs, k-means run. auto: CUDA where there is one."""
+    """Where to run networks, matching and, if faiss was built for GPUs, k-means. auto: CUDA if torch finds a device."""
     workers: int = 0
-    """Threads for everything on the CPU. 0: one for each CPU core this process may use. Features and matches do not
-    depend on it; models are the same to the last bit with 1 only."""
+    """Threads for work on the CPU. 0: one for each CPU core that this process may use. Features and matches do not
+    depend on it. Models are the same to the last bit only with 1."""
 
     @property
     def threads(self) -> int:

@@ -1,12 +1,12 @@
 """Synthetic scenes with exactly known cameras, rendered on the CPU for the demo and the tests.
 
 A scene is a ground plane with boxes on it: a town square, one with three equal houses, or a tower whose four facades
-look alike. Every surface is a textured planar quad, so its image is a homography of its texture and the photos are
-exact up to resampling. The textures follow the dead-leaves model, whose statistics are scale-invariant like those of
-natural images, which gives a feature detector work at every scale.
+look alike. Every surface is a textured planar quad. So its image is a homography of its texture, and the photos are
+exact up to resampling. The textures follow the dead-leaves model. Its statistics are scale-invariant like those of
+natural images, so a feature detector finds keypoints at every scale.
 
-Image and texture coordinates have their origin at the top-left *corner* of the top-left pixel, as in COLMAP, so that
-a change of resolution is a pure scaling. OpenCV has it at that pixel's *centre*; `_paint` makes up for that.
+Image and texture coordinates have their origin at the top-left *corner* of the top-left pixel, as in COLMAP. So a
+change of resolution is a pure scaling. OpenCV has its origin at that pixel's *centre*; `_paint` converts to it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Image = NDArray[np.uint8]
 Layout = Literal["square", "walk", "twins", "tower"]
 _Quad = tuple[FloatArray, FloatArray, FloatArray]  # top-left corner, edge to the right and edge down, in metres
 
-_RELATIVE_FOCAL_LENGTH = 1.1  # of the photo's width
+_RELATIVE_FOCAL_LENGTH = 1.1  # share of the photo's width
 _SUPERSAMPLING = 2
 _SENSOR_NOISE = 1.5  # standard deviation in grey levels
 _JPEG_QUALITY = 95
@@ -35,7 +35,7 @@ _JPEG_QUALITY = 95
 _ARC_DEGREES = 115.0
 _LARGEST_STEP_DEGREES = 5.0
 _WALK_X, _WALK_START, _WALK_STEP, _WALK_HEIGHT = -1.5, -26.0, 1.5, 3.0  # metres
-_TARGET = np.array([0.0, 1.0, 0.8])  # metres; what the cameras look at
+_TARGET = np.array([0.0, 1.0, 0.8])  # metres; the point that the cameras look at
 _PYRAMID_LEVELS = 6
 _GROUND_SIZE = 64.0  # metres
 _GROUND_TEXEL = 0.016  # metres
@@ -54,7 +54,7 @@ _BOXES = (
     (0.6, -8.0, 1.3, 1.0, 0.8, 61.0),
 )
 
-# Houses of one size and texture, and the boxes of the square that stand between them and in front.
+# Houses of equal size and texture, and the boxes of the square between them and in front of them.
 _TWINS = (
     (-9.5, 8.0, 6.0, 5.0, 6.5, 20.0),
     (-1.0, 11.5, 6.0, 5.0, 6.5, -6.0),
@@ -62,25 +62,26 @@ _TWINS = (
 )
 _AMONG_TWINS = _BOXES[3:]
 _TOWER = (0.0, 0.0, 6.0, 6.0, 8.0, 10.0)
-# Boxes around the tower, each of its own texture and low enough to leave the facades visible.
+# Boxes around the tower. Each has its own texture and is low enough to leave the facades visible.
 _AROUND_TOWER = (
     (5.5, -3.0, 1.6, 1.2, 1.1, 17.0),
     (-2.2, 6.2, 1.2, 2.0, 0.9, 52.0),
     (-6.0, -4.4, 1.0, 1.0, 1.4, 33.0),
 )
-_SIGN = (1.6, 1.2)  # width and height in metres; each facade has one of its own
+_SIGN = (1.6, 1.2)  # width and height in metres; each facade has its own sign
 _SIGN_GAP = 0.03  # metres between a facade and its sign
-_RING_TARGET = np.array([0.0, 0.0, 3.4])  # metres; what the cameras around the tower look at
+_RING_TARGET = np.array([0.0, 0.0, 3.4])  # metres; the point that the cameras around the tower look at
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What was rendered: the truth a reconstruction is held against.
+    """A rendered scene: the ground truth for judging a reconstruction.
 
     Attributes:
         names: File names of the V photos.
         size: Width and height of every photo in pixels.
-        focal_length: In pixels, of a pinhole camera without distortion whose principal point is the image centre.
+        focal_length: Focal length in pixels of a pinhole camera without distortion, whose principal point is the image
+            centre.
         cam_from_world: (V, 3, 4) rigid transforms in metres; a camera looks along +z, with x right and y down.
     """
 
@@ -97,7 +98,7 @@ class Scene:
 
     @property
     def calibration(self) -> FloatArray:
-        """(3, 3) calibration matrix in pixels, for which the centre of the top-left pixel is (0.5, 0.5)."""
+        """(3, 3) calibration matrix in pixels; the centre of the top-left pixel is (0.5, 0.5)."""
         width, height = self.size
         return np.array([[self.focal_length, 0, width / 2], [0, self.focal_length, height / 2], [0, 0, 1]])
 
@@ -107,7 +108,7 @@ class Scene:
 
     @classmethod
     def load(cls, path: Path) -> Scene:
-        """Reads what `save` wrote; every number comes back exactly."""
+        """Reads a file that `save` wrote. Every number is restored exactly."""
         fields = read_json(path)
         names, (width, height) = tuple(fields["names"]), fields["size"]
         return cls(names, (width, height), fields["focal_length"], np.array(fields["cam_from_world"]))
@@ -115,9 +116,9 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class _Face:
-    """A textured quad, visible only from the side on which its texture is not mirrored."""
+    """A textured quad. It is visible only from the side on which its texture is not mirrored."""
 
-    world_from_texel: FloatArray  # (3, 3), takes (u, v, 1) in texels of level 0 to a point in metres
+    world_from_texel: FloatArray  # (3, 3), maps (u, v, 1) in texels of level 0 to a point in metres
     pyramid: tuple[Image, ...]  # (H / 2^k, W / 2^k, 3) for k = 0, 1, ...
 
 
@@ -132,17 +133,17 @@ def render(
 ) -> Scene:
     """Photographs a scene.
 
-    The square has a texture of its own on every surface and is seen from an arc in front of it. The twins are the same
-    square with three equal houses: equal in size and in the texture of all their walls. The tower has the same
-    texture on its four facades, except for a sign on each, and is seen from a full circle around it: photos of
-    different facades match each other as if they showed the same one. The walk goes straight towards the square.
+    The square has a different texture on every surface, and an arc of cameras in front of it. The twins are the same
+    square with three equal houses: their sizes and the textures of all their walls are equal. The tower has the same
+    texture on its four facades, except for a sign on each, and a full circle of cameras around it. Photos of different
+    facades match each other as if they showed the same one. The walk goes straight towards the square.
 
     Args:
-        folder: Where the JPEG files go; made if missing.
+        folder: Folder for the JPEG files; made if missing.
         photos: Number of photos.
         size: Width and height of every photo in pixels.
-        seed: Determines textures, cameras and sensor noise; the same seed gives the same files.
-        layout: What is photographed.
+        seed: Determines textures, cameras and sensor noise. The same seed gives the same files.
+        layout: The scene to photograph.
         on_photo: Called after every photo with the number of photos written so far.
 
     Returns:
@@ -166,7 +167,10 @@ def render(
 
 
 def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
-    """(count, 3, 4) poses on an arc in front of the square, evenly spaced in angle and less evenly in the rest."""
+    """Returns (count, 3, 4) poses on an arc in front of the square.
+
+    Angles are evenly spaced, the rest varies randomly.
+    """
     step = min(_LARGEST_STEP_DEGREES, _ARC_DEGREES / max(count - 1, 1))
     angles = np.radians(step * (np.arange(count) - (count - 1) / 2))
     distances, heights = rng.uniform(21, 25, count), rng.uniform(9, 12, count)
@@ -175,7 +179,10 @@ def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
 
 
 def _place_ring(count: int, rng: np.random.Generator) -> FloatArray:
-    """(count, 3, 4) poses on a full circle around the tower, evenly spaced in angle and less evenly in the rest."""
+    """Returns (count, 3, 4) poses on a full circle around the tower.
+
+    Angles are evenly spaced, the rest varies randomly.
+    """
     angles = 2 * np.pi * np.arange(count) / count
     distances, heights = rng.uniform(14, 16, count), rng.uniform(2.0, 4.5, count)
     centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
@@ -183,14 +190,14 @@ def _place_ring(count: int, rng: np.random.Generator) -> FloatArray:
 
 
 def _place_walk(count: int, rng: np.random.Generator) -> FloatArray:
-    """(count, 3, 4) poses on a line to the square that look along it; a walker sways by a hand's width."""
+    """Returns (count, 3, 4) poses on a line to the square that look along it. The walker sways by a hand's width."""
     centres = np.array([_WALK_X, _WALK_START, _WALK_HEIGHT]) + rng.uniform(-0.1, 0.1, (count, 3))
     centres[:, 1] += _WALK_STEP * np.arange(count)
     return _look_at(centres, centres + np.array([0, 20, -1]) + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
 def _look_at(centres: FloatArray, targets: FloatArray) -> FloatArray:
-    """(V, 3, 4) poses of upright cameras at (V, 3) centres that look at (V, 3) targets."""
+    """Returns (V, 3, 4) poses of upright cameras at (V, 3) centres that look at (V, 3) targets."""
     forward = targets - centres
     right = np.cross(forward, [0, 0, 1])
     axes = np.stack([right, np.cross(forward, right), forward], axis=1)
@@ -199,7 +206,7 @@ def _look_at(centres: FloatArray, targets: FloatArray) -> FloatArray:
 
 
 def _build_square(rng: np.random.Generator) -> list[_Face]:
-    """The ground, z = 0, and the boxes that stand on it; z is up."""
+    """Builds the ground, z = 0, and the boxes on it. z points up."""
     faces = [_make_ground(rng)]
     for box in _BOXES:
         faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
@@ -207,7 +214,7 @@ def _build_square(rng: np.random.Generator) -> list[_Face]:
 
 
 def _build_twins(rng: np.random.Generator) -> list[_Face]:
-    """The ground, three equal houses, and boxes between them and in front."""
+    """Builds the ground, three equal houses, and boxes between them and in front of them."""
     faces = [_make_ground(rng)]
     texture_seed = int(rng.integers(2**32))
     for house in _TWINS:
@@ -219,7 +226,7 @@ def _build_twins(rng: np.random.Generator) -> list[_Face]:
 
 
 def _build_tower(rng: np.random.Generator) -> list[_Face]:
-    """The ground, a tower with four facades of one texture and a sign on each, and low boxes around it."""
+    """Builds the ground, a tower with four facades of one texture and a sign on each, and low boxes around it."""
     faces = [_make_ground(rng)]
     roof, *facades = _box_quads(*_TOWER)
     faces.append(_make_face(roof, _WALL_TEXEL, rng))
@@ -238,7 +245,10 @@ def _make_ground(rng: np.random.Generator) -> _Face:
 
 
 def _sign_on(facade: _Quad, place: FloatArray) -> _Quad:
-    """A sign in front of a facade; its place is given as shares of what the facade leaves free, from the top left."""
+    """Places a sign in front of a facade.
+
+    The place is given as shares of the free width and height, from the top left.
+    """
     corner, right, down = facade
     width, height = np.linalg.norm(right), np.linalg.norm(down)
     along, below = right / width, down / height
@@ -248,7 +258,7 @@ def _sign_on(facade: _Quad, place: FloatArray) -> _Quad:
 
 
 def _box_quads(x: float, y: float, width: float, depth: float, height: float, yaw: float) -> Iterator[_Quad]:
-    """The roof and the walls of a box, as seen from outside."""
+    """Yields the roof and the walls of a box, as seen from outside."""
     cos, sin = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
     right, back = np.array([cos, sin, 0]) * width, np.array([-sin, cos, 0]) * depth
     corner = np.array([x, y, height]) - (right + back) / 2
@@ -259,9 +269,9 @@ def _box_quads(x: float, y: float, width: float, depth: float, height: float, ya
 
 
 def _make_face(quad: _Quad, texel: float, rng: np.random.Generator) -> _Face:
-    """Covers a quad with a texture of its own, with texels of about the given size in metres."""
+    """Covers a quad with its own texture, with texels of about the given size in metres."""
     corner, right, down = quad
-    # The scale of every level must divide the size, or else the levels would be shifted against each other.
+    # The scale of every level must divide the size, or the levels would be shifted against each other.
     unit = 2 ** (_PYRAMID_LEVELS - 1)
     width, height = (unit * int(np.ceil(np.linalg.norm(edge) / texel / unit)) for edge in (right, down))
     normal = np.cross(down, right)
@@ -273,7 +283,7 @@ def _make_face(quad: _Quad, texel: float, rng: np.random.Generator) -> _Face:
 
 
 def _make_texture(width: int, height: int, brightness: float, rng: np.random.Generator) -> Image:
-    """(height, width, 3) dead leaves under 1/f noise, whose strength changes from leaf to leaf."""
+    """Makes a (height, width, 3) texture of dead leaves under 1/f noise, whose strength differs between leaves."""
     leaves = _draw_leaves(width, height, rng)
     noise = np.zeros((height, width), np.float32)
     for octave in range(int(np.log2(min(width, height)))):
@@ -284,15 +294,15 @@ def _make_texture(width: int, height: int, brightness: float, rng: np.random.Gen
 
 
 def _draw_leaves(width: int, height: int, rng: np.random.Generator) -> Image:
-    """(height, width, 4) opaque polygons on top of each other: blue, green, red and the strength of the noise."""
+    """Draws overlapping opaque polygons, (height, width, 4): blue, green, red and the strength of the noise."""
     smallest, largest, coverage = 3.0, 0.4 * min(width, height), 4.0
-    # With a density of radius^-3 every octave of sizes covers the same area, which makes the statistics scale-free.
+    # With a density of radius^-3 every octave of sizes covers the same area, so the statistics do not depend on scale.
     low, high = largest**-2, smallest**-2
     mean_area = 2 * np.pi * np.log(largest / smallest) / (high - low)
     count = int(coverage * width * height / mean_area)
     radius = rng.uniform(low, high, (count, 1)) ** -0.5
 
-    # Triangles, rectangles, hexagons and near-ellipses in one array: polygons with fewer corners repeat them.
+    # Triangles, rectangles, hexagons and near-ellipses share one array: polygons with fewer corners repeat them.
     sides = rng.choice([3, 4, 4, 6, 12], (count, 1))
     angle = (np.arange(12) * sides // 12 + 0.5) * 2 * np.pi / sides
     stretch = np.exp(rng.normal(0, 0.4, (count, 1)))
@@ -301,7 +311,7 @@ def _draw_leaves(width: int, height: int, rng: np.random.Generator) -> Image:
     outline += rng.uniform(0, width, (count, 1)) + 1j * rng.uniform(0, height, (count, 1))
     polygons = np.stack([outline.real, outline.imag], axis=-1)
 
-    # Light varies more than colour and colour mostly between warm and cool, around a mean of the texture's own.
+    # Light varies more than colour, and colour varies mostly between warm and cool. The mean differs between textures.
     light = rng.normal(rng.normal(0, 0.15), 0.4, (count, 1))
     warmth = rng.normal(rng.normal(0.05, 0.12), 0.1, (count, 1)) * [-1, 0, 1]
     colour = 100 * np.exp(light + warmth + rng.normal(0, 0.05, (count, 3)))
@@ -314,7 +324,7 @@ def _draw_leaves(width: int, height: int, rng: np.random.Generator) -> Image:
 
 
 def _expose(faces: list[_Face], projection: FloatArray, size: tuple[int, int], rng: np.random.Generator) -> Image:
-    """(height, width, 3) noisy photo of faces and sky through a (3, 4) projection from metres to pixels."""
+    """Takes a (height, width, 3) noisy photo of faces and sky through a (3, 4) projection from metres to pixels."""
     width, height = _SUPERSAMPLING * size[0], _SUPERSAMPLING * size[1]
     sky = np.linspace((215, 165, 125), (235, 225, 215), height).astype(np.uint8)
     canvas = np.repeat(sky[:, None], width, axis=1)
@@ -326,11 +336,11 @@ def _expose(faces: list[_Face], projection: FloatArray, size: tuple[int, int], r
 
 
 def _draw(face: _Face, projection: FloatArray, canvas: Image, inverse_depth: NDArray[np.float32]) -> None:
-    """Draws a face wherever it is nearer than what the (H, W, 3) canvas and the (H, W) depth buffer show."""
+    """Draws a face where it is nearer than the content of the (H, W, 3) canvas and the (H, W) depth buffer."""
     image_from_texel = projection @ np.vstack([face.world_from_texel, [0, 0, 1]])
     if np.linalg.det(image_from_texel) <= 0:  # seen from behind
         return
-    # Depth is the third homogeneous coordinate, so the inverse takes (x, y, 1) to (u, v, 1) / depth.
+    # Depth is the third homogeneous coordinate, so the inverse maps (x, y, 1) to (u, v, 1) / depth.
     texel_from_image = np.linalg.inv(image_from_texel)
     height, width = face.pyramid[0].shape[:2]
     left, top, right, bottom = _bounds(image_from_texel, (width, height), canvas)
@@ -340,7 +350,7 @@ def _draw(face: _Face, projection: FloatArray, canvas: Image, inverse_depth: NDA
     visible = (u >= 0) & (v >= 0) & (u <= width * w) & (v <= height * w) & (w > nearest)
     nearest[visible] = w[visible]
 
-    # A pixel covers det / w^3 texels; the level on which it covers one neither blurs nor aliases.
+    # A pixel covers det / w^3 texels. The level where it covers one texel neither blurs nor aliases.
     covered = np.linalg.det(texel_from_image) / w[visible] ** 3
     level = np.full(visible.shape, _PYRAMID_LEVELS, np.uint8)
     level[visible] = np.clip(np.rint(np.log2(covered) / 2), 0, _PYRAMID_LEVELS - 1)
@@ -350,7 +360,7 @@ def _draw(face: _Face, projection: FloatArray, canvas: Image, inverse_depth: NDA
 
 
 def _paint(canvas: Image, mask: NDArray[np.bool_], texture: Image, texture_from_canvas: FloatArray) -> None:
-    """Warps a texture by a (3, 3) homography onto the part of an (H, W, 3) canvas selected by an (H, W) mask."""
+    """Warps a texture by a (3, 3) homography onto the part of an (H, W, 3) canvas that an (H, W) mask selects."""
     if not mask.any():
         return
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
@@ -362,7 +372,7 @@ def _paint(canvas: Image, mask: NDArray[np.bool_], texture: Image, texture_from_
 
 
 def _bounds(image_from_texel: FloatArray, texture_size: tuple[int, int], canvas: Image) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the part of the canvas that can show a texture."""
+    """Returns left, top, right and bottom of the part of the canvas that can show a texture."""
     u, v = texture_size
     x, y, depth = image_from_texel @ np.array([[0, u, u, 0], [0, 0, v, v], [1, 1, 1, 1]])
     height, width = canvas.shape[:2]

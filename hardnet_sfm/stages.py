@@ -1,4 +1,4 @@
-"""What the stages of a chain have in common."""
+"""Types that all stages of a chain share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Protocol
 
 
 class StageResult(Protocol):
-    """What a stage made."""
+    """The result of a stage."""
 
     def summary(self) -> str:
-        """One line: what there is now, and what had to be computed for it."""
+        """Says in one line what the result contains and how much of it was computed now."""
 
 
 OnStage = Callable[[str, StageResult], None]
-"""Is called with the name and the result of each stage when it ends."""
+"""A function that is called with the name and the result of each stage when the stage ends."""

@@ -1,4 +1,4 @@
-"""What every command takes, and how it prints results and errors."""
+"""The options that all commands share, and the printing of results and errors."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from hardnet_sfm.stages import StageResult
 output = Console(highlight=False, soft_wrap=True)
 
 _INTERRUPTED = 130
-GOES_ON = "Interrupted. Finished work is kept: the same command goes on from here."
-# Errors of the system that a person can do something about.
+GOES_ON = "Interrupted. Finished work is kept: the same command resumes."
+# System errors that the user can fix.
 _SYSTEM = {
-    errno.ENOSPC: "Make room on the disk, then run the same command again: it goes on from here.",
-    errno.EDQUOT: "Make room in your quota, then run the same command again: it goes on from here.",
-    errno.EACCES: "Make it accessible, or choose another place.",
+    errno.ENOSPC: "Make room on the disk, then run the same command again: it resumes.",
+    errno.EDQUOT: "Make room in your quota, then run the same command again: it resumes.",
+    errno.EACCES: "Change its permissions, or choose another place.",
     errno.EROFS: "Choose another place: this one cannot be written to.",
-    errno.ENOENT: "Check how it is spelt.",
+    errno.ENOENT: "Check the spelling of its name.",
 }
 
 Images = Annotated[Path, Positional, arg(metavar="IMAGES")]
 
 
 class Command(Protocol):
-    """A verb on the command line: a frozen dataclass of its options. Its docstring is its line of help.
+    """A verb on the command line: a frozen dataclass of its options, whose docstring is the verb's help line.
 
-    It has the option `debug`, its own or that of `common`. One that does not go on by itself after ctrl-c says how in a
-    class variable `interrupted`.
+    A command has the option `debug`, its own or that of `common`. Running most commands again resumes them after
+    ctrl-c. A command that does not resume by itself says how to in a class variable `interrupted`.
     """
 
     examples: ClassVar[tuple[str, ...]]
-    """Two command lines or more of 80 columns at most, for its help."""
+    """Two or more command lines for the help text, each of at most 80 columns."""
 
     def run(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Common:
-    """What every verb takes."""
+    """Options that most verbs share."""
 
     workspace: Path = DEFAULT
-    """Folder for everything that is made; all verbs share it."""
+    """Folder for all results. All verbs share it."""
     debug: bool = False
     """Show where in the program an error came from."""
 
@@ -66,20 +66,20 @@ class Common:
 
 @contextmanager
 def report_errors(debug: bool = False, usage: str = "", interrupted: str = GOES_ON) -> Iterator[None]:
-    """Runs the block and, where it fails, says why in a line or two and exits.
+    """Runs the block. If it fails, prints the reason in a line or two and exits.
 
-    The status is 1 where it was not done, 2 for wrong usage, 130 after ctrl-c or `kill`.
+    The exit status is 1 if the command failed, 2 for wrong usage, and 130 after ctrl-c or `kill`.
 
     Args:
-        debug: let errors through as they are, with where in the program they came from.
-        usage: hint for wrong usage that has none of its own.
-        interrupted: what is said after ctrl-c.
+        debug: raise errors unchanged, so that the traceback is shown.
+        usage: hint for a usage error that has no hint of its own.
+        interrupted: message after ctrl-c.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end that `kill` and `timeout` ask for
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and `timeout` send SIGTERM
     try:
         yield
     except BrokenPipeError:
-        # Whoever read the output has had enough, as in `| head`. What is left of it goes nowhere.
+        # The reader closed the pipe (for example `| head`): discard the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except HardnetSfmError as error:
@@ -110,6 +110,6 @@ def print_skipped(skipped: dict[str, str]) -> None:
 
 
 def print_result(stage: str, result: StageResult) -> None:
-    """Prints one line for a stage, and one for each photo that it skipped."""
+    """Prints one line for a stage, and one line for each photo that the stage skipped."""
     output.print(f"[bold]{stage:>8}[/]  {escape(result.summary())}")
     print_skipped(getattr(result, "skipped", {}))

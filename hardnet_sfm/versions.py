@@ -1,4 +1,4 @@
-"""Which versions of what decides a result are installed."""
+"""Versions of the installed packages that affect results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ _PACKAGES = ("hardnet-sfm", "pycolmap", "torch", "opencv-python-headless", "nump
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that compute, by name; those that are not installed are left out."""
+    """Returns the versions of Python and of the packages that compute, by name.
+
+    Packages that are not installed are left out.
+    """
     found = {"python": platform.python_version(), **{name: installed(name) for name in _PACKAGES}}
     return {name: of for name, of in found.items() if of}
 
 
 def installed(package: str) -> str:
-    """The version of a package; empty where it is not installed."""
+    """Returns the version of a package, or an empty text if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,12 +1,13 @@
-"""`match --view-synthesis`: photos are rendered as if they were tilted, and described and matched so.
+"""`match --view-synthesis`: renders photos as if they were tilted, and describes and matches these views.
 
-After MODS (Mishkin, Matas and Perdoch, CVIU 2015): a pair that is matched well is left as it is. For others, views of
-both photos are added step by step, from small tilts to large ones, until enough matches are verified. Views of a photo
-are described once, when the first pair asks for them, and kept on disk.
+The method follows MODS (Mishkin, Matas and Perdoch, CVIU 2015). A pair that is matched well stays as it is. For the
+other pairs, views of both photos are added step by step, from small tilts to large ones, until enough matches are
+verified. The views of a photo are described once, when the first pair needs them, and are kept on disk.
 
-Keypoints of views are rows after those of the photo in `keypoints-views.h5`, which `matches.h5` then refers to and the
-stage `map` reads. A keypoint that the photo or an earlier view has too is no new row, so tracks go through pairs that
-were matched with views and without. The rows of a step never change by later steps, nor by which pairs were matched.
+`keypoints-views.h5` holds the keypoints of a photo, followed by those of its views. `matches.h5` then refers to these
+rows, and the stage `map` reads them. A keypoint that the photo or an earlier view already has gets no new row, so
+tracks connect pairs that were matched with and without views. The rows of a step depend neither on later steps nor on
+which pairs were matched.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from hardnet_sfm.files.workspace import Workspace, digest, prepare_folder, repla
 from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
 from hardnet_sfm.resources import Resources
 
-if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does without
+if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does not need them
     from hardnet_sfm.features.synthetic_views import DescribedViews
     from hardnet_sfm.matching.nearest import Acceptance, PreparedDescriptors
     from hardnet_sfm.matching.view_matching import PhotoInViews
@@ -39,10 +40,10 @@ if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does wi
 _TILTS = (2.0, 4.0)
 _ROTATION_STEP = 72.0
 _ENOUGH = 50
-# As COLMAP's own matcher verifies; wider than `map` does, as keypoints of tilted views are less precise.
+# The limits of COLMAP's own matcher and the defaults of `map`, but always in pixels of the photo as it is.
 _MAX_ERROR, _MIN_INLIERS, _SEED = 4.0, 15, 0
-# Photos whose views are kept ready, 0.8 KB a description in int8, 1.5 KB in float32: with the default tilts and 8192
-# keypoints 40 MB or 74 MB each.
+# Number of photos whose views stay in memory. A description takes 0.8 KB in int8 and 1.5 KB in float32. With the
+# default tilts and 8192 keypoints, a photo takes 40 MB or 74 MB.
 _PHOTOS_AT_HAND = 8
 
 
@@ -51,24 +52,29 @@ class ViewSynthesisOptions:
     """Matching with synthetic views (MODS, ASIFT)."""
 
     view_synthesis: bool = False
-    """Try pairs with too few verified matches again with tilted and rotated views of both photos. A tilt's views have
-    180 / 72 = 2.5 times the photo's area together. With tilts 2 and 4 a photo takes 1 + 2.5 + 2.5 = 6 times the time
-    to describe, and a pair 6 x 6 = 36 times the time to match. Pairs of photos that have nothing in common take all
-    of it. Descriptions of the views take 6 MB of disk a tilt and photo of 8192 keypoints."""
+    """Match pairs with too few verified matches again, with tilted and rotated views of both photos. Use it for photos
+    from very different directions. The views of one tilt have 180 / 72 = 2.5 times the area of the photo. So with tilts
+    2 and 4 a photo takes 1 + 2.5 + 2.5 = 6 times the time to describe, and a pair takes 6 x 6 = 36 times the time to
+    match. Pairs of photos that have nothing in common take all of this time. The descriptions take 6 MB of disk for
+    each tilt of a photo with 8192 keypoints."""
     view_tilts: tuple[float, ...] | None = None
-    """Tilts of the views, 1 / cos of the angle, one a step. The steps are taken in this order until a pair has enough.
-    Default 2 4 (60 and 76 degrees)."""
+    """Tilts of the views, each 1 / cos of an angle. Each tilt is one step, and the steps follow in this order until a
+    pair has enough matches. Default 2 4 (60 and 76 degrees)."""
     view_rotation: float | None = None
-    """Degrees between directions of tilt 1; at tilt t it is this / t. Smaller: more views. Default 72."""
+    """Angle between neighbouring directions at tilt 1, in degrees; at tilt t it is this / t. Lower it for more views.
+    Default 72."""
     view_enough: int | None = None
-    """A pair with so many verified matches is left as it is. Default 50."""
+    """Leave a pair as it is if it has this many verified matches. Default 50."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense or has no effect."""
+        """Raises UsageError if a value makes no sense or has no effect."""
         given = {"tilts": self.view_tilts, "rotation": self.view_rotation, "enough": self.view_enough}
         for name, value in given.items():
             if value is not None and not self.view_synthesis:
-                raise UsageError(f"--view-{name} has no effect without --view-synthesis", "Add it, or leave this out.")
+                raise UsageError(
+                    f"--view-{name} has no effect without --view-synthesis",
+                    f"Add --view-synthesis, or leave out --view-{name}.",
+                )
         tilts = self.tilts
         if not tilts or not all(1 < tilt <= 16 for tilt in tilts):
             raise UsageError("--view-tilts must be above 1 and at most 16")
@@ -92,7 +98,7 @@ class ViewSynthesisOptions:
         return _ENOUGH if self.view_enough is None else self.view_enough
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides what the matches are, fit for JSON."""
+        """Returns everything that the matches depend on, for JSON."""
         tilts = [float(tilt) for tilt in self.tilts]
         return {"view_tilts": tilts, "view_rotation": float(self.rotation_step), "view_enough": self.enough}
 
@@ -102,9 +108,9 @@ class MatchedPair:
     """Matches of a pair of photos.
 
     Attributes:
-        matches: rows of keypoints.
-        keypoints: how many the first photo has.
-        view_steps: how many steps of synthetic views the keypoints are from; 0: none.
+        matches: matches as rows of keypoints.
+        keypoints: number of keypoints of the first photo.
+        view_steps: number of steps of synthetic views that contributed keypoints; 0 for none.
     """
 
     matches: Matches
@@ -113,16 +119,18 @@ class MatchedPair:
 
 
 class ViewMatcher:
-    """Matches pairs that have too few verified matches with views of both photos. Use it as a context manager.
+    """Matches pairs again, with views of both photos, if they have too few verified matches.
+
+    Use it as a context manager.
 
     Args:
         store: features of the photos.
         images: folder of the photos.
-        workspace: for the views' keypoints and descriptions.
-        accept: which neighbours are believed.
-        options: which views, and how many matches are enough.
-        resources: how much of the machine.
-        weights: of the descriptor, where photos were not described with those that come with the package.
+        workspace: workspace for the views' keypoints and descriptions.
+        accept: rule by which a neighbour is accepted.
+        options: the views, and the number of matches that is enough.
+        resources: how much of the machine to use.
+        weights: weights of the descriptor, if the photos were not described with the weights in the package.
 
     Raises:
         HardnetSfmError: the photos were described with other weights.
@@ -155,13 +163,13 @@ class ViewMatcher:
         self._writer.__exit__(kind, error, trace)
 
     def __call__(self, pair: PhotoPair, found: Matches) -> MatchedPair:
-        """The matches of the first step that has enough verified ones, or of the step with most of them.
+        """Returns the matches of the first step that has enough verified ones, or of the step with most of them.
 
-        Several threads call it at once.
+        Several threads may call it at once.
 
         Args:
             pair: names of the photos.
-            found: its matches without views.
+            found: matches of the pair without views.
         """
         from hardnet_sfm.matching.view_matching import candidates_of_views, merged
 
@@ -188,13 +196,13 @@ class ViewMatcher:
         return verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification)
 
     def keep(self, pair: PhotoPair, view_steps: int) -> None:
-        """Stores the keypoints that matches of the pair refer to, unless they are stored already."""
+        """Stores the keypoints that the matches of the pair refer to, unless they are already stored."""
         for name in pair:
             if view_steps and view_steps > self._kept_steps(name):
                 self._keep(name, view_steps)
 
     def finish(self) -> None:
-        """Completes the store of keypoints. The matches that refer to it are completed after that."""
+        """Completes the store of keypoints. The caller completes the matches that refer to it afterwards."""
         names = self._store.names()
         for name in names:
             if self._kept_steps(name) < 0:
@@ -203,7 +211,7 @@ class ViewMatcher:
         self._writer.commit(names, header)
 
     def _kept_steps(self, name: str) -> int:
-        """Up to which step keypoints of a photo are stored; -1: none of these features."""
+        """Returns the step up to which keypoints of a photo are stored; -1 if none of the current features are."""
         prints = self._views.fingerprints(name)
         kept = self._writer.fingerprints.get(name)
         return prints.index(kept) if kept in prints else -1
@@ -216,7 +224,7 @@ class ViewMatcher:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """Part of what is known of a photo: the photo itself, or the views that one step adds, ready to be matched."""
+    """One part of a photo, ready for matching: the photo itself, or the views that one step adds."""
 
     keypoints: Keypoints
     views: tuple[PreparedDescriptors, ...]
@@ -224,18 +232,18 @@ class _Step:
 
 
 class _Views:
-    """Photos in their views: described when first asked for, kept on disk and a few of them in memory.
+    """Provides photos with their views: describes views on first use, and keeps them on disk and a few in memory.
 
     Args:
         store: features of the photos.
         images: folder of the photos.
-        folder: for descriptions of views, made when needed.
-        options: which views.
-        resources: how much of the machine.
-        weights: of the descriptor.
+        folder: folder for descriptions of views; made when needed.
+        options: the views.
+        resources: how much of the machine to use.
+        weights: weights of the descriptor.
 
     Raises:
-        HardnetSfmError: the weights are not those that the photos were described with.
+        HardnetSfmError: the photos were described with other weights.
     """
 
     def __init__(
@@ -251,13 +259,12 @@ class _Views:
         from hardnet_sfm.matching.nearest import rounding_for
         from hardnet_sfm.networks.device import resolve_device
 
-        recipe, known = store.header["options"], {field.name for field in fields(ExtractOptions)}
-        chosen = {name: value for name, value in recipe.items() if name in known}
-        self._describe = ViewDescriber(ExtractOptions(**chosen, weights=weights), resources)
+        recipe = store.header["options"]
+        self._describe = ViewDescriber(ExtractOptions.of_recipe(recipe, weights), resources)
         if self._describe.recipe != recipe:
             raise HardnetSfmError(
                 f"{store.path}: photos were described with other weights "
-                f"({str(recipe.get('weights_sha256'))[:16]}...) than their views would be",
+                f"({str(recipe.get('weights_sha256'))[:16]}...) than their views",
                 "Give their file with --weights, or extract features again.",
             )
         self._store, self._images, self._folder, self._options = store, images, folder, options
@@ -270,18 +277,21 @@ class _Views:
         self._step: Callable[[str, int], _Step] = lru_cache(_PHOTOS_AT_HAND * steps)(self._load)
 
     def fingerprints(self, name: str) -> list[str]:
-        """Of the photo's keypoints with those of its first 0, 1, 2 ... steps."""
+        """Returns the fingerprints of the photo's keypoints with those of its first 0, 1, 2 ... steps."""
         return view_fingerprints(self._options.recipe(), self._made_from[name])
 
     def keypoints(self, name: str, steps: int) -> Keypoints:
-        """The photo's keypoints, then those of its first `steps` steps; as they are in features.h5 where it is 0."""
+        """Returns the photo's keypoints, then those of its first `steps` steps.
+
+        With 0 steps they are exactly the keypoints of features.h5.
+        """
         from hardnet_sfm.features.synthetic_views import joined
 
         parts = [step.keypoints for step in self._steps(name, steps)]
         return joined(*parts) if steps else parts[0]
 
     def photo(self, name: str, steps: int) -> PhotoInViews:
-        """The photo and the views of its first `steps` steps, ready to be matched."""
+        """Returns the photo and the views of its first `steps` steps, ready for matching."""
         from hardnet_sfm.matching.view_matching import PhotoInViews
 
         parts = self._steps(name, steps)
@@ -290,7 +300,7 @@ class _Views:
         return PhotoInViews(views, rows, xy)
 
     def _steps(self, name: str, steps: int) -> list[_Step]:
-        with self._locks[name]:  # two threads that want a photo do not both describe it
+        with self._locks[name]:  # two threads that need the same photo must not both describe it
             return [self._step(name, step) for step in range(steps + 1)]
 
     def _load(self, name: str, step: int) -> _Step:
@@ -304,7 +314,7 @@ class _Views:
         return _Step(described.keypoints, tuple(prepare(view, self._rounding) for view in views), described.rows)
 
     def _described(self, name: str, step: int) -> DescribedViews:
-        """The views that a step adds, from disk or described now."""
+        """Returns the views that a step adds. It reads them from disk or describes them now."""
         from hardnet_sfm.features.synthetic_views import views_of
 
         path = self._folder / f"{digest(name)[:16]}-{step}.npz"
@@ -340,7 +350,7 @@ def _write(path: Path, fingerprint: str, described: DescribedViews) -> None:
 
 
 def _read(path: Path, fingerprint: str) -> DescribedViews | None:
-    """What was described before; None where nothing was, or it is of other features or views, or damaged."""
+    """Reads a stored description; None if it is missing, damaged, or made from other features or views."""
     from hardnet_sfm.features.synthetic_views import DescribedViews
 
     try:
@@ -350,4 +360,4 @@ def _read(path: Path, fingerprint: str) -> DescribedViews | None:
             keypoints = Keypoints(*(archive[field.name] for field in fields(Keypoints)))
             return DescribedViews(keypoints, *(archive[name] for name in ("ends", "rows", "descriptors")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # described again
+        return None  # the caller describes the views again

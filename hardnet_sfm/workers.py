@@ -1,4 +1,4 @@
-"""Streams of work over threads: in order, bounded, one core a thread."""
+"""Ordered and bounded streams of work over threads, with one core for each thread."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ Result = TypeVar("Result")
 def in_order(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[tuple[Item, Future[Result]], None, None]:
-    """Yields each item with its finished future, in the items' order, with at most `ahead` begun and not yet taken.
+    """Yields each item with its finished future, in the order of the items.
 
-    Closing the generator takes back what has not begun.
+    At most `ahead` items are submitted and not yet yielded. Closing the generator cancels the items that have not
+    begun.
     """
     upcoming = iter(items)
     waiting = deque((item, pool.submit(function, item)) for item in islice(upcoming, ahead))
     try:
         while waiting:
             item, future = waiting.popleft()
-            future.exception()  # waits; whoever takes the future looks at it
+            future.exception()  # waits; the caller handles the exception
             for following in islice(upcoming, 1):
                 waiting.append((following, pool.submit(function, following)))
             yield item, future
@@ -36,11 +37,12 @@ def in_order(
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads in each of which torch uses one core.
+    """Yields a pool of threads in each of which torch uses one core.
 
-    Independent products side by side need no barriers. Torch's own threads meet at a barrier after every operation,
-    which on a machine that is busy with other things, as a laptop is, costs a time slice each: matching 55 pairs beside
-    two other processes took 40 s that way and 10 s this way; on an idle machine both take the same.
+    Independent products in separate threads need no barriers. Torch's own threads meet at a barrier after every
+    operation. On a machine that is busy with other work, as a laptop is, each barrier costs a time slice. Matching 55
+    pairs while two other processes ran took 40 s with torch's threads and 10 s this way. On an idle machine both take
+    the same time.
     """
     import torch
 
@@ -49,5 +51,5 @@ def torch_threads(count: int) -> Iterator[ThreadPoolExecutor]:
         with ThreadPoolExecutor(count, "torch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        # The setting is in part the process's, not the thread's.
+        # Part of this setting belongs to the process, not to the thread.
         torch.set_num_threads(before)

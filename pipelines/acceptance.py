@@ -1,20 +1,21 @@
-"""Which rule tells right nearest neighbours from wrong ones, and with which threshold, for one descriptor.
+"""Compares rules, and their thresholds, that separate right nearest neighbours from wrong ones, for one descriptor.
 
     python pipelines/acceptance.py WORKSPACE WORKSPACE...
 
 Each workspace has a features.h5, and in `sparse/` a COLMAP model of the same photos, which any program may have made.
 All features are of one descriptor. The model's poses are the truth: a mutual nearest neighbour is right if it is within
-3 pixels of the epipolar lines in both photos. Some wrong ones are there by accident. The same neighbours in a random
-order tell how many, and the table subtracts that share.
+3 pixels of the epipolar lines in both photos. Some wrong neighbours pass this test by accident. The same neighbours in
+a random order show how many, and the table subtracts that share.
 
 A rule looks at both directions of a match. It compares the distance of the two descriptors with that of a rival. The
 rival is the second nearest neighbour (Lowe, IJCV 2004), or the nearest one more than 10 pixels away from the match, the
 first geometrically inconsistent neighbour (FGINN; Mishkin, Matas and Perdoch, CVIU 2015). Other rules are the distance
 alone, and the probability of being right by logistic regression, fitted on the other workspaces. Each rule gets the
-threshold with which it accepts as many wrong neighbours as the plain ratio. So their right ones can be compared.
+threshold with which it accepts as many wrong neighbours as the plain ratio. The numbers of right neighbours are then
+comparable.
 
-Hard pairs have 10 to 100 right neighbours. What counts there is how many pairs COLMAP's RANSAC verifies, and with how
-many right inliers. Photos of different workspaces show nothing in common, so no pair of them should be verified.
+Hard pairs have 10 to 100 right neighbours. For them, the table has the number of pairs that COLMAP's RANSAC verifies,
+and their right inliers. Photos of different workspaces show nothing in common, so no pair of them should be verified.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 _TOLERANCE = 3.0  # pixels
-_RIVAL_DISTANCE = 10.0  # pixels, as MODS has it
-_FEW = (10, 100)  # right neighbours of a hard pair
-_FEWEST = 15  # right inliers of a pair that is verified rightly
-_STEPS = 30  # of Newton's method
-# Rows of a similarity matrix that are looked at together.
+_RIVAL_DISTANCE = 10.0  # pixels, as in MODS
+_FEW = (10, 100)  # numbers of right neighbours in a hard pair
+_FEWEST = 15  # right inliers that a rightly verified pair needs
+_STEPS = 30  # steps of Newton's method
+# Number of rows of a similarity matrix that are processed at once.
 _ROWS = 2048
 
 
@@ -282,7 +283,7 @@ def _columns(*names: str) -> Columns:
     return lambda found: np.column_stack([getattr(found, name) for name in names])
 
 
-# What each rule looks at; a rule of one column needs no regression.
+# The columns that each rule uses. A rule with one column needs no regression.
 RULES: dict[str, Columns] = {
     "ratio": _columns("ratio"),
     "FGINN ratio": _columns("fginn"),

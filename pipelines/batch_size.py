@@ -1,13 +1,13 @@
-"""How many pairs a batch should have, with each of several seeds, at the same number of pairs in all.
+"""Compares batch sizes, each with several seeds, at the same total number of pairs.
 
     python pipelines/batch_size.py PATCHES... --validation HELD_OUT.h5 --workspace DIR --seeds 0 1 2 --pairs 25600
 
-The larger the batch, the harder is the hardest negative in it (Mishchuk et al., Working hard to know your neighbor's
-margins, NIPS 2017, section 4, where batches of 512 and more do best). Every run sees the same number of pairs, so small
-batches take more steps, all of the same learning rate: at equal numbers of steps large ones would have seen more.
-Batch normalisation goes over the same number of patches in all runs, or over the batch where that is smaller.
-Instead of --pairs, --steps says how many batches of the largest size there are.
-The folder gets the weights of every run, a table as CSV and a plot; what is there is not trained again.
+A larger batch has a harder hardest negative (Mishchuk et al., Working hard to know your neighbor's margins, NIPS 2017,
+section 4, where batches of 512 and more perform best). Every run sees the same number of pairs. Runs with small batches
+therefore take more steps, at the same learning rate. With equal numbers of steps, large batches would see more pairs.
+Batch normalisation uses the same number of patches in all runs, or the whole batch if that is smaller.
+Instead of --pairs, --steps gives the number of batches of the largest size.
+The folder gets the weights of every run, a table as CSV and a plot. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Options(ExperimentOptions):
         total = self.pairs if self.steps is None else self.steps * max(self.sizes)
         if total is None or total < 1:
             raise UsageError("--pairs and --steps must be above 0")
-        # One number for batches of all sizes, or their statistics would differ as well.
+        # All batch sizes use the same number, because otherwise their statistics would differ as well.
         norm_batch = 256 if self.norm_batch is None and ARCHITECTURES.find(self.network).normalised else self.norm_batch
         return {
             str(size): TrainOptions(

@@ -1,14 +1,15 @@
-"""Reconstruct, mine, train, reconstruct: what weights that were learned on a folder of photos gain on it.
+"""Reconstructs, mines, trains and reconstructs: shows the gain of weights that were trained on the same photos.
 
     python pipelines/closed_loop.py IMAGES --map.camera-mode single --minutes 10
 
-It fine-tunes the shipped weights for half an hour where nothing else is said. `--init None` learns from scratch, which
-another --network that describes patches needs, too. Options of training are spelled as in `hardnet-sfm train`, those of
-the other stages after the stage's name. The two reconstructions have all options in common but the descriptor: that
-before is --extract.descriptor, with --extract.weights. To fine-tune weights of your own, give them there and to --init.
+By default it fine-tunes the shipped weights for half an hour. `--init None` trains from scratch. Another --network that
+describes patches needs this, too. Options of training are spelled as in `hardnet-sfm train`. Options of the other
+stages begin with the name of the stage. Both reconstructions share all options except the descriptor. The first one
+uses --extract.descriptor with --extract.weights. To fine-tune your own weights, give them to --extract.weights and to
+--init.
 
-The gain is measured on the photos that were learned from: it tells what a descriptor made for these photos does for
-them, not how well it does elsewhere; `pipelines/homography.py` and `pipelines/strecha.py` tell that.
+The gain is measured on the photos of the training. It shows the benefit of a descriptor for the photos that it was
+trained on, not its quality elsewhere. `pipelines/homography.py` and `pipelines/strecha.py` measure that.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""All descriptors on all benchmarks that are there: one table.
+"""Measures descriptors on all given benchmarks and writes one table.
 
     python pipelines/descriptor_table.py --workspace DIR --descriptor rootsift hardnet --weights tfeat.safetensors \\
         --validation held-out.h5 --homography HOMOGRAPHY --hpatches MADE --scenes LUND-DOOR FOUNTAIN/images
 
-Every option that names data adds columns; what is not given is left out. What was measured once is kept in the folder,
-in `results.json`, so that another descriptor or benchmark costs its own time and nothing else; what changes on disk is
-measured again. Beside it `descriptor-table.md`, `.csv` and `.png` are written anew each time.
+Every option that names data adds columns. Benchmarks without data are left out. The folder keeps all results in
+`results.json`, so an additional descriptor or benchmark costs only its own time. Data that changed on disk are measured
+again. Each run also writes `descriptor-table.md`, `.csv` and `.png` there.
 
 The figures are those of `hardnet-sfm evaluate`, of `train --validation` and of `reconstruct`, with their defaults.
-Oxford5k and Paris6k, or parts of them in the same layout, each get the visual words of the other.
+Oxford5k and Paris6k, or parts of them in the same layout, each use visual words learned from the other.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def scene(images: Path, workspace: Path, resources: Resources) -> Benchmark:
             model = reconstruct(
                 images,
                 place,
-                # A network that compares re-scores what HardNet finds, as `match --rescore` does.
+                # A network that compares patches re-scores HardNet's neighbours, as `match --rescore` does.
                 extract_options=ExtractOptions() if row.compares else row.extract_options(KeypointOptions()),
                 match_options=MatchOptions(rescore=row.weights if row.compares else None),
                 resources=resources,
@@ -326,7 +326,7 @@ def measured(rows: list[Competitor], asked: list[Benchmark], kept: Path) -> dict
 
 def descriptor_table(options: Options) -> DescriptorTable:
     """Measures what is missing, prints the table and writes it."""
-    figure_class()  # that drawing fails is told before the work
+    figure_class()  # a missing matplotlib is reported before the work
     rows = competitors(options.descriptor, options.weights)
     made(row for row in rows if not row.compares)
     with locked(options.workspace):

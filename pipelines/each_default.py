@@ -1,11 +1,11 @@
-"""What each default gives: `reconstruct` without any option, and with one of them as it was before.
+"""Shows the effect of each default: runs `reconstruct` without options, and with one default at its former value.
 
     python pipelines/each_default.py DATA --workspace DIR --scenes fountain-P11 lund-door train/lund-street
 
 DATA holds a folder for each scene, with the photos in it or in `images/`. The columns follow the work from photos to a
-model: keypoints, matches, verified matches, photos, points and errors. A gain in one of them may be lost in the next.
-A variant starts from the files of the first one, so that it repeats only what its option touches. A finished run is
-kept in DIR: delete its JSON file to repeat it.
+model: keypoints, matches, verified matches, photos, points and errors. A gain in one column may be lost in the next.
+A variant starts from the files of the first variant, so it repeats only the work that its option affects. DIR keeps
+finished runs. Delete the JSON file of a run to repeat it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Hashes of everything that the commands make of a few photos: whether a change to the code changed a result.
+"""Hashes everything that the commands make from a few photos, to show whether a change to the code changed a result.
 
     python pipelines/hash_results.py PHOTOS --workspace DIR > before.txt
     # change the code
     python pipelines/hash_results.py PHOTOS --workspace OTHER > after.txt
     diff before.txt after.txt
 
-PHOTOS is a folder of about eight photos of one place. Only numbers are hashed: arrays of stores, models, words, the
-index, rankings, patches and weights. Dates, versions and paths are not. The hashes belong to one machine and one number
-of threads. A second run in the same DIR shows that nothing is done twice: each stage says that it is up to date.
+PHOTOS is a folder of about eight photos of one place. The hashes cover only numbers: arrays of stores, models, words,
+the index, rankings, patches and weights. They do not cover dates, versions and paths. They are comparable only on the
+same machine and with the same number of threads. A second run in the same DIR shows that no work is repeated: each
+stage says that it is up to date.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def run(*args: object) -> str:
     """What one command prints; the words it says of its progress go to the terminal."""
     line = [sys.executable, "-m", "hardnet_sfm", *map(str, args)]
     if args[0] != "export":
-        line += ["--workers", "1"]  # models are the same to the last bit with one only
+        line += ["--workers", "1"]  # models are identical to the last bit only with one worker
     print("$", *line[2:], file=sys.stderr, flush=True)
     return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
 

@@ -1,10 +1,10 @@
-"""Descriptors beside each other on photos that are related by homographies: MMA and mAP.
+"""Compares descriptors on photos that are related by homographies: MMA and mAP.
 
     python pipelines/homography.py HOMOGRAPHY --weights my.safetensors
 
-The same as `hardnet-sfm evaluate homography`: all descriptors are computed at the same keypoints, those of COLMAP's
-difference of Gaussians on photos of full size, and the same matcher, mutual nearest neighbours. COLMAP's own RootSIFT
-always takes part.
+This is the same as `hardnet-sfm evaluate homography`. All descriptors are computed at the same keypoints, which
+COLMAP's difference of Gaussians detects on photos of full size. All use the same matcher, mutual nearest neighbours.
+COLMAP's own RootSIFT always takes part.
 """
 
 from __future__ import annotations

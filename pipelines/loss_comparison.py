@@ -1,12 +1,13 @@
-"""Losses on one network: contrastive, softmax in two kinds and triplet margin, each with several seeds.
+"""Compares losses on one network: contrastive, two kinds of softmax and triplet margin, each with several seeds.
 
     python pipelines/loss_comparison.py PATCHES... --validation HELD_OUT.h5 --workspace DIR --seeds 0 1 2 --steps 100
 
-The comparison of HardNet's authors (Mishchuk et al., Working hard to know your neighbor's margins, NIPS 2017, section
-4), where all take the hardest negative in the batch: contrastive, softmax and triplet margin, which is HardNet's loss.
-Softmax as L2-Net has it, over all negatives, is there, too. Nothing else differs: batches, their augmentation and the
-first weights are the same.
-The folder gets the weights of every run, a table as CSV and a plot; what is there is not trained again.
+This repeats the comparison of HardNet's authors (Mishchuk et al., Working hard to know your neighbor's margins, NIPS
+2017, section 4): contrastive, softmax and triplet margin, which is HardNet's loss. All three use the hardest negative
+in the batch. L2-Net's softmax over all negatives is added. Nothing else differs: batches, augmentation and initial
+weights are the same.
+
+The folder gets the weights of every run, a table as CSV and a plot. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 
-# As the table has them, and as `train --loss` does.
+# Names of the losses in the table, and their names in `train --loss`.
 LOSSES = {
     "contrastive": "contrastive",
     "softmax": "softmax",

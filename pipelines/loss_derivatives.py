@@ -1,14 +1,14 @@
-"""What three losses pull and push: their derivatives over the plane of positive and negative distances.
+"""Draws the derivatives of three losses over the plane of positive and negative distances.
 
     python pipelines/loss_derivatives.py loss-derivatives.png
 
-For each place in the plane, descriptors of two pairs are made whose matching distances are both d+ and whose others are
-both d-. The losses that `train` uses are differentiated through them, so what is drawn is what a network gets. Among
-two pairs the hardest negative is the only one, and softmax has one negative, too.
+Each place in the plane has descriptors of two pairs. Both matching distances are d+, and both other distances are d-.
+The losses of `train` are differentiated through these descriptors, so the plot shows the gradients that a network
+receives. With two pairs there is only one negative for each, for the hardest negative and for softmax alike.
 
-Triplet margin moves both distances alike, as long as the margin of 1 is not kept, and then lets them be; contrastive
-pulls a pair that is good long since, and does not push a negative beyond the margin, however far the pair is; softmax
-has a soft step where triplet margin has its edge, on the diagonal.
+Triplet margin changes both distances equally while the margin of 1 is violated, and has no gradient otherwise.
+Contrastive still pulls pairs that are already good. It does not push a negative beyond the margin, however far apart
+the pair is. Softmax has a soft step on the diagonal; triplet margin has a sharp edge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hardnet_sfm.training.losses import hardnet
 from hardnet_sfm.training.objectives import DescriptorLoss
 
 LOSSES: dict[str, DescriptorLoss] = {"contrastive": contrastive, "softmax": softmax, "triplet margin": hardnet}
-FARTHEST = 2.0  # that descriptors of unit length can be from each other
+FARTHEST = 2.0  # largest distance of descriptors of unit length
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def pairs_at(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """
     cosine, other = 1 - positive**2 / 2, 1 - negative**2 / 2
     of_sums, of_differences = cosine + other, cosine - other
-    # Half the squared lengths: at least what the inner products need, together 2.
+    # Half the squared lengths. Each is at least as large as its inner product requires, and their sum is 2.
     sums = (1 + (of_sums.abs() - of_differences.abs()) / 2).detach()
     differences = 2 - sums
 

@@ -1,16 +1,16 @@
-"""Sequences of photos that are related by homographies to patches and tasks in the layout of HPatches.
+"""Makes patches and tasks in the layout of HPatches from sequences of photos that are related by homographies.
 
     python pipelines/make_hpatches.py HOMOGRAPHY -o my-hpatches
     hardnet-sfm evaluate hpatches my-hpatches
 
-As the authors of HPatches do (Balntas et al., CVPR 2017, section 4): points of the difference of Gaussians, the Hessian
-and Harris-Laplace are merged in the first photo of a sequence, one of those whose circles overlap by more than a half
-is kept, each gets one orientation, and a square of ten sigmas is cut. For each other photo the frame is moved, turned,
-scaled and stretched at random, a little, more and a lot, taken over by the homography, and cut again. Points whose
-squares leave any of the photos take no part.
+The steps follow the authors of HPatches (Balntas et al., CVPR 2017, section 4). In the first photo of a sequence, the
+points of the difference of Gaussians, the Hessian and Harris-Laplace are merged. If circles overlap by more than a
+half, only one of their points is kept. Each point gets one orientation, and a square of ten sigmas is cut. For each
+other photo the frame is moved, turned, scaled and stretched at random, in three strengths. The homography maps it to
+the photo, and it is cut again. Points whose squares leave any of the photos are dropped.
 
-Sequences whose photos hardly move become `i_NAME`, others `v_NAME`. There are three splits, full, illum and view, each
-where it has two sequences or more, and tasks for each, in the form of the authors' files.
+Sequences whose photos hardly move become `i_NAME`, others `v_NAME`. There are three splits, full, illum and view. Each
+is written with its tasks if it has two or more sequences. The task files have the format of the authors' files.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ from hardnet_sfm.terminal import output, report_errors
 Grey = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
 
-# Corners of a photo that move by less, on the mean and as a share of its diagonal, are those of illumination or blur.
+# A sequence counts as illumination or blur if the corners of its photos move by less than this on average, as a share
+# of the diagonal.
 _STILL = 0.05
 _OVERLAP = 0.5
 _KEPT = ("xy", "scales", "scores")
-# Grey values' standard deviation from which on a patch is asked about in retrieval, as by the authors.
+# Smallest standard deviation of the grey values of a patch for retrieval, as by the authors.
 _FLAT = 10.0
 
 
@@ -87,8 +88,8 @@ class FrameNoise:
         return np.concatenate([turn * axes[:, None], moved[:, :, None]], 2)
 
 
-# As the paper describes them as far as we know: they are remembered, not looked up. Measured, the overlap with the
-# unmoved circle is 0.83, 0.69 and 0.57 in the median; the authors' README states 0.85 for easy and 0.72 for hard.
+# These values follow the paper from memory and were not checked against it. The measured median overlap with the
+# unmoved circle is 0.83, 0.69 and 0.57. The authors' README states 0.85 for easy and 0.72 for hard.
 NOISE = {
     "easy": FrameNoise(10, 0.15, 0.15, 0.2),
     "hard": FrameNoise(20, 0.3, 0.3, 0.4),
@@ -253,7 +254,7 @@ def detect(grey: Grey, most: int) -> Keypoints:
 
 def distinct_circles(points: Keypoints, rng: np.random.Generator) -> NDArray[np.intp]:
     """Rows of points no two of which have circles that overlap by more than a half; chance says which are kept."""
-    # Circles that overlap so much have radii and a distance within a factor of 1.5.
+    # Circles that overlap by more than a half have a distance below 1.5 times either radius.
     one, other = within_reach(points.xy, points.xy, 1.5 * points.scales)
     distance = np.linalg.norm(points.xy[one].astype(np.float64) - points.xy[other], axis=1)
     clash = (one != other) & (circle_overlap(distance, points.scales[one], points.scales[other]) > _OVERLAP)
@@ -270,7 +271,7 @@ def distinct_circles(points: Keypoints, rng: np.random.Generator) -> NDArray[np.
 def circle_overlap(distance: Float64, first: Float32, second: Float32) -> Float64:
     """Area in both circles as a share of the area in either, by the distance of their centres and their radii."""
     small, large = np.minimum(first, second).astype(np.float64), np.maximum(first, second).astype(np.float64)
-    apart = np.clip(distance, np.maximum(large - small, 1e-9), large + small)  # outside of it they touch or contain
+    apart = np.clip(distance, np.maximum(large - small, 1e-9), large + small)  # outside it they touch or one is inside
     sides = [
         np.arccos(np.clip((apart**2 + a**2 - b**2) / (2 * apart * a), -1, 1))
         for a, b in ((small, large), (large, small))
@@ -327,7 +328,7 @@ def drawn_points(
     vivid = {name: np.flatnonzero(references[name].std((1, 2)) > _FLAT).tolist() for name in names}
     points = [(name, index) for name, indices in vivid.items() for index in indices]
     order = rng.permutation(len(points)).tolist()
-    # A half at most is asked for, so that the others can distract from it.
+    # At most half of the points are queries, so that the others can be distractors.
     queries = min(options.queries, len(points) // 2)
     if not queries:
         raise HardnetSfmError("no patches but flat ones", "Give sequences with more to see in them.")

@@ -1,10 +1,10 @@
-"""What both programs make of a folder of photos without any option: ours next to COLMAP.
+"""Compares `reconstruct` with COLMAP on folders of photos, both without any options.
 
     python pipelines/out_of_the_box.py DATA --workspace DIR
 
-DATA holds a folder for each scene, with the photos in it or in `images/`. Both programs get the photos at full size, as
-their defaults have it. COLMAP extracts SIFT, matches all pairs and maps with the cameras of its automatic mode. Each
-run has a process of its own, so that its peak memory is known. A finished run is kept in DIR: delete its JSON file to
+DATA holds a folder for each scene, with the photos in it or in `images/`. Both programs get the photos at full size and
+use their default sizes. COLMAP extracts SIFT, matches all pairs and maps with the cameras of its automatic mode. Each
+run has its own process, so that its peak memory is known. DIR keeps finished runs. Delete the JSON file of a run to
 repeat it.
 """
 
@@ -108,7 +108,7 @@ def run_ours(images: Path, folder: Path, resources: Resources) -> dict[str, Any]
     from hardnet_sfm.verbs.reconstruct import reconstruct
 
     place = Workspace(folder / "ours")
-    shutil.rmtree(place.root, ignore_errors=True)  # what a killed run left there would shorten the time
+    shutil.rmtree(place.root, ignore_errors=True)  # files of a killed run would shorten the time
     start = time.perf_counter()
     try:
         model = reconstruct(images, place.root, resources=resources)

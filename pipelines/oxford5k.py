@@ -1,10 +1,10 @@
-"""Oxford5k from the archives of its authors to the table of descriptors and methods.
+"""Evaluates descriptors and methods on Oxford5k, starting from the archives of its authors.
 
     python pipelines/oxford5k.py OXFORD PARIS --words 65536
 
-OXFORD has oxbuild_images.tgz and gt_files_170407.tgz, PARIS has paris_1.tgz and paris_2.tgz, of which the vocabularies
-are learned; either may be a folder that is unpacked already, with images/ (or jpg/) and gt/ (or lab/). With
-gnd_roxford5k.pkl in OXFORD, `--revisited` takes the protocol of Radenovic et al., CVPR 2018. Run it again to continue.
+OXFORD has oxbuild_images.tgz and gt_files_170407.tgz. PARIS has paris_1.tgz and paris_2.tgz, from which the
+vocabularies are learned. Either may be an unpacked data set with images/ (or jpg/) and gt/ (or lab/). With
+gnd_roxford5k.pkl in OXFORD, `--revisited` uses the protocol of Radenovic et al., CVPR 2018. Run it again to continue.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Photos of other places mixed into a scene: how many of them a reconstruction registers. It should be none.
+"""Mixes photos of other places into a scene and counts how many a reconstruction registers. It should be none.
 
     python pipelines/strangers.py SCENE... --others FOLDER... --workspace DIR --max-ratio 0.9 --max-error 4
 
@@ -6,10 +6,10 @@ Every SCENE is a folder of photos of one place, with the photos in it or in `ima
 photos of other places, laid out in the same way. A scene and some of the other photos are linked into one folder, which
 is reconstructed with the options given. They are spelled as in `hardnet-sfm reconstruct`.
 
-The table also has the verified pairs of a photo of the scene and another one. They are false, so their number and
-their largest number of inliers tell how far the options are from registering a photo that does not belong.
+The table also has the verified pairs of a photo of the scene and a photo of another place. They are false. Their number
+and their largest number of inliers show how close the options are to registering a wrong photo.
 
-A finished stage is kept in DIR: a second run with the same options only prints the table again.
+DIR keeps finished stages. A second run with the same options only prints the table again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Ours beside COLMAP's SIFT on a scene with known cameras.
+"""Compares this package with COLMAP's SIFT on a scene with known cameras.
 
     python pipelines/strecha.py FOLDER
 
-FOLDER is laid out as Strecha et al. (CVPR 2008) published theirs: `images/` and `gt_dense_cameras/`; or it has a COLMAP
-model in `colmap/` to agree with. Both programs get the same photos, image size and limit on keypoints; ours runs with
-each of the descriptors. All do it twice: calibrating the camera, and with the true intrinsics fixed.
+FOLDER has the layout of Strecha et al. (CVPR 2008), `images/` and `gt_dense_cameras/`; or it has a COLMAP model in
+`colmap/` as the reference. Both programs get the same photos, image size and limit on keypoints. This package runs with
+each of the descriptors. Every combination runs twice: once calibrating the camera, and once with the true intrinsics
+fixed.
 
-A COLMAP model is no survey: as a rule its principal point was left in the middle of the photos. So errors are also to
-that model with its principal point refined from its own observations, and how far this moves it is said.
+A COLMAP model is not a survey. Its principal point is usually fixed at the middle of the photos. The table therefore
+also has errors relative to that model with the principal point refined from its own observations. It also says how far
+the refinement moves the principal point.
 """
 
 from __future__ import annotations

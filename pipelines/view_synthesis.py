@@ -1,12 +1,14 @@
-"""What matching with view synthesis gains and what it costs, on photos of a plane and on a rendered scene.
+"""Measures the gain and the cost of matching with view synthesis, on photos of a plane and on a rendered scene.
 
     python pipelines/view_synthesis.py GRAF --workspace DIR
 
-GRAF is a sequence laid out as Mikolajczyk et al. (IJCV 2005) or HPatches (CVPR 2017) did: its first photo is matched
-with each other one, and a match is right within 3 pixels of the true homography. Then the scene of `hardnet-sfm demo`
-is rendered, and photos whose viewing directions are 60 degrees apart (`--degrees`) are matched; right is what is within
-3 pixels of the true epipolar lines in both photos. Points that are matched several times count once, without views too.
-A pair that has enough matches without views is left so; `--view-enough 1000000` takes all steps for every pair.
+GRAF is a sequence in the layout of Mikolajczyk et al. (IJCV 2005) or HPatches (CVPR 2017). Its first photo is matched
+with each other photo. A match is right if it is within 3 pixels of the true homography. Then the scene of
+`hardnet-sfm demo` is rendered, and photos whose viewing directions differ by 60 degrees (`--degrees`) are matched. A
+match is right if it is within 3 pixels of the true epipolar lines in both photos. Points that are matched several times
+count once, with and without views.
+
+A pair with enough matches without views gets no views. `--view-enough 1000000` takes all steps for every pair.
 
 Pairs are matched one after another. Views of a photo are described for the first of its pairs that needs them.
 """
@@ -129,7 +131,7 @@ def by_epipolar_lines(scene: Scene, names: Pair) -> Right:
     fundamental = fundamental_matrix(scene, *(scene.names.index(name) for name in names))
 
     def right(first: Places, second: Places) -> NDArray[np.bool_]:
-        # The scene's pixels are counted from the corner of the top-left one.
+        # The scene counts pixels from the corner of the top-left pixel.
         one, other = (np.column_stack([xy + 0.5, np.ones(len(xy))]) for xy in (first, second))
         lines, lines_back = one @ fundamental.T, other @ fundamental
         error = np.abs((other * lines).sum(1))

@@ -198,7 +198,7 @@ class TestBrown:
             (lambda folder: (folder / "m50_300_300_0.txt").unlink(), r"no labelled pairs m50_100000_100000_0\.txt"),
             (
                 lambda folder: (folder / "m50_300_300_0.txt").rename(folder / "m50_400_400_0.txt"),
-                "300 pairs, its name says 400",
+                "300 pairs, but its name says 400",
             ),
             (lambda folder: (folder / "m50_2_2_0.txt").write_text("0 0 0 1 0 0\n"), "no labelled pairs m50_100000"),
             (lambda folder: (folder / "m50_300_300_0.txt").write_text("0 0 0 1"), "not lines of at least 5"),
@@ -273,9 +273,7 @@ class TestHPatches:
     def test_a_column_of_another_height(self, tmp_path: Path) -> None:
         write_hpatches(tmp_path)
         Image.new("L", (65, 65 * 11)).save(tmp_path / "i_ski/h3.png")
-        with pytest.raises(
-            HardnetSfmError, match=r"h3\.png: 65x715 pixels, 12 patches of 65x65 in a column have 65x780"
-        ):
+        with pytest.raises(HardnetSfmError, match=r"h3\.png: 65x715 pixels, but a column of 12 patches has 65x780"):
             evaluate_hpatches(tmp_path, [ROOTSIFT], ONE)
 
 

@@ -246,7 +246,7 @@ def test_terminate_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 130
-    assert run.stderr.count("\n") == 1 and "goes on from here" in run.stderr
+    assert run.stderr.count("\n") == 1 and "the same command resumes" in run.stderr
 
 
 def test_negative_seeds_and_workers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,11 +298,11 @@ def test_wrong_usage_without_a_hint_of_its_own_names_the_help(capsys: pytest.Cap
             1,
             [
                 "error: f.h5: No space left on device",
-                "Make room on the disk, then run the same command again: it goes on from here.",
+                "Make room on the disk, then run the same command again: it resumes.",
             ],
         ),
         (OSError(5, "Input/output error"), 1, ["error: Input/output error"]),
-        (KeyboardInterrupt(), 130, ["Interrupted. Finished work is kept: the same command goes on from here."]),
+        (KeyboardInterrupt(), 130, ["Interrupted. Finished work is kept: the same command resumes."]),
     ],
     ids=["error", "usage", "usage without hint", "disk full", "other of the system", "ctrl-c"],
 )

@@ -215,7 +215,7 @@ class TestImport:
 
     def test_a_photo_that_is_gone_is_named(self, folder: Path, tmp_path: Path) -> None:
         (folder / "a/2.jpg").unlink()
-        with pytest.raises(HardnetSfmError, match=r"a/2\.jpg: gone, or of a kind that COLMAP cannot read"):
+        with pytest.raises(HardnetSfmError, match=r"a/2\.jpg: missing, or in a format that COLMAP cannot read"):
             import_photos(
                 tmp_path / "d.db", folder, list(self.NAMES), CameraSetup("auto", "PINHOLE"), tmp_path / "scratch"
             )

@@ -139,7 +139,7 @@ def test_hpatches_verifies_and_says_that_it_does_no_more(tmp_path: Path) -> None
 
 
 def test_nearest_neighbours_need_descriptors(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"matchnet would have to compare all N\^2 pairs of them"):
+    with pytest.raises(UsageError, match=r"matchnet would have to compare all N\^2 pairs"):
         evaluate_w1bs(tmp_path, [row_of("matchnet", tmp_path)], ONE)
 
 

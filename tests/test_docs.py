@@ -19,7 +19,8 @@ import hardnet_sfm
 from hardnet_sfm.cli import parse
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").glob("*.md")])
+OF_ROOT = (ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+PAGES = sorted([*OF_ROOT, *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").glob("*.md")])
 
 
 def name_of(path: Path) -> str:
@@ -104,12 +105,12 @@ def test_drawings_are_what_their_script_draws() -> None:
 def test_options_are_read_from_help() -> None:
     page = loaded(ROOT / "docs" / "hooks.py").command_line()
     rows = {line for line in page.splitlines() if line.startswith("|")}
-    said = "Largest error of an inlier of a verified pair, pixels of the photo as keypoints were found in it, "
-    said += "shrunk if it is large. Higher for photos of strong distortion."
+    said = "Largest error of an inlier of a verified pair, in pixels of the photo after --max-image-size. "
+    said += "Raise it for photos with strong distortion."
     assert f"| `--max-error FLOAT` | {said} | `4.0` |" in rows
     assert "| `IMAGES` | Folder of photos, searched recursively, never written to. |  |" in rows
     assert any(row.startswith("| `--vocabulary ") for row in rows)
-    assert "## reconstruct\n\nPhotos to a COLMAP model" in page and "### evaluate oxford5k\n" in page
+    assert "## reconstruct\n\nTurn photos into a COLMAP model" in page and "### evaluate oxford5k\n" in page
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ class TestTable:
     def test_takes_a_vocabulary_that_is_there(self, city: Path, workspace: Path) -> None:
         (words,) = (workspace / "evaluation" / "rootsift").glob("*/vocabulary")
         assert compare(city, workspace, words, vocabulary_options=None).rows["rootsift"].keys() == set(METHODS)
-        with pytest.raises(UsageError, match="no effect where --vocabulary is one"):
+        with pytest.raises(UsageError, match="no effect if --vocabulary names an existing one"):
             compare(city, workspace, words)
 
     def test_photo_that_cannot_be_read_is_told_and_treated_as_missing(self, tmp_path: Path, other_city: Path) -> None:
@@ -174,7 +174,7 @@ class TestCommandLine:
         said = capsys.readouterr()
         assert "oxford5k: mAP of 3 queries in 12 photos, %" in said.out
         assert "outside the collection" in said.err
-        assert "not asked: 1 (elsewhere_1) of the queries: no photo that answers it is there" in said.err
+        assert "not used: 1 (elsewhere_1) of the queries: no photo that answers it is there" in said.err
         with (tmp_path / "t.csv").open() as file:
             rows = {row["method"]: float(row["map"]) for row in csv.DictReader(file)}
         assert rows.keys() == {"bow", "asmk"}
@@ -261,7 +261,7 @@ class TestBadInput:
         options = ExtractOptions(descriptor="hardnet", max_keypoints=50)
         extract(other_city, tmp_path / "features.h5", options)
         vocabulary(tmp_path / "features.h5", tmp_path / "vocabulary", VocabularyOptions(words=10))
-        with pytest.raises(UsageError, match="a vocabulary of hardnet, of which there is no row"):
+        with pytest.raises(UsageError, match="a vocabulary of hardnet, which has no row"):
             compare(city, tmp_path, tmp_path / "vocabulary")
 
     def test_one_vocabulary_for_two_descriptors(self, city: Path, workspace: Path) -> None:
@@ -292,5 +292,5 @@ class TestBadInput:
             competitors(["hardnet"], ["hardnet-sfm"])
         with pytest.raises(UsageError, match="nothing to evaluate"):
             competitors([], [])
-        with pytest.raises(HardnetSfmError, match="no weights of the name"):
+        with pytest.raises(HardnetSfmError, match="no shipped weights and no file named"):
             competitors([], [str(tmp_path / "none.safetensors")])

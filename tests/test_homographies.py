@@ -337,7 +337,7 @@ class TestEvaluate:
         write_sequence(tmp_path / "wall")
         path = Path(__file__).parents[1] / "pipelines/homography.py"
         for extra, status, words in (
-            (["--weights", "old.pth"], 1, "no weights of the name old.pth"),
+            (["--weights", "old.pth"], 1, "no shipped weights and no file named old.pth"),
             (["--csv", str(tmp_path / "none/scores.csv")], 2, "no such folder"),
             (["--descriptor", "hardnot"], 2, "Did you mean hardnet?"),
             (["--max-features", "0"], 2, "--max-features must be at least 1"),

@@ -120,7 +120,7 @@ class TestRevisited:
 
     def test_box_of_another_photo(self, tmp_path: Path) -> None:
         truth = {"bbx": [500, 10, 600, 20], "easy": [0], "hard": [], "junk": []}
-        with pytest.raises(HardnetSfmError, match=r"q\.jpg: the box of the query q is not on it"):
+        with pytest.raises(HardnetSfmError, match=r"q\.jpg: the box of the query q is outside the photo"):
             open_landmark_set("roxford5k", revisited(tmp_path, gnd=[truth])).questions()
 
     def test_missing_ground_truth(self, tmp_path: Path) -> None:
@@ -140,11 +140,11 @@ class TestBadInput:
     def test_ground_truth_of_another_data_set(self, tmp_path: Path) -> None:
         photos(tmp_path / "images", "mine.jpg")
         write_query(tmp_path / "gt", "a_1", "oxc1_a 0 0 1 1", ["b"])
-        with pytest.raises(HardnetSfmError, match="none of the photos that the ground truth of oxford5k names"):
+        with pytest.raises(HardnetSfmError, match="none of the photos in the ground truth of oxford5k are there"):
             open_landmark_set("oxford5k", tmp_path)
 
     def test_two_photos_of_one_name(self, tmp_path: Path) -> None:
         photos(tmp_path / "images", "a/x.jpg", "b/x.png")
         write_query(tmp_path / "gt", "a_1", "oxc1_x 0 0 1 1", ["x"])
-        with pytest.raises(HardnetSfmError, match=r"a/x.jpg and b/x.png have one name"):
+        with pytest.raises(HardnetSfmError, match=r"a/x.jpg and b/x.png have the same name"):
             open_landmark_set("oxford5k", tmp_path)

@@ -170,9 +170,9 @@ class TestReading:
             ("", "not a query"),
             ("photo 1 2 3", "not a query"),
             ("photo 1 2 3 four", "not a query"),
-            ("photo 5 5 5 9", "is no box"),
-            ("photo 5 5 9 1", "is no box"),
-            ("photo 1 2 nan 4", "is no box"),
+            ("photo 5 5 5 9", "is not a box"),
+            ("photo 5 5 9 1", "is not a box"),
+            ("photo 1 2 nan 4", "is not a box"),
         ],
     )
     def test_damaged_query(self, tmp_path: Path, query: str, says: str) -> None:
@@ -195,7 +195,7 @@ class TestReading:
 
     def test_photo_that_is_good_and_junk(self, tmp_path: Path) -> None:
         write_query(tmp_path, "a_1", "photo 1 2 3 4", good=["x"], junk=["x"])
-        with pytest.raises(HardnetSfmError, match="x is among the good or ok ones, too"):
+        with pytest.raises(HardnetSfmError, match="x is also among the good or ok photos"):
             read_landmarks(tmp_path)
 
     def test_folder_without_ground_truth(self, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class TestRetrieve:
         with pytest.raises(SystemExit) as exit:
             main(f"retrieve --query {small_scene[0]} --montage a.png --workspace {indexed}".split())
         assert exit.value.code == 2
-        assert "--montage is of one query" in capsys.readouterr().err
+        assert "--montage works with one query, not with" in capsys.readouterr().err
 
     def test_refuses_a_format_before_it_searches(
         self, indexed: Path, small_scene: tuple[Path, Scene], capsys: pytest.CaptureFixture[str]
@@ -160,11 +160,11 @@ class TestBadInput:
             draw(folder, [])
 
     def test_box_beside_the_photo(self, folder: Path) -> None:
-        with pytest.raises(UsageError, match="nothing of the photo"):
+        with pytest.raises(UsageError, match="does not overlap the photo"):
             draw(folder, [], (700, 0, 900, 100))
 
     def test_unknown_format(self, folder: Path) -> None:
-        with pytest.raises(UsageError, match=r"out.gif: not a picture that can be written"):
+        with pytest.raises(UsageError, match=r"out.gif: not a picture format that can be written"):
             montage(folder / "query.png", [], folder, folder / "out.gif")
 
     def test_folder_that_is_missing(self, folder: Path) -> None:

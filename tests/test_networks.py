@@ -121,9 +121,7 @@ def mflop(run: Callable[[], object]) -> float:
 def test_description_states_size_and_cost(architecture: Architecture) -> None:
     """In numbers of parameters and MFLOP a patch and a pair."""
     network, patches = built(architecture.name), patches_for(architecture, 1)
-    said = " ".join(
-        (inspect.getdoc(type(network)) or "").split()
-    )
+    said = " ".join((inspect.getdoc(type(network)) or "").split())
     if isinstance(network, PairNetwork):
         parts = network.describe(patches, 0), network.describe(patches, 1)
         costs = [
@@ -347,7 +345,7 @@ def test_towers_of_the_same_shapes_are_not_told_apart_by_their_order(name: str, 
     with pytest.raises(HardnetSfmError, match="not weights of") as raised:
         convert(tmp_path / "a.pth", tmp_path / "a.safetensors", name)
     assert f"after their towers, {' and '.join(architecture.towers)}" in raised.value.hint
-    with pytest.raises(HardnetSfmError, match="weights of no network") as raised:
+    with pytest.raises(HardnetSfmError, match="weights of an unknown network") as raised:
         convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
     assert "tensors have to be named after them" in raised.value.hint
 
@@ -445,7 +443,7 @@ class TestDescriptors:
 
     @with_network
     def test_without_a_metric_are_refused_with_the_reason(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="compares patches by a network, not by a distance") as raised:
+        with pytest.raises(UsageError, match="compares patches with a network") as raised:
             make_descriptor(name, tmp_path / "any.safetensors")
         assert "visual words and indexes" in raised.value.message
         assert "match --rescore" in raised.value.hint
@@ -460,7 +458,7 @@ class TestDescriptors:
             with pytest.raises(SystemExit) as exit:
                 main([verb, str(tmp_path), "--workspace", str(tmp_path / "out"), "--descriptor", "matchnet"])
             assert exit.value.code == 2
-            assert "nearest neighbours, visual words and indexes need" in " ".join(capsys.readouterr().err.split())
+            assert "Nearest neighbours, visual words and indexes need" in " ".join(capsys.readouterr().err.split())
 
 
 class TestWeights:
@@ -499,7 +497,7 @@ class TestWeights:
 
     def test_of_no_network_are_refused(self, tmp_path: Path) -> None:
         torch.save({"weight": torch.ones(3)}, tmp_path / "any.pth")
-        with pytest.raises(HardnetSfmError, match="weights of no network that is known here") as raised:
+        with pytest.raises(HardnetSfmError, match="weights of an unknown network") as raised:
             convert(tmp_path / "any.pth", tmp_path / "out.safetensors")
         assert "tfeat" in raised.value.hint
         with pytest.raises(HardnetSfmError, match=r"any\.pth: not weights of TFeat"):
@@ -514,7 +512,7 @@ class TestWeights:
         with pytest.raises(HardnetSfmError, match="weights of tfeat, not of deepdesc"):
             load_network(path, "deepdesc")
         write_weights(path, built("tfeat").state_dict(), {"architecture": "superpoint"})
-        with pytest.raises(HardnetSfmError, match="weights of superpoint, no network that is known here"):
+        with pytest.raises(HardnetSfmError, match="weights of superpoint, an unknown network"):
             load_network(path)
 
     def test_command_converts_what_it_is_told(self, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ class TestMatch:
     def test_command_says_what_it_costs(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         with pytest.raises(SystemExit):
             main(["match", "--help"])
-        assert "10 evaluations a keypoint" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "10 for each keypoint" in " ".join(capsys.readouterr().out.replace("│", " ").split())
         with pytest.raises(SystemExit) as exit:
             main(["match", "--workspace", str(tmp_path), "--images", str(tmp_path)])
         assert exit.value.code == 2

@@ -223,8 +223,16 @@ def test_retrieve_makes_the_index_first_and_needs_features(
     assert status == 1 and "hardnet-sfm index" in err
     shutil.copy(place / "features.h5", tmp_path)
     status, out, err = said_by(args, capsys)
-    assert status == 0 and "making it first" in err and photo_names(place)[4] in out
-    assert "making it first" not in said_by(args, capsys)[2]
+    assert status == 0 and "updating it first" in err and photo_names(place)[4] in out
+    assert "updating it first" not in said_by(args, capsys)[2]
+
+
+def test_one_search_finds_what_an_open_index_finds(place: Path) -> None:
+    query = place / "photos" / photo_names(place)[4]
+    found = hardnet_sfm.retrieve(query, place, top=3, method="bow", resources=CPU)
+    expected = hardnet_sfm.Index.open(place, resources=CPU).search(query, 3, "bow")
+    assert [(one.image, one.score) for one in found] == [(one.image, one.score) for one in expected]
+    assert found[0].image == photo_names(place)[4]
 
 
 def test_retrieve_opens_an_index_that_is_up_to_date_once(

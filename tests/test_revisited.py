@@ -138,8 +138,8 @@ class TestGroundTruth:
             ({"imlist": [*PHOTOS, 3]}, "names of photos that are no text"),
             ({"gnd": [{"bbx": [1, 2, 3, 4], "easy": [0.5], "hard": [], "junk": []}, {}]}, "whole numbers"),
             ({"gnd": [{"bbx": [1, 2, 3, 4], "easy": [-1], "hard": [], "junk": []}, {}]}, "not in the list"),
-            ({"gnd": [{"bbx": [4, 2, 3, 4], "easy": [], "hard": [], "junk": []}, {}]}, "is no box"),
-            ({"gnd": [{"bbx": [1, 2, 3], "easy": [], "hard": [], "junk": []}, {}]}, "is no box"),
+            ({"gnd": [{"bbx": [4, 2, 3, 4], "easy": [], "hard": [], "junk": []}, {}]}, "is not a box"),
+            ({"gnd": [{"bbx": [1, 2, 3], "easy": [], "hard": [], "junk": []}, {}]}, "is not a box"),
             ({"gnd": [{}, {}]}, "no 'easy'"),
         ],
     )

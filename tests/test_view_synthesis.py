@@ -457,4 +457,4 @@ def test_reconstruct_takes_views_for_pairs_that_need_them(small_scene: tuple[Pat
     )
     assert len(model.names) == 4
     with MatchStore(tmp_path / "out" / "matches.h5") as matches:
-        assert matches.by_views() > 0
+        assert any(int(facts.get("view_steps", 0)) > 0 for facts in matches.index.values())

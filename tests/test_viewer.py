@@ -383,7 +383,7 @@ class TestGuard:
     def test_a_viser_that_cannot_be_guarded_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guard, "_asked_first", lambda _: contextlib.nullcontext())
         with (
-            pytest.raises(HardnetSfmError, match="cannot be guarded"),
+            pytest.raises(HardnetSfmError, match="cannot be given a token"),
             serving("127.0.0.1", 0, token=True, label="test"),
         ):
             pass

@@ -90,7 +90,7 @@ class Harmful:
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {"weight": torch.ones(1)}, "more": Harmful()}, tmp_path / "harmful.pth")
-    with pytest.raises(HardnetSfmError, match=r"harmful\.pth: damaged, or not a file of tensors alone"):
+    with pytest.raises(HardnetSfmError, match=r"harmful\.pth: damaged, or a file with more than tensors"):
         convert(tmp_path / "harmful.pth", tmp_path / "out.safetensors")
     assert "harm" not in capsys.readouterr().out
     assert not (tmp_path / "out.safetensors").exists()
@@ -127,7 +127,7 @@ def test_converted_weights_lie_beside_the_checkpoint_and_take_no_files_place(
 def test_verify_holds_a_file_against_its_card(tmp_path: Path) -> None:
     path, card = tmp_path / "mine.safetensors", tmp_path / "mine.md"
     save_file({"weight": torch.ones(3)}, path)
-    with pytest.raises(HardnetSfmError, match="no card beside it"):
+    with pytest.raises(HardnetSfmError, match="no card next to it"):
         verify(path)
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     card.write_text(f"# Mine\n\nsha256 `{expected}`\n", encoding="utf-8")
@@ -159,7 +159,7 @@ def test_shipped_weights_are_what_their_cards_say() -> None:
 
 
 def test_weights_that_there_are_not_are_named() -> None:
-    with pytest.raises(HardnetSfmError, match="no weights of the name nowhere"):
+    with pytest.raises(HardnetSfmError, match="no shipped weights and no file named nowhere"):
         find_weights("nowhere")
 
 
@@ -174,7 +174,7 @@ def test_converting_never_writes_over_what_it_reads(tmp_path: Path, capsys: pyte
             main(["weights", "convert", *map(str, arguments)])
         assert exit.value.code == 2
         said = capsys.readouterr().err
-        assert ("would be written over" if arguments[0] == checkpoint else "safetensors already") in said
+        assert ("would be overwritten" if arguments[0] == checkpoint else "safetensors already") in said
     assert (kept.read_bytes(), checkpoint.read_bytes()) == before
     main(["weights", "convert", str(checkpoint), "--measurement-size", "15"])
     assert read_weights(tmp_path / "theirs.safetensors").metadata["measurement_size"] == "15.0"
@@ -188,7 +188,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     next(iter(tensors.values())).view(-1)[0] = torch.nan
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(save(tensors, {"architecture": "hardnet"}))
-    with pytest.raises(HardnetSfmError, match=r"damaged\.safetensors: not all of features\.\S+ are finite numbers"):
+    with pytest.raises(HardnetSfmError, match=r"damaged\.safetensors: not all numbers of features\.\S+ are finite"):
         load_network(path)
 
 

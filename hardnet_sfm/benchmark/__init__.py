@@ -1,5 +1,5 @@
-"""The chains behind `evaluate`: what the wings make, described and matched, against the ground truth of a data set.
+"""Benchmarks of the command `evaluate`: they describe, match or search a data set and score the results.
 
-They stand above the wings as `pipeline` does: evaluation knows nothing but distances and rankings, features and
-matching nothing of ground truth.
+This package combines packages that do not know each other. `evaluation` handles only distances, rankings and ground
+truth. The packages for features, matching and retrieval know nothing about ground truth.
 """

@@ -1,4 +1,4 @@
-"""Scores of any number of pairs of patches, by networks that compare them."""
+"""Scores any number of patch pairs by networks that compare patches."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ Ints = NDArray[np.int64]
 
 
 class PairStream:
-    """Compares pairs of patches, which are resized whole to the network's size, over threads.
+    """Compares patch pairs on several threads. Whole patches are resized to the network's size.
 
-    Memory: what `PairScorer` keeps of a patch, once, or twice with networks whose two sides differ; 16 bytes a pair.
-    Lower bound: that of `hardnet_sfm.matching.rescore.Rescorer`.
+    Memory: the data that `PairScorer` keeps of each patch, and 16 bytes a pair. A network whose two sides differ keeps
+    the data twice. The lower bound of the cost is that of `hardnet_sfm.matching.rescore.Rescorer`.
 
     Args:
-        loaded: the network.
-        resources: how much of the machine.
+        loaded: network that compares patches.
+        resources: threads and device to use.
 
     Attributes:
-        threads: that compare side by side.
-        batch: number of patches or pairs that each sees at once.
-        patch_size, measurement_size: of the network.
+        threads: number of threads that compare in parallel.
+        batch: number of patches or pairs that a thread processes at once.
+        patch_size: side of the network's patches in pixels.
+        measurement_size: width of the network's patches in sigmas of the keypoint.
 
     Raises:
-        UsageError: the network is one that describes patches.
+        UsageError: the network describes patches instead of comparing them.
     """
 
     def __init__(self, loaded: LoadedNetwork, resources: Resources) -> None:
@@ -48,7 +49,7 @@ class PairStream:
         self.batch = self._scorer.batch
 
     def prepare(self, blocks: Iterable[Grey], count: int, side: int) -> Tensor:
-        """What is kept of the `count` patches of all blocks, (n, S, S) uint8 each, for one place of pairs."""
+        """Prepares patches for one side of the pairs. The blocks, (n, S, S) uint8, have `count` patches in total."""
         kept = self._scorer.prepare(np.zeros((0, self.patch_size, self.patch_size), np.uint8))
         start = 0
         with torch_threads(self.threads) as pool:
@@ -56,7 +57,7 @@ class PairStream:
             batches = in_batches(blocks, self.patch_size, self.batch)
             for _, future in in_order(pool, prepare, batches, self.threads + 2):
                 part = future.result()
-                if not start:  # whose shape and type are known now
+                if not start:  # the first part shows the shape and type to allocate
                     kept = part.new_empty((count, *part.shape[1:]))
                 kept[start : start + len(part)] = part
                 start += len(part)
@@ -65,7 +66,7 @@ class PairStream:
     def scores(
         self, first: Tensor, second: Tensor, pairs: Tensor, advance: Callable[[int], None] = lambda _: None
     ) -> NDArray[np.float32]:
-        """(M,) scores of (M, 2) pairs of rows of what was prepared for the first and for the second place."""
+        """(M,) scores of (M, 2) pairs of rows. The rows number the patches prepared for the first and second side."""
         batches = torch.split(pairs.to(self._device), self.batch)
         found = []
         with torch_threads(self.threads) as pool:
@@ -77,14 +78,14 @@ class PairStream:
     def __call__(
         self, blocks: Callable[[], Iterable[Grey]], pairs: Ints, advance: Callable[[int], None] = lambda _: None
     ) -> NDArray[np.float32]:
-        """(M,) scores of (M, 2) pairs of patches, which are numbered through the blocks that a call gives.
+        """(M,) scores of (M, 2) pairs of patches. Patches are numbered consecutively through all blocks.
 
-        Patches that are in no pair are passed over.
+        Patches that are in no pair are skipped.
 
         Args:
-            blocks: of (n, S, S) uint8 patches; S may be another in each block.
-            pairs: numbers of patches.
-            advance: told the number of pairs that are done.
+            blocks: returns the blocks of (n, S, S) uint8 patches; S may differ between blocks.
+            pairs: (M, 2) numbers of patches.
+            advance: called with the number of pairs that were just finished.
         """
         numbers = [np.unique(pairs)] * 2 if self._scorer.sides == 1 else [np.unique(side) for side in pairs.T]
         prepared = [
@@ -96,7 +97,7 @@ class PairStream:
 
 
 def _chosen(blocks: Iterable[Grey], numbers: Ints) -> Iterator[Grey]:
-    """Of patches that are numbered through the blocks those with the given rising numbers."""
+    """Yields the patches with the given rising numbers. Patches are numbered consecutively through the blocks."""
     start = 0
     for block in blocks:
         first, last = np.searchsorted(numbers, (start, start + len(block)))

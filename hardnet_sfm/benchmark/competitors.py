@@ -1,4 +1,4 @@
-"""What is compared: descriptors by their names, and weights by their files."""
+"""The rows of a benchmark table: descriptors given by name, and weights given by file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class Competitor:
     """A row of the table.
 
     Attributes:
-        name: in the table.
-        descriptor: as `ExtractOptions` has it.
-        weights: of the descriptor; None where it needs none.
-        weights_sha256: empty where it needs none.
-        compares: it is a network that compares patches and describes none, which not all benchmarks can measure.
+        name: name in the table.
+        descriptor: name of the descriptor, as in `ExtractOptions`.
+        weights: file of the descriptor's weights; None if it needs none.
+        weights_sha256: sha256 of the weights; empty if the descriptor needs none.
+        compares: True for a network that compares patches and does not describe them. Not all benchmarks can measure
+            such a network.
     """
 
     name: str
@@ -39,14 +40,14 @@ class Competitor:
 
     @property
     def folder(self) -> str:
-        """Where its features, vocabularies and indexes are kept; other weights of the same name have another."""
+        """Name of the folder for features, vocabularies and indexes; it differs for other weights of the same name."""
         return f"{self.name}-{self.weights_sha256[:8]}" if self.weights else self.name
 
     def extract_options(self, keypoints: KeypointOptions) -> ExtractOptions:
         return ExtractOptions(**asdict(keypoints), descriptor=self.descriptor, weights=self.weights)
 
     def make(self) -> Descriptor:
-        """The descriptor itself.
+        """Makes the descriptor.
 
         Raises:
             HardnetSfmError: the weights cannot be used.
@@ -57,7 +58,7 @@ class Competitor:
         return make_descriptor(self.descriptor, self.weights)
 
     def load(self) -> LoadedNetwork:
-        """The network, of one that has weights.
+        """Loads the network of a row that has weights.
 
         Raises:
             HardnetSfmError: the weights cannot be used.
@@ -68,7 +69,7 @@ class Competitor:
         return load_network(self.weights, self.descriptor)
 
     def stated(self) -> str:
-        """All that its weights' name and metadata say of where they come from; empty where nothing was learned."""
+        """Joins all that the name and metadata of the weights say about their origin; empty without weights."""
         from hardnet_sfm.files.weight_files import read_weights
 
         if self.weights is None:
@@ -78,19 +79,20 @@ class Competitor:
 
 
 def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Competitor]:
-    """Descriptors by their names, then a row for each file of weights that none of them took.
+    """Makes the rows: the named descriptors, then a row for each file of weights that no named descriptor uses.
 
-    Descriptors whose weights come with the package have those. Others take the given weights that are of them: a row
-    for each file, called as the file is. Those of a larger network that a descriptor is part of will do, and the row's
-    name says so: `deepcompare-siam-l2` takes deepcompare-siam.safetensors for a row of that name and "-l2".
+    A descriptor with shipped weights uses these. Any other descriptor uses the given weights that fit it, with a row
+    for each file, named after the file. A descriptor that is part of a larger network can use the weights of that
+    network. The name of the row then says so: `deepcompare-siam-l2` with deepcompare-siam.safetensors gives the row
+    "deepcompare-siam-l2".
 
     Args:
-        descriptors: names that `ExtractOptions.descriptor` takes.
-        weights: names of shipped weights, or files. What they are of is in their metadata, or recognised.
+        descriptors: names that `ExtractOptions.descriptor` accepts.
+        weights: names of shipped weights, or files. Their network comes from their metadata, or from their tensors.
 
     Raises:
         HardnetSfmError: there are no such weights.
-        UsageError: two have the same name, or there is none at all.
+        UsageError: two rows have the same name, or there are no rows.
     """
     from hardnet_sfm.features.descriptors import SHIPPED
     from hardnet_sfm.files.weight_files import find_weights, read_weights
@@ -125,12 +127,12 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
 
 
 def made(rows: Iterable[Competitor]) -> dict[str, Descriptor]:
-    """The descriptors of all rows by name, so that what is wrong with any is told before the work begins."""
+    """Makes the descriptors of all rows, by name. Errors in any of them thus appear before the work begins."""
     return {row.name: row.make() for row in rows}
 
 
 class Spanning(Protocol):
-    """What looks at patches of S pixels that span so many sigmas of a keypoint."""
+    """Something that uses patches of a certain size in pixels and a certain width in sigmas of the keypoint."""
 
     @property
     def patch_size(self) -> int: ...
@@ -140,7 +142,7 @@ class Spanning(Protocol):
 
 
 def facts(rows: Iterable[Competitor], looking: Mapping[str, Spanning]) -> dict[str, dict[str, Any]]:
-    """What a table keeps about each of its rows."""
+    """Collects the facts that a table keeps about each of its rows."""
     return {
         row.name: {
             "descriptor": row.descriptor,

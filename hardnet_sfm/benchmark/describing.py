@@ -1,4 +1,4 @@
-"""Descriptors of any number of patches, in a bounded amount of memory."""
+"""Describes any number of patches in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ Grey = NDArray[np.uint8]
 
 
 class PatchStream:
-    """Describes streams of patches, which are resized whole to the descriptor's size.
+    """Describes streams of patches. Whole patches are resized to the descriptor's size.
 
-    Memory: the descriptors twice, 2 bytes a dimension, the block at hand and two batches more than there are threads.
-    Lower bound: that of `PatchDescriber`; reading and resizing go on beside it.
+    Memory: the descriptors twice at 2 bytes a dimension, the current block, and `threads + 2` batches. The lower bound
+    of the cost is that of `PatchDescriber`, because patches are read and resized in parallel.
 
     Args:
-        descriptor: what to compute.
-        resources: how much of the machine.
+        descriptor: descriptor to compute.
+        resources: threads and device to use.
 
     Attributes:
         device: "cpu" or "cuda".
-        threads: that describe side by side.
-        batch: number of patches that are described at once.
-        dimension: D.
-        patch_size, measurement_size: of the descriptor.
+        threads: number of threads that describe in parallel.
+        batch: number of patches that a thread describes at once.
+        dimension: dimension of the descriptor, D.
+        patch_size: side of the descriptor's patches in pixels.
+        measurement_size: width of the descriptor's patches in sigmas of the keypoint.
     """
 
     def __init__(self, descriptor: Descriptor, resources: Resources) -> None:
@@ -42,7 +43,7 @@ class PatchStream:
         self.patch_size, self.measurement_size = descriptor.patch_size, descriptor.measurement_size
 
     def __call__(self, blocks: Iterable[Grey]) -> NDArray[np.float16]:
-        """Blocks of (n, S, S) uint8 patches to their (N, D) descriptors, in order. S may be another in each block."""
+        """Computes (N, D) descriptors of blocks of (n, S, S) uint8 patches, in order. S may differ between blocks."""
         described = [np.zeros((0, self.dimension), np.float16)]
         with torch_threads(self.threads) as pool:
             batches = in_batches(blocks, self.patch_size, self.batch)
@@ -52,7 +53,7 @@ class PatchStream:
 
 
 def in_batches(blocks: Iterable[Grey], size: int, most: int) -> Iterator[Grey]:
-    """The same patches, resized to (n, `size`, `size`), `most` at once, the last of them fewer."""
+    """Regroups patches into batches of `most`, resized to (n, `size`, `size`). The last batch may have fewer."""
     left = np.zeros((0, size, size), np.uint8)
     for block in blocks:
         left = np.concatenate([left, resize_patches(block, size)])

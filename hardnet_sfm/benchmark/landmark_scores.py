@@ -1,4 +1,4 @@
-"""The chain behind `evaluate oxford5k` and its relatives: extract, vocabulary, index, search, score."""
+"""Runs `evaluate` on Oxford5k, Paris6k and their revisited forms: extract, vocabulary, index, search, score."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ def evaluate_landmarks(
 ) -> LandmarkTable:
     """Measures descriptors and methods on one data set.
 
-    Features, vocabularies and indexes are kept below the workspace, those of each descriptor apart: a second call makes
-    what is missing and searches again, so that another descriptor costs its own time and nothing else.
+    The workspace keeps features, vocabularies and indexes of each descriptor separately. A second call makes only what
+    is missing and searches again. An additional descriptor therefore costs only its own time.
 
     Args:
-        name: of the data set.
-        folder: of the data set, see `hardnet_sfm.evaluation.landmark_sets`.
-        workspace: folder for all that is made.
-        vocabularies: what the stage `vocabulary` made, one for each descriptor; or one data set or folder of photos to
-            learn those from. In the benchmark of the literature they are of the other city.
-        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
-        methods: of `hardnet_sfm.retrieval`.
-        keypoint_options: the same for all descriptors and both cities.
-        vocabulary_options: for learning vocabularies.
-        resources: how much of the machine.
-        on_extract: told for each store which descriptor and folder it is of and what was extracted.
+        name: name of the data set.
+        folder: folder of the data set, see `hardnet_sfm.evaluation.landmark_sets`.
+        workspace: folder for all outputs.
+        vocabularies: vocabularies made by the stage `vocabulary`, one for each descriptor; or one data set or folder of
+            photos from which to learn them. The literature learns them from the other city.
+        rows: descriptors, see `competitors`. None means RootSIFT, and HardNet with its shipped weights.
+        methods: methods of `hardnet_sfm.retrieval`.
+        keypoint_options: options of the keypoints, the same for all descriptors and both cities.
+        vocabulary_options: options for learning vocabularies.
+        resources: threads and device to use.
+        on_extract: called for each store with the names of its descriptor and folder, and the result of the extraction.
 
     Raises:
-        HardnetSfmError: the data set is incomplete, nothing of it can be asked, or a vocabulary does not fit.
-        UsageError: contradictory options.
+        HardnetSfmError: the data set is incomplete, none of its queries can be used, or a vocabulary does not fit.
+        UsageError: the options contradict each other.
 
     Examples:
         >>> table = hardnet_sfm.evaluate_landmarks("oxford5k", oxford, "out", [paris])  # doctest: +SKIP
@@ -85,7 +85,7 @@ def evaluate_landmarks(
     given = _given_vocabularies(sources, rows)
     if given and vocabulary_options not in (None, VocabularyOptions()):
         raise UsageError(
-            "options of a new vocabulary have no effect where --vocabulary is one",
+            "options of a new vocabulary have no effect if --vocabulary names an existing one",
             "Leave them out, or give photos to learn a new one from.",
         )
     cells: dict[str, dict[str, Cell]] = {}
@@ -97,7 +97,9 @@ def evaluate_landmarks(
         landmarks = whole.without(extracted.skipped)
         asked, left_out = landmarks.questions()
         if not asked:
-            raise HardnetSfmError(f"{folder}: no query of {name} can be asked", next(iter(left_out.values()), ""))
+            raise HardnetSfmError(
+                f"{folder}: none of the queries of {name} can be used", next(iter(left_out.values()), "")
+            )
         cells[row.name] = _search(maker.index(features, words, landmarks), landmarks, asked, methods, row.name)
         facts[row.name] = {
             "weights_sha256": row.weights_sha256,
@@ -118,7 +120,7 @@ def evaluate_landmarks(
 
 
 def _given_vocabularies(paths: Sequence[Path], rows: Sequence[Competitor]) -> dict[str, Path]:
-    """Vocabularies by the descriptor they are of; none where there is a folder of photos instead."""
+    """Finds the given vocabularies by the name of the row they fit. Returns none if a folder of photos is given."""
     homes = [next((home for home in (path, path / "vocabulary") if (home / CARD).is_file()), None) for path in paths]
     if len(homes) == 1 and homes[0] is None:
         find_images(paths[0])
@@ -133,7 +135,7 @@ def _given_vocabularies(paths: Sequence[Path], rows: Sequence[Competitor]) -> di
         made_of = card.get("descriptor"), card.get("weights_sha256")
         name = next((row.name for row in rows if (row.descriptor, row.weights_sha256) == made_of), None)
         if name is None or name in found:
-            what = f"of {made_of[0]}, of which there is no row" if name is None else f"of {name}, as another one"
+            what = f"of {made_of[0]}, which has no row" if name is None else f"of {name}, which has one already"
             raise UsageError(f"{path}: a vocabulary {what}", "Give one for each --descriptor and --weights.")
         found[name] = home
     if missing := [row.name for row in rows if row.name not in found]:
@@ -143,7 +145,7 @@ def _given_vocabularies(paths: Sequence[Path], rows: Sequence[Competitor]) -> di
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes what a descriptor needs, or finds that it is there."""
+    """Makes the features, vocabulary and index of a descriptor, unless they are up to date."""
 
     place: Path
     row: Competitor
@@ -152,7 +154,7 @@ class _Maker:
     on_extract: OnExtract | None
 
     def _of(self, images: Path) -> Path:
-        """Where things of a folder of photos are kept; folders of the same name have another each."""
+        """Returns the output folder for a folder of photos. It is unique even if folders have the same name."""
         folder = images.parent if images.name in ("images", "jpg") else images
         return self.place / f"{folder.resolve().name}-{digest(str(images.resolve()))[:6]}"
 
@@ -178,7 +180,7 @@ class _Maker:
 def _search(
     index: Index, landmarks: LandmarkSet, questions: Sequence[Question], methods: Sequence[str], what: str
 ) -> dict[str, Cell]:
-    """Asks everything by every method."""
+    """Searches for every query by every method, and scores the rankings."""
     rankings: dict[str, dict[str, list[str]]] = {method: {} for method in methods}
     seconds = dict.fromkeys(methods, 0.0)
     with progress("search", len(questions) * len(methods)) as advance:

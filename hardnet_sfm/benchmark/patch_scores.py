@@ -1,4 +1,4 @@
-"""The chains behind `evaluate brown`, `w1bs` and `hpatches`: patches to descriptors to measures."""
+"""Runs `evaluate brown`, `evaluate w1bs` and `evaluate hpatches`: describes or compares patches and measures."""
 
 from __future__ import annotations
 
@@ -33,27 +33,28 @@ from hardnet_sfm.resources import Resources
 Float16 = NDArray[np.float16]
 _Verified = Mapping[tuple[hpatches.Level, str], VerificationScore]
 _PAIRS = 2**16
-# How the literature and files write the names of Brown's sets. Other photos of the statue are another set.
+# Spellings of the names of Brown's sets in papers and files. "Statue of Liberty" names other sets of photos.
 _SPELLED = {"liberty": r"(?<!of)(?<!of[\s_-])liberty", "notredame": r"notre[\s_-]?dame", "yosemite": "yosemite"}
 
 
 def evaluate_brown(
     folder: Path | str, rows: Sequence[Competitor] | None = None, resources: Resources | None = None
 ) -> ScoreTable:
-    """Brown's PhotoTour: false positive rate at 95 % recall of the official pairs.
+    """Measures the false positive rate at 95 % recall of the official pairs of Brown's PhotoTour.
 
-    A row that says by its name or metadata what it was trained on is marked on these sets, and its mean is that of the
-    others: with weights learned on each of the three, the six combinations of the literature.
+    The name or metadata of a row's weights may mention the sets it was trained on. The row is then marked on these
+    sets, and its mean is over the other sets. Weights trained on each of the three sets thus give the six combinations
+    of the literature.
 
-    Lower bound: every patch is described once, 450 000 to 630 000 of them a set, so a CPU that describes 9000 a second
-    takes a minute a set and descriptor; networks that compare patches compare 100 000 pairs, which takes one of 42
-    MFLOP a pair half a minute. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet. Of networks
-    that compare, 4 KB at most for each patch that is in a pair.
+    Lower bound of the cost: every patch is described once, 450 000 to 630 000 patches a set. A CPU that describes 9000
+    a second takes a minute for each set and descriptor. A network that compares patches compares 100 000 pairs, which
+    takes half a minute at 42 MFLOP a pair. Memory: 512 bytes a patch of 128 dimensions, 320 MB at most, and one sheet.
+    A network that compares patches needs at most 4 KB for each patch in a pair.
 
     Args:
-        folder: with some of the sets liberty, notredame and yosemite in it, or one set.
-        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
-        resources: how much of the machine.
+        folder: one set, or a folder with some of the sets liberty, notredame and yosemite.
+        rows: descriptors, see `competitors`. None means RootSIFT, and HardNet with its shipped weights.
+        resources: threads and device to use.
 
     Raises:
         HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
@@ -105,7 +106,7 @@ def evaluate_brown(
 
 
 def trained_on(row: Competitor) -> tuple[str, ...]:
-    """Which of Brown's sets the name and the metadata of its weights mention."""
+    """Lists Brown's sets that the name or the metadata of a row's weights mention."""
     return _sets_named(row.stated())
 
 
@@ -114,7 +115,7 @@ def _sets_named(text: str) -> tuple[str, ...]:
 
 
 def _pair_distances(described: Float16, pairs: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(M,) L2 distances of (M, 2) pairs of rows."""
+    """(M,) L2 distances between the descriptors of (M, 2) pairs of rows."""
     distances = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), _PAIRS):
         first, second = (described[pairs[start : start + _PAIRS, k]].astype(np.float32) for k in (0, 1))
@@ -125,14 +126,14 @@ def _pair_distances(described: Float16, pairs: NDArray[np.int64]) -> NDArray[np.
 def evaluate_w1bs(
     folder: Path | str, rows: Sequence[Competitor] | None = None, resources: Resources | None = None
 ) -> ScoreTable:
-    """W1BS: mean area under recall over 1 - precision of nearest neighbours, by nuisance.
+    """Measures on W1BS the mean area under recall over 1 - precision of nearest neighbours, by nuisance.
 
-    The last column is the mean of the nuisances, each of which counts once.
+    The last column is the mean over the nuisances with equal weights.
 
     Args:
-        folder: with the sets in it, see `hardnet_sfm.evaluation.w1bs`.
-        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
-        resources: how much of the machine.
+        folder: folder with the sets, see `hardnet_sfm.evaluation.w1bs`.
+        rows: descriptors. None means RootSIFT, and HardNet with its shipped weights.
+        resources: threads and device to use.
 
     Raises:
         HardnetSfmError: a set is incomplete or damaged, or a descriptor cannot be made.
@@ -141,8 +142,8 @@ def evaluate_w1bs(
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
     if comparing := next((row.name for row in rows if row.compares), None):
         raise UsageError(
-            f"w1bs takes the nearest of N patches for each of N, and {comparing} would have to compare all N^2 pairs "
-            "of them by its network, a million where there are a thousand",
+            f"w1bs finds the nearest of N patches for each of N patches. {comparing} would have to compare all N^2 "
+            "pairs with its network, which are a million pairs of a thousand patches",
             "Measure it with hardnet-sfm evaluate brown | hpatches | homography | pairs.",
         )
     descriptors, columns = made(rows), find_columns(Path(folder))
@@ -180,23 +181,23 @@ def evaluate_hpatches(
     tasks: Path | str | None = None,
     split: str = "full",
 ) -> ScoreTable:
-    """HPatches: verification, matching and retrieval by the official task files, mean average precision.
+    """Measures mean average precision on HPatches: verification, matching and retrieval by the official task files.
 
-    Networks that compare patches take part in verification, which has a list of pairs; the other tasks would have them
-    compare each patch with thousands.
+    Networks that compare patches take part only in verification, which has a list of pairs. In the other tasks they
+    would have to compare each patch with thousands.
 
-    Lower bound: every patch of the split is described once, 16 for each of about 150 000 points of the 116 sequences,
-    so a CPU that describes 9000 a second takes five minutes a descriptor. Memory: 256 bytes a patch of 128 dimensions,
-    640 MB, and some 130 bytes for each line of the task files, 400 MB; patches of one column at a time. Networks that
-    compare patches compare nine million pairs, which takes one of 42 MFLOP a pair 40 minutes on two cores; of these
-    4 KB at most for each patch of one level that is in a pair, 4 GB.
+    Lower bound of the cost: every patch of the split is described once, 16 for each of about 150 000 points of the 116
+    sequences. A CPU that describes 9000 a second takes five minutes for each descriptor. Memory: 256 bytes a patch of
+    128 dimensions, 640 MB; about 130 bytes for each line of the task files, 400 MB; and the patches of one column.
+    A network that compares patches compares nine million pairs, which takes 40 minutes on two cores at 42 MFLOP a pair.
+    It needs at most 4 KB for each patch of one level that is in a pair, 4 GB.
 
     Args:
-        folder: `hpatches-release`, a folder i_NAME or v_NAME for each sequence.
-        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
-        resources: how much of the machine.
-        tasks: folder of the task files and splits.json; `tasks` within `folder` where None.
-        split: by its name.
+        folder: folder `hpatches-release`, with a folder i_NAME or v_NAME for each sequence.
+        rows: descriptors. None means RootSIFT, and HardNet with its shipped weights.
+        resources: threads and device to use.
+        tasks: folder of the task files and splits.json. None means `tasks` within `folder`.
+        split: name of the split.
 
     Raises:
         HardnetSfmError: files are missing, damaged or contradict each other, or a descriptor cannot be made.
@@ -274,7 +275,11 @@ def _verify_by_comparing(
 
 
 def _patch_numbers(asked: hpatches.Tasks) -> NDArray[np.int64]:
-    """(M, 2) of the pairs to verify, numbered through the sequences, in each through its photos and their points."""
+    """(M, 2) patch numbers of the pairs to verify.
+
+    Patches are numbered through the sequences, within a sequence through its photos, and within a photo through its
+    points.
+    """
     points, photos = np.moveaxis(asked.pairs, 2, 0)
     of = asked.sequence_of[points]
     starts = asked.starts[of]
@@ -282,7 +287,7 @@ def _patch_numbers(asked: hpatches.Tasks) -> NDArray[np.int64]:
 
 
 def _match(described: Float16, asked: hpatches.Tasks, row: str) -> dict[str, dict[hpatches.Level, float]]:
-    """By sequence and level."""
+    """Scores image matching by sequence and level."""
     matched = {}
     with progress("match", len(asked.sequences)) as advance:
         for name, start, count in zip(asked.sequences, asked.starts, asked.counts, strict=True):
@@ -292,12 +297,15 @@ def _match(described: Float16, asked: hpatches.Tasks, row: str) -> dict[str, dic
 
 
 def _by_task(verified: _Verified, measure: str) -> dict[str, float]:
-    """By level and kind of negatives."""
+    """Arranges a verification measure by level and kind of negatives, and appends the mean."""
     return with_mean({f"{level} {kind}": getattr(score, measure) for (level, kind), score in verified.items()})
 
 
 def _by_kind(matched: Mapping[str, Mapping[hpatches.Level, float]]) -> dict[str, float]:
-    """By kind of sequences and level; each kind counts alike in the mean, as in the authors' table."""
+    """Averages matching scores by kind of sequences and level.
+
+    Both kinds have equal weight in the appended mean, as in the authors' table.
+    """
     kinds = {"illum": "i_", "view": "v_"}
     of = {kind: [name for name in matched if name.startswith(start)] for kind, start in kinds.items()}
     return with_mean(
@@ -311,12 +319,12 @@ def _by_kind(matched: Mapping[str, Mapping[hpatches.Level, float]]) -> dict[str,
 
 
 def _by_level(retrieved: Mapping[tuple[hpatches.Level, int], float]) -> dict[str, float]:
-    """The mean over pools."""
+    """Averages retrieval scores over the pools by level, and appends the mean."""
     return with_mean({level: float(np.mean([retrieved[level, pool] for pool in POOLS])) for level in hpatches.LEVELS})
 
 
 def _streams(rows: Iterable[Competitor], resources: Resources) -> dict[str, PatchStream | PairStream]:
-    """What describes or compares patches, by row; what is wrong with any is told before the work begins."""
+    """Makes a stream that describes or compares patches for each row. Errors thus appear before the work begins."""
     return {
         row.name: PairStream(row.load(), resources) if row.compares else PatchStream(row.make(), resources)
         for row in rows
@@ -324,7 +332,7 @@ def _streams(rows: Iterable[Competitor], resources: Resources) -> dict[str, Patc
 
 
 def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: PatchStream, row: str) -> Float16:
-    """(P, 16, D) descriptors by point and column."""
+    """Describes all patches of the sequences: (P, 16, D) descriptors by point and column."""
     points, across, start = sum(sequence.count for sequence in sequences), len(hpatches.COLUMNS), 0
     described = np.empty((points, across, describe.dimension), np.float16)
     with progress("describe", across * points) as advance:
@@ -337,7 +345,7 @@ def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: P
 
 
 def _told(blocks: Iterable[NDArray[np.uint8]], advance: Advance, note: str) -> Iterator[NDArray[np.uint8]]:
-    """The same blocks; the number of patches in each is told when the next is asked for."""
+    """Passes blocks through, and reports the number of patches in a block when the next block is requested."""
     for block in blocks:
         yield block
         advance(len(block), note)
@@ -348,13 +356,13 @@ def _noted(advance: Advance, note: str, steps: int) -> None:
 
 
 def _only_verified(rows: Iterable[Competitor]) -> list[str]:
-    """Says who takes no part in matching and retrieval."""
+    """Names the rows that take no part in matching and retrieval."""
     names = ", ".join(row.name for row in rows if row.compares)
     return [f"{names}: verification alone, as other tasks need distances of descriptors"] if names else []
 
 
 def _resized(whose: str, size: float | None, streams: Mapping[str, Spanning]) -> str:
-    """What is assumed of patches that were cut at another size than a descriptor is used at."""
+    """Explains that patches are resized whole although a descriptor has another span on photos."""
     on_photos = ", ".join(f"{name} {one.measurement_size:g}" for name, one in streams.items())
     span = "" if size is None else f", of {size:g} sigmas across,"
     return f"{whose} patches{span} are resized whole, whatever span a descriptor has on photos ({on_photos} sigmas)"

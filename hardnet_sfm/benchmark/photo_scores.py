@@ -1,9 +1,9 @@
-"""The chains behind `evaluate homography` and `evaluate pairs`: photos to keypoints, descriptors, matches and scores.
+"""Runs `evaluate homography` and `evaluate pairs`: detects keypoints, describes and matches them, and scores matches.
 
-All descriptors are computed at the same keypoints, those of the difference of Gaussians of COLMAP on photos of full
-size, and matched alike, by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a row of its own.
-Networks that compare patches score the nearest neighbours by HardNet, as many as `match --rescore` does; all that are
-the best of both keypoints are matches, whatever their score and its ratio.
+All descriptors are computed at the same keypoints, which COLMAP's difference of Gaussians detects on photos of full
+size. All are matched by mutual nearest neighbours. COLMAP's own RootSIFT of these keypoints is a separate row. Networks
+that compare patches score HardNet's nearest neighbours, as many as `match --rescore` does by default. A pair is a match
+if it is the best of both keypoints, whatever its score and its ratio.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from hardnet_sfm.workers import torch_threads
 
 COLMAP = "colmap rootsift"
 MAX_FEATURES = 4000
-# Matches whose ratio is below it are given to the estimation of a fundamental matrix, as by the authors of WxBS.
+# The fundamental matrix is estimated from matches with a ratio below this value, as by the authors of WxBS.
 MAX_RATIO = 0.9
 
 Described = Sequence[NDArray[np.float16]]
@@ -69,7 +69,7 @@ Scores = Mapping[str, Mapping[str, MatchingScores]]
 
 
 class DetectedPhoto(NamedTuple):
-    """A photo and what COLMAP's SIFT finds in it."""
+    """A photo and the features that COLMAP's SIFT detects in it."""
 
     grey: NDArray[np.uint8]
     features: SiftFeatures
@@ -77,20 +77,20 @@ class DetectedPhoto(NamedTuple):
 
 @dataclass(frozen=True)
 class Describing:
-    """Mutual nearest neighbours of descriptors, COLMAP's own where there is no descriptor."""
+    """Matches photos by mutual nearest neighbours of descriptors. Without a descriptor it uses COLMAP's RootSIFT."""
 
     stream: PatchStream
     descriptor: Descriptor | None
 
     def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
-        """Matches of the first of several photos with each other one."""
+        """Matches the first photo with each other photo."""
         described = self.describe(photos)
         with torch_threads(self.stream.threads) as pool:
             first, *others = pool.map(prepare, described, repeat(rounding_for(described[0], self.stream.device)))
             return list(pool.map(ranked_matches, repeat(first), others))
 
     def describe(self, photos: Sequence[DetectedPhoto]) -> Described:
-        """(N, D) descriptors of each photo."""
+        """Computes the (N, D) descriptors of each photo."""
         if self.descriptor is None:
             return [photo.features.rootsift for photo in photos]
         return [self.stream([_cut(photo, self.descriptor)]) for photo in photos]
@@ -98,13 +98,13 @@ class Describing:
 
 @dataclass(frozen=True)
 class Comparing:
-    """What is the best of both its keypoints by the scores of a network, of the nearest neighbours by descriptors."""
+    """Matches photos by a network's scores of nearest neighbours. A match is the best candidate of both keypoints."""
 
     base: Describing
     stream: PairStream
 
     def __call__(self, photos: Sequence[DetectedPhoto]) -> list[RankedMatches]:
-        """Matches of the first of several photos with each other one."""
+        """Matches the first photo with each other photo."""
         described = [torch.from_numpy(rows).to(self.base.stream.device).float() for rows in self.base.describe(photos)]
         first, *others = (
             self.stream.prepare([_cut(photo, self.stream)], len(photo.features.xy), side=min(1, number))
@@ -123,7 +123,7 @@ Way = Describing | Comparing
 
 
 def _cut(photo: DetectedPhoto, span: Spanning) -> NDArray[np.uint8]:
-    """The patches of a photo's keypoints, (N, S, S)."""
+    """Cuts the (N, S, S) patches of a photo's keypoints."""
     return extract_patches(photo.grey, photo.features.xy, photo.features.frames, span.patch_size, span.measurement_size)
 
 
@@ -134,16 +134,16 @@ def evaluate_homographies(
     *,
     max_features: int = MAX_FEATURES,
 ) -> ScoreTable:
-    """Sequences of photos that are related by homographies: the first photo with each other one.
+    """Measures matching on sequences of photos related by homographies: the first photo with each other photo.
 
     Args:
-        folder: a sequence, or sequences, see `hardnet_sfm.evaluation.homographies`.
-        rows: the descriptors, see `competitors`; RootSIFT and HardNet with its shipped weights where None.
-        resources: how much of the machine.
-        max_features: COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations.
+        folder: a sequence, or a folder of sequences, see `hardnet_sfm.evaluation.homographies`.
+        rows: descriptors, see `competitors`. None means RootSIFT, and HardNet with its shipped weights.
+        resources: threads and device to use.
+        max_features: COLMAP's limit on keypoints in a photo. A keypoint with two orientations gives two rows.
 
     Returns:
-        Mean matching accuracy, right matches a pair and mean average precision, by sequence.
+        Mean matching accuracy, number of right matches a pair and mean average precision, by sequence.
 
     Raises:
         HardnetSfmError: a sequence is incomplete or damaged, or a descriptor cannot be made.
@@ -184,18 +184,19 @@ def evaluate_pairs(
     *,
     max_features: int = MAX_FEATURES,
 ) -> ScoreTable:
-    """Pairs of photos with a wide baseline, in the layout of EVD or WxBS.
+    """Measures matching on pairs of photos with a wide baseline, in the layout of EVD or WxBS.
 
-    With homographies: right matches, their share and average precision. With correspondences: the share of these that
-    agree with the fundamental matrix that MAGSAC++ estimates from matches of a ratio below 0.9, mean over thresholds of
-    0 to 19 pixels, the measure of WxBS. Mutual nearest neighbours take the place of the authors' nearest ones; of
-    networks that compare patches the ratio is that of odds, which is below 0.9 for nearly all.
+    With homographies, the measures are the number of right matches, their share, and average precision. With
+    correspondences, the measure is the recall of WxBS. MAGSAC++ estimates a fundamental matrix from matches with a
+    ratio below 0.9. The recall is the share of true correspondences that agree with it, as the mean over thresholds of
+    0 to 19 pixels. Unlike the authors, this benchmark takes mutual nearest neighbours. For networks that compare
+    patches the ratio is that of odds, which is below 0.9 for nearly all matches.
 
     Args:
-        folder: see `hardnet_sfm.evaluation.image_pairs`.
-        rows: the descriptors; RootSIFT and HardNet with its shipped weights where None.
-        resources: how much of the machine.
-        max_features: COLMAP's limit on keypoints a photo.
+        folder: folder of the pairs, see `hardnet_sfm.evaluation.image_pairs`.
+        rows: descriptors. None means RootSIFT, and HardNet with its shipped weights.
+        resources: threads and device to use.
+        max_features: COLMAP's limit on keypoints in a photo.
 
     Raises:
         HardnetSfmError: a pair is incomplete or damaged, or a descriptor cannot be made.
@@ -235,7 +236,7 @@ def evaluate_pairs(
 
 
 def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> RankedMatches:
-    """All mutual nearest neighbours, with the ratio of the distances of a query to its nearest two."""
+    """Finds all mutual nearest neighbours, with the ratio of a query's distances to its nearest two neighbours."""
     pairs = mutual_nearest_neighbours(first, second, Acceptance(max_ratio=1)).pairs
     if not len(pairs):
         return RankedMatches(pairs, np.zeros(0, np.float32))
@@ -243,7 +244,8 @@ def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> R
     similarity = first.exact[query] @ second.exact.T
     best = similarity.gather(1, nearest[:, None]).squeeze(1)
     rival = similarity.scatter(1, nearest[:, None], -1).amax(1)
-    # The squared distance of unit vectors is twice this. Three that are all alike are as ambiguous as can be: 1.
+    # The squared distance of unit vectors is twice this value. The clamp gives three equal vectors the ratio 1, which
+    # is the most ambiguous.
     nearer, farther = ((1 - cosine).clamp(min=1e-9) for cosine in (best, rival))
     return RankedMatches(pairs, (nearer / farther).sqrt().cpu().numpy())
 
@@ -251,12 +253,14 @@ def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> R
 def ranked_by_scores(
     candidates: NDArray[np.int64], scores: NDArray[np.float32], counts: tuple[int, int]
 ) -> RankedMatches:
-    """Candidates that are the best of both their keypoints, with the ratio of the odds of a query's next best and best.
+    """Selects candidates that are the best of both their keypoints.
+
+    Their ratio is that of the odds of a query's second best and best candidate.
 
     Args:
         candidates: (M, 2) row numbers in the two photos.
-        scores: (M,), logarithms of odds.
-        counts: keypoints of the two photos.
+        scores: (M,) logarithms of odds.
+        counts: numbers of keypoints in the two photos.
     """
     ahead, back = (leads(candidates, scores, side, counts[side]) for side in (0, 1))
     mutual = np.minimum(ahead, back) >= 0
@@ -264,7 +268,7 @@ def ranked_by_scores(
 
 
 def _ways(rows: Sequence[Competitor], resources: Resources) -> dict[str, Way]:
-    """COLMAP's own descriptors, then all others; what is wrong with any is told before the work begins."""
+    """Makes a matcher for COLMAP's own descriptors and for each row. Errors thus appear before the work begins."""
     others: dict[str, Way] = {}
     hardnet = make_descriptor("hardnet", None)
     base = Describing(PatchStream(hardnet, resources), hardnet)
@@ -282,7 +286,7 @@ def _spans(ways: Mapping[str, Way]) -> dict[str, Spanning]:
 
 
 def _rescored(rows: Sequence[Competitor]) -> tuple[str, ...]:
-    """Says whose matches are chosen among HardNet's."""
+    """Names the rows whose matches are chosen among HardNet's nearest neighbours."""
     names = ", ".join(row.name for row in rows if row.compares)
     return (f"{names}: scores of the {MatchOptions.short_list} nearest neighbours by hardnet",) if names else ()
 
@@ -300,13 +304,13 @@ def _truth(pair: ImagePair, photos: Sequence[DetectedPhoto]) -> PairTruth | None
 
 
 def _fundamental_matrix(photos: Sequence[DetectedPhoto], matches: RankedMatches) -> NDArray[np.float64] | None:
-    """That of the matches that are believed."""
+    """Estimates the fundamental matrix from the matches with a ratio below `MAX_RATIO`."""
     believed = matches.pairs[matches.ratios < MAX_RATIO]
     return fundamental_matrix(photos[0].features.xy[believed[:, 0]], photos[1].features.xy[believed[:, 1]])
 
 
 def _matching_measures(scores: Scores) -> tuple[Measure, ...]:
-    """Accuracy, right matches and average precision by column, each with the mean."""
+    """Makes the tables of accuracy, right matches and average precision by column, each with the mean."""
     for_files = (
         ("mma", f"MMA @ {TOLERANCE:g} px", "accuracy", ".3f"),
         ("right", "right matches a pair", "right", ".0f"),

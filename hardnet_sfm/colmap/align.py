@@ -12,17 +12,18 @@ Points = NDArray[np.float64]
 
 
 def aligned(points: Points, target: Points) -> Points:
-    """Moves, turns and scales (N, 3) points to lie as near to the target points as least squares can bring them.
+    """Aligns (N, 3) points to the target points by the similarity of least squares.
 
     Umeyama, PAMI 1991, as COLMAP implements it.
 
     Raises:
-        HardnetSfmError: fewer than three points, or all on one line, which leave the similarity open.
+        HardnetSfmError: there are fewer than three points, or all are on one line, so that the similarity is not
+            unique.
     """
     found = pycolmap.estimate_sim3d(points, target) if len(points) >= 3 else None
     if found is None:
         raise HardnetSfmError(
             f"{len(points)} camera positions do not determine a similarity",
-            "It takes three that are not on one line: register more photos.",
+            "Three positions that are not on one line are needed: register more photos.",
         )
     return np.asarray(points @ found.matrix()[:, :3].T + found.matrix()[:, 3])

@@ -1,4 +1,4 @@
-"""COLMAP's own SIFT, matcher and mapper, which ours is held against in pipelines/ and pipelines/bench/."""
+"""COLMAP's own SIFT, matcher and mapper, the baseline for comparisons in pipelines/ and pipelines/bench/."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Cost = TypeVar("Cost")
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """What COLMAP alone makes of a folder of photos.
+    """The result of COLMAP alone on a folder of photos.
 
     Attributes:
-        model: the largest.
-        keypoints: mean number a photo.
-        verified_matches: of all pairs together.
-        seconds: by stage: extract, match (with verification), map.
+        model: the largest model.
+        keypoints: mean number of keypoints of a photo.
+        verified_matches: number of verified matches of all pairs together.
+        seconds: run time by stage: extract, match (with verification), map.
     """
 
     model: Model
@@ -46,15 +46,15 @@ class BaselineRun:
 def reconstruct_with_sift(
     images: Path, folder: Path, setup: CameraSetup, mapping: Mapping, *, max_image_size: int, max_features: int
 ) -> BaselineRun:
-    """COLMAP's SIFT, exhaustive matching and mapping with its defaults, on the CPU.
+    """Runs COLMAP's SIFT, exhaustive matching and mapping with its defaults, on the CPU.
 
     Args:
         images: folder of photos.
         folder: empty folder for the database and logs.
-        setup: of the cameras.
-        mapping: as ours.
-        max_image_size: longest side, pixels.
-        max_features: COLMAP's count: each keypoint may have two orientations, which give a row each.
+        setup: camera setup.
+        mapping: options of mapping, the same as for our run.
+        max_image_size: longest side of a photo, pixels.
+        max_features: limit as COLMAP counts: each keypoint may have two orientations, which give a row each.
     """
     setup.check()
     extraction = pycolmap.FeatureExtractionOptions(max_image_size=max_image_size, use_gpu=False)
@@ -80,7 +80,7 @@ def reconstruct_with_sift(
         shutil.rmtree(folder / "snapshot", ignore_errors=True)
         marks.append(time.perf_counter())
     if not models:
-        raise HardnetSfmError(f"{images}: COLMAP makes no model", "Give it photos that overlap more, or more of them.")
+        raise HardnetSfmError(f"{images}: COLMAP made no model", "Use more photos, or photos that overlap more.")
     with pycolmap.Database.open(database) as opened:
         keypoints = opened.num_keypoints() / opened.num_images()
         verified = int(opened.num_inlier_matches())
@@ -89,12 +89,12 @@ def reconstruct_with_sift(
 
 
 class SiftFeatures(NamedTuple):
-    """What COLMAP's SIFT finds in a photo.
+    """The features that COLMAP's SIFT finds in a photo.
 
     Attributes:
         xy: (N, 2) float32, pixels, the centre of the top-left pixel at (0, 0).
         frames: (N, 2, 2) float32, pixels per sigma.
-        rootsift: (N, 128) float16 of unit length, rounded to bytes on the way.
+        rootsift: (N, 128) float16 of unit length. COLMAP had rounded the values to bytes.
     """
 
     xy: Float32
@@ -103,13 +103,13 @@ class SiftFeatures(NamedTuple):
 
 
 class ColmapSift:
-    """COLMAP's SIFT, detection and description, on the CPU. Of keypoints that COLMAP finds twice one is kept.
+    """Detects and describes with COLMAP's SIFT on the CPU. It drops duplicates of keypoints that COLMAP finds twice.
 
     Args:
-        max_features: COLMAP's count: each keypoint may have two orientations, which give a row each.
+        max_features: limit as COLMAP counts: each keypoint may have two orientations, which give a row each.
 
     Raises:
-        UsageError: it is less than 1.
+        UsageError: `max_features` is less than 1.
     """
 
     def __init__(self, max_features: int) -> None:
@@ -121,7 +121,7 @@ class ColmapSift:
             self._extractor = pycolmap.FeatureExtractor.create(options)
 
     def __call__(self, grey: NDArray[np.uint8]) -> SiftFeatures:
-        """Features of an (H, W) photo."""
+        """Returns the features of an (H, W) photo."""
         found, described = self._extractor.extract_from_uint8_array(grey)
         unique, first = distinct_rows(found)
         rows = described.data[first].astype(np.float32)
@@ -138,18 +138,18 @@ def match_with_colmap(
     threads: int,
     cost_of: Callable[[Callable[[], None]], tuple[None, Cost]],
 ) -> tuple[dict[tuple[str, str], NDArray[np.uint32]], Cost]:
-    """COLMAP's default matcher of SIFT descriptors on the CPU, all photos with all, without verification.
+    """Matches all pairs of photos with COLMAP's default SIFT matcher on the CPU, without verification.
 
     Args:
         images: folder of the photos.
         features: keypoints and (N, 128) RootSIFT descriptors of unit length by photo; COLMAP takes them as bytes.
         folder: empty folder for the database and logs.
         max_ratio: as in `hardnet_sfm.matching.nearest.Acceptance`, in both directions.
-        threads: to use.
-        cost_of: calls a function and says what it cost.
+        threads: number of threads.
+        cost_of: calls a function and returns its cost.
 
     Returns:
-        (M, 2) row numbers by pair of names, and what matching cost.
+        (M, 2) row numbers by pair of names, and the cost of matching.
     """
     matching = pycolmap.FeatureMatchingOptions(use_gpu=False, num_threads=threads, skip_geometric_verification=True)
     matching.sift.max_ratio, matching.sift.max_distance = max_ratio, 2.0

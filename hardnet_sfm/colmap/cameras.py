@@ -1,4 +1,4 @@
-"""Cameras of the photos: what COLMAP reads from EXIF, and what the user states."""
+"""Cameras of the photos, from the EXIF data that COLMAP reads and from the user's options."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from PIL import Image
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
-# Formats that we read and COLMAP's wheel does not.
+# Formats that we can read and COLMAP's wheel cannot.
 _UNKNOWN_TO_COLMAP = (".webp",)
 
 
 @dataclass(frozen=True)
 class CameraSetup:
-    """Which photos share a camera, and what is known of it.
+    """Says which photos share a camera, and what is known of the cameras.
 
     Attributes:
-        mode: auto: photos of one EXIF camera model, focal length and size share one, as COLMAP does it.
+        mode: rule for sharing cameras. auto: photos with the same EXIF camera model, focal length and size share one,
+            as in COLMAP.
         model: COLMAP's name of a camera model.
-        params: of every camera, in COLMAP's order for the model and in its pixels (centre of the top-left pixel at
-            (0.5, 0.5), photos as stored, before EXIF orientation); empty: from EXIF, or a guess.
+        params: parameters of every camera, in COLMAP's order for the model. Pixels are COLMAP's: of photos as stored,
+            before EXIF orientation, with the centre of the top-left pixel at (0.5, 0.5). If empty, the parameters come
+            from EXIF or a guess.
     """
 
     mode: CameraMode
@@ -36,7 +38,7 @@ class CameraSetup:
     params: tuple[float, ...] = ()
 
     def check(self) -> None:
-        """Raises UsageError where COLMAP has no such model, or the model has another number of parameters."""
+        """Raises UsageError if COLMAP has no such model, or if the model has another number of parameters."""
         models = sorted(name for name in pycolmap.CameraModelId.__members__ if name != "INVALID")
         if self.model not in models:
             raise UsageError(f"unknown camera model: {self.model}", f"There are: {', '.join(models)}.")
@@ -48,7 +50,7 @@ class CameraSetup:
             )
 
     def has_focal_length(self) -> bool:
-        """Whether cameras of this model have a focal length."""
+        """Says whether cameras of this model have a focal length."""
         return bool(pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 2, 2).focal_length_idxs())
 
 
@@ -60,18 +62,18 @@ def import_photos(
     scratch: Path,
     shared: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Writes photos with their cameras, rigs and frames into a database that has none.
+    """Writes photos with their cameras, rigs and frames into a database without photos.
 
     Args:
-        database: made if missing.
+        database: path of the database; made if missing.
         images: folder of the photos.
-        names: of the photos to write.
-        setup: of their cameras.
-        scratch: a folder to make for photos in formats that COLMAP does not read; left for `readable_folder`.
-        shared: names of photos that share a camera, instead of the mode; all other photos have a camera each.
+        names: names of the photos to write.
+        setup: setup of their cameras.
+        scratch: folder for photos in formats that COLMAP does not read. It is made here and kept for `readable_folder`.
+        shared: groups of names of photos that share a camera, instead of the mode. Each other photo has its own camera.
 
     Raises:
-        HardnetSfmError: a photo is gone or cannot be read by COLMAP.
+        HardnetSfmError: a photo is missing, or COLMAP cannot read it.
     """
     options = pycolmap.ImageReaderOptions()
     options.camera_model = setup.model
@@ -85,7 +87,7 @@ def import_photos(
         parts = [(pycolmap.CameraMode.SINGLE, list(group)) for group in shared]
         parts.append((pycolmap.CameraMode.PER_IMAGE, [name for name in names if name not in grouped]))
     for how, some in parts:
-        if some:  # an empty list would mean all photos of the folder
+        if some:  # COLMAP takes an empty list for all photos of the folder
             pycolmap.import_images(database, folder, camera_mode=how, image_names=some, options=options)
     with pycolmap.Database.open(database) as opened:
         lost = set(names) - {image.name for image in opened.read_all_images()}
@@ -96,13 +98,13 @@ def import_photos(
         )
     if lost:
         raise HardnetSfmError(
-            f"{images / min(lost)}: gone, or of a kind that COLMAP cannot read ({len(lost)} photos)",
+            f"{images / min(lost)}: missing, or in a format that COLMAP cannot read ({len(lost)} photos)",
             "Put the photos back, or run `hardnet-sfm extract` again.",
         )
 
 
 def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
-    """Whether photos that are to share a camera have different sizes, as far as they can be read."""
+    """Says whether photos that should share a camera have different sizes. Unreadable photos are ignored."""
     sizes: dict[Path, set[tuple[int, int]]] = {}
     for name in names:
         with contextlib.suppress(OSError), Image.open(folder / name) as photo:
@@ -111,9 +113,11 @@ def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
 
 
 def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
-    """The image folder; where it has photos that COLMAP cannot read, a folder of links to it with copies of those.
+    """Returns a folder in which COLMAP can read all photos.
 
-    The copies have the same names, pixels and EXIF data, and are PNG inside: COLMAP goes by content.
+    It is the image folder itself if COLMAP can read all of its photos. Otherwise it is a folder of links to the photos,
+    with copies of those that COLMAP cannot read. The copies have the same names, pixels and EXIF data. They are PNG
+    files, as COLMAP recognises a format by its content.
     """
     strange = [name for name in names if name.lower().endswith(_UNKNOWN_TO_COLMAP)]
     if not strange:

@@ -21,7 +21,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.keypoints import Float32, Keypoints, PhotoPair
 
-# Pairs verified between two commits: what a killed run loses, a second's work.
+# Pairs verified between two commits. A killed run loses at most these, a second's work.
 _PAIRS_A_COMMIT = 64
 _FACTS = "hardnet_sfm"
 
@@ -31,8 +31,8 @@ class Guide:
     """Descriptors and threshold for guided matching.
 
     Attributes:
-        descriptors: gives those of a photo, (M, D) float32 of unit length, of its first M keypoints.
-        max_ratio: of its ratio test.
+        descriptors: returns the (M, D) float32 descriptors, of unit length, of the first M keypoints of a photo.
+        max_ratio: largest ratio of the ratio test.
     """
 
     descriptors: Callable[[str], NDArray[np.float32]]
@@ -40,7 +40,7 @@ class Guide:
 
 
 class Database:
-    """An open COLMAP database that has photos in it. Use it as a context manager.
+    """An open COLMAP database that contains photos. Use it as a context manager.
 
     Attributes:
         ids: COLMAP's number of each photo by its name.
@@ -62,7 +62,7 @@ class Database:
         self._database.close()
 
     def write_keypoints(self, photos: Iterable[tuple[str, Keypoints, int, tuple[int, int]]]) -> None:
-        """Writes keypoints of many photos; those that a photo already has are replaced.
+        """Writes keypoints of many photos, and replaces those that a photo already has.
 
         Args:
             photos: name, keypoints, EXIF orientation and (width, height) of each upright photo.
@@ -80,14 +80,14 @@ class Database:
                 self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
 
     def forget(self, pairs: Iterable[PhotoPair]) -> None:
-        """Removes matches and two-view geometry of pairs; a pair may have none."""
+        """Removes the matches and the two-view geometry of pairs. A pair may have none."""
         with pycolmap.DatabaseTransaction(self._database):
             for first, second in pairs:
                 self._database.delete_matches(self.ids[first], self.ids[second])
                 self._database.delete_two_view_geometry(self.ids[first], self.ids[second])
 
     def unverified(self, pairs: list[PhotoPair]) -> list[PhotoPair]:
-        """Those of the pairs for which no two-view geometry was estimated yet."""
+        """Returns the pairs whose two-view geometry is not estimated yet."""
         exists = self._database.exists_two_view_geometry
         return [pair for pair in pairs if not exists(self.ids[pair[0]], self.ids[pair[1]])]
 
@@ -99,14 +99,14 @@ class Database:
         pixels: Mapping[str, float] | None = None,
         guide: Guide | None = None,
     ) -> Iterator[PhotoPair]:
-        """Estimates the two-view geometry of each pair; yields each that is done and safe on disk.
+        """Estimates the two-view geometry of each pair, and yields each pair once it is safe on disk.
 
         Args:
-            pairs: names of their photos.
-            how: of the estimation.
-            threads: to use.
-            pixels: how many of its pixels one of `how.max_error` is, for photos where it is not 1. Of a pair the larger
-                one counts.
+            pairs: names of the photos of each pair.
+            how: options of the estimation.
+            threads: number of threads.
+            pixels: number of pixels to which one pixel of `how.max_error` corresponds, for photos where it is not 1.
+                The larger number of a pair's photos counts.
             guide: finds more matches of verified pairs.
         """
         pixels = pixels or {}
@@ -140,28 +140,30 @@ class Database:
                 yield from block
 
     def verified(self) -> dict[PhotoPair, int]:
-        """Number of inliers of each verified pair."""
+        """Returns the number of inliers of each verified pair."""
         names = {number: name for name, number in self.ids.items()}
         pair_ids, inliers = self._database.read_two_view_geometry_num_inliers()
         pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
         return {(names[a], names[b]): count for (a, b), count in zip(pairs, inliers, strict=True) if count}
 
     def inliers(self, pair: PhotoPair) -> NDArray[np.int32]:
-        """(M, 2) row numbers of the keypoints of a verified pair that agree with its two-view geometry."""
+        """Returns the (M, 2) row numbers of a verified pair's keypoints that agree with its two-view geometry."""
         geometry = self._database.read_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]])
         return np.asarray(geometry.inlier_matches, np.int32).reshape(-1, 2)
 
     def cameras(self) -> int:
-        """Number of cameras."""
+        """Returns the number of cameras."""
         return int(self._database.num_cameras())
 
     def guessed_cameras(self) -> int:
-        """Number of cameras whose focal length neither EXIF data nor the user told."""
+        """Returns the number of cameras whose focal length comes neither from EXIF data nor from the user."""
         return sum(not camera.has_prior_focal_length for camera in self._database.read_all_cameras())
 
 
 def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, int]) -> Float32:
-    """Keypoints in COLMAP's convention: pixels as stored in the file, centre of the top-left pixel at (0.5, 0.5).
+    """Converts keypoints to COLMAP's convention.
+
+    Pixels are those of the photo as stored in the file, with the centre of the top-left pixel at (0.5, 0.5).
 
     Args:
         keypoints: N keypoints of the upright photo.
@@ -176,13 +178,13 @@ def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, in
     frames = to_sensor[:, :2] @ keypoints.frames()
     if keypoints.affines is not None:
         return np.concatenate([xy, frames.reshape(-1, 4)], 1).astype(np.float32)
-    # A mirrored photo mirrors the frame too, which scale and angle cannot say: its x axis keeps its direction.
+    # A mirrored photo also mirrors the frame. Scale and angle cannot express that, so the x axis keeps its direction.
     angle = np.arctan2(frames[:, 1, 0], frames[:, 0, 0])
     return np.column_stack([xy, keypoints.scales, angle]).astype(np.float32)
 
 
 def read_fact(database: Path, key: str) -> str:
-    """What `write_fact` noted in the database; empty where nothing was, or there is no database."""
+    """Reads a fact that `write_fact` noted; empty if there is no such fact or no database."""
     if not database.is_file():
         return ""
     try:
@@ -196,27 +198,27 @@ def read_fact(database: Path, key: str) -> str:
 
 
 def write_fact(database: Path, key: str, value: str) -> None:
-    """Notes a fact in a table of our own, which COLMAP passes over and `drop_facts` removes."""
+    """Notes a fact in our own table, which COLMAP ignores and `drop_facts` removes."""
     with closing(sqlite3.connect(database)) as opened, opened:
         opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
         opened.execute(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", (key, value))
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copies a database, with what is in its write-ahead log."""
+    """Copies a database with the content of its write-ahead log."""
     target.unlink(missing_ok=True)
     with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as beside:
         opened.backup(beside)
 
 
 def replace_database(fresh: Path, database: Path) -> None:
-    """Puts a closed database in the place of another, together with the write-ahead log that belongs to neither."""
+    """Replaces a database by another closed one, and removes stale write-ahead logs."""
     for suffix in ("-wal", "-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
     fresh.replace(database)
 
 
 def drop_facts(database: Path) -> None:
-    """Removes our own table, so that the database is as COLMAP would have written it."""
+    """Removes our own table, so that the database is as COLMAP would write it."""
     with closing(sqlite3.connect(database)) as opened, opened:
         opened.execute(f"DROP TABLE IF EXISTS {_FACTS}")

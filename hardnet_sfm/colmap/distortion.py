@@ -1,4 +1,4 @@
-"""Models of lens distortion: how one becomes another, and which of two predicts observations better."""
+"""Lens distortion models: converts between them, and tests which of two predicts observations better."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ import pycolmap
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-# The model that cameras start with, and that may grow.
+# The model that cameras start with, and which may grow.
 GROWING = "SIMPLE_RADIAL"
-# One of so many observations is held out; at least so many stay with each point.
+# One in this many observations is held out. At least this many stay with each point.
 _EVERY, _LEAST = 8, 2
-# Most points that trials of larger models are made with.
+# Largest number of points in trials of larger models.
 _POINTS = 3000
-# Fewest held-out observations of a camera that can decide anything.
+# A camera needs at least this many held-out observations for a decision.
 _ENOUGH = 50
-# A larger model has to lower the cost of held-out observations by so many standard deviations, and by this share.
+# A larger model must lower the cost of held-out observations by this many standard deviations, and by this share.
 _SURE, _WORTH = 3.0, 0.01
-# Squared error in pixels at which the loss of an observation ends, so that one projected to nowhere has one.
+# Upper limit of squared errors, square pixels, so that an observation that projects to nowhere has a finite loss.
 _HOPELESS = 100.0
-# Distortion at the corner, as a share of the radius, from which on a fisheye lens is worth a trial.
+# Distortion at the corner, as a share of the radius, at which a fisheye lens is worth a trial.
 _WIDE = -0.1
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Observations that were taken out of a model.
+    """Observations that were removed from a model for testing.
 
     Attributes:
-        of_camera: for each camera a list of photo's number and N pairs of row of its keypoint and number of its point.
-        loss_scale: of the Cauchy loss, pixels.
+        of_camera: a list for each camera. An item has the photo's number and N pairs of a keypoint's row and a point's
+            number.
+        loss_scale: scale of the Cauchy loss, pixels.
     """
 
     of_camera: dict[int, list[tuple[int, list[tuple[int, int]]]]]
     loss_scale: float
 
     def losses(self, model: pycolmap.Reconstruction, camera: int) -> Float64:
-        """(N,) robust losses of the observations of one camera, as `adjust_robustly` has them, in a model."""
+        """Returns the (N,) robust losses of one camera's observations in a model, as in `adjust_robustly`."""
         seen = self.of_camera.get(camera, [])
         squares = np.concatenate([np.zeros(0), *(squared_errors(model, photo, pairs) for photo, pairs in seen)])
         return self.loss_scale**2 * np.log1p(squares / self.loss_scale**2)
 
     def prefers(self, smaller: pycolmap.Reconstruction, larger: pycolmap.Reconstruction, camera: int) -> bool:
-        """Whether a model with a larger distortion model of the camera predicts its observations clearly better."""
+        """Says whether a larger distortion model of the camera predicts the camera's observations clearly better."""
         before = self.losses(smaller, camera)
         gains = before - self.losses(larger, camera)
         enough = len(gains) >= _ENOUGH and gains.sum() > _WORTH * before.sum()
@@ -54,12 +55,14 @@ class HeldOut:
 
 
 def squared_errors(model: pycolmap.Reconstruction, photo: int, seen: list[tuple[int, int]]) -> Float64:
-    """(N,) squared reprojection errors, at most 100 square pixels, which one that projects to nowhere has, too.
+    """Returns (N,) squared reprojection errors, limited to 100 square pixels.
+
+    Observations that project to nowhere get the limit, too.
 
     Args:
-        model: with the photo.
-        photo: its number.
-        seen: N pairs: the row of a keypoint of the photo, and the number of the point that it is said to see.
+        model: model that contains the photo.
+        photo: number of the photo.
+        seen: N pairs: the row of a keypoint of the photo, and the number of the point that it observes.
     """
     image = model.image(photo)
     xy = np.array([image.point2D(row).xy for row, _ in seen])
@@ -72,15 +75,15 @@ def squared_errors(model: pycolmap.Reconstruction, photo: int, seen: list[tuple[
 def hold_out(
     model: pycolmap.Reconstruction, cameras: Set[int], loss_scale: float
 ) -> tuple[pycolmap.Reconstruction, HeldOut]:
-    """A copy of a model without an eighth of its observations, and what was taken out.
+    """Returns a copy of a model without an eighth of its observations, and the observations that were removed.
 
-    Of a model with more than 3000 points it has those evenly: they say enough about the cameras, for a fraction of the
-    time.
+    If the model has more than 3000 points, the copy has an even selection of them. These determine the cameras well
+    enough, in a fraction of the time.
 
     Args:
-        model: stays as it is.
-        cameras: numbers of those whose observations are taken out.
-        loss_scale: of the Cauchy loss, pixels.
+        model: model to copy; it stays unchanged.
+        cameras: numbers of the cameras whose observations are removed.
+        loss_scale: scale of the Cauchy loss, pixels.
     """
     reduced = pycolmap.Reconstruction(model)
     numbers = sorted(model.points3D)
@@ -91,7 +94,7 @@ def hold_out(
     seen = 0
     for number in sorted(kept):
         elements = model.point3D(number).track.elements
-        # Counted on from point to point, so that every place in a track has its turn.
+        # The count continues from point to point, so that every position in a track has its turn.
         taken = elements[-seen % _EVERY :: _EVERY][: max(len(elements) - _LEAST, 0)]
         seen += len(elements)
         for element in taken:
@@ -106,7 +109,10 @@ def hold_out(
 
 
 def convert(camera: pycolmap.Camera, name: str) -> None:
-    """Turns a SIMPLE_RADIAL camera into RADIAL or OPENCV, which project alike, or OPENCV_FISHEYE, which nearly does."""
+    """Converts a SIMPLE_RADIAL camera to RADIAL, OPENCV or OPENCV_FISHEYE.
+
+    RADIAL and OPENCV project exactly like it. OPENCV_FISHEYE nearly does.
+    """
     f, x, y, k = map(float, camera.params)
     params = {
         GROWING: [f, x, y, k],
@@ -118,26 +124,27 @@ def convert(camera: pycolmap.Camera, name: str) -> None:
 
 
 def _fisheye(f: float, x: float, y: float, k: float, corner: float) -> list[float]:
-    """Parameters of OPENCV_FISHEYE by least squares over the angles that SIMPLE_RADIAL puts into the photo."""
+    """Fits the parameters of OPENCV_FISHEYE by least squares over the angles that SIMPLE_RADIAL maps into the photo."""
     angles = np.linspace(0, np.pi / 2, 500, endpoint=False)[1:]
     radii = np.tan(angles) * (1 + k * np.tan(angles) ** 2)
     falls = np.flatnonzero((np.diff(radii) <= 0) | (f * radii[1:] > corner))
     angles, radii = angles[: falls[0] + 1], radii[: falls[0] + 1]
-    # radius = focal (angle + k1 angle^3 + k2 angle^5): two coefficients, as more would swing outside of these angles.
+    # radius = focal (angle + k1 angle^3 + k2 angle^5). There are two coefficients, as more would oscillate outside of
+    # these angles.
     powers = angles[:, None] ** np.array([1, 3, 5])
     scale, k1, k2 = np.linalg.lstsq(powers, radii, rcond=None)[0]
     return [f * scale, f * scale, x, y, k1 / scale, k2 / scale, 0, 0]
 
 
 def is_wide(camera: pycolmap.Camera) -> bool:
-    """Whether a SIMPLE_RADIAL camera pulls its corners in as much as fisheye lenses do."""
+    """Says whether a SIMPLE_RADIAL camera pulls its corners in as much as fisheye lenses do."""
     corner = np.hypot(camera.width, camera.height) / (2 * camera.focal_length)
-    # By the radius in the photo, which is smaller than that without distortion, so an underestimate.
+    # This uses the radius in the photo. It is smaller than the radius without distortion, so this is an underestimate.
     return bool(camera.params[3] * corner**2 < _WIDE)
 
 
 def rises_to_the_corners(camera: pycolmap.Camera) -> bool:
-    """Whether rays at larger angles are seen farther from the principal point, up to all four corners."""
+    """Says whether rays at larger angles project farther from the principal point, up to all four corners."""
     centre = np.array([camera.principal_point_x, camera.principal_point_y])
     angles = np.linspace(0, np.pi / 2, 500, endpoint=False)
     for corner in np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * (camera.width, camera.height):

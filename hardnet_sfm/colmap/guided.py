@@ -1,4 +1,4 @@
-"""Guided matching: more matches of a verified pair, looked for where its two-view geometry says they must be."""
+"""Guided matching: finds more matches of a verified pair, near the places that its two-view geometry predicts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-# Values of the matrices of distances and similarities at once, 8 MB each.
+# Values of the matrices of distances and similarities that are computed at once, 8 MB for each matrix.
 _VALUES = 2**21
-# A match may be as far as this share of the pair's verified ones.
+# The distance of descriptors may be at most that of this share of the pair's verified matches.
 _NEAR = 0.9
 _NEITHER = -4.0
 _BY_HOMOGRAPHY = (
@@ -22,12 +22,12 @@ _BY_HOMOGRAPHY = (
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """One photo.
+    """The keypoints, descriptors and camera of one photo.
 
     Attributes:
         xy: (N, 2) float64, COLMAP's pixels.
-        descriptors: (M, D) float32 of unit length, of the first M keypoints; what comes after these is left alone.
-        camera: whose lens distortion is taken to be small.
+        descriptors: (M, D) float32 of unit length, of the first M keypoints. Further keypoints are not matched.
+        camera: camera of the photo. Its lens distortion is assumed to be small.
     """
 
     xy: NDArray[np.float64]
@@ -42,23 +42,23 @@ def guided_matches(
     max_error: float,
     max_ratio: float,
 ) -> NDArray[np.int32]:
-    """Matches of a verified pair beyond its inliers.
+    """Finds matches of a verified pair in addition to its inliers.
 
-    The rivals of a match are the keypoints near the epipolar line, or near the place that the homography gives. The
-    nearest descriptor among them is a match if three things hold: it is the nearest in both directions, it passes the
-    ratio test against the next one, and it is no farther than nine tenths of the inliers (Hartley and Zisserman,
+    The rivals of a match are the keypoints near the epipolar line, or near the place that the homography predicts. The
+    nearest descriptor among them is a match if three conditions hold. It is the nearest in both directions. It passes
+    the ratio test against the next one. It is no farther than nine tenths of the inliers (Hartley and Zisserman,
     Multiple View Geometry, 2004, algorithm 11.4, step v).
 
-    Lower bound: a product of N0 by N1 by D + 3 numbers, in each direction one look for the largest.
+    Lower bound: a product of N0 by N1 by D + 3 numbers, and one search for the largest in each direction.
 
     Args:
-        first, second: both photos.
-        geometry: of the pair.
-        max_error: distance from the line or place, pixels.
-        max_ratio: of the distances to the nearest descriptor and the next one.
+        first, second: the two photos.
+        geometry: two-view geometry of the pair.
+        max_error: largest distance from the line or place, pixels.
+        max_ratio: largest ratio of the distances to the nearest descriptor and the next one.
 
     Returns:
-        (K, 2) row numbers, none of them of an inlier.
+        (K, 2) row numbers of keypoints that belong to no inlier.
     """
     inliers = np.asarray(geometry.inlier_matches, np.int64).reshape(-1, 2)
     known = inliers[(inliers < (len(first.descriptors), len(second.descriptors))).all(1)]
@@ -81,7 +81,7 @@ def guided_matches(
 def _matrix_of(
     geometry: pycolmap.TwoViewGeometry, first: pycolmap.Camera, second: pycolmap.Camera
 ) -> NDArray[np.float64]:
-    """The homography or fundamental matrix from the first photo to the second."""
+    """Returns the homography or fundamental matrix from the first photo to the second."""
     if geometry.config in _BY_HOMOGRAPHY:
         return np.asarray(geometry.H)
     if geometry.config == pycolmap.TwoViewGeometryConfiguration.CALIBRATED:
@@ -99,12 +99,12 @@ def _nearest(
     max_ratio: float,
     max_distance: float,
 ) -> NDArray[np.int64]:
-    """(M,) row of the accepted neighbour of each query; -1: none."""
+    """Returns the (M,) rows of the accepted neighbour of each query; -1 if there is none."""
     count = len(others.descriptors)
     xy = others.xy[:count]
     middle = xy.mean(0) if count else np.zeros(2)
     mapped = np.column_stack([queries.xy[: len(queries.descriptors)], np.ones(len(queries.descriptors))]) @ matrix.T
-    # Single precision is enough for coordinates that are counted from the middle of the keypoints.
+    # Single precision is enough for coordinates relative to the middle of the keypoints.
     if planar:
         left = mapped[:, :2] / mapped[:, 2:] - middle
     else:
@@ -132,5 +132,8 @@ def _nearest(
 
 
 def _distance(similarity: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of unit vectors; of what is out of reach, farther than any."""
+    """Returns the L2 distance of unit vectors.
+
+    Entries that were marked as out of reach get more than any real distance.
+    """
     return np.sqrt(np.maximum(0, 2 - 2 * similarity))

@@ -1,4 +1,4 @@
-"""Where COLMAP's and Ceres' own chatter goes: into files, not over the user's terminal."""
+"""Redirects the logs of COLMAP and Ceres from the user's terminal into files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pycolmap
 
-_FILES = "colmap.log."  # glog appends the time of the run and the process id
+_FILES = "colmap.log."  # glog appends the start time and the process id
 
 
 @contextmanager
 def native_log(folder: Path | None) -> Iterator[None]:
-    """COLMAP's log goes to a file in `folder` (made if missing) while the block runs, or nowhere without a folder."""
+    """Writes COLMAP's log to a file in `folder` (made if missing) while the block runs.
+
+    Without a folder it discards the log.
+    """
     logging = pycolmap.logging
     before = logging.alsologtostderr, logging.stderrthreshold, logging.minloglevel
     logging.alsologtostderr, logging.stderrthreshold = False, logging.FATAL.value
@@ -23,7 +26,7 @@ def native_log(folder: Path | None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         logging.set_log_destination(logging.INFO, folder / _FILES)
         for level in (logging.WARNING, logging.ERROR):
-            logging.set_log_destination(level, "")  # they are in the file for INFO as well
+            logging.set_log_destination(level, "")  # the file for INFO has these messages as well
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which mapper makes the model: the incremental one, the global one, or the better of both."""
+"""Chooses the mapper of a model: the incremental one, the global one, or the better of both."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from hardnet_sfm.colmap.model import Model
 
 Pair = tuple[str, str]
 Mapper = Literal["auto", "incremental", "global"]
-# Share of the connected photos that the first mapper must register, or the other one is tried too. On 135 photos of the
-# internet of which the incremental mapper registers 117, the global one takes as long again.
+# The other mapper is tried if the first one registers less than this share of the connected photos. On 135 internet
+# photos, of which the incremental mapper registers 117, the global mapper takes as long again.
 _ENOUGH = 0.5
-# A model of more photos must have this share of the other model's observations, or its cameras do not fit the matches.
+# A model with more photos must have this share of the other model's observations. Otherwise its cameras do not fit the
+# matches.
 _OBSERVATIONS = 0.9
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step brought.
+    """The result of one recovery step.
 
     Attributes:
-        step: its name, for people.
+        step: name of the step, for messages.
         tried: number of photos that were not in the largest model before.
-        registered: how many of them are in it now.
+        registered: number of these photos that are in it now.
     """
 
     step: str
@@ -40,13 +41,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Mapped:
-    """What mapping made.
+    """The result of mapping.
 
     Attributes:
-        models: adjusted, the largest first.
-        mapper: that made them.
+        models: adjusted models, the largest first.
+        mapper: mapper that made the models.
         tried: number of photos in the largest model of each mapper that was tried.
-        recovered: what was done then to get more photos into the largest model.
+        recovered: recovery steps that were tried afterwards to get more photos into the largest model.
     """
 
     models: list[Model]
@@ -64,22 +65,22 @@ def map_best(
     verified: Dict[Pair, int],
     on_registered: Callable[[int], None],
 ) -> Mapped:
-    """Maps with one mapper, and with the other one if the first leaves out connected photos.
+    """Maps with one mapper, and also with the other one if the first leaves out connected photos.
 
-    The incremental mapper needs a pair of photos with parallax to start from. Photos that look along the way they were
-    taken have none: the lines of sight to the points hardly change. The global mapper needs no such pair, but it
-    registers every connected photo, also wrongly. So its models are completed and filtered with the incremental
-    mapper's own thresholds first, and photos that have too few observations then are taken out.
+    The incremental mapper needs a pair of photos with parallax to start from. Photos that look along the direction of
+    motion have none, as the lines of sight to the points hardly change. The global mapper needs no such pair, but it
+    registers every connected photo, even wrongly. So its models are first completed and filtered with the incremental
+    mapper's own thresholds. Photos that then have too few observations are removed.
 
     Args:
-        database: with verified matches.
-        images: folder that COLMAP reads colours from.
+        database: database with verified matches.
+        images: folder from which COLMAP reads colours.
         snapshot: see `map_database`; the caller removes it.
-        mapper: "incremental" uses that one alone. "auto" starts with it, "global" with the global one; both try the
-            other one if less than half of the connected photos are registered.
-        mapping: everything else.
+        mapper: "incremental" uses only that one. "auto" starts with the incremental mapper, "global" with the global
+            one. Both try the other mapper if less than half of the connected photos are registered.
+        mapping: all other options.
         verified: number of inliers of each verified pair.
-        on_registered: told the number of photos registered so far.
+        on_registered: called with the number of photos registered so far.
     """
 
     def run(name: Literal["incremental", "global"]) -> list[Model]:
@@ -103,7 +104,10 @@ def map_best(
 
 
 def connected(verified: Dict[Pair, int]) -> int:
-    """Number of photos in the largest set that verified pairs connect, each with enough inliers to register a photo."""
+    """Returns the number of photos in the largest set that verified pairs connect.
+
+    Only pairs with enough inliers to register a photo count.
+    """
     least = pycolmap.IncrementalMapperOptions().abs_pose_min_num_inliers
     group: dict[str, set[str]] = {}
     for pair, inliers in verified.items():
@@ -115,9 +119,10 @@ def connected(verified: Dict[Pair, int]) -> int:
 
 
 def is_better(models: list[Model], others: list[Model]) -> bool:
-    """Whether the largest of some models has more photos than the largest of others, or as many and more observations.
+    """Says whether some models are better than others, by the largest model of each.
 
-    A model of more photos whose cameras do not fit the matches has few observations: it is not better.
+    It must have more photos, or as many photos and more observations. If its cameras do not fit the matches, it has few
+    observations. So a model with more photos must also have nine tenths of the other model's observations.
     """
     if not models or not others:
         return bool(models)
@@ -132,7 +137,7 @@ def _photos(models: list[Model]) -> int:
 
 
 def open_cache(database: Path) -> pycolmap.DatabaseCache:
-    """Photos, keypoints and verified matches of a database, in memory."""
+    """Loads the photos, keypoints and verified matches of a database into memory."""
     with pycolmap.Database.open(database) as opened:
         options = pycolmap.DatabaseCacheOptions()
         options.min_num_matches = pycolmap.IncrementalPipelineOptions().min_num_matches
@@ -140,16 +145,16 @@ def open_cache(database: Path) -> pycolmap.DatabaseCache:
 
 
 def complete(model: Model, database: Path, images: Path, mapping: Mapping) -> Model:
-    """Triangulates what a model leaves out, adjusts and filters it as the incremental mapper does at its end.
+    """Triangulates missing points of a model, then adjusts and filters it like the incremental mapper at its end.
 
-    The global mapper makes points of three photos or more only, and keeps observations up to ten pixels off. Photos
-    that are left with fewer observations than the incremental mapper needs to register one are taken out.
+    The global mapper makes only points of three photos or more, and keeps observations up to ten pixels off. Photos
+    that end up with fewer observations than the incremental mapper needs to register a photo are removed.
 
     Args:
-        model: is changed.
-        database: that it was made from.
+        model: model to change.
+        database: database that it was made from.
         images: folder of its photos.
-        mapping: threads, seed and whether cameras stay.
+        mapping: threads, seed, and whether cameras stay unchanged.
     """
     options = incremental_options(images, mapping)
     mapper = pycolmap.IncrementalMapper(open_cache(database))
@@ -169,7 +174,7 @@ def complete(model: Model, database: Path, images: Path, mapping: Mapping) -> Mo
 
 
 def refine(mapper: pycolmap.IncrementalMapper, options: pycolmap.IncrementalPipelineOptions) -> None:
-    """Adjusts, completes, merges and filters all points in turn, until few of them change."""
+    """Repeatedly adjusts, completes, merges and filters all points, until few of them change."""
     mapper.iterative_global_refinement(
         options.ba_global_max_refinements,
         options.ba_global_max_refinement_change,
@@ -185,7 +190,10 @@ def _weak(
     visible: Callable[[int], int],
     options: pycolmap.IncrementalMapperOptions,
 ) -> list[int]:
-    """Photos that see fewer points, or a smaller share of those that their matches lead to, than one to register."""
+    """Returns photos that no longer meet the limits for registration.
+
+    Such a photo sees too few points, or too small a share of the points that its matches lead to.
+    """
     return [
         number
         for number in photos

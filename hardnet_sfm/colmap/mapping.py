@@ -20,18 +20,20 @@ _SECONDS_BETWEEN_SNAPSHOTS = 30.0
 
 @dataclass(frozen=True)
 class Mapping:
-    """How models are made.
+    """Options of making models.
 
     Attributes:
-        mapper: incremental: photos are registered one by one. global: rotations, then positions, of all at once.
-        fix_intrinsics: cameras stay as they are in the database.
-        refine_principal_point: of cameras that many photos share, by `adjust_robustly`; the mappers leave it.
-        grow_distortion: of such cameras, where they are SIMPLE_RADIAL, by the same.
-        min_model_size: smaller models are dropped, but for the only one.
-        threads: to use.
-        seed: of all that is drawn by chance.
-        converged: share of the cost that an iteration of the incremental mapper's bundle adjustments has to gain, or it
-            was the last. COLMAP's 0 goes on to the limit of iterations.
+        mapper: incremental: registers photos one by one. global: estimates all rotations, then all positions at once.
+        fix_intrinsics: whether cameras stay as they are in the database.
+        refine_principal_point: whether `adjust_robustly` refines principal points of cameras that many photos share.
+            The mappers never refine them.
+        grow_distortion: whether `adjust_robustly` grows the distortion models of such cameras, if they are
+            SIMPLE_RADIAL.
+        min_model_size: models with fewer photos are dropped, unless it is the only model.
+        threads: number of threads.
+        seed: seed of all random choices.
+        converged: share by which an iteration of the incremental mapper's bundle adjustments must reduce the cost, or
+            it is the last. COLMAP's 0 continues to the limit of iterations.
     """
 
     mapper: Literal["incremental", "global"]
@@ -47,15 +49,15 @@ class Mapping:
 def map_database(
     database: Path, images: Path, snapshot: Path, mapping: Mapping, on_registered: Callable[[int], None]
 ) -> list[Model]:
-    """Makes models, largest first.
+    """Makes models, the largest first.
 
     Args:
-        database: with verified matches.
-        images: folder that COLMAP reads colours from.
-        snapshot: folder where the incremental mapper leaves its first model every half minute, and when it is
-            interrupted; a later call goes on from there and ends with the same model. The caller removes it.
-        mapping: how.
-        on_registered: told the number of photos registered so far.
+        database: database with verified matches.
+        images: folder from which COLMAP reads colours.
+        snapshot: folder where the incremental mapper saves its first model every half minute, and when it is
+            interrupted. A later call resumes from it and ends with the same model. The caller removes the folder.
+        mapping: options of mapping.
+        on_registered: called with the number of photos registered so far.
     """
     manager = pycolmap.ReconstructionManager()
     if mapping.mapper == "global":
@@ -68,11 +70,11 @@ def map_database(
 
 
 def incremental_options(images: Path, mapping: Mapping) -> pycolmap.IncrementalPipelineOptions:
-    """Options of COLMAP's incremental mapper.
+    """Returns the options of COLMAP's incremental mapper.
 
     Args:
-        images: folder that COLMAP reads colours from.
-        mapping: how.
+        images: folder from which COLMAP reads colours.
+        mapping: options of mapping.
     """
     options = pycolmap.IncrementalPipelineOptions()
     options.image_path, options.num_threads, options.random_seed = images, mapping.threads, mapping.seed
@@ -100,7 +102,7 @@ def _map_incrementally(
     def registered() -> None:
         nonlocal written
         on_registered(sum(manager.get(number).num_reg_images() for number in range(manager.size())))
-        # The pipeline can go on from one model only, so there is nothing to gain from later ones.
+        # The pipeline can resume from one model only, so snapshots of later models are useless.
         if manager.size() == 1 and time.monotonic() - written > _SECONDS_BETWEEN_SNAPSHOTS:
             _write_snapshot(manager.get(0), snapshot)
             written = time.monotonic()
@@ -135,17 +137,18 @@ def _map_globally(database: Path, images: Path, manager: pycolmap.Reconstruction
     adjustment = options.mapper.bundle_adjustment
     if mapping.fix_intrinsics:
         adjustment.refine_focal_length = adjustment.refine_extra_params = adjustment.refine_principal_point = False
-    # The wheel has no CUDA, and says so at every adjustment if it is asked for.
+    # The wheel has no CUDA. It warns at every adjustment if CUDA is requested.
     adjustment.ceres.use_gpu = options.mapper.global_positioning.use_gpu = False
     with tempfile.TemporaryDirectory(prefix=".global-", dir=database.parent) as folder:
         if not mapping.fix_intrinsics:
-            # Rotations are averaged before any focal length is refined, so they need one that is nearly right. What
-            # fundamental matrices tell of it is written into the database: into a copy, as the original is the user's.
+            # Rotations are averaged before any focal length is refined, so they need a nearly correct one. The focal
+            # lengths from fundamental matrices are written into a copy of the database, as the original belongs to the
+            # user.
             original, database = database, Path(folder) / "calibrated.db"
             copy_database(original, database)
             pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=mapping.seed))
         with pycolmap.Database.open(database) as opened:
             pipeline = pycolmap.GlobalPipeline(options, opened, manager)
-            # Python looks for Ctrl-C whenever it gets a turn.
+            # A Python callback lets Python handle Ctrl-C.
             pipeline.add_callback(pycolmap.GlobalPipelineCallback.MODEL_UPDATE_CALLBACK.value, lambda: None)
             pipeline.run()

@@ -1,4 +1,4 @@
-"""A COLMAP model: what is in it, and how it is written."""
+"""A COLMAP model: reads, writes and summarizes it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from hardnet_sfm.sights import NO_POINT, Sight
 
 
 def models_in(place: Path) -> list[Path]:
-    """Folders of the models in a workspace of ours, its largest first, or of COLMAP's; or a model's own folder.
+    """Lists the folders of models.
+
+    The place is our workspace, whose largest model comes first, a workspace of COLMAP, or a model's own folder.
 
     Raises:
-        HardnetSfmError: there is none.
+        HardnetSfmError: there is no model.
     """
     for folder in (place / "sparse", place):
         numbered = [inner for inner in folder.glob("*") if inner.name.isdecimal() and _holds_model(inner)]
@@ -45,7 +47,7 @@ class Model:
     """A sparse reconstruction.
 
     Attributes:
-        colmap: the `pycolmap.Reconstruction`, for all that is not here.
+        colmap: the `pycolmap.Reconstruction`, for everything that this class does not provide.
     """
 
     colmap: pycolmap.Reconstruction
@@ -55,10 +57,10 @@ class Model:
         """Reads a binary or text model.
 
         Raises:
-            HardnetSfmError: there is none in the folder, or it is damaged.
+            HardnetSfmError: the folder has no model, or the model is damaged.
         """
         if not _holds_model(folder):
-            raise HardnetSfmError(f"no COLMAP model in {folder}", "It would hold a cameras.bin or cameras.txt.")
+            raise HardnetSfmError(f"no COLMAP model in {folder}", "A model has a cameras.bin or cameras.txt.")
         try:
             return cls(pycolmap.Reconstruction(folder))
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
@@ -67,7 +69,7 @@ class Model:
             ) from error
 
     def write(self, folder: Path, form: Literal["binary", "text", "ply"] = "binary") -> None:
-        """Writes the model, or with "ply" its points alone as points3D.ply, into a folder (made if missing)."""
+        """Writes the model into a folder (made if missing). The form "ply" writes only its points, as points3D.ply."""
         folder.mkdir(parents=True, exist_ok=True)
         if form == "binary":
             self.colmap.write_binary(folder)
@@ -93,12 +95,12 @@ class Model:
 
     @property
     def mean_track_length(self) -> float:
-        """Observations a point."""
+        """Mean number of observations of a point."""
         return float(self.colmap.compute_mean_track_length())
 
     @property
     def mean_reprojection_error(self) -> float:
-        """Pixels, over all observations."""
+        """Mean reprojection error of all observations, pixels."""
         return float(self.colmap.compute_mean_reprojection_error())
 
     def camera_models(self) -> dict[str, int]:
@@ -107,26 +109,29 @@ class Model:
         return dict(sorted(Counter(self.colmap.camera(number).model_name for number in used).items()))
 
     def keypoints(self, name: str) -> NDArray[np.float64]:
-        """(N, 2) all keypoints of a registered photo, COLMAP's pixels, whether or not they see a point."""
+        """Returns the (N, 2) keypoints of a registered photo, COLMAP's pixels.
+
+        They include keypoints that observe no point.
+        """
         image = self.colmap.find_image_with_name(name)
         return np.array([keypoint.xy for keypoint in image.points2D], np.float64).reshape(-1, 2)
 
     def fields_of_view(self) -> NDArray[np.float64]:
-        """(V,) angle that each registered photo sees from top to bottom, radians.
+        """Returns the (V,) vertical angles of view of the registered photos, radians.
 
-        Without lens distortion, and as if the principal point were in the middle, as viewers draw cameras.
+        It ignores lens distortion and assumes a principal point in the middle, as viewers do when they draw cameras.
         """
         images = (self.colmap.image(number) for number in sorted(self.colmap.reg_image_ids()))
         cameras = (self.colmap.camera(image.camera_id) for image in images)
         return np.array([2 * np.arctan(camera.height / (2 * camera.focal_length_y)) for camera in cameras])
 
     def cam_from_world(self) -> dict[str, NDArray[np.float64]]:
-        """(3, 4) pose of each registered photo by its name: world to camera, x right, y down, z forward."""
+        """Returns the (3, 4) pose of each registered photo by its name: world to camera, x right, y down, z forward."""
         images = (self.colmap.image(number) for number in self.colmap.reg_image_ids())
         return {image.name: np.asarray(image.cam_from_world().matrix()) for image in images}
 
     def sights(self) -> tuple[dict[str, Sight], NDArray[np.float64]]:
-        """What each registered photo sees of the model, by its name, and (P, 3) the points of the model."""
+        """Returns the sight of each registered photo by its name, and the (P, 3) points of the model."""
         points = self.colmap.points3D
         row_of = {number: row for row, number in enumerate(points)}
         xyz = np.array([point.xyz for point in points.values()], np.float64).reshape(-1, 3)
@@ -145,7 +150,7 @@ class Model:
         )
 
     def facts(self) -> dict[str, int | float]:
-        """The figures people look at first, fit for JSON."""
+        """Returns the main figures of the model, for JSON."""
         return {
             "photos": len(self.names),
             "points": self.points,

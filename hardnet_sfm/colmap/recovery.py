@@ -1,4 +1,4 @@
-"""More photos in the largest model: models that belong together are merged, and left out photos are tried again."""
+"""Gets more photos into the largest model: merges models that belong together, and tries left out photos again."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from hardnet_sfm.colmap.model import Model
 Points = NDArray[np.float64]
 # Largest distance of a point from its place in the other model, as a share of its depth there.
 _DISTANCE = 0.03
-# Smallest share of right ones among the common points that RANSAC counts on, which bounds its trials.
+# RANSAC assumes that at least this share of the common points is right, which limits its trials.
 _INLIERS = 0.1
-# Share of the observations of both models that the merged one must have, or they do not belong together.
+# The merged model must have this share of the observations of both models. Otherwise they do not belong together.
 _OBSERVATIONS = 0.9
 
 
 def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping, new: str = "") -> Mapped:
     """Merges models into the largest one, then lets the incremental mapper register more photos in it.
 
-    A step that does not give the largest model more photos, or whose cameras do not fit the matches, changes nothing.
-    The incremental mapper goes on only from a model that it has not ended itself, or where there are new matches.
+    A step changes nothing if it adds no photos to the largest model, or if its cameras do not fit the matches. The
+    incremental mapper continues only with a model that it did not finish itself, or if there are new matches.
 
     Args:
         mapped: models of the database, the largest first.
-        database: with verified matches.
+        database: database with verified matches.
         images: folder of the photos.
-        mapping: threads, seed, and whether cameras stay.
-        new: where the new matches come from, if the database has any that the models were not made of.
+        mapping: threads, seed, and whether cameras stay unchanged.
+        new: source of the new matches, if the database has matches that the models were not made from.
 
     Returns:
         The models, the largest first, with the steps that were tried.
@@ -54,7 +54,7 @@ def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping, new:
         accepted = len(more[0].names) > len(models[0].names) and is_better(more, models)
         steps.append(_step(new or "register more", photos, models, more if accepted else models))
         models = more if accepted else models
-    if models:  # photos of the largest model need no other one
+    if models:  # drop models whose photos are all in the largest one
         largest = set(models[0].names)
         models = [models[0], *(model for model in models[1:] if not set(model.names) <= largest)]
     return replace(mapped, models=models, recovered=(*mapped.recovered, *steps))
@@ -66,13 +66,13 @@ def _step(name: str, photos: int, before: list[Model], after: list[Model]) -> St
 
 
 def register_more(model: Model, database: Path, images: Path, mapping: Mapping) -> Model:
-    """The model as the incremental mapper goes on with it, adjusted.
+    """Lets the incremental mapper continue with a model, and adjusts the result.
 
     Args:
-        model: stays as it is.
-        database: of its photos.
+        model: model to continue; it stays unchanged.
+        database: database of its photos.
         images: folder of the photos.
-        mapping: threads, seed, and whether cameras stay.
+        mapping: threads, seed, and whether cameras stay unchanged.
     """
     options = incremental_options(images, mapping)
     options.multiple_models = False
@@ -88,13 +88,13 @@ def register_more(model: Model, database: Path, images: Path, mapping: Mapping) 
 
 
 def with_keypoints_of(model: Model, database: Path) -> Model:
-    """The same model, whose photos have the keypoints of a database: those that they had, and others after these.
+    """Rebuilds a model with the keypoints of a database: the known keypoints, followed by new ones.
 
-    A photo of a `pycolmap.Reconstruction` cannot be given more keypoints, so it is built anew.
+    A photo of a `pycolmap.Reconstruction` cannot get more keypoints, so the model is built anew.
 
     Args:
-        model: stays as it is.
-        database: of its photos, with the same numbers.
+        model: model to rebuild; it stays unchanged.
+        database: database of its photos, with the same numbers.
     """
     old, fresh = model.colmap, pycolmap.Reconstruction()
     for camera in old.cameras.values():
@@ -124,21 +124,22 @@ def with_keypoints_of(model: Model, database: Path) -> Model:
 
 
 def merge(models: list[Model], database: Path, images: Path, mapping: Mapping) -> list[Model]:
-    """Merges models with the largest one where verified matches say how they lie to each other.
+    """Merges models with the largest one if verified matches determine their relative position.
 
-    Points of both models that verified matches or a photo of both identify give a similarity by RANSAC. The photos of
-    the smaller model move with it, and all points are triangulated, adjusted and filtered again with the incremental
-    mapper's thresholds. The merged model counts if no photo got lost, if it has nine tenths of the observations of both
-    models, and if enough points are seen from photos of either: as many as it takes to register a photo.
+    Verified matches, or photos in both models, identify points of both models. RANSAC estimates a similarity from these
+    points. The photos of the smaller model are moved by it. All points are then triangulated, adjusted and filtered
+    again with the incremental mapper's thresholds. The merged model is accepted if no photo is lost and if it has nine
+    tenths of the observations of both models. Photos of both models must also share enough points: as many as it takes
+    to register a photo.
 
     Args:
-        models: the largest first. They stay as they are.
-        database: of their photos, with verified matches.
+        models: models, the largest first. They stay unchanged.
+        database: database of their photos, with verified matches.
         images: folder of the photos.
-        mapping: threads, seed, and whether cameras stay.
+        mapping: threads, seed, and whether cameras stay unchanged.
 
     Returns:
-        The merged model, adjusted, then those that were not merged; or the models that were given.
+        The merged model, adjusted, then the models that were not merged; or the given models.
     """
     largest, left = models[0], list(models[1:])
     tried_again = True
@@ -196,14 +197,14 @@ def _merged(target: Model, source: Model, database: Path, images: Path, mapping:
 def common_points(
     target: pycolmap.Reconstruction, source: pycolmap.Reconstruction, graph: pycolmap.CorrespondenceGraph
 ) -> tuple[Points, Points]:
-    """Where two models have the same points.
+    """Finds points that two models have in common.
 
     Args:
         target, source: the models.
         graph: verified matches of their photos.
 
     Returns:
-        (N, 3) positions in the target and in the source, a row for each pair of points, which may be wrong.
+        (N, 3) positions in the target and in the source, a row for each pair of points. Some pairs may be wrong.
     """
     pairs: set[tuple[int, int]] = set()
     for one in source.reg_image_ids():
@@ -232,14 +233,14 @@ def _observed(image: pycolmap.Image) -> list[int]:
 
 
 def _depth(model: pycolmap.Reconstruction, points: Points) -> float:
-    """Median distance of points from the nearest camera."""
+    """Returns the median distance of points from the nearest camera."""
     centres = np.array([model.image(number).projection_center() for number in model.reg_image_ids()])
     nearest = np.min(np.linalg.norm(points[:, None] - centres, axis=2), axis=1)
     return float(np.median(nearest))
 
 
 def _seen_from_both(model: pycolmap.Reconstruction, one: set[str], other: set[str]) -> int:
-    """Number of points that photos of both sets see."""
+    """Returns the number of points that photos of both sets observe."""
     names = {number: model.image(number).name for number in model.reg_image_ids()}
     count = 0
     for point in model.points3D.values():

@@ -11,26 +11,28 @@ from hardnet_sfm.keypoints import SCALE_DECIMALS, Float32, Keypoints, strongest
 
 
 def distinct_rows(found: pycolmap.FeatureKeypoints) -> tuple[Float32, NDArray[np.intp]]:
-    """Keypoints that differ: COLMAP finds a few twice, and twins would fail each other's ratio test.
+    """Removes duplicate keypoints. COLMAP finds a few twice, and duplicates fail each other's ratio test.
 
     Returns:
-        (N, 6) float32 x, y, a11, a12, a21, a22 in COLMAP's pixels, and (N,) where each comes first in `found`.
+        (N, 6) float32 x, y, a11, a12, a21, a22 in COLMAP's pixels, and the (N,) first row of each in `found`.
     """
     geometry = [(point.x, point.y, point.a11, point.a12, point.a21, point.a22) for point in found]
     return np.unique(np.array(geometry, np.float32).reshape(-1, 6), axis=0, return_index=True)
 
 
 class ColmapDog:
-    """Difference-of-Gaussian keypoints from `pycolmap.FeatureExtractor`; its descriptors are dropped.
+    """Detects difference-of-Gaussian keypoints with `pycolmap.FeatureExtractor`, and drops its descriptors.
 
-    pycolmap computes descriptors along with keypoints and holds Python's lock meanwhile, so threads do not overlap.
+    pycolmap computes descriptors together with keypoints and holds Python's lock meanwhile. So several threads do not
+    run at the same time.
 
     Args:
-        max_keypoints: most places, the largest first. One with two orientations counts once and gives two rows.
+        max_keypoints: largest number of places; the largest places are kept. A place with two orientations counts once
+            and gives two rows.
         peak_threshold: smallest absolute difference of Gaussians, for grey values in [0, 1].
         edge_threshold: largest ratio of principal curvatures.
-        upright: every orientation is 0.
-        affine_shape: estimate affine frames.
+        upright: whether to set every orientation to 0.
+        affine_shape: whether to estimate affine frames.
     """
 
     def __init__(
@@ -57,8 +59,8 @@ class ColmapDog:
         # COLMAP puts the centre of the top-left pixel at (0.5, 0.5) and counts angles in the same sense as we do.
         xy = rows[:, :2] - np.float32(0.5)
         oris = np.rad2deg(np.arctan2(affines[:, 1, 0], affines[:, 0, 0])) % 360
-        # Just below 0 rounds to 360; and an upright affine frame may be sheared.
+        # An angle just below 0 rounds to 360. An upright affine frame may be sheared.
         oris[(oris >= 360) | self._upright] = 0
         keypoints = Keypoints(xy, scales, oris, scales, affines if self._affine_shape else None)
-        # Scales of one place with two orientations differ by rounding.
+        # The scales of one place with two orientations differ by rounding.
         return strongest(keypoints, scales.round(SCALE_DECIMALS), self._max_keypoints)

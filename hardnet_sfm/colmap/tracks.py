@@ -17,17 +17,17 @@ from hardnet_sfm.keypoints import Float32
 
 Float64 = NDArray[np.float64]
 _HINT = "Give the features.h5 or database.db of the model."
-_ANGLES_AT_ONCE = 1_000_000  # of pairs of rays, 8 MB
+_ANGLES_AT_ONCE = 1_000_000  # number of pairs of rays, 8 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Tracks:
-    """V photos, P points and the N observations of them, photo by photo; about 100 bytes an observation.
+    """V photos, P points and the N observations of the points, photo by photo. An observation takes about 100 bytes.
 
-    Pixels are COLMAP's: of the photo as it is stored in its file, centre of the top-left pixel at (0.5, 0.5).
+    Pixels are COLMAP's: pixels of the photo as stored in its file, with the centre of the top-left pixel at (0.5, 0.5).
 
     Attributes:
-        names: of the registered photos, in the order of COLMAP's numbers.
+        names: names of the registered photos, in the order of COLMAP's numbers.
         sizes: (V, 2) int64, width and height of each photo's camera.
         corners: (V, 4, 2), x / z and y / z of the rays of each photo's corners, clockwise from the top left.
         cam_from_world: (V, 3, 4), x right, y down, z forward.
@@ -36,12 +36,12 @@ class Tracks:
         colours: (P, 3) uint8, RGB.
         photo: (N,) int32, row in `names`; does not decrease.
         point: (N,) int64, row in `xyz`.
-        row: (N,) int32, which of its photo's keypoints the observation is.
+        row: (N,) int32, row of the observation's keypoint in its photo.
         xy: (N, 2), pixels.
-        ray: (N, 2), x / z and y / z of the observation's ray in the camera: lens distortion is taken off.
+        ray: (N, 2), x / z and y / z of the observation's ray in the camera, with lens distortion removed.
         jacobian: (N, 2, 2), derivative of `ray` by `xy`.
         depth: (N,), z of the point in the camera.
-        error: (N,), reprojection error in pixels; infinite where the point does not project into the photo.
+        error: (N,), reprojection error in pixels; infinite if the point does not project into the photo.
     """
 
     names: list[str]
@@ -61,23 +61,23 @@ class Tracks:
     error: Float64
 
     def of_photo(self, photo: int) -> slice:
-        """Rows of one photo's observations."""
+        """Returns the rows of one photo's observations."""
         first, end = np.searchsorted(self.photo, [photo, photo + 1])
         return slice(int(first), int(end))
 
     def lengths(self) -> NDArray[np.int64]:
-        """(P,) track length of each point: how many observations it has."""
+        """(P,) track length of each point: its number of observations."""
         return np.bincount(self.point, minlength=len(self.xyz)).astype(np.int64)
 
     def centres(self) -> Float64:
-        """(V, 3) where each photo was taken from, in the model's units."""
+        """(V, 3) camera centre of each photo, in the model's units."""
         rotation, translation = self.cam_from_world[:, :, :3], self.cam_from_world[:, :, 3]
         return np.asarray(-np.einsum("vji,vj->vi", rotation, translation), np.float64)
 
     def triangulation_angles(self) -> Float64:
-        """(P,) degrees: the largest angle under which two photos that observe a point see it from it.
+        """(P,) degrees: the largest angle between the rays of two photos that observe a point.
 
-        Time grows with the sum of squared track lengths, which comparing all pairs of a track's rays takes.
+        All pairs of a track's rays are compared, so time grows with the sum of squared track lengths.
         """
         away = self.centres()[self.photo] - self.xyz[self.point]
         away /= np.linalg.norm(away, axis=1, keepdims=True)
@@ -102,10 +102,10 @@ def read_tracks(folder: Path) -> Tracks:
 
 
 def tracks_of(read: Model, folder: Path) -> Tracks:
-    """The observations of a model that was read from a folder.
+    """Extracts the observations of a model that was read from a folder.
 
     Raises:
-        HardnetSfmError: it has no tracks.
+        HardnetSfmError: the model has no tracks.
     """
     model = read.colmap
     points = dict(sorted(model.points3D.items()))
@@ -140,7 +140,10 @@ def tracks_of(read: Model, folder: Path) -> Tracks:
 
 
 def _corners(camera: pycolmap.Camera) -> Float64:
-    """(4, 2) rays of the corners; without lens distortion where it cannot be undone so far from the middle."""
+    """Returns the (4, 2) rays of the corners.
+
+    It ignores lens distortion if the distortion cannot be inverted so far from the middle.
+    """
     corners = np.array([(0, 0), (camera.width, 0), (camera.width, camera.height), (0, camera.height)], np.float64)
     rays = np.asarray(camera.cam_from_img(corners), np.float64)
     centre, focal = (camera.principal_point_x, camera.principal_point_y), camera.mean_focal_length()
@@ -150,7 +153,7 @@ def _corners(camera: pycolmap.Camera) -> Float64:
 def _observations(
     image: pycolmap.Image, camera: pycolmap.Camera, point_ids: NDArray[np.int64], xyz: Float64
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], Float64, Float64, Float64, Float64, Float64]:
-    """point, row, xy, ray, jacobian, depth and error of one photo's observations, as in `Tracks`."""
+    """Returns point, row, xy, ray, jacobian, depth and error of one photo's observations, as in `Tracks`."""
     row = np.array(image.get_observation_point2D_idxs(), np.int32)
     observed = image.get_observation_points2D()
     xy = np.array([seen.xy for seen in observed], np.float64).reshape(-1, 2)
@@ -165,7 +168,7 @@ def _observations(
     def rays(at: Float64) -> Float64:
         return np.asarray(camera.cam_from_img(at), np.float64)
 
-    # Central differences over a pixel; lens distortion is far smoother than that.
+    # Central differences over one pixel: lens distortion is far smoother than that.
     jacobian = np.stack([rays(xy + step) - rays(xy - step) for step in np.eye(2) / 2], 2, dtype=np.float64)
     return point, row, xy, rays(xy), jacobian, depth, error
 
@@ -178,7 +181,10 @@ class KeypointTables:
         self._numbers = {image.name: image.image_id for image in database.read_all_images()}
 
     def __getitem__(self, name: str) -> Float32 | None:
-        """(N, 2), (N, 4) x, y, scale, radians or (N, 6) x, y, a11, a12, a21, a22; None where the photo has none."""
+        """Returns the keypoint table of a photo, or None if it has none.
+
+        The table is (N, 2), (N, 4) x, y, scale, radians or (N, 6) x, y, a11, a12, a21, a22.
+        """
         if name not in self._numbers or not self._database.exists_keypoints(self._numbers[name]):
             return None
         return np.asarray(self._database.read_keypoints(self._numbers[name]), np.float32)
@@ -189,9 +195,9 @@ def keypoint_tables(database: Path) -> Iterator[KeypointTables]:
     """Opens a COLMAP database while the block runs.
 
     Raises:
-        HardnetSfmError: there is none, or it is damaged.
+        HardnetSfmError: the database is missing or damaged.
     """
-    if not database.is_file():  # COLMAP would make one
+    if not database.is_file():  # COLMAP would make a new one
         raise HardnetSfmError(f"no such file: {database}", _HINT)
     try:
         opened = pycolmap.Database.open(database)

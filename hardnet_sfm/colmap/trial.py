@@ -1,4 +1,4 @@
-"""Mapping a few photos with one camera and with a camera each, to see whether they share one."""
+"""Maps a few photos with one shared camera and with one camera each, to find out whether they share a camera."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from hardnet_sfm.keypoints import Float32
 Pair = tuple[str, str]
 # COLMAP's guess of an unknown focal length, as a multiple of the photo's longer side.
 _GUESSED_FOCAL_LENGTH = 1.2
-# A model with fewer photos says nothing about their cameras: two photos agree on almost any focal length.
+# A model with fewer photos gives no evidence on cameras: two photos agree on almost any focal length.
 _FEWEST_PHOTOS = 3
-# Squared pixels below which a model is exact, as made ones may be.
+# A model with a cost below this, squared pixels, is exact. Synthetic models may be.
 _NO_COST = 1e-9
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Some photos of one size, to be mapped.
+    """Photos of one size, for trial mapping.
 
     Attributes:
-        keypoints: (N, 4) or (N, 6) float32 by the name of each photo, as `colmap_keypoints` gives them.
+        keypoints: (N, 4) or (N, 6) float32 by the name of each photo, as `colmap_keypoints` returns them.
         matches: (M, 2) int32 row numbers of keypoints by the names of two photos.
         size: (width, height) of the photos as stored, pixels.
-        camera_model: COLMAP's name.
-        focal_length: where refinement starts, pixels; None if nothing is known.
-        pixels: how many pixels of the photos one of the verification's `max_error` is.
+        camera_model: COLMAP's name of the camera model.
+        focal_length: initial focal length for refinement, pixels; None if it is unknown.
+        pixels: number of pixels of the photos to which one pixel of the verification's `max_error` corresponds.
     """
 
     keypoints: ByKey[str, Float32]
@@ -49,11 +49,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Mapped:
-    """How much of a trial a model explains.
+    """The part of a trial that a model explains.
 
     Attributes:
-        photos: registered in the largest model.
-        observations: of its points.
+        photos: number of photos registered in the largest model.
+        observations: number of observations of its points.
     """
 
     photos: int
@@ -62,10 +62,10 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Released:
-    """What changes when each photo of a model with one camera gets a camera of its own.
+    """The change of a model when each photo gets its own camera instead of a shared one.
 
     Attributes:
-        gain: share of the cost of adjustment that goes away, 0 to 1.
+        gain: share by which the cost of adjustment falls, 0 to 1.
         spread: standard deviation of the photos' focal lengths divided by their mean, weighted by observations.
     """
 
@@ -75,14 +75,14 @@ class Released:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a trial found.
+    """The result of a trial.
 
     Attributes:
         photos: number of photos in the trial.
         together: the model with one camera.
-        apart: the model with a camera for each photo; None if the first model has every photo, so that no second one
-            was needed.
-        released: None if the model with one camera is too small for it.
+        apart: the model with a camera for each photo; None if the first model has every photo, so that no second one is
+            needed.
+        released: change with a camera for each photo; None if the model with one camera is too small.
     """
 
     photos: int
@@ -92,19 +92,19 @@ class Evidence:
 
 
 def run_trial(trial: Trial, how: Verification, threads: int, seed: int, scratch: Path) -> Evidence:
-    """Maps photos with one camera, and with a camera each if one camera fails to register all.
+    """Maps photos with one camera, and with a camera each if one camera fails to register all photos.
 
     The model with one camera is adjusted, then adjusted again from there with a camera for each photo. If one camera
     took all photos, the second adjustment gains little and the focal lengths stay together. If not, the geometry of the
-    photos pulls them apart. A model that was built with a camera each determines focal lengths far less.
+    photos pulls them apart. A model that was built with one camera for each photo determines focal lengths far less.
 
-    Mapping takes one thread, so that what it finds does not depend on the machine.
+    Mapping uses one thread, so that the result does not depend on the machine.
 
     Args:
         trial: the photos.
-        how: the verification of pairs.
-        threads: to use for the verification.
-        seed: of mapping.
+        how: options for verifying pairs.
+        threads: number of threads for the verification.
+        seed: seed of mapping.
         scratch: an empty folder.
     """
     together_path, apart_path = scratch / "together.db", scratch / "apart.db"
@@ -143,7 +143,7 @@ def _write_photos(path: Path, trial: Trial, *, shared: bool) -> None:
 
 
 def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> tuple[int, int]:
-    """Writes a camera and its rig; the numbers of both."""
+    """Writes a camera and its rig, and returns the numbers of both."""
     camera_id = database.write_camera(camera)
     rig = pycolmap.Rig()
     rig.add_ref_sensor(_sensor(camera_id))
@@ -155,21 +155,21 @@ def _sensor(camera_id: int) -> pycolmap.sensor_t:
 
 
 def _copy_geometries(source: Path, target: Path) -> None:
-    """Copies verified pairs: they do not depend on how many cameras there are. The photos have the same numbers."""
+    """Copies verified pairs, which do not depend on the number of cameras. The photos have the same numbers."""
     with pycolmap.Database.open(source) as old, pycolmap.Database.open(target) as new:
         for pair, geometry in zip(*old.read_two_view_geometries(), strict=True):
             new.write_two_view_geometry(*pycolmap.pair_id_to_image_pair(pair), geometry)
 
 
 def _map(path: Path, seed: int) -> pycolmap.Reconstruction | None:
-    """The largest model of a database, without colours; None if there is none."""
+    """Makes the largest model of a database, without colours; None if there is none."""
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads, options.random_seed = 1, seed
     options.min_model_size, options.extract_colors = _FEWEST_PHOTOS, False
     manager = pycolmap.ReconstructionManager()
     with pycolmap.Database.open(path) as opened:
         pipeline = pycolmap.IncrementalPipeline(options, opened, manager)
-        # Python looks for Ctrl-C whenever it gets a turn.
+        # A Python callback lets Python handle Ctrl-C.
         pipeline.add_callback(pycolmap.IncrementalPipelineCallback.NEXT_IMAGE_REG_CALLBACK.value, lambda: None)
         pipeline.run()
     models = [manager.get(number) for number in range(manager.size())]
@@ -183,7 +183,7 @@ def _extent(model: pycolmap.Reconstruction | None) -> Mapped:
 
 
 def _release(model: pycolmap.Reconstruction, mapping: Mapping) -> Released:
-    """Adjusts a model with one camera, and then with a camera for each photo."""
+    """Adjusts a model with one camera, then with a camera for each photo, and returns the change."""
     shared = adjust_robustly(model, mapping)
     apart = adjust_robustly(_with_a_camera_each(shared), mapping)
     gain = 1 - _cost(apart) / max(_cost(shared), _NO_COST)
@@ -196,7 +196,7 @@ def _release(model: pycolmap.Reconstruction, mapping: Mapping) -> Released:
 
 
 def _with_a_camera_each(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
-    """A copy of the registered photos and points of a model, with as many cameras as photos."""
+    """Copies the registered photos and points of a model, and gives each photo its own camera."""
     apart = pycolmap.Reconstruction()
     for number in model.reg_image_ids():
         image = model.image(number)
@@ -213,7 +213,10 @@ def _with_a_camera_each(model: pycolmap.Reconstruction) -> pycolmap.Reconstructi
 
 
 def _cost(model: pycolmap.Reconstruction) -> float:
-    """A robust cost of all observations, squared pixels: SOFT_L1 of Ceres with a scale of 1, for either model."""
+    """Returns the robust cost of all observations, squared pixels.
+
+    It is Ceres' SOFT_L1 with a scale of 1 for both models, so that their costs are comparable.
+    """
     squares = []
     for number in model.reg_image_ids():
         image = model.image(number)

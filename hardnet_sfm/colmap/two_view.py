@@ -1,4 +1,4 @@
-"""Two-view geometry by COLMAP's LO-RANSAC."""
+"""Estimates two-view geometry with COLMAP's LO-RANSAC."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.keypoints import Float32
 
-# Most trials of RANSAC, a quarter of COLMAP's. Photos that share nothing have matches at wide thresholds, and use up
-# all trials. On 240 pairs of rock, 2500 trials lose 7 of 148 verified pairs, none of them with 30 inliers, in a quarter
-# of the time.
+# Largest number of RANSAC trials, a quarter of COLMAP's. Photos without common content have matches at wide thresholds
+# and use up all trials. On 240 pairs of rock, 2500 trials take a quarter of the time. They lose 7 of 148 verified
+# pairs, none of which has 30 inliers.
 _MOST_TRIALS = 2500
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Estimation of two-view geometry, by COLMAP's LO-RANSAC for E, F and H.
+    """Options for estimating two-view geometry with COLMAP's LO-RANSAC for E, F and H.
 
     Attributes:
         max_error: largest (Sampson or transfer) error of an inlier, pixels.
-        min_inliers: with fewer, a pair counts as unverified.
-        seed: of RANSAC.
+        min_inliers: smallest number of inliers of a verified pair.
+        seed: seed of RANSAC.
     """
 
     max_error: float
@@ -31,11 +31,11 @@ class Verification:
     seed: int
 
     def scaled(self, pixels: float) -> Verification:
-        """The same for photos of so many pixels to each of `max_error`."""
+        """Returns the options for photos in which one unit of `max_error` is this many pixels."""
         return replace(self, max_error=pixels * self.max_error)
 
     def options(self) -> pycolmap.TwoViewGeometryOptions:
-        """The same for COLMAP."""
+        """Converts the options for COLMAP."""
         options = pycolmap.TwoViewGeometryOptions()
         options.ransac.max_error, options.ransac.random_seed = self.max_error, self.seed
         options.ransac.max_num_trials = _MOST_TRIALS
@@ -50,17 +50,17 @@ def verified_rows(
     rows: NDArray[np.int32],
     how: Verification,
 ) -> NDArray[np.int32]:
-    """Matches that agree with one fundamental matrix or homography, of photos by unknown cameras.
+    """Selects matches that agree with one fundamental matrix or homography, for photos by unknown cameras.
 
     Args:
         first: (N, 2) keypoints of a photo, pixels, centre of the top-left pixel at (0, 0).
         second: (M, 2) keypoints of the other photo.
-        sizes: (width, height) of both.
+        sizes: (width, height) of both photos.
         rows: (K, 2) row numbers of matched keypoints.
-        how: of the estimation.
+        how: options of the estimation.
 
     Returns:
-        (L, 2) of `rows`; none where there are fewer than `how.min_inliers`.
+        (L, 2) rows of `rows`; none if there are fewer than `how.min_inliers`.
     """
     if len(rows) < how.min_inliers:
         return rows[:0]
@@ -81,5 +81,5 @@ def verified_matches(
     rows: NDArray[np.int32],
     how: Verification,
 ) -> int:
-    """Number of the matches that `verified_rows` returns."""
+    """Returns the number of matches that `verified_rows` selects."""
     return len(verified_rows(first, second, sizes, rows, how))

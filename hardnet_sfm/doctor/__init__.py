@@ -1,1 +1,1 @@
-"""The command `doctor`: whether what is installed works, and whether a store of features is what it should be."""
+"""The command `doctor` checks that the installation works and that a store of features follows its conventions."""

@@ -1,8 +1,9 @@
-"""Conventions of a store of features, told by detecting keypoints on its photos again.
+"""Determines the conventions of a store of features by detecting keypoints on its photos again.
 
-Keypoints of a detector of blobs coincide with ours to a small part of a pixel. If half a pixel lies between most of
-them, in x and y alike, the store counts pixels otherwise; and where they coincide, angles can be compared. Keypoints of
-another kind, as corners, coincide by chance only, which is told too: then nothing follows.
+Keypoints of a blob detector coincide with the new detections to a small part of a pixel. If most of them differ by half
+a pixel in both x and y, the store uses another origin of pixels. The angles of coinciding keypoints can then be
+compared. Keypoints of another kind, such as corners, coincide only by chance. In that case the check says that it
+cannot tell.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import Photo, read_photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
 
-# Longest sides that keypoints may have been detected at: ours, and those of hloc.
+# Longest sides of photos at which keypoints may have been detected: the default here, and those of hloc.
 _SIDES = (3200, 1600, 1024)
 _KEYPOINTS = 20000
 _REACH = 1.2
-# How near to one of the offsets below two keypoints must be to count for it, pixels.
+# Largest deviation in pixels from one of the offsets below for a pair of keypoints to count for it.
 _NEAR = 0.15
 _OFFSETS = {"(0, 0)": (0.0, 0.0), "(0.5, 0.5)": (0.5, 0.5), "(-0.5, -0.5)": (-0.5, -0.5)}
 _ANGLES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
@@ -35,22 +36,22 @@ _ANGLES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 _ALIKE = 10.0  # degrees
 _FEWEST = 40
-_CLEARLY = 2.0  # times as many as for the next best
-# Beyond, float16 has steps of more than an eighth of a pixel.
+_CLEARLY = 2.0  # the best reading must fit this many times as often as the second best
+# Above this coordinate, steps of float16 exceed an eighth of a pixel.
 _EXACT_HALF = 256
-_SAME_SCALE = 0.3  # of a factor of two
+_SAME_SCALE = 0.3  # octaves
 
 
 @dataclass(frozen=True, eq=False)
 class Photographed:
-    """Keypoints of a store beside their photo.
+    """Keypoints of a store, and the path of their photo.
 
     Attributes:
-        path: of the photo.
-        xy: (N, 2), pixels, of the type that the store has them in.
-        size: width and height that the store gives.
-        scales: (N,) or None, sigmas in pixels.
-        oris: (N,) or None.
+        path: path of the photo.
+        xy: (N, 2) pixels, in the type of the store.
+        size: width and height in the store, or None.
+        scales: (N,) sigmas in pixels, or None.
+        oris: (N,) angles, or None.
     """
 
     path: Path
@@ -61,7 +62,7 @@ class Photographed:
 
 
 def compared_with_photos(stored: Sequence[Photographed]) -> list[Finding]:
-    """Findings on sizes, on the origin ("half a pixel") and on angles."""
+    """Compares keypoints with their photos. Returns findings on sizes, on the origin ("half a pixel") and on angles."""
     amiss: list[Finding] = []
     offsets: Counter[str] = Counter()
     angles: Counter[str] = Counter()
@@ -77,21 +78,21 @@ def compared_with_photos(stored: Sequence[Photographed]) -> list[Finding]:
             continue
         offset, angle, count = _coincidences(one, photo)
         offsets, angles, compared = offsets + offset, angles + angle, compared + count
-    found = amiss[:1] or [Finding("photos", "ok", f"{len(stored)} looked at, of the sizes that the store gives")]
+    found = amiss[:1] or [Finding("photos", "ok", f"checked {len(stored)}: they have the sizes that the store gives")]
     return [*found, _origin(offsets, compared), _sense(angles)]
 
 
 def _other_size(one: Photographed, photo: Photo) -> Finding:
     stored, real = (f"{width}x{height}" for width, height in (one.size or (0, 0), photo.size))
     if photo.orientation >= 5 and one.size == photo.size[::-1]:
-        hint = "This program counts in the upright photo, hloc and COLMAP in the one that is stored."
+        hint = "This program uses pixels of the upright photo. hloc and COLMAP use pixels of the photo as stored."
         return Finding("photos", "note", f"{one.path.name}: keypoints are of the photo as stored, turned by EXIF", hint)
-    hint = "The photo was changed since, or it is another one: extract again."
+    hint = "The photo was changed or replaced: extract again."
     return Finding("photos", "broken", f"{one.path}: {real} pixels, {stored} in the store", hint)
 
 
 def _coincidences(one: Photographed, photo: Photo) -> tuple[Counter[str], Counter[str], int]:
-    """How often each offset and each reading of angles fits, and how many keypoints were compared."""
+    """Counts how often each offset and each reading of angles fits, and how many keypoints were compared."""
     usable = np.isfinite(one.xy).all(1)
     if one.xy.dtype == np.float16:
         usable &= (np.abs(one.xy) < _EXACT_HALF).all(1)
@@ -126,7 +127,11 @@ def _detected(photo: Photo, side: int) -> Keypoints:
 def _neighbours(
     one: Photographed, rows: NDArray[np.intp], again: Keypoints
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows of the store's keypoints and of those detected again that lie near each other, at about the same scale."""
+    """Finds stored and newly detected keypoints that are close to each other and have similar scales.
+
+    Returns:
+        Rows of the stored keypoints, and rows of the newly detected keypoints.
+    """
     first, second = within_reach(one.xy[rows].astype(np.float64), again.xy, _REACH)
     first = rows[first]
     near = np.abs(one.xy[first] - again.xy[second]).max(1) < _REACH
@@ -137,7 +142,7 @@ def _neighbours(
 
 
 def _offsets(rows: NDArray[np.intp], differences: NDArray[np.floating]) -> Counter[str]:
-    """Of how many keypoints one of the (M, 2) differences is near each offset; `rows` says whose each is."""
+    """Counts keypoints with a difference close to each offset. `rows` are the keypoints of the (M, 2) differences."""
     counted: Counter[str] = Counter()
     for name, offset in _OFFSETS.items():
         near = np.abs(differences - offset).max(1, initial=0) < _NEAR
@@ -147,7 +152,7 @@ def _offsets(rows: NDArray[np.intp], differences: NDArray[np.floating]) -> Count
 
 
 def _readings(oris: NDArray[np.floating], rows: NDArray[np.intp], again: NDArray[np.floating]) -> Counter[str]:
-    """How many keypoints have one of the angles that were found at their place, under each reading of theirs."""
+    """Counts the keypoints whose angle agrees with a newly detected angle at their position, for each reading."""
     counted: Counter[str] = Counter()
     for name, read in _ANGLES.items():
         apart = np.abs((read(oris[rows].astype(np.float64)) - again + 180) % 360 - 180)
@@ -157,7 +162,7 @@ def _readings(oris: NDArray[np.floating], rows: NDArray[np.intp], again: NDArray
 
 
 def _clear_winner(counted: Counter[str]) -> tuple[str, int] | None:
-    """The reading that fits clearly more often than any other."""
+    """Returns the reading that fits clearly more often than any other, or None."""
     (name, count), (_, next_count) = [*counted.most_common(2), ("", 0), ("", 0)][:2]
     return (name, count) if count >= _FEWEST and count > _CLEARLY * next_count else None
 
@@ -166,10 +171,12 @@ def _origin(offsets: Counter[str], compared: int) -> Finding:
     what = "half a pixel"
     winner = _clear_winner(offsets)
     if winner is None:
-        said = f"of {compared} keypoints too few are where blobs are found again: no blobs, or another resolution"
-        return Finding(what, "unknown", said, "Compare with what the program's documentation says of pixel centres.")
+        said = (
+            f"too few of {compared} keypoints are found again: the detector finds no blobs, or had another resolution"
+        )
+        return Finding(what, "unknown", said, "Compare with what the program's documentation says about pixel centres.")
     name, count = winner
-    said = f"certain: of {compared} keypoints {count} are {name} from where they are found again"
+    said = f"certain: {count} of {compared} keypoints are {name} from where they are found again"
     if name == "(0, 0)":
         return Finding(what, "ok", said)
     sign = "Subtract 0.5 from" if name == "(0.5, 0.5)" else "Add 0.5 to"
@@ -181,8 +188,8 @@ def _sense(angles: Counter[str]) -> Finding:
     compared = angles.pop("compared", 0)
     winner = _clear_winner(angles)
     if winner is None or winner[1] < compared / 3:
-        said = f"the angles of {compared} keypoints that are found again do not agree with theirs in any sense"
-        return Finding(what, "unknown", said, "Compare with what the program's documentation says of angles.")
+        said = f"the angles of {compared} keypoints that are found again fit no known convention"
+        return Finding(what, "unknown", said, "Compare with what the program's documentation says about angles.")
     name, count = winner
     said = f"certain: read as {name}, {count} of {compared} agree with those that are found again"
     if name == "degrees":

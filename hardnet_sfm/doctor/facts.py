@@ -1,4 +1,4 @@
-"""What a store of features holds, photo by photo, as far as the checks of `doctor` need it."""
+"""Reads the facts about each photo in a store of features that the checks of `doctor` need."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.stores import FEATURES, FeatureStore
 from hardnet_sfm.progress import progress
 
-_INSIDE = 1.0  # pixels beyond the outermost pixel centres: half belongs to the photo, half is another convention
+# Tolerance in pixels beyond the outermost pixel centres: half a pixel belongs to the photo, and conventions differ by
+# another half.
+_INSIDE = 1.0
 
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """What is kept of one photo's arrays while a store is read; the arrays of a thousand would not fit into memory.
+    """Facts about the arrays of one photo. The arrays of a thousand photos would not fit into memory.
 
     Attributes:
-        name: of the photo.
-        count: N, number of keypoints.
+        name: name of the photo.
+        count: number of keypoints, N.
         kind: type of the keypoints in the file.
-        size: width and height; None where the file has none.
-        shapes: of all arrays by name.
+        size: width and height; None if the file has none.
+        shapes: shapes of all arrays, by name.
         not_finite: names of the arrays with NaN or infinity.
         lengths: smallest and largest length of a descriptor.
-        largest: coordinate.
+        largest: largest absolute coordinate.
         outside: number of keypoints outside the photo by more than conventions differ.
-        outside_turned: the same if the size were (height, width).
+        outside_turned: the same number if the size were (height, width).
         first_half: whether any keypoint is before the first pixel's centre.
         last_half: number of keypoints beyond the last pixel's centre by more than half a pixel.
-        grid: of the coordinates.
-        least_scale: None where there are no scales.
-        oris: smallest and largest; None where there are none.
+        grid: grid of the coordinates; None if a coordinate is not a multiple of half a pixel.
+        least_scale: smallest scale; None if there are no scales.
+        oris: smallest and largest angle; None if there are no angles.
     """
 
     name: str
@@ -60,12 +62,12 @@ class PhotoFacts:
 
 @dataclass(frozen=True)
 class Grid:
-    """Coordinates that are all multiples of half a pixel.
+    """The grid of coordinates that are all multiples of half a pixel.
 
     Attributes:
-        count: how many.
-        step: greatest common divisor of their differences, in half pixels; 0 where there are none.
-        one: of them, in half pixels.
+        count: number of coordinates.
+        step: greatest common divisor of their differences, in half pixels; 0 if there are no differences.
+        one: one of the coordinates, in half pixels.
     """
 
     count: int
@@ -74,8 +76,8 @@ class Grid:
 
     @classmethod
     def of(cls, xy: NDArray[np.float64]) -> Grid | None:
-        """That of (N, 2) keypoints; None where a coordinate lies between."""
-        # Beyond, float16 has no halves, and every coordinate would look whole.
+        """Determines the grid of (N, 2) keypoints; None if a coordinate is not a multiple of half a pixel."""
+        # Larger coordinates are ignored: the steps of float16 are half a pixel or more there, so all would fit.
         doubled = 2 * xy[np.isfinite(xy) & (np.abs(xy) < 512)]
         if (doubled != np.round(doubled)).any():
             return None
@@ -85,17 +87,17 @@ class Grid:
         return cls(len(doubled), int(np.gcd.reduce(np.diff(steps))), int(steps[0]))
 
     def joined(self, other: Grid) -> Grid:
-        """That of the coordinates of both."""
+        """Returns the grid of the coordinates of both."""
         if not self.count or not other.count:
             return self if self.count else other
         return Grid(self.count + other.count, gcd(self.step, other.step, self.one - other.one), self.one)
 
 
 def read_facts(path: Path) -> tuple[list[PhotoFacts], dict[str, Any] | None]:
-    """Facts about each photo, and the header of the store where it is one of ours.
+    """Reads facts about each photo, and the header of the store if this package wrote it.
 
     Raises:
-        HardnetSfmError: it is no HDF5 file, damaged, or has no keypoints in it.
+        HardnetSfmError: the file is not an HDF5 file, is damaged or has no keypoints in it.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -164,7 +166,7 @@ def _photo(name: str, group: h5py.Group) -> PhotoFacts:
 
 
 def arrays_of(group: h5py.Group) -> dict[str, NDArray[Any]]:
-    """All data sets of a photo by name."""
+    """Reads all arrays of a photo, by name."""
     return {key: np.asarray(item[()]) for key, item in group.items() if isinstance(item, h5py.Dataset)}
 
 
@@ -173,10 +175,10 @@ def _range(values: NDArray[np.floating], where_empty: float) -> tuple[float, flo
 
 
 def is_transposed(shape: tuple[int, ...], count: int) -> bool:
-    """Whether descriptors lie in rows, (N, D), where hloc has them in columns, (D, N)."""
+    """Tells whether descriptors are rows, (N, D), instead of columns, (D, N), as hloc stores them."""
     return shape[0] == count != shape[1]
 
 
 def _outside(xy: NDArray[np.float64], size: Sequence[int]) -> int:
-    """How many keypoints lie outside a photo, by more than conventions differ."""
+    """Counts the keypoints that are outside a photo by more than conventions differ."""
     return int(((xy < -_INSIDE) | (xy > np.array(size) - 1 + _INSIDE)).any(axis=1).sum())

@@ -1,4 +1,4 @@
-"""What the checks of `doctor` find."""
+"""Findings of the checks of `doctor`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        what: was checked.
-        state: ok; note: it works, and something should be known; unknown: it cannot be told; broken.
-        said: what was found, with its figures.
-        hint: what to do about it, or what would tell.
+        what: subject of the check.
+        state: "ok"; "note": it works, but the user should know something; "unknown": the check cannot tell; "broken".
+        said: result of the check, with its figures.
+        hint: what to do about it, or what would make it known.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""Checks of what is installed and of what the machine can do. They import packages, and compute nothing."""
+"""Checks the installed packages and the abilities of the machine. The checks import packages and compute nothing."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hardnet_sfm.files.weight_files import find_weights, shipped_names, verify
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.versions import installed
 
-# Distributions that provide the same module, the one that is asked for first.
+# Other distributions that provide the same module as a required distribution.
 _ALTERNATIVES = {
     "faiss-cpu": ("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12"),
     "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
 }
-# Of the instructions that torch knows of: those that make a difference here.
+# CPU instructions that torch reports and that matter for this package.
 _INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "avx512_vpopcntdq")
 _ARM_INSTRUCTIONS = ("neon", "bf16", "i8mm", "sve", "sve2")
 
 
 def machine() -> list[Finding]:
-    """What is installed, where networks run, and which instructions are used."""
+    """Checks the installed packages, the device for networks, and the CPU instructions in use."""
     return [_system(), *packages(), _device(), _cpu(), _faiss(), _numba(), *weights()]
 
 
@@ -35,9 +35,9 @@ def _system() -> Finding:
 
 
 def packages() -> list[Finding]:
-    """Each package that this one requires, held against the range of versions that it requires.
+    """Checks each required package against the required range of versions.
 
-    What extras bring is looked at where it is there. Those that are as they should be share a line.
+    Packages of extras are checked only if they are installed. All packages without a problem share one finding.
     """
     wanted = {one.name: one for one in map(Requirement, requires("hardnet-sfm") or ()) if one.name != "hardnet-sfm"}
     good, findings = [f"hardnet-sfm {installed('hardnet-sfm')}"], []
@@ -65,7 +65,7 @@ def _device() -> Finding:
         return Finding("device", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
     if torch.version.cuda:
         said = f"CPU: torch was built for CUDA {torch.version.cuda}, but finds no CUDA device"
-        return Finding("device", "note", said, "Where there should be one, see what nvidia-smi says.")
+        return Finding("device", "note", said, "If there should be one, run nvidia-smi to see why.")
     if shutil.which("nvidia-smi"):
         hint = "A CUDA build of torch would describe and match on the GPU: see https://pytorch.org/get-started."
         return Finding("device", "note", "CPU: there is an NVIDIA driver, but torch was built for the CPU alone", hint)
@@ -73,7 +73,7 @@ def _device() -> Finding:
 
 
 def _cpu() -> Finding:
-    """Threads, instructions, and the types that follow from them for networks and for the product of descriptors."""
+    """Reports threads, instructions, and the resulting types for networks and for products of descriptors."""
     import numpy as np
     import torch
 
@@ -106,12 +106,12 @@ def _faiss() -> Finding:
 
 
 def _faiss_level() -> str:
-    """The instructions that faiss chose on import; empty where it uses none."""
+    """Returns the instructions that faiss chose on import; empty if it uses none."""
     import faiss
 
     if hasattr(faiss, "SIMDConfig"):
         return str(faiss.SIMDConfig.get_level_name()).replace("NONE", "")
-    # Before it chose within one library, it chose between libraries.
+    # Older versions of faiss choose between several libraries instead of within one library.
     loaded = [name.removeprefix("faiss.swigfaiss_") for name in sys.modules if name.startswith("faiss.swigfaiss_")]
     return loaded[0].upper() if loaded else ""
 
@@ -123,7 +123,9 @@ def _numba() -> Finding:
 
     if not hasattr(kernels.embedded_matches, "signatures"):
         hint = "Unset NUMBA_DISABLE_JIT."
-        return Finding("numba", "broken", "told to compile nothing: a search would take hundreds of times longer", hint)
+        return Finding(
+            "numba", "broken", "compiling is switched off: a search would take hundreds of times longer", hint
+        )
     counts = binding.get_host_cpu_features().get("popcnt", platform.machine() in ("arm64", "aarch64"))
     said = f"compiles searches for {binding.get_host_cpu_name()}"
     if not counts:
@@ -132,7 +134,7 @@ def _numba() -> Finding:
 
 
 def weights() -> list[Finding]:
-    """Weights that come with the package, against the checksums in their cards."""
+    """Checks the shipped weights against the checksums in their cards."""
     findings = []
     for name in shipped_names():
         try:

@@ -1,4 +1,4 @@
-"""A small run of everything on made-up photos, whose results are held against values known otherwise."""
+"""Runs all main steps on small synthetic photos and compares the results with independent reference values."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _FOCAL_LENGTH = 420.0
 
 
 def self_test(resources: Resources | None = None) -> list[Finding]:
-    """Describes, matches, searches and maps, and compares with float64, brute force and the truth. Takes seconds.
+    """Describes, matches, searches and maps, and compares with float64, brute force and the truth in a few seconds.
 
-    A step that raises an error, of whatever kind, is broken and says so: that is what it is for.
+    A step that raises any error is reported as broken.
     """
     resources = resources or Resources()
     with TemporaryDirectory(prefix="hardnet-sfm-doctor-") as scratch:
@@ -60,7 +60,7 @@ def self_test(resources: Resources | None = None) -> list[Finding]:
 
 
 class _Wrong(Exception):
-    """A result is not what it must be."""
+    """A result differs from its reference value."""
 
 
 def _tried(name: str, step: Callable[[], str]) -> Finding:
@@ -68,16 +68,16 @@ def _tried(name: str, step: Callable[[], str]) -> Finding:
     try:
         said = step()
     except _Wrong as wrong:
-        hint = "Results on this machine cannot be trusted. Please report it, with all that `hardnet-sfm doctor` says."
+        hint = "Results on this machine cannot be trusted. Please report it, with the output of `hardnet-sfm doctor`."
         return Finding(what, "broken", str(wrong), hint)
     except Exception as error:
-        hint = "Install the package again in a fresh environment; if it stays, please report it."
+        hint = "Install the package again in a fresh environment. If it fails again, please report it."
         return Finding(what, "broken", f"{type(error).__name__}: {error}", hint)
     return Finding(what, "ok", f"{said} ({time.perf_counter() - start:.1f} s)")
 
 
 def _texture(seed: int) -> NDArray[np.uint8]:
-    """A grey photo with blobs of all sizes: noise, smoothed by Gaussians of several widths."""
+    """Makes a grey photo with blobs of all sizes: the sum of noise smoothed by Gaussians of several widths."""
     noise = np.random.default_rng(seed)
     layers = []
     for sigma in (1.5, 3.0, 6.0, 12.0):
@@ -88,7 +88,7 @@ def _texture(seed: int) -> NDArray[np.uint8]:
 
 
 def _homography(seed: int) -> NDArray[np.float64]:
-    """(3, 3), from pixels of a scene's first photo to its second's: turned, shrunk a little, and tilted."""
+    """Draws a (3, 3) homography from a scene's first photo to its second: a rotation, a slight shrinking and a tilt."""
     draw = np.random.default_rng(seed)
     angle, scale = np.deg2rad(draw.uniform(10, 30)), draw.uniform(0.8, 0.95)
     turned = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -102,7 +102,7 @@ def _homography(seed: int) -> NDArray[np.float64]:
 
 
 def _describe(resources: Resources) -> str:
-    """HardNet as it runs here, folded and in the fast type, against its layers as they are in float64."""
+    """Compares HardNet as this package runs it, folded and in the fast type, with its plain layers in float64."""
     import torch
 
     from hardnet_sfm.features.descriptors import SHIPPED, PatchDescriber, make_descriptor
@@ -129,7 +129,7 @@ def _describe(resources: Resources) -> str:
 
 
 def _extract(photos: Path, place: Workspace, resources: Resources) -> str:
-    """Photos in pairs that a known homography joins: keypoints of one must lie where those of the other are."""
+    """Makes pairs of photos that are related by a known homography, and extracts their features."""
     photos.mkdir()
     for scene in range(_SCENES):
         first = _texture(scene)
@@ -143,7 +143,7 @@ def _extract(photos: Path, place: Workspace, resources: Resources) -> str:
 
 
 def _match(place: Workspace, resources: Resources) -> str:
-    """Matches against a brute force, and against the homographies that photos were made with."""
+    """Compares matches with brute force and with the homographies of the photos."""
     pair(place.features, place.pairs)
     match(place.features, place.pairs, place.matches, MatchOptions(), resources)
     residuals: list[NDArray[np.float64]] = []
@@ -152,7 +152,7 @@ def _match(place: Workspace, resources: Resources) -> str:
             found = matches.matches(first, second).pairs
             expected = _brute_force(features.descriptors(first), features.descriptors(second), features.max_ratio())
             if not np.array_equal(found, expected):
-                raise _Wrong(f"{first} and {second}: {len(found)} matches, a brute force finds {len(expected)}")
+                raise _Wrong(f"{first} and {second}: {len(found)} matches, but brute force finds {len(expected)}")
             if first[0] == second[0]:
                 one, other = (features.keypoints(name).xy for name in (first, second))
                 mapped = cv2.perspectiveTransform(one[None, found[:, 0]].astype(np.float64), _homography(int(first[0])))
@@ -160,7 +160,8 @@ def _match(place: Workspace, resources: Resources) -> str:
     distances = np.concatenate(residuals)
     right, median = float((distances < 3).mean()), float(np.median(distances))
     said = (
-        f"as a brute force; {100 * right:.1f} % of {len(distances)} where they should be, {median:.2f} px off (median)"
+        f"same as brute force; {100 * right:.1f} % of {len(distances)} are in the right place, {median:.2f} px off "
+        "(median)"
     )
     if len(distances) < 100 * _SCENES or right < 0.9 or median > 0.4:
         raise _Wrong(said)
@@ -168,7 +169,7 @@ def _match(place: Workspace, resources: Resources) -> str:
 
 
 def _brute_force(first: NDArray[np.float16], second: NDArray[np.float16], ratio: float) -> NDArray[np.int64]:
-    """(M, 2) mutual nearest neighbours that pass the ratio test in both directions."""
+    """Finds (M, 2) mutual nearest neighbours that pass the ratio test in both directions."""
     one, other = first.astype(np.float64), second.astype(np.float64)
     distances = np.sqrt(np.maximum(2 - 2 * one @ other.T, 0))
     near, back = distances.argmin(1), distances.argmin(0)
@@ -183,7 +184,10 @@ def _brute_force(first: NDArray[np.float16], second: NDArray[np.float16], ratio:
 
 
 def _retrieve(place: Workspace, resources: Resources) -> str:
-    """Words against a brute force, scores against dense vectors of tf idf, and the other view of a scene first."""
+    """Compares words with brute force and scores with dense tf-idf vectors.
+
+    The first result of a query must be the other view of its scene.
+    """
     from hardnet_sfm.retrieval.inverted_index import InvertedIndex
     from hardnet_sfm.retrieval.scoring import Query, score_bow, score_he
     from hardnet_sfm.verbs.index import index
@@ -199,7 +203,7 @@ def _retrieve(place: Workspace, resources: Resources) -> str:
     for row, name in enumerate(opened.names):
         distances = (centroids**2).sum(1) - 2 * descriptors[name] @ centroids.T
         words = opened.vocabulary.assign(descriptors[name])[:, 0]
-        # Two words may be equally near but for rounding.
+        # Two words may be equally near up to rounding.
         worse = np.take_along_axis(distances, words[:, None].astype(np.int64), 1)[:, 0] - distances.min(1)
         if worse.max() > 1e-5:
             raise _Wrong(f"{name}: words that are not the nearest: {int((worse > 1e-5).sum())} of {len(words)}")
@@ -216,11 +220,11 @@ def _retrieve(place: Workspace, resources: Resources) -> str:
         best = [opened.names[photo] for photo in opened.rank(score_he(opened, query), 2)]
         if {one[0] for one in best} != {name[0]}:
             raise _Wrong(f"{name}: its scene is not found first, but {', '.join(best)}")
-    return f"{_WORDS} words and scores as a brute force; each scene found by its other view"
+    return f"{_WORDS} words, same scores as brute force; each scene found by its other view"
 
 
 def _map(folder: Path, resources: Resources) -> str:
-    """Points projected into known cameras, without noise, through COLMAP: the cameras must come back."""
+    """Projects points into known cameras without noise and maps them. The mapper must recover the cameras."""
     from hardnet_sfm.evaluation.poses import pose_errors
     from hardnet_sfm.reconstruction.map_options import MapOptions
     from hardnet_sfm.verbs.map import map_photos
@@ -242,7 +246,7 @@ def _map(folder: Path, resources: Resources) -> str:
 
 
 def _made_up_views(photos: Path, place: Workspace) -> dict[str, NDArray[np.float64]]:
-    """Writes empty photos, the features that points would have in them, and all matches; returns the true poses."""
+    """Writes empty photos, the features of projected points and all matches. Returns the true poses."""
     draw = np.random.default_rng(0)
     points = draw.uniform((-2, -1.5, 8), (2, 1.5, 12), (_POINTS, 3))
     poses: dict[str, NDArray[np.float64]] = {}
@@ -255,7 +259,7 @@ def _made_up_views(photos: Path, place: Workspace) -> dict[str, NDArray[np.float
             poses[name] = np.column_stack([rotation, -rotation @ centre])
             cv2.imwrite(str(photos / name), np.zeros(_SIZE[::-1], np.uint8))
             seen = (points - centre) @ rotation.T
-            # Pixel centres are at whole numbers here, and the principal point is the middle of the photo.
+            # Pixel centres are at whole numbers in this package, and the principal point is the middle of the photo.
             xy = _FOCAL_LENGTH * seen[:, :2] / seen[:, 2:] + (np.array(_SIZE) - 1) / 2
             ones = np.ones(_POINTS, np.float32)
             arrays = feature_arrays(

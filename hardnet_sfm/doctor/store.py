@@ -1,8 +1,7 @@
-"""Checks of a store of features, ours or another program's in hloc's layout: what is in it, and in whose conventions.
+"""Checks the contents and conventions of a store of features, of this package or of another program in hloc's layout.
 
-What can be wrong and still look right is what is looked for: keypoints half a pixel off, angles of the other sense,
-coordinates rounded to 16 bits. Some of it the file alone tells; the rest takes the photos, on which keypoints are
-detected again (`conventions`).
+The checks look for errors that are easy to miss: half-pixel offsets, flipped angles, coordinates rounded to 16 bits.
+The file alone shows some of them. The others need the photos, on which keypoints are detected again (`conventions`).
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.workspace import Workspace
 
 _NAMED = 3
-# Photos that keypoints are detected on again.
+# Number of photos on which keypoints are detected again.
 _LOOKED_AT = 3
-_OF_UNIT_LENGTH = 0.01  # float16 moves the length of a descriptor by less than a thousandth
+_OF_UNIT_LENGTH = 0.01  # float16 changes the length of a descriptor by less than a thousandth
 _WHOLE_PIXELS_LOST = 2048
 _FEWEST = 50
 _AS_FLOAT32 = "Write keypoints as float32 (hloc: as_half=False)."
 
 
 def check_store(path: Path, images: Path | None = None) -> list[Finding]:
-    """Checks a store of features. It is read once, from end to end.
+    """Checks a store of features. The whole file is read once.
 
     Args:
-        path: features.h5 of this program, or a file in hloc's layout; or a workspace.
-        images: folder of its photos, for what only they can tell. Default: where the store says they were.
+        path: features.h5 of this package, a file in hloc's layout, or a workspace.
+        images: folder of its photos, for the checks that need them. The default is the folder that the store records.
 
     Raises:
-        HardnetSfmError: there is none, it is no HDF5 file or damaged, or has no keypoints in it.
+        HardnetSfmError: the file does not exist, is not an HDF5 file, is damaged or has no keypoints in it.
     """
     path = Workspace(path).features if path.is_dir() else path
     if not path.is_file():
@@ -68,16 +67,16 @@ def _names(photos: list[PhotoFacts]) -> Finding:
         keys.setdefault(photo.name.replace("/", "-"), []).append(photo.name)
     collisions = [" and ".join(names) for names in keys.values() if len(names) > 1]
     if not collisions:
-        return Finding("names", "ok", "no two are the same where a match store writes / as -")
-    hint = "Matches of the one would be taken for those of the other: rename a photo or its folder, and extract again."
-    return Finding("names", "broken", f"the same where a match store writes / as -: {_some(collisions)}", hint)
+        return Finding("names", "ok", "all differ, also when a match store writes / as -")
+    hint = "Their matches would be mixed up. Rename a photo or its folder, and extract again."
+    return Finding("names", "broken", f"the same when a match store writes / as -: {_some(collisions)}", hint)
 
 
 def _shapes(photos: list[PhotoFacts]) -> Finding:
-    """Arrays of a photo have a row, or a column, for each of its keypoints."""
+    """Checks that the arrays of each photo have an entry for each of its keypoints."""
     turned = [photo.name for photo in photos if is_transposed(photo.shapes.get("descriptors", (0, 0)), photo.count)]
     if turned:
-        hint = "hloc and this program read columns: write the transposed."
+        hint = "hloc and this program read (D, N): transpose them."
         return Finding("shapes", "broken", f"descriptors in rows, (N, D), in {_some(turned)}", hint)
     wrong = [
         f"{photo.name} ({key} of {shape[-1] if shape else 1}, {photo.count} keypoints)"
@@ -87,18 +86,18 @@ def _shapes(photos: list[PhotoFacts]) -> Finding:
         and (shape[0] if key == "affines" else shape[-1] if shape else 1) != photo.count
     ]
     if wrong:
-        return Finding("shapes", "broken", f"other numbers than of keypoints: {_some(wrong)}", "Extract again.")
+        return Finding("shapes", "broken", f"not one entry for each keypoint: {_some(wrong)}", "Extract again.")
     columns = {photo.shapes["keypoints"][1] for photo in photos}
     if columns != {2}:
         said = f"keypoints have {', '.join(map(str, sorted(columns)))} columns"
         return Finding("shapes", "note", said, "hloc and this program read x and y, the first two.")
-    return Finding("shapes", "ok", "an entry for each keypoint everywhere")
+    return Finding("shapes", "ok", "one entry for each keypoint everywhere")
 
 
 def _numbers(photos: list[PhotoFacts]) -> Finding:
     wrong = [f"{photo.name} ({', '.join(photo.not_finite)})" for photo in photos if photo.not_finite]
     if wrong:
-        hint = "Extract again; from float16 without care, numbers over 65504 become infinite."
+        hint = "Extract again. Numbers above 65504 become infinite in float16."
         return Finding("numbers", "broken", f"NaN or infinity in {_some(wrong)}", hint)
     flat = [photo.name for photo in photos if photo.least_scale is not None and photo.least_scale <= 0]
     if flat:
@@ -121,13 +120,13 @@ def _descriptors(photos: list[PhotoFacts]) -> Finding:
     least, most = min(photo.lengths[0] for photo in photos), max(photo.lengths[1] for photo in photos)
     said = f"{next(iter(dimensions), 0)} numbers, length {least:.3f} to {most:.3f}"
     if not (abs(least - 1) < _OF_UNIT_LENGTH and abs(most - 1) < _OF_UNIT_LENGTH):
-        hint = "Distances, ratios and scores are those of unit vectors: divide each descriptor by its length."
+        hint = "Distances, ratios and scores need unit vectors: divide each descriptor by its length."
         return Finding("descriptors", "broken", f"{said}; 1 is needed", hint)
     return Finding("descriptors", "ok", said)
 
 
 def _precision(photos: list[PhotoFacts]) -> Finding:
-    """float16 has 11 binary digits: steps of 1 pixel from 1024 on, of 2 from 2048 on."""
+    """Checks the type of the keypoints. float16 has 11 bits: its step is 1 pixel from 1024 on, and 2 from 2048 on."""
     kinds = sorted({photo.kind for photo in photos})
     if "float16" not in kinds:
         return Finding("precision", "ok", f"keypoints in {', '.join(kinds)}")
@@ -147,14 +146,14 @@ def _inside(photos: list[PhotoFacts]) -> Finding:
     if not wrong:
         return Finding("inside", "ok", "all keypoints lie in their photos")
     if not any(photo.outside_turned for photo in known):
-        hint = "It is (width, height)."
-        return Finding("inside", "broken", f"image_size is (height, width): so in {_some(wrong)}", hint)
+        hint = "Write it as (width, height)."
+        return Finding("inside", "broken", f"image_size is (height, width) in {_some(wrong)}", hint)
     said = f"{sum(photo.outside for photo in known)} keypoints outside their photos, in {_some(wrong)}"
-    return Finding("inside", "broken", said, "Keypoints are in pixels of the photo as it is, not as it was resized to.")
+    return Finding("inside", "broken", said, "Write keypoints in pixels of the original photo, not of a resized copy.")
 
 
 def _conventions(path: Path, photos: list[PhotoFacts], images: Path | None, ours: bool) -> list[Finding]:
-    """Where the origin is, and which way angles turn: by the photos where they are, else by the numbers alone."""
+    """Determines the origin of pixels and the direction of angles, from photos if possible, else from the numbers."""
     alone = [_origin(photos, ours), _angles(photos, ours)]
     if images is None:
         return alone
@@ -173,18 +172,18 @@ def _conventions(path: Path, photos: list[PhotoFacts], images: Path | None, ours
             for photo, of in zip(richest, arrays.values(), strict=True)
         ]
     )
-    # What the photos do not tell the numbers may.
+    # The numbers may decide a question that the photos leave open.
     told = {found.what: found for found in compared if found.state != "unknown"}
     of_conventions = [told.get(found.what, found) for found in alone]
     return [*(found for found in compared if found.what == "photos"), *of_conventions]
 
 
 def _origin(photos: list[PhotoFacts], ours: bool) -> Finding:
-    """Whether the centre of the top-left pixel is (0, 0), as here, or (0.5, 0.5), as in COLMAP.
+    """Determines whether the centre of the top-left pixel is (0, 0), as here, or (0.5, 0.5), as in COLMAP.
 
-    Keypoints beyond the last pixel centre by more than half a pixel are in COLMAP's. Detectors of whole pixels tell for
-    certain: on a photo shrunk by a whole factor s, pixel k has its centre at s k + (s - 1) / 2 here, and at s k + s / 2
-    in COLMAP's. The factor is the greatest common divisor of differences.
+    Keypoints beyond the last pixel centre by more than half a pixel follow COLMAP. Detectors that find whole pixels
+    give certainty. On a photo shrunk by an integer factor s, the centre of pixel k is at s k + (s - 1) / 2 in this
+    package, and at s k + s / 2 in COLMAP. The factor is the greatest common divisor of the differences.
     """
     what = "half a pixel"
     wrong = "the centre of the top-left pixel is (0.5, 0.5), as in COLMAP"
@@ -197,7 +196,7 @@ def _origin(photos: list[PhotoFacts], ours: bool) -> Finding:
         if remainder == (factor - 1) / 2:
             return Finding(what, "ok", f"certain: all {where}")
         hint = (
-            "Multiply x + 0.5 by the factor, and subtract 0.5; if the detector looks at such pixels only, all is well."
+            "Multiply x + 0.5 by the factor, then subtract 0.5. Nothing is wrong if the detector only uses such pixels."
         )
         said = f"likely: all {where}: scaled up by {factor:g} without regard to pixel centres"
         return Finding(what, "note", said, hint)
@@ -206,12 +205,12 @@ def _origin(photos: list[PhotoFacts], ours: bool) -> Finding:
         return Finding(what, "broken", f"likely: {wrong}: {beyond} keypoints are beyond the last pixel", subtract)
     if ours:
         return Finding(what, "ok", "the centre of the top-left pixel is (0, 0): hardnet-sfm made it")
-    said = "keypoints have parts of pixels, by which their origin cannot be told"
+    said = "keypoints have fractions of pixels, which do not show where the origin is"
     return Finding(what, "unknown", said, "Give --images FOLDER: keypoints are detected again and compared.")
 
 
 def _grid(photos: list[PhotoFacts]) -> tuple[float, float] | None:
-    """The factor s and the remainder r of keypoints that are all at s k + r with whole k, both multiples of 1/2."""
+    """Returns s and r, multiples of 1/2, if all keypoints are at s k + r with integer k; otherwise None."""
     grids = [photo.grid for photo in photos if photo.grid is not None]
     if len(grids) < len(photos):
         return None
@@ -226,11 +225,11 @@ def _terms(factor: float, remainder: float) -> str:
 
 
 def _angles(photos: list[PhotoFacts], ours: bool) -> Finding:
-    """What the numbers alone tell of angles: their unit."""
+    """Determines the unit of angles from the numbers alone."""
     what = "angles"
     given = [photo.oris for photo in photos if photo.oris is not None]
     if not given:
-        return Finding(what, "ok", "there are none, which hloc and mapping do without")
+        return Finding(what, "ok", "there are none; hloc and mapping do not need them")
     least, most = min(first for first, _ in given), max(last for _, last in given)
     if least == most == 0:
         return Finding(what, "ok", "all 0: upright keypoints")
@@ -240,10 +239,10 @@ def _angles(photos: list[PhotoFacts], ours: bool) -> Finding:
         return Finding(what, "broken", said, "Here they are degrees: multiply them by 180 / pi.")
     if ours:
         return Finding(what, "ok", "degrees from x towards y, which is down: hardnet-sfm made it")
-    said = "degrees, whose sense cannot be told by them alone"
+    said = "degrees, which do not show their direction by themselves"
     return Finding(what, "unknown", said, "Give --images FOLDER: keypoints are detected again and compared.")
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """Lists the first few names and the number of the others."""
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

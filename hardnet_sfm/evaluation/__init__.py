@@ -1,1 +1,1 @@
-"""Measures and the data sets they are taken on."""
+"""Quality measures, and readers of the data sets on which they are computed."""

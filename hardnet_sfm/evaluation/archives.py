@@ -1,4 +1,4 @@
-"""Oxford5k and Paris6k as their authors give them out: compressed archives whose photos go into one folder."""
+"""Unpacks the archives in which the authors distribute Oxford5k and Paris6k. All photos go into one folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PHOTOS, _TEXTS = (".jpg",), (".txt",)
 
 @dataclass(frozen=True)
 class City:
-    """What the authors of a data set give out, each archive by the beginning of its name."""
+    """Archives of a data set. The beginning of its name identifies each archive."""
 
     name: LandmarkSetName
     revisited: LandmarkSetName
@@ -33,13 +33,13 @@ PARIS = City("paris6k", "rparis6k", ("paris_1", "paris_2"), "paris_120310")
 
 
 def data_set(city: City, given: Path, workspace: Path, truth: bool = True) -> Path:
-    """The folder of a data set: what was given, if that is one, else one that is made of the archives in it.
+    """Returns the folder of a data set. If the given folder holds archives, they are unpacked first.
 
     Args:
-        city: whose.
-        given: folder of the archives, or a data set in the official layout that is unpacked already.
-        workspace: folder to unpack to, in a folder of its own. Nothing is written to `given`.
-        truth: whether ground truth is needed; without, photos will do.
+        city: archives of the data set.
+        given: folder of the archives, or an unpacked data set in the official layout. Nothing is written to it.
+        workspace: folder in which to create the folder of the unpacked data set.
+        truth: True if ground truth is needed; False if the photos suffice.
 
     Raises:
         HardnetSfmError: an archive is missing or damaged.
@@ -65,7 +65,7 @@ def data_set(city: City, given: Path, workspace: Path, truth: bool = True) -> Pa
 
 
 def _archive(folder: Path, start: str) -> Path | None:
-    """An archive by its official name, with or without the version that newer ones have in it."""
+    """Finds an archive by its official name. Newer archives have a version number in the name."""
     names = (f"{start}.tgz", f"{start}-v1.tgz", f"{start}.tar.gz")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -75,18 +75,18 @@ def _all_of(city: City) -> str:
 
 
 def unpack(archives: Sequence[Path], folder: Path, suffixes: Collection[str]) -> int:
-    """Takes files out of .tgz archives into one folder, whatever folders they have in the archive.
+    """Unpacks files from .tgz archives into one folder, regardless of their folders in the archive.
 
-    Nothing is ever written outside the folder: only the last part of a name counts, links and devices are passed over.
-    A second call goes on after a killed one, and does nothing once all is there.
+    Nothing is ever written outside the folder: the function uses only the last part of a member's name and skips links
+    and devices. A second call resumes after a killed one, and does nothing if all files are there.
 
     Args:
-        archives: the files.
-        folder: to write to, made if missing.
-        suffixes: of the files to take, lower case; others are left.
+        archives: archives to unpack.
+        folder: folder to write to; it is created if missing.
+        suffixes: lower-case suffixes of the files to unpack; other files are skipped.
 
     Returns:
-        Number of files of these suffixes that are in the folder now.
+        Number of files with these suffixes that the folder now holds.
 
     Raises:
         HardnetSfmError: an archive is missing or damaged, two files have the same name, or the disk is full.

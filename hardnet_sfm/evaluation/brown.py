@@ -1,7 +1,8 @@
-"""The layout of the PhotoTour patches (Brown, Hua, Winder, PAMI 2011): Liberty, Notre Dame and Yosemite.
+"""Reads the layout of the PhotoTour patches (Brown, Hua, Winder, PAMI 2011): Liberty, Notre Dame and Yosemite.
 
-Sheets `patchesNNNN.bmp` have 16 rows of 16 patches of 64x64 pixels; `info.txt` has a line "point photo" for each patch,
-and `m50_M_M_0.txt` a line "patch point photo patch point photo" for each of M labelled pairs, half of them matching.
+The sheets `patchesNNNN.bmp` have 16 rows of 16 patches of 64x64 pixels. `info.txt` has a line "point photo" for each
+patch. `m50_M_M_0.txt` has a line "patch point photo patch point photo" for each of M labelled pairs, half of them
+matching.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PATCH_SIZE = 64
 ACROSS = 16
 ON_A_SHEET = ACROSS**2
 MEASUREMENT_SIZE = 12.0
-# The pairs that the literature verifies.
+# The labelled pairs that the literature evaluates.
 OFFICIAL_PAIRS = "m50_100000_100000_0.txt"
 TEST_SETS = ("liberty", "notredame", "yosemite")
 _SIDE = ACROSS * PATCH_SIZE
@@ -33,11 +34,11 @@ _LAYOUT = "Give a folder in Brown's layout: info.txt, patchesNNNN.bmp and m50_10
 
 
 class LabelledPairs(NamedTuple):
-    """Pairs to verify.
+    """Patch pairs to verify.
 
     Attributes:
         patches: (M, 2) int64, numbers of two patches in the order of info.txt.
-        matching: (M,) bool, whether they are of the same point.
+        matching: (M,) bool, whether both patches show the same point.
     """
 
     patches: NDArray[np.int64]
@@ -46,13 +47,13 @@ class LabelledPairs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BrownFolder:
-    """What a folder in Brown's layout has; the patches stay in their sheets.
+    """Contents of a folder in Brown's layout. The patches stay in their sheets on disk.
 
     Attributes:
-        path: of the folder.
-        point: (N,) int64, of each patch.
-        photo: (N,) int64, of each patch; all 0 where nobody noted them.
-        sheets: files of 256 patches each.
+        path: path of the folder.
+        point: (N,) int64, number of the point of each patch.
+        photo: (N,) int64, number of the photo of each patch; all 0 if the data set does not record photos.
+        sheets: image files of 256 patches each.
     """
 
     path: Path
@@ -64,7 +65,7 @@ class BrownFolder:
         return len(self.point)
 
     def blocks(self) -> Iterator[Grey]:
-        """The patches of one sheet after the other, (256, 64, 64) uint8, the last one as many as are left.
+        """Yields the patches of each sheet in order, (256, 64, 64) uint8. The last sheet may have fewer.
 
         Raises:
             HardnetSfmError: a sheet is damaged or of another size.
@@ -74,10 +75,10 @@ class BrownFolder:
 
 
 def open_brown(folder: Path) -> BrownFolder:
-    """Reads info.txt of a folder and looks for the sheets.
+    """Reads info.txt of a folder and finds the sheets.
 
     Raises:
-        HardnetSfmError: info.txt is missing or damaged, or there are more or fewer sheets than it needs.
+        HardnetSfmError: info.txt is missing or damaged, or the number of sheets does not match it.
     """
     point, photo = _numbers(folder / "info.txt", (0, 1)).T
     sheets = tuple(sorted(folder.glob("patches*.bmp")))
@@ -91,10 +92,12 @@ def open_brown(folder: Path) -> BrownFolder:
 
 
 def find_brown(folder: Path) -> dict[str, BrownFolder]:
-    """The test sets of a folder by name: it is one itself, or has some of liberty, notredame and yosemite in it.
+    """Finds the test sets of a folder by name.
+
+    The folder is a test set itself, or contains at least one of the folders liberty, notredame and yosemite.
 
     Raises:
-        HardnetSfmError: there is none, or what `open_brown` finds.
+        HardnetSfmError: there is no test set, or `open_brown` raises it.
     """
     if (folder / "info.txt").is_file():
         return {folder.resolve().name: open_brown(folder)}
@@ -105,10 +108,10 @@ def find_brown(folder: Path) -> dict[str, BrownFolder]:
 
 
 def find_pairs(brown: BrownFolder) -> Path:
-    """The official file of labelled pairs; in other people's sets, which may have fewer, the one there is.
+    """Finds the file of labelled pairs: the official file or, in a set by other authors, the only such file.
 
     Raises:
-        HardnetSfmError: there is none, or there are several and none is official.
+        HardnetSfmError: there is no such file, or there are several and none is the official one.
     """
     official = brown.path / OFFICIAL_PAIRS
     found = sorted(brown.path.glob("m50_*_*_0.txt"))
@@ -123,12 +126,12 @@ def read_pairs(path: Path, brown: BrownFolder) -> LabelledPairs:
     """Reads a file m50_M_M_0.txt.
 
     Raises:
-        HardnetSfmError: the file is missing, damaged or has not M lines, or contradicts info.txt.
+        HardnetSfmError: the file is missing, is damaged, does not have M lines or contradicts info.txt.
     """
     first, first_point, second, second_point = _numbers(path, (0, 1, 3, 4)).T
     stated = re.fullmatch(r"m50_(\d+)_\1_0", path.stem)
     if stated and int(stated[1]) != len(first):
-        raise HardnetSfmError(f"{path}: {len(first)} pairs, its name says {stated[1]}", "Get the file again.")
+        raise HardnetSfmError(f"{path}: {len(first)} pairs, but its name says {stated[1]}", "Get the file again.")
     patches = np.stack([first, second], 1)
     if patches.size and not 0 <= patches.min() <= patches.max() < len(brown):
         raise HardnetSfmError(
@@ -137,27 +140,27 @@ def read_pairs(path: Path, brown: BrownFolder) -> LabelledPairs:
         )
     if (brown.point[patches] != np.stack([first_point, second_point], 1)).any():
         raise HardnetSfmError(
-            f"{path}: other points than info.txt gives the same patches", "Take both files from the same data set."
+            f"{path}: info.txt gives the same patches other points", "Take both files from the same data set."
         )
     return LabelledPairs(patches, first_point == second_point)
 
 
 def _cut(path: Path) -> Grey:
-    """The 256 patches of a sheet, row by row."""
+    """Cuts the 256 patches of a sheet, row by row."""
     sheet = read_photo(path).grey
     if sheet.shape != (_SIDE, _SIDE):
         raise HardnetSfmError(
-            f"{path}: {sheet.shape[1]}x{sheet.shape[0]} pixels, a sheet of 16x16 patches of 64x64 has {_SIDE}x{_SIDE}",
+            f"{path}: {sheet.shape[1]}x{sheet.shape[0]} pixels, but a sheet of 16x16 patches has {_SIDE}x{_SIDE}",
             "Give the data set as it is, unscaled.",
         )
     return sheet.reshape(ACROSS, PATCH_SIZE, ACROSS, PATCH_SIZE).swapaxes(1, 2).reshape(-1, PATCH_SIZE, PATCH_SIZE)
 
 
 def _numbers(path: Path, columns: tuple[int, ...]) -> NDArray[np.int64]:
-    """Columns of a text file of whole numbers, (lines, columns)."""
+    """Reads columns of a text file of integers, (lines, columns)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy only warns of an empty file
+            warnings.simplefilter("error")  # NumPy only warns about an empty file
             return np.loadtxt(path, np.int64, usecols=columns, ndmin=2)
     except FileNotFoundError as error:
         raise HardnetSfmError(f"no such file: {path}", _LAYOUT) from error

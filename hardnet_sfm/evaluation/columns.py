@@ -1,4 +1,4 @@
-"""Patches that are stacked in a column, as HPatches and W1BS have them."""
+"""Reads images in which patches are stacked in a column, as in HPatches and W1BS."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Grey = NDArray[np.uint8]
 
 
 def read_column(path: Path, side: int | None = None, count: int | None = None) -> Grey:
-    """Reads an image of square patches below each other, each as wide as the image.
+    """Reads an image that is a column of square patches, each as wide as the image.
 
     Args:
-        path: of the image.
-        side: of a patch, pixels; whatever the image's width is where None.
-        count: number of patches; whatever fits where None.
+        path: path of the image.
+        side: expected side of a patch in pixels; None accepts any width of the image.
+        count: expected number of patches; None accepts any number.
 
     Returns:
-        (N, S, S) uint8.
+        (N, S, S) uint8 patches.
 
     Raises:
-        HardnetSfmError: the file is missing or damaged, of another width, no whole number of patches high, or has
-            another number of them.
+        HardnetSfmError: the file is missing or damaged, has another width or another number of patches, or its height
+            is not a multiple of its width.
     """
     column = read_photo(path).grey
     height, width = column.shape
@@ -34,7 +34,7 @@ def read_column(path: Path, side: int | None = None, count: int | None = None) -
     if width != side or height % side or count not in (None, height // side):
         number, rows = ("patches", f"a multiple of {side}") if count is None else (f"{count} patches", count * side)
         raise HardnetSfmError(
-            f"{path}: {width}x{height} pixels, {number} of {side}x{side} in a column have {side}x{rows}",
+            f"{path}: {width}x{height} pixels, but a column of {number} has {side}x{rows}",
             "Copy or unpack the data set again.",
         )
     return column.reshape(-1, side, side)

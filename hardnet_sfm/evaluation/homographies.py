@@ -1,8 +1,8 @@
-"""Sequences of photos that are related by homographies, and how well keypoints are matched on them.
+"""Reads sequences of photos that are related by homographies, and scores keypoint matches on them.
 
-Two data sets have this layout, a folder for each sequence: Mikolajczyk et al., A comparison of affine region detectors,
-IJCV 2005 (`img1.ppm` .. `img6.ppm`, `H1to2p` .. `H1to6p`), and the full photos of HPatches, Balntas et al., CVPR 2017
-(`1.ppm` .. `6.ppm`, `H_1_2` .. `H_1_6`).
+Two data sets have this layout with a folder for each sequence. One is Mikolajczyk et al., A comparison of affine region
+detectors, IJCV 2005 (`img1.ppm` .. `img6.ppm`, `H1to2p` .. `H1to6p`). The other is the full photos of HPatches, Balntas
+et al., CVPR 2017 (`1.ppm` .. `6.ppm`, `H_1_2` .. `H_1_6`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from hardnet_sfm.keypoints import Float32
 
 PHOTOS = 6
 TOLERANCE = 3.0
-# Pixels at which matching accuracy is drawn, as the literature does since D2-Net (Dusmanu et al., CVPR 2019).
+# Thresholds in pixels for the curve of matching accuracy, as in the literature since D2-Net (Dusmanu et al.,
+# CVPR 2019).
 TOLERANCES = np.arange(1, 11)
 _LAYOUT = "A sequence has photos 1 to 6 (or img1 to img6) and homographies H_1_2 to H_1_6 (or H1to2p to H1to6p)."
-# Rows of the table of all distances between two photos' keypoints that are looked at together.
+# Number of rows of the distance matrix between two photos' keypoints that are computed at once.
 _ROWS = 1024
 
 Float64 = NDArray[np.float64]
@@ -34,13 +35,13 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class HomographySequence:
-    """Six photos of a plane, or from one place.
+    """Six photos of a plane, or six photos from one position.
 
     Attributes:
-        name: of the folder.
-        photos: the six files.
-        homographies: (5, 3, 3), from pixels of the first photo to those of each other one, centre of the top-left
-            pixel at (0, 0).
+        name: name of the folder.
+        photos: paths of the six photos.
+        homographies: (5, 3, 3) homographies from pixels of the first photo to pixels of each other photo. The centre of
+            the top-left pixel is at (0, 0).
     """
 
     name: str
@@ -49,7 +50,7 @@ class HomographySequence:
 
 
 def read_sequences(folder: Path) -> list[HomographySequence]:
-    """Reads a sequence, or all sequences of a folder, by name. Photos are found, not decoded.
+    """Reads one sequence, or all sequences of a folder in the order of their names. Photos are not decoded.
 
     Raises:
         HardnetSfmError: the folder is missing, or photos or homographies are missing, ambiguous or damaged.
@@ -67,7 +68,7 @@ def _read_sequence(folder: Path) -> HomographySequence:
 
 
 def photos_named(folder: Path, *stems: str) -> list[Path]:
-    """Photos of a folder that have one of these names before the suffix."""
+    """Lists the photos of a folder that have one of the given names before the suffix."""
     return [path for path in folder.iterdir() if path.stem in stems and path.suffix.lower() in EXTENSIONS]
 
 
@@ -91,7 +92,7 @@ def _homography(folder: Path, number: int) -> Float64:
 
 
 def read_homography(path: Path) -> Float64:
-    """The (3, 3) matrix that a text file has, nine numbers row by row.
+    """Reads a (3, 3) matrix from a text file of nine numbers, row by row.
 
     Raises:
         HardnetSfmError: the file is damaged, or the matrix cannot be inverted.
@@ -102,7 +103,7 @@ def read_homography(path: Path) -> Float64:
         raise HardnetSfmError(f"{path}: not a homography ({error})", "It is a text of nine numbers.") from error
     if matrix.size != 9:
         raise HardnetSfmError(
-            f"{path}: {matrix.size} numbers, a homography has 9", "It is a text of nine numbers, three a row."
+            f"{path}: {matrix.size} numbers, but a homography has 9", "It is a text of nine numbers, three a row."
         )
     if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix.reshape(3, 3)) < 3:
         raise HardnetSfmError(
@@ -114,12 +115,13 @@ def read_homography(path: Path) -> Float64:
 
 @dataclass(frozen=True, eq=False)
 class PairTruth:
-    """Where keypoints of a photo are in another one. It does not depend on how they are described.
+    """True positions of a photo's keypoints in another photo. They do not depend on the descriptors.
 
     Attributes:
-        places: (N, 2) pixels of the second photo, of the first's keypoints.
-        others: (M, 2) pixels, the second photo's keypoints.
-        matchable: number of the first's keypoints whose place is within `TOLERANCE` pixels of one of the second's.
+        places: (N, 2) positions of the first photo's keypoints in the second photo, pixels.
+        others: (M, 2) keypoints of the second photo, pixels.
+        matchable: number of keypoints of the first photo whose true position is within `TOLERANCE` pixels of a keypoint
+            of the second photo.
     """
 
     places: Float64
@@ -128,15 +130,15 @@ class PairTruth:
 
 
 def pair_truth(homography: Float64, first: Float32, second: Float32) -> PairTruth:
-    """Takes the (N, 2) keypoints of a photo to another one with (M, 2) keypoints by a (3, 3) homography."""
+    """Maps the (N, 2) keypoints of a photo by a (3, 3) homography to a second photo with (M, 2) keypoints."""
     mapped = np.column_stack([first, np.ones(len(first))]) @ homography.T
-    with np.errstate(divide="ignore", invalid="ignore"):  # of what is at infinity: nowhere near
+    with np.errstate(divide="ignore", invalid="ignore"):  # a point at infinity is near no keypoint
         places = mapped[:, :2] / mapped[:, 2:]
     matchable = 0
     if len(second):
         others = torch.from_numpy(second.astype(np.float64))
         for rows in torch.split(torch.from_numpy(places), _ROWS):
-            # Not by products, which lose the distances' last digits.
+            # Distances from a matrix product would lose their last digits.
             distances = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
             matchable += int((distances.amin(1) <= TOLERANCE).sum())
     return PairTruth(places, second, matchable)
@@ -144,12 +146,12 @@ def pair_truth(homography: Float64, first: Float32, second: Float32) -> PairTrut
 
 @dataclass(frozen=True, eq=False)
 class RankedMatches:
-    """Correspondences between two photos and how much each is believed.
+    """Correspondences between two photos with a measure of confidence.
 
     Attributes:
         pairs: (M, 2) row numbers of the keypoints in the first and the second photo.
-        ratios: (M,) of the distances to the nearest and the second nearest neighbour, or of the odds of the second best
-            and the best; smaller is more believed.
+        ratios: (M,) ratios of the distances to the nearest and the second nearest neighbour, or of the odds of the
+            second best and the best candidate. A smaller ratio means more confidence.
     """
 
     pairs: NDArray[np.int32]
@@ -158,14 +160,14 @@ class RankedMatches:
 
 @dataclass(frozen=True)
 class MatchingScores:
-    """How well keypoints are matched, of one pair of photos or on the mean of several.
+    """Quality of the matches of one pair of photos, or the mean over several pairs.
 
     Attributes:
-        accuracy: share of the matches that are right; on the mean of pairs, mean matching accuracy (MMA). Right is what
-            is within `TOLERANCE` pixels of its true place.
+        accuracy: share of the matches that are right; the mean over pairs is the mean matching accuracy (MMA). A match
+            is right if it is within `TOLERANCE` pixels of its true position.
         right: number of right matches.
-        average_precision: of the matches ranked by their ratios, where recall 1 means a right match for every
-            keypoint of the first photo that has a counterpart; on the mean, mAP.
+        average_precision: average precision of the matches ranked by their ratios. Recall 1 means a right match for
+            every keypoint of the first photo that has a counterpart. The mean over pairs is mAP.
     """
 
     accuracy: float
@@ -178,7 +180,7 @@ class MatchingScores:
 
 
 def matching_scores(truth: PairTruth, matches: RankedMatches) -> MatchingScores:
-    """Scores the matches of one pair; all 0 where nothing is matched or nothing can be."""
+    """Scores the matches of one pair. All scores are 0 if no match is right."""
     right = _errors(truth, matches) <= TOLERANCE
     if not right.any():
         return MatchingScores(0.0, 0.0, 0.0)
@@ -187,18 +189,18 @@ def matching_scores(truth: PairTruth, matches: RankedMatches) -> MatchingScores:
 
 
 def accuracy_by_threshold(truth: PairTruth, matches: RankedMatches) -> Float64:
-    """(10,) share of the matches of one pair that are within each of `TOLERANCES` of their true places; 0 of none."""
+    """(10,) share of the matches of one pair within each of `TOLERANCES` of their true positions; 0 without matches."""
     errors = _errors(truth, matches)
     return np.asarray((errors[:, None] <= TOLERANCES).sum(0) / max(1, len(errors)), np.float64)
 
 
 def _errors(truth: PairTruth, matches: RankedMatches) -> Float64:
-    """(M,) pixels from the matches to their true places."""
+    """(M,) distances in pixels from the matches to their true positions."""
     first, second = matches.pairs.T
     return np.asarray(np.linalg.norm(truth.places[first] - truth.others[second], axis=1), np.float64)
 
 
 def homography_scores(truths: Sequence[PairTruth], matches: Sequence[RankedMatches]) -> MatchingScores:
-    """The mean over pairs of photos: of a sequence, the first photo with each other one."""
+    """Averages the scores over pairs of photos. A sequence gives the pairs of its first photo with each other photo."""
     pairs = zip(truths, matches, strict=True)
     return MatchingScores.mean([matching_scores(truth, found) for truth, found in pairs])

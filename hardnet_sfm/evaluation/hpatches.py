@@ -1,9 +1,9 @@
-"""The layout of HPatches (Balntas, Lenc, Vedaldi, Mikolajczyk, CVPR 2017): patches, tasks and splits.
+"""Reads the layout of HPatches (Balntas, Lenc, Vedaldi, Mikolajczyk, CVPR 2017): patches, tasks and splits.
 
-A folder `i_NAME` (illumination changes) or `v_NAME` (viewpoint changes) for each sequence has sixteen columns of 65x65
-patches: `ref.png` and, for each of five other photos, `e1.png` to `t5.png`, the same patches cut with easy, hard and
-tough errors of the frame. The authors' benchmark adds, for each of its splits of the sequences, which are listed in
-`splits.json`, text files of what is to be verified and retrieved.
+Each sequence has a folder `i_NAME` (illumination changes) or `v_NAME` (viewpoint changes). It holds sixteen columns of
+65x65 patches. `ref.png` has the patches of the reference photo. `e1.png` to `t5.png` have the same patches in five
+other photos, cut with easy, hard and tough errors of the frame. The authors' benchmark lists its splits of the
+sequences in `splits.json`. For each split it has text files of the patches to verify and to retrieve.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Ints = NDArray[np.int64]
 
 
 def column_of(level: Level, photo: int | Ints) -> Any:
-    """The number in `COLUMNS` of a photo, 0 to 5, at a level; photo 0 is the reference, the same at all levels."""
+    """Returns the number in `COLUMNS` of a photo, 0 to 5, at a level. Photo 0 is the reference of all levels."""
     return np.where(np.asarray(photo) == 0, 0, PHOTOS * LEVELS.index(level) + photo)
 
 
@@ -46,8 +46,8 @@ class PatchSequence:
     """Patches of N points in six photos.
 
     Attributes:
-        path: of the folder.
-        count: N.
+        path: path of the folder.
+        count: number of points, N.
     """
 
     path: Path
@@ -58,19 +58,19 @@ class PatchSequence:
         return self.path.name
 
     def column(self, name: str) -> Grey:
-        """(N, 65, 65) patches of one of `COLUMNS`.
+        """Reads the (N, 65, 65) patches of one of `COLUMNS`.
 
         Raises:
-            HardnetSfmError: it is missing, damaged, or of another size.
+            HardnetSfmError: the file is missing, is damaged or has another size.
         """
         return read_column(self.path / f"{name}.png", SIDE, self.count)
 
 
 def find_sequences(folder: Path) -> list[PatchSequence]:
-    """The sequences of a folder, by name.
+    """Finds the sequences of a folder, in the order of their names.
 
     Raises:
-        HardnetSfmError: there are none, or the `ref.png` of one is missing or damaged.
+        HardnetSfmError: there are no sequences, or the `ref.png` of one is missing or damaged.
     """
     paths = sorted(path for path in folder.glob("[iv]_*") if path.is_dir())
     if not paths:
@@ -80,16 +80,16 @@ def find_sequences(folder: Path) -> list[PatchSequence]:
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """What is asked about a split. Points are numbered through its sequences, in their order.
+    """Tasks of a split. Points are numbered consecutively through its sequences.
 
     Attributes:
-        split: its name.
-        sequences: of its test part.
+        split: name of the split.
+        sequences: names of the sequences in its test part.
         counts: number of points of each sequence.
         positives: (M, 2, 2) pairs of (point, photo) that show the same point. A photo is 0 (reference) to 5.
-        negatives: by kind, `intra` (of one sequence) and `inter`: (M, 2, 2) pairs of different points.
-        queries: (Q,) points, to be found by their reference patches.
-        distractors: (K,) points, whose reference patches are to be told from them.
+        negatives: (M, 2, 2) pairs of different points, by kind: `intra` (within one sequence) and `inter`.
+        queries: (Q,) points to retrieve by their reference patches.
+        distractors: (K,) points whose reference patches are the wrong answers.
     """
 
     split: str
@@ -107,7 +107,7 @@ class Tasks:
 
     @cached_property
     def pairs(self) -> Ints:
-        """(M, 2, 2) all that are to be verified: the positives, then the negatives by kind."""
+        """(M, 2, 2) all pairs to verify: the positives, then the negatives by kind."""
         return np.concatenate([self.positives, *self.negatives.values()])
 
     @property
@@ -117,11 +117,11 @@ class Tasks:
 
 
 def read_split(folder: Path, split: str) -> tuple[str, ...]:
-    """The names of the sequences in the test part of a split.
+    """Reads the names of the sequences in the test part of a split.
 
     Raises:
         HardnetSfmError: splits.json is missing or damaged.
-        UsageError: it has no such split.
+        UsageError: splits.json has no such split.
     """
     paths = (folder / "splits.json", folder / "splits" / "splits.json")
     path = next((path for path in paths if path.is_file()), None)
@@ -140,23 +140,23 @@ def read_split(folder: Path, split: str) -> tuple[str, ...]:
 
 
 def read_tasks(folder: Path, split: str, sequences: Iterable[PatchSequence]) -> Tasks:
-    """Reads the six files of a split.
+    """Reads the six files of a split: splits.json and five task files.
 
     Args:
-        folder: with splits.json (or splits/splits.json), verif_*_split-NAME.csv and retr_*_split-NAME.csv.
-        split: its name; the authors' are a, b, c, full, illum and view.
-        sequences: that there are.
+        folder: folder with splits.json (or splits/splits.json), verif_*_split-NAME.csv and retr_*_split-NAME.csv.
+        split: name of the split. The authors' splits are a, b, c, full, illum and view.
+        sequences: available sequences.
 
     Raises:
-        HardnetSfmError: a file is missing or damaged, or names sequences or patches that are not there.
+        HardnetSfmError: a file is missing or damaged, or names sequences or patches that are not available.
         UsageError: there is no such split.
     """
     names, there = read_split(folder, split), {sequence.name: sequence.count for sequence in sequences}
     if missing := sorted(set(names) - there.keys()):
         raise HardnetSfmError(
-            f"split {split} has sequences that are not there: {missing[0]}"
+            f"sequences of split {split} are missing: {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            "Figures of a part of it would compare with nobody's. Unpack all of them, or choose another --split.",
+            "Results on part of a split are not comparable. Unpack all sequences, or choose another --split.",
         )
     counts = tuple(there[name] for name in names)
     reader = _Reader(folder, split, dict(zip(names, np.cumsum([0, *counts[:-1]]).tolist(), strict=True)), there)
@@ -173,7 +173,7 @@ def read_tasks(folder: Path, split: str, sequences: Iterable[PatchSequence]) -> 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the task files of a split, and numbers the points through its sequences."""
+    """Reads the task files of a split, and numbers the points consecutively through its sequences."""
 
     folder: Path
     split: str
@@ -193,7 +193,7 @@ class _Reader:
         return self._points(path, lines[:, 0], lines[:, 1])
 
     def _lines(self, task: str, header: str, names: tuple[int, ...]) -> tuple[Path, Ints]:
-        """All lines of a file as numbers, sequences by their numbers in the split; 8 bytes each."""
+        """Reads all lines of a file as int64. Numbers in the split replace the names of sequences."""
         path, number = self.folder / f"{task}_split-{self.split}.csv", {n: k for k, n in enumerate(self.starts)}
         unknown: list[str] = []
 
@@ -204,7 +204,7 @@ class _Reader:
 
         try:
             with path.open(encoding="utf-8") as file, warnings.catch_warnings():
-                warnings.simplefilter("error")  # NumPy only warns of an empty file
+                warnings.simplefilter("error")  # NumPy only warns about an empty file
                 first = file.readline().strip()
                 if first != header:
                     raise ValueError(f"its first line is {first!r}, not {header!r}")
@@ -231,7 +231,7 @@ class _Reader:
         if (bad := np.flatnonzero((index < 0) | (index >= counts[sequence]))).size:
             name = list(self.starts)[sequence[bad[0]]]
             raise HardnetSfmError(
-                f"{path}: patch {index[bad[0]]} of {name}, which has {self.counts[name]}",
+                f"{path}: patch {index[bad[0]]} of {name}, which has only {self.counts[name]}",
                 "The tasks are of another release of the patches.",
             )
         return np.array(list(self.starts.values()))[sequence] + index

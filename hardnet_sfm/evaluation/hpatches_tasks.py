@@ -1,7 +1,7 @@
-"""The three tasks of HPatches (Balntas et al., CVPR 2017, section 5), as the authors' benchmark measures them.
+"""Measures the three tasks of HPatches (Balntas et al., CVPR 2017, section 5) as the authors' benchmark does.
 
-Precision and recall are joined by straight lines, see `trapezoid_average_precision`. Of equal distances negatives come
-first in verification and positives first in retrieval, as in the authors' lists.
+Straight lines join the points of precision over recall, see `trapezoid_average_precision`. If distances are equal,
+negatives come first in verification and positives come first in retrieval, as in the authors' lists.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from hardnet_sfm.evaluation.hpatches import LEVELS, PHOTOS, Level, Tasks, column_of
 from hardnet_sfm.evaluation.measures import squared_distances, trapezoid_average_precision
 
-# Distractors that are looked at, of which those of the query's own sequence are left out; the five that are to be found
-# count among them. The authors' table has the mean over all.
+# Sizes of the retrieval pools. A pool counts the five positives and leaves out distractors of the query's own sequence.
+# The authors' table has the mean over all pools.
 POOLS = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
-# Share of the positives in the imbalanced protocol of verification, which has five negatives to a positive.
+# Share of the positives that the imbalanced protocol of verification uses. It has five negatives for each positive.
 _FEW = 0.2
 _PAIRS = 2**16
 _QUERIES = 64
@@ -26,16 +26,16 @@ _QUERIES = 64
 Float16 = NDArray[np.float16]
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
-# (level, negatives) or (level, sequence) or level.
+# The string in a key is the kind of negatives or the name of a sequence.
 ByPhotos = Mapping[tuple[Level, str], "VerificationScore"]
 
 
 class VerificationScore(NamedTuple):
-    """How well pairs of patches are told apart.
+    """Quality of patch verification.
 
     Attributes:
-        average_precision: with one positive to five negatives, the measure that is cited.
-        area: under the receiver operating characteristic, with all positives.
+        average_precision: average precision with five negatives for each positive; papers cite this measure.
+        area: area under the receiver operating characteristic, with all positives.
     """
 
     average_precision: float
@@ -43,13 +43,14 @@ class VerificationScore(NamedTuple):
 
 
 def verify(distances: Callable[[Level], Floats], tasks: Tasks) -> dict[tuple[Level, str], VerificationScore]:
-    """Patch verification: scores by level and kind of negatives (intra, inter).
+    """Scores patch verification by level and kind of negatives (intra, inter).
 
-    Memory: some 50 bytes a pair, of one level at a time.
+    Memory: about 50 bytes a pair, for one level at a time.
 
     Args:
-        distances: of all `tasks.pairs` at a level, (M,); whatever rises the less two patches are alike.
-        tasks: what is asked.
+        distances: returns the (M,) distances of all `tasks.pairs` at a level. Any measure that rises as two patches
+            become less similar is possible.
+        tasks: tasks of the split.
     """
     scores = {}
     ends = np.cumsum([len(tasks.positives), *map(len, tasks.negatives.values())])
@@ -59,7 +60,7 @@ def verify(distances: Callable[[Level], Floats], tasks: Tasks) -> dict[tuple[Lev
         for kind, negatives in zip(tasks.negatives, others, strict=True):
             ranked = np.argsort(np.concatenate([negatives, few]), kind="stable")
             precision = trapezoid_average_precision(ranked >= len(negatives), len(few))
-            nearer = np.searchsorted(np.sort(positives), negatives)  # positives before each negative
+            nearer = np.searchsorted(np.sort(positives), negatives)  # number of positives before each negative
             scores[level, kind] = VerificationScore(precision, float(nearer.mean() / len(positives)))
     return scores
 
@@ -67,16 +68,16 @@ def verify(distances: Callable[[Level], Floats], tasks: Tasks) -> dict[tuple[Lev
 def pair_distances(
     descriptors: Float16, tasks: Tasks, level: Level, advance: Callable[[int], None] = lambda _: None
 ) -> Floats:
-    """(M,) squared distances of all pairs that are to be verified at a level.
+    """(M,) squared distances of all pairs to verify at a level.
 
-    Lower bound: two descriptors are read a pair, 512 bytes of 128 dimensions, so the nine million distances of an
-    official split move 4.6 GB. Memory: 24 bytes a pair, and one block of pairs.
+    Lower bound of the cost: each pair reads two descriptors, 512 bytes at 128 dimensions. The nine million distances
+    of an official split therefore move 4.6 GB. Memory: 24 bytes a pair, and one block of pairs.
 
     Args:
-        descriptors: (P, 16, D) by point and column.
-        tasks: what is asked.
-        level: of errors.
-        advance: told the number of pairs that are done.
+        descriptors: (P, 16, D) descriptors by point and column.
+        tasks: tasks of the split.
+        level: level of the errors.
+        advance: called with the number of pairs that were just finished.
     """
     pairs = tasks.pairs
     columns = column_of(level, pairs[:, :, 1])
@@ -91,15 +92,16 @@ def pair_distances(
 
 
 def match_sequence(descriptors: Float16) -> dict[Level, float]:
-    """Image matching in one sequence: mean over the five photos of the average precision, by level.
+    """Scores image matching in one sequence: average precision by level, as the mean over the five photos.
 
-    Each reference patch is matched with the nearest patch of the photo; matches are ranked by their distances, and
-    every reference patch is one that could be found.
+    Each reference patch is matched with the nearest patch of the photo. Matches are ranked by their distances. Recall
+    is relative to all reference patches.
 
-    Lower bound: 30 N^2 D operations for N points; of 1300 points and 128 dimensions they take 0.1 s at 65 GFLOP/s.
+    Lower bound of the cost: 30 N^2 D operations for N points. For 1300 points and 128 dimensions they take 0.1 s at
+    65 GFLOP/s.
 
     Args:
-        descriptors: (N, 16, D) of the sequence's points.
+        descriptors: (N, 16, D) descriptors of the sequence's points.
     """
     reference, true = descriptors[:, 0].astype(np.float32), np.arange(len(descriptors))
     scores: dict[Level, float] = {}
@@ -118,18 +120,18 @@ def match_sequence(descriptors: Float16) -> dict[Level, float]:
 def retrieve(
     descriptors: Float16, tasks: Tasks, advance: Callable[[int], None] = lambda _: None
 ) -> dict[tuple[Level, int], float]:
-    """Patch retrieval: mean average precision over the queries, by level and size of the pool.
+    """Scores patch retrieval: mean average precision over the queries, by level and size of the pool.
 
-    A query is to find its own patch in the five other photos among distractors of other sequences. A pool that is
-    larger than the list of distractors has all of them.
+    The right answers to a query are its own patches in the five other photos. Distractors come from other sequences. A
+    pool that is larger than the list of distractors has all of them.
 
-    Lower bound: 15 comparisons for each query and distractor, 1.5 billion for the official 5000 and 20,000. Memory: 64
-    queries at once, 1.3 KB a distractor.
+    Lower bound of the cost: 15 comparisons for each query and distractor. The official 5000 queries and 20,000
+    distractors take 1.5 billion. Memory: 1.3 KB a distractor for 64 queries at once.
 
     Args:
-        descriptors: (P, 16, D) by point and column.
-        tasks: what is asked.
-        advance: told the number of queries that are done.
+        descriptors: (P, 16, D) descriptors by point and column.
+        tasks: tasks of the split.
+        advance: called with the number of queries that were just finished.
     """
     others = descriptors[tasks.distractors, 0].astype(np.float32)
     of_distractor, total = tasks.sequence_of[tasks.distractors], np.zeros((len(LEVELS), len(POOLS)))
@@ -156,10 +158,10 @@ def _by_sequence(tasks: Tasks) -> Iterator[tuple[int, Ints]]:
 
 
 def _counts_in_pools(distances: Floats, found: Floats) -> Ints:
-    """(pools, Q, C) number of the first distractors of each pool that are nearer than each of (Q, C) positives."""
+    """(pools, Q, C) numbers of distractors in each pool that are nearer than each of the (Q, C) positives."""
     counts, before, start = [], np.zeros(found.shape, np.int64), 0
     for pool in POOLS:
-        # The five positives are part of the pool.
+        # The five positives count as part of the pool.
         part = distances[:, start : max(start, pool - PHOTOS)]
         before = before + np.stack([(part < found[:, [c]]).sum(1) for c in range(found.shape[1])], 1)
         counts.append(before)
@@ -168,9 +170,10 @@ def _counts_in_pools(distances: Floats, found: Floats) -> Ints:
 
 
 def _precision_of_few(ahead: Ints) -> Floats:
-    """Average precision of positives with so many wrong answers ahead of each, rising in the last axis.
+    """Computes average precision from the number of wrong answers ahead of each positive.
 
-    With equal numbers a positive is followed by the next, so it is of no account which is which.
+    The numbers rise along the last axis. Positives with equal numbers follow each other directly, so their order does
+    not matter.
     """
     found = np.arange(ahead.shape[-1])
     rank = ahead + found

@@ -1,8 +1,9 @@
-"""Pairs of photos with a wide baseline, and what is known of them.
+"""Reads pairs of photos with a wide baseline and their ground truth.
 
-Two layouts. EVD (Mishkin, Matas, Perdoch: MODS, CVIU 2015): `1/NAME.png`, `2/NAME.png` and `h/NAME.txt`, the homography
-from the first to the second. WxBS (Mishkin et al., BMVC 2015): a folder `GROUP/NAME` for each pair with `01.png`,
-`02.png` and `corrs.txt`, a line `x1 y1 x2 y2` for each of a few correspondences that people have marked.
+There are two layouts. EVD (Mishkin, Matas, Perdoch: MODS, CVIU 2015) has `1/NAME.png`, `2/NAME.png` and `h/NAME.txt`,
+the homography from the first photo to the second. WxBS (Mishkin et al., BMVC 2015) has a folder `GROUP/NAME` for each
+pair with `01.png`, `02.png` and `corrs.txt`. The text file has a line `x1 y1 x2 y2` for each of a few correspondences
+that were marked by hand.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from hardnet_sfm.evaluation.homographies import Float64, photos_named, read_homo
 from hardnet_sfm.files.photo_files import EXTENSIONS
 from hardnet_sfm.keypoints import Float32
 
-# Pixels at which the authors of WxBS measure recall.
+# Thresholds in pixels at which the authors of WxBS measure recall.
 THRESHOLDS = np.arange(20)
-# Pairs that the authors keep for choosing parameters; they take no part.
+# The authors reserve these pairs for choosing parameters, so the evaluation leaves them out.
 VALIDATION = ("kyiv_dolltheater2", "petrzin")
 _LAYOUT = (
     "EVD has 1/NAME.png, 2/NAME.png and h/NAME.txt; WxBS has GROUP/NAME/01.png, GROUP/NAME/02.png and "
     "GROUP/NAME/corrs.txt."
 )
-# MAGSAC as the authors of WxBS call it; the threshold in pixels.
+# Parameters with which the authors of WxBS call MAGSAC; the threshold is in pixels.
 _THRESHOLD, _CONFIDENCE, _ITERATIONS = 0.25, 0.999, 100_000
 _FEWEST = 8
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePair:
-    """Two photos and what is known of where the points of one are in the other; either of the last two.
+    """Two photos and their ground truth: a homography or true correspondences.
 
     Attributes:
-        name: of the pair.
-        photos: files.
-        homography: (3, 3) from pixels of the first to those of the second, or None.
-        correspondences: (K, 4) x1, y1, x2, y2 in pixels, or None.
+        name: name of the pair.
+        photos: paths of the two photos.
+        homography: (3, 3) homography from pixels of the first photo to pixels of the second, or None.
+        correspondences: (K, 4) true correspondences x1, y1, x2, y2 in pixels, or None.
     """
 
     name: str
@@ -50,10 +51,11 @@ class ImagePair:
 
 
 def read_image_pairs(folder: Path) -> list[ImagePair]:
-    """All pairs of a folder in the layout of EVD or WxBS, by name. Photos are found, not decoded.
+    """Reads all pairs of a folder in the layout of EVD or WxBS, in the order of their names. Photos are not decoded.
 
     Raises:
-        HardnetSfmError: the folder is missing or has none, or of one a photo or the truth is missing or damaged.
+        HardnetSfmError: the folder is missing or has no pairs, or a photo or the ground truth of a pair is missing or
+            damaged.
     """
     if not folder.is_dir():
         raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
@@ -96,7 +98,7 @@ def _photo(folder: Path, stem: str) -> Path:
 def _correspondences(path: Path) -> Float64:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy only warns of an empty file
+            warnings.simplefilter("error")  # NumPy only warns about an empty file
             found = np.loadtxt(path, np.float64, ndmin=2)
         if found.shape[1] != 4 or not np.isfinite(found).all():
             raise ValueError(f"{found.shape[1]} columns, or something that is no number")
@@ -106,10 +108,10 @@ def _correspondences(path: Path) -> Float64:
 
 
 def fundamental_matrix(first: Float32, second: Float32) -> Float64 | None:
-    """The (3, 3) fundamental matrix of (M, 2) matched pixels by MAGSAC++; None where none is found.
+    """Estimates the (3, 3) fundamental matrix of (M, 2) matched pixels by MAGSAC++; None if there is no solution.
 
-    Barath et al., MAGSAC++, CVPR 2020, in OpenCV, with the threshold, confidence and iterations of the authors of WxBS.
-    It takes the same samples in every run.
+    This is OpenCV's implementation of Barath et al., MAGSAC++, CVPR 2020, with the threshold, confidence and iterations
+    of the authors of WxBS. It draws the same samples in every run.
     """
     if len(first) < _FEWEST:
         return None
@@ -119,13 +121,14 @@ def fundamental_matrix(first: Float32, second: Float32) -> Float64 | None:
 
 
 def epipolar_distances(matrix: Float64, correspondences: Float64) -> Float64:
-    """(K,) root of the sum of the squared distances, pixels, of both points to the other's epipolar line.
+    """(K,) symmetric epipolar distances in pixels.
 
-    The symmetric epipolar distance, Hartley and Zisserman, Multiple view geometry, 2nd edition, equation 11.10.
+    This is the root of the sum of the squared distances of both points to the other point's epipolar line, Hartley and
+    Zisserman, Multiple view geometry, 2nd edition, equation 11.10.
 
     Args:
         matrix: (3, 3) fundamental matrix F with x2' F x1 = 0.
-        correspondences: (K, 4) x1, y1, x2, y2.
+        correspondences: (K, 4) correspondences x1, y1, x2, y2.
     """
     ones = np.ones((len(correspondences), 1))
     first, second = np.hstack([correspondences[:, :2], ones]), np.hstack([correspondences[:, 2:], ones])
@@ -139,9 +142,9 @@ def epipolar_distances(matrix: Float64, correspondences: Float64) -> Float64:
 
 
 def recall_of_truth(matrix: Float64 | None, correspondences: Float64) -> Float64:
-    """(20,) share of the true correspondences that agree with a fundamental matrix within 0, 1, .. 19 pixels.
+    """(20,) shares of the true correspondences that agree with a fundamental matrix within 0, 1, .. 19 pixels.
 
-    The measure of WxBS. Where no matrix was found it is 0.
+    This is the measure of WxBS. It is 0 without a matrix.
     """
     if matrix is None:
         return np.zeros(len(THRESHOLDS))

@@ -1,9 +1,9 @@
-"""Oxford5k, Paris6k and their revisited forms on disk: which photos are searched, and what they are asked for.
+"""Reads Oxford5k, Paris6k and their revisited forms from disk: the photos to search, and the queries.
 
 DATASET/images/ (or jpg/)      photos, in any tree of folders; or in DATASET itself
 DATASET/gt/ (or lab/)          NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt
 DATASET/gnd_roxford5k.pkl      ground truth of the revisited protocol (gnd_rparis6k.pkl)
-DATASET/queries/NAME.jpg       what is in a query's box; only needed where its photo is missing
+DATASET/queries/NAME.jpg       crop of a query's box; only needed if its photo is missing
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
 
 LandmarkSetName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
 
-# The archives of Paris6k have error pages of a web server in the place of these; everybody leaves them out.
+# The archives of Paris6k have error pages of a web server in place of these photos. All evaluations leave them out.
 DAMAGED_PARIS = frozenset(
     f"paris_{name}"
     for name in (
@@ -36,12 +36,12 @@ DAMAGED_PARIS = frozenset(
 
 
 class Question(NamedTuple):
-    """What the photos are searched for.
+    """A query to search for.
 
     Attributes:
-        query: of the ground truth.
-        image: a photo, or the pixels of the query alone, (H, W) uint8 upright.
-        box: of the query in the photo; None where all of the image is.
+        query: the query in the ground truth.
+        image: path of a photo, or the pixels of the query alone, (H, W) uint8 upright.
+        box: box of the query in the photo; None if the whole image is the query.
     """
 
     query: LandmarkQuery
@@ -54,12 +54,12 @@ class LandmarkSet:
     """A data set on disk.
 
     Attributes:
-        name: of the data set.
-        truth: its ground truth.
+        name: name of the data set.
+        truth: ground truth of the data set.
         images: folder of the photos.
-        photos: names in that folder of the photos to be searched, by the names that the ground truth gives them.
-        others: names, as the ground truth would give them, of photos in the folder that are not to be searched.
-        crops: queries as photos of their own, by the query's name.
+        photos: photos to search. Maps the name in the ground truth to the name in the folder.
+        others: photos in the folder that are not searched. Maps their names in the same way.
+        crops: files of cropped queries, by the query's name.
     """
 
     name: LandmarkSetName
@@ -71,16 +71,16 @@ class LandmarkSet:
 
     @property
     def unknown(self) -> list[str]:
-        """Photos that the ground truth names and the folder has not, or not to be searched."""
+        """Photos that the ground truth names but that are not among the photos to search."""
         return sorted(self.truth.named() - self.photos.keys())
 
     def without(self, unreadable: Collection[str]) -> LandmarkSet:
-        """The same set without photos, given by their names in the folder, that turned out not to be readable."""
+        """Returns the set without unreadable photos, which are given by their names in the folder."""
         photos = {stem: name for stem, name in self.photos.items() if name not in unreadable}
         return LandmarkSet(self.name, self.truth, self.images, photos, self.others, self.crops)
 
     def questions(self) -> tuple[list[Question], dict[str, str]]:
-        """What can be asked, and by the query's name why the others cannot."""
+        """Returns the possible queries, and for the others the reason why not, by the query's name."""
         asked: list[Question] = []
         left_out: dict[str, str] = {}
         for query in self.truth.queries:
@@ -98,12 +98,13 @@ class LandmarkSet:
     def _in_photo(self, query: LandmarkQuery, path: Path) -> Question:
         if self.truth.collection is None:
             return Question(query, path, query.box)
-        # In the revisited protocol the box is cut out before anything is computed.
+        # The revisited protocol crops the box before anything is computed.
         x0, y0, x1, y1 = (max(0, round(value)) for value in query.box)
         crop = read_photo(path).grey[y0:y1, x0:x1]
         if not crop.size:
             raise HardnetSfmError(
-                f"{path}: the box of the query {query.name} is not on it", "The ground truth is of other photos."
+                f"{path}: the box of the query {query.name} is outside the photo",
+                "The ground truth is of other photos.",
             )
         return Question(query, crop, None)
 
@@ -112,7 +113,8 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
     """Reads the ground truth of a data set and lists its photos.
 
     Raises:
-        HardnetSfmError: one of both is missing or damaged, or no photo is one that the ground truth names.
+        HardnetSfmError: the ground truth or the photos are missing or damaged, or the ground truth names none of the
+            photos.
     """
     images = find_images(folder)
     truth = _read_truth(name, folder)
@@ -126,7 +128,7 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
     photos = {stem: path for stem, path in everything.items() if stem in searched}
     if not truth.named() & photos.keys():
         raise HardnetSfmError(
-            f"{images}: none of the photos that the ground truth of {name} names are there",
+            f"{images}: none of the photos in the ground truth of {name} are there",
             "Give the folder of the data set that belongs to the ground truth.",
         )
     others = {stem: path for stem, path in everything.items() if stem not in photos}
@@ -135,10 +137,10 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
 
 
 def find_images(folder: Path) -> Path:
-    """The folder of a data set's photos: `images/` or `jpg/`, else the data set itself.
+    """Finds the folder of a data set's photos: `images/` or `jpg/`, else the folder of the data set itself.
 
     Raises:
-        HardnetSfmError: there is no such data set.
+        HardnetSfmError: there is no such folder.
     """
     if not folder.is_dir():
         raise HardnetSfmError(f"no such folder: {folder}", "Give the folder of a data set, or of photos.")
@@ -153,10 +155,12 @@ def _read_truth(name: LandmarkSetName, folder: Path) -> Landmarks:
 
 
 def _by_stem(names: Collection[str]) -> dict[str, str]:
-    """Photos of a folder by their names without folder and suffix, as ground truth names them."""
+    """Maps the name of each photo without folder and suffix, as in the ground truth, to its name in the folder."""
     found: dict[str, str] = {}
     for name in names:
         other = found.setdefault(PurePosixPath(name).stem, name)
         if other != name:
-            raise HardnetSfmError(f"the photos {other} and {name} have one name for the ground truth", "Remove one.")
+            raise HardnetSfmError(
+                f"the photos {other} and {name} have the same name in the ground truth", "Remove one."
+            )
     return found

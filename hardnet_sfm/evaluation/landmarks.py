@@ -1,8 +1,9 @@
-"""Oxford5k and Paris6k: queries for landmarks, what answers them, and the original protocol.
+"""Oxford5k and Paris6k: queries for landmarks, their right answers, and the original protocol.
 
 Philbin et al., Object retrieval with large vocabularies and fast spatial matching, CVPR 2007, and Lost in quantization,
-CVPR 2008. For each query there are four text files: `NAME_query.txt` (a photo and a box in it), `NAME_good.txt` and
-`NAME_ok.txt` (photos that show the landmark), `NAME_junk.txt` (photos with a little of it, which count neither way).
+CVPR 2008. Each query has four text files. `NAME_query.txt` has a photo and a box in it. `NAME_good.txt` and
+`NAME_ok.txt` list photos that show the landmark. `NAME_junk.txt` lists photos that show little of it; they count
+neither as right nor as wrong.
 """
 
 from __future__ import annotations
@@ -29,34 +30,34 @@ _SUFFIX = "_query.txt"
 
 @dataclass(frozen=True)
 class Relevance:
-    """What answers a query: photos by their names without folder and suffix. Others are negatives.
+    """Right answers to a query. Photos have names without folder and suffix. All other photos are negatives.
 
     Attributes:
-        positives: photos to be found.
-        junk: photos that are passed over in a ranking, as if they were not there.
+        positives: photos to find.
+        junk: photos that the evaluation removes from a ranking.
     """
 
     positives: frozenset[str]
     junk: frozenset[str]
 
     def kind(self, photo: str) -> str:
-        """`positive`, `negative` or `junk`."""
+        """Classifies a photo as `positive`, `negative` or `junk`."""
         return "positive" if photo in self.positives else "junk" if photo in self.junk else "negative"
 
     def within(self, collection: Collection[str]) -> Relevance:
-        """The same of a collection that lacks some of the photos."""
+        """Restricts the answers to the photos of a collection."""
         return Relevance(self.positives.intersection(collection), self.junk.intersection(collection))
 
 
 @dataclass(frozen=True)
 class LandmarkQuery:
-    """A box in a photo.
+    """A query: a box in a photo.
 
     Attributes:
-        name: of the query, for instance `all_souls_1`.
+        name: name of the query, for instance `all_souls_1`.
         photo: name of the photo without folder and suffix.
         box: x0, y0, x1, y1 in pixels of the photo.
-        relevance: what answers it, by setup; `original` alone, or `easy`, `medium` and `hard`.
+        relevance: right answers by setup. The setups are only `original`, or `easy`, `medium` and `hard`.
     """
 
     name: str
@@ -70,9 +71,9 @@ class Landmarks:
     """The ground truth of a data set.
 
     Attributes:
-        queries: in the order of their names or of the file.
-        setups: the names by which each query has its relevance.
-        collection: names of the photos to be searched; None where that is all photos of the data set.
+        queries: queries in the order of their names or of the file.
+        setups: names of the setups for which each query has its relevance.
+        collection: names of the photos to search; None means all photos of the data set.
     """
 
     queries: tuple[LandmarkQuery, ...]
@@ -80,7 +81,7 @@ class Landmarks:
     collection: frozenset[str] | None = None
 
     def named(self) -> frozenset[str]:
-        """All photos that the ground truth counts for or passes over, and those to be searched."""
+        """All photos that the ground truth names: positives, junk and photos to search."""
         each = (set() if self.collection is None else set(self.collection),)
         return frozenset().union(*each, *(r.positives | r.junk for q in self.queries for r in q.relevance.values()))
 
@@ -89,7 +90,7 @@ def read_landmarks(folder: Path) -> Landmarks:
     """Reads the text files of Oxford5k or Paris6k.
 
     Raises:
-        HardnetSfmError: there are none, or one is missing or damaged.
+        HardnetSfmError: there are no queries, or a file is missing or damaged.
     """
     paths = sorted(folder.glob(f"*{_SUFFIX}"))
     if not paths:
@@ -107,7 +108,7 @@ def _read_query(path: Path) -> LandmarkQuery:
     good, ok, junk = (frozenset(_read_lines(path.with_name(f"{name}_{which}.txt"))) for which in ("good", "ok", "junk"))
     if both := sorted((good | ok) & junk):
         raise HardnetSfmError(
-            f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is among the good or ok ones, too",
+            f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is also among the good or ok photos",
             "Take the ground truth from the data set again: one of the files has been changed.",
         )
     box = check_box((x0, y0, x1, y1), f"{path}: ")
@@ -128,14 +129,14 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def check_box(box: Sequence[float], where: str) -> Box:
-    """The four numbers of a box that has an inside.
+    """Returns the four numbers of a box after checking that its area is positive.
 
     Raises:
-        HardnetSfmError: they are not, with `where` put before the message.
+        HardnetSfmError: the numbers are not a valid box. The message begins with `where`.
     """
     if len(box) != 4 or not np.isfinite(box).all() or not (box[0] < box[2] and box[1] < box[3]):
         raise HardnetSfmError(
-            f"{where}{' '.join(f'{x:g}' for x in box)} is no box", "It is x0 y0 x1 y1 with x0 < x1, y0 < y1."
+            f"{where}{' '.join(f'{x:g}' for x in box)} is not a box", "It is x0 y0 x1 y1 with x0 < x1, y0 < y1."
         )
     x0, y0, x1, y1 = map(float, box)
     return x0, y0, x1, y1
@@ -143,26 +144,26 @@ def check_box(box: Sequence[float], where: str) -> Box:
 
 @dataclass(frozen=True)
 class QueryScore:
-    """How well one query was answered.
+    """Quality of the answer to one query, or the mean over several queries.
 
     Attributes:
         average_precision: 0 to 1, see `hardnet_sfm.evaluation.measures.trapezoid_average_precision`.
-        precision_at: for each of `CUTS`, 0 to 1, see `hardnet_sfm.evaluation.measures.precision_at`.
-        ranks: from 1, of the positives that were found, without junk; none of a mean of several queries.
-        positives: number of those there are; 0 of a mean of several queries.
-        first: names of the `FIRST` photos of the ranking, junk included, and what each is: `positive`, `negative` or
-            `junk`.
+        precision_at: precision at each of `CUTS`, 0 to 1, see `hardnet_sfm.evaluation.measures.precision_at`.
+        ranks: ranks of the positives found, counted from 1 without junk; empty for a mean.
+        positives: number of positives in the collection; 0 for a mean.
+        first: the first `FIRST` photos of the ranking, including junk: each photo's name and its kind, `positive`,
+            `negative` or `junk`.
     """
 
     average_precision: float
     precision_at: tuple[float, ...]
-    ranks: tuple[int, ...] = field(default=(), compare=False)  # two answers are as good as each other by their scores
+    ranks: tuple[int, ...] = field(default=(), compare=False)  # only scores are compared
     positives: int = field(default=0, compare=False)
     first: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @classmethod
     def mean(cls, scores: Collection[QueryScore]) -> QueryScore:
-        """Mean average precision (mAP) and mean precision (mP@k) of several queries."""
+        """Computes mean average precision (mAP) and mean precision (mP@k) over several queries."""
         rows = np.array([(one.average_precision, *one.precision_at) for one in scores]).mean(axis=0)
         return cls(float(rows[0]), tuple(rows[1:].tolist()))
 
@@ -171,8 +172,8 @@ def score_ranking(ranking: Sequence[str], relevance: Relevance) -> QueryScore:
     """Scores the answer to one query.
 
     Args:
-        ranking: names of photos without folder and suffix, best first; need not have all of the collection.
-        relevance: within the collection: see `Relevance.within`.
+        ranking: names of photos without folder and suffix, best first. It need not have all photos of the collection.
+        relevance: right answers, restricted to the collection by `Relevance.within`.
 
     Raises:
         ValueError: a photo is ranked twice, or there are no positives.
@@ -189,18 +190,18 @@ def score_ranking(ranking: Sequence[str], relevance: Relevance) -> QueryScore:
 def score_rankings(
     truth: Landmarks, rankings: Mapping[str, Sequence[str]], collection: Collection[str]
 ) -> dict[str, dict[str, QueryScore]]:
-    """Scores all answers, in every setup of the ground truth.
+    """Scores all rankings in every setup of the ground truth.
 
-    Photos that are not in the collection are treated as if the ground truth did not name them. A query that nothing in
-    the collection answers is left out, as in the authors' programs.
+    Photos outside the collection are treated as if the ground truth did not name them. A query without a positive in
+    the collection is left out, as in the authors' programs.
 
     Args:
-        truth: the queries and what answers them.
-        rankings: by the query's name; a query that has none is left out.
+        truth: queries and their right answers.
+        rankings: rankings by the query's name. A query without a ranking is left out.
         collection: names, without folder and suffix, of all photos that could be ranked.
 
     Returns:
-        By setup and query.
+        Scores by setup and query.
     """
     inside = set(collection)
     scores: dict[str, dict[str, QueryScore]] = {setup: {} for setup in truth.setups}

@@ -1,4 +1,4 @@
-"""How well distances tell right from wrong."""
+"""Measures of how well distances separate right pairs or answers from wrong ones."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ Floats = NDArray[np.floating[Any]]
 
 
 def fpr95(distances: Floats, same: Bools) -> float:
-    """False positive rate at 95 % recall, 0 to 1: the measure of Brown, Hua and Winder, PAMI 2011.
+    """Computes the false positive rate at 95 % recall, 0 to 1: the measure of Brown, Hua and Winder, PAMI 2011.
 
     Args:
-        distances: (N,) of pairs, smaller where they are more alike.
-        same: (N,) whether each pair shows the same point.
+        distances: (N,) distances of pairs; a smaller distance means more similar patches.
+        same: (N,) bool, whether each pair shows the same point.
 
     Raises:
-        ValueError: there are no pairs of one of both kinds.
+        ValueError: there are no pairs of the same point, or none of different points.
     """
     return float(false_positive_rates(distances, same)[94])
 
 
 def false_positive_rates(distances: Floats, same: Bools) -> NDArray[np.float64]:
-    """The receiver operating characteristic: (100,) false positive rates, 0 to 1, at 1 to 100 % recall.
+    """Computes the receiver operating characteristic: (100,) false positive rates, 0 to 1, at 1 to 100 % recall.
 
-    The threshold of each is the smallest that accepts at least so many of the pairs that are the same; the rate is the
-    share of the other pairs whose distance is not above it.
+    Each threshold is the smallest distance that accepts at least the wanted share of the pairs of the same point. The
+    rate is the share of the other pairs whose distance does not exceed the threshold.
 
     Args:
-        distances: (N,) of pairs, smaller where they are more alike.
-        same: (N,) whether each pair shows the same point.
+        distances: (N,) distances of pairs; a smaller distance means more similar patches.
+        same: (N,) bool, whether each pair shows the same point.
 
     Raises:
-        ValueError: there are no pairs of one of both kinds.
+        ValueError: there are no pairs of the same point, or none of different points.
     """
     if same.all() or not same.any():
         raise ValueError("the false positive rate needs pairs that are the same and pairs that are not")
@@ -45,19 +45,20 @@ def false_positive_rates(distances: Floats, same: Bools) -> NDArray[np.float64]:
 
 
 def average_precision(distances: Floats, right: Bools, positives: int | None = None) -> float:
-    """Mean over all that is to be found of the precision where it is found, 0 to 1: the sum of P_k (R_k - R_{k-1}).
+    """Computes average precision, 0 to 1: the sum of P_k (R_k - R_{k-1}).
 
-    Precision P and recall R are taken at every distance that occurs, so equal distances count together and their order
-    is of no account. No interpolation, as in scikit-learn's `average_precision_score`.
+    This is the mean, over all positives, of the precision at which each is found. Precision P and recall R are taken at
+    every distance that occurs. Equal distances therefore count together, and their order does not matter. There is no
+    interpolation, as in scikit-learn's `average_precision_score`.
 
     Args:
-        distances: (N,) smaller is ranked higher.
-        right: (N,) whether each is one of those to be found.
-        positives: number of those to be found, with those that are not among the N; their recall is never reached.
-            All are among them where it is left out.
+        distances: (N,) distances; a smaller distance ranks higher.
+        right: (N,) bool, whether each answer is a positive.
+        positives: number of all positives, including any that are not among the N answers. None means that all
+            positives are among them.
 
     Raises:
-        ValueError: nothing is to be found.
+        ValueError: there are no positives.
     """
     total = int(right.sum()) if positives is None else positives
     if total < 1:
@@ -69,21 +70,21 @@ def average_precision(distances: Floats, right: Bools, positives: int | None = N
 
 
 def trapezoid_average_precision(right: Bools, positives: int) -> float:
-    """Area under the straight lines between the points of precision over recall, 0 to 1.
+    """Computes the area under the straight lines between the points of precision over recall, 0 to 1.
 
-    The measure of Philbin et al., Object retrieval with large vocabularies and fast spatial matching, CVPR 2007, as the
-    program that comes with Oxford5k computes it, and of Radenovic et al., Revisiting Oxford and Paris, CVPR 2018: with
-    P_r the precision of the first r answers and P_0 = 1, the mean over positives of (P_{r-1} + P_r) / 2 where r is the
-    rank of a positive. Positives that are not in the ranking count 0.
+    This is the measure of Philbin et al., Object retrieval with large vocabularies and fast spatial matching, CVPR
+    2007, as the program that comes with Oxford5k computes it. Radenovic et al., Revisiting Oxford and Paris, CVPR 2018,
+    use the same measure. Let P_r be the precision of the first r answers, with P_0 = 1. The measure is the mean over
+    positives of (P_{r-1} + P_r) / 2, where r is the rank of a positive. Positives outside the ranking count 0.
 
     Args:
-        right: (N,) of a ranking, best first and without junk: whether each answer is a positive.
-        positives: number of those there are, in the ranking or not.
+        right: (N,) bool, whether each answer of a ranking is a positive; best first and without junk.
+        positives: number of all positives, in the ranking or not.
 
     Raises:
-        ValueError: there are none, or fewer than in the ranking.
+        ValueError: there are no positives, or fewer than in the ranking.
     """
-    before = np.flatnonzero(right)  # answers ahead of each positive that was found
+    before = np.flatnonzero(right)  # number of answers ahead of each positive that was found
     if positives < max(1, len(before)):
         raise ValueError(f"{len(before)} positives found of {positives}")
     found = np.arange(len(before))
@@ -92,17 +93,18 @@ def trapezoid_average_precision(right: Bools, positives: int) -> float:
 
 
 def threshold_area(ratios: Floats, right: Bools, thresholds: int = 100) -> float:
-    """Area under recall over 1 - precision at evenly spaced thresholds, 0 to 1.
+    """Computes the area under recall over 1 - precision at evenly spaced thresholds, 0 to 1.
 
-    The measure of Mishkin, Matas, Perdoch and Lenc, WxBS: Wide baseline stereo generalizations, BMVC 2015, as the
-    authors' benchmark of descriptors computes it: the thresholds go from 0 to the largest ratio, matches below one are
-    accepted, so the last match never is; precision is 1 where nothing is accepted; recall counts of all matches;
-    neighbours on the curve are joined by straight lines, and where precision rises again the area is taken back.
+    This is the measure of Mishkin, Matas, Perdoch and Lenc, WxBS: Wide baseline stereo generalizations, BMVC 2015, as
+    the authors' benchmark of descriptors computes it. The thresholds go from 0 to the largest ratio. A match is
+    accepted if its ratio is below the threshold, so the last match is never accepted. Precision is 1 if nothing is
+    accepted. Recall is relative to all matches. Straight lines join neighbours on the curve. If precision rises again,
+    the area between is subtracted.
 
     Args:
-        ratios: (N,) of each match; smaller is more believed.
-        right: (N,) whether each match is.
-        thresholds: number of them.
+        ratios: (N,) ratio of each match; a smaller ratio means more confidence.
+        right: (N,) bool, whether each match is right.
+        thresholds: number of thresholds.
 
     Raises:
         ValueError: there are no matches.
@@ -117,19 +119,20 @@ def threshold_area(ratios: Floats, right: Bools, thresholds: int = 100) -> float
 
 
 def squared_distances(first: Floats, second: Floats) -> NDArray[np.float32]:
-    """(N, M) squared L2 distances between (N, D) and (M, D) rows, by a product of matrices; at least 0."""
+    """(N, M) squared L2 distances between (N, D) and (M, D) rows, computed by a matrix product and clipped at 0."""
     lengths = np.einsum("nd,nd->n", first, first)[:, None] + np.einsum("md,md->m", second, second)
     return np.asarray(np.maximum(lengths - 2 * (first @ second.T), 0), np.float32)
 
 
 def precision_at(right: Bools, k: int) -> float:
-    """Share of positives among the first k answers, or up to the last positive where that comes before, 0 to 1.
+    """Computes the share of positives among the first k answers, 0 to 1.
 
-    The measure P@k of Radenovic et al., CVPR 2018: a query with fewer positives than k can reach 1, too.
+    This is the measure P@k of Radenovic et al., CVPR 2018. If the last positive comes before rank k, only the answers
+    up to it count. A query with fewer than k positives can therefore also reach 1.
 
     Args:
-        right: (N,) of a ranking, best first and without junk: whether each answer is a positive.
-        k: at least 1.
+        right: (N,) bool, whether each answer of a ranking is a positive; best first and without junk.
+        k: number of answers, at least 1.
     """
     found = np.flatnonzero(right)
     return float(np.mean(right[: min(k, found[-1] + 1)])) if len(found) else 0.0

@@ -1,7 +1,7 @@
-"""Pickles of plain data from people we do not know, read without running anything that is in them.
+"""Reads pickles of plain data from untrusted sources without running code in them.
 
-A pickle is a program: it may name any function of any module and have it called. This reader lets it name nothing but
-what plain arrays are made of, and even there not NumPy's functions but stand-ins that check what they are given.
+A pickle is a program. It may name any function of any module and call it. This reader admits only the names that plain
+arrays need. It replaces even NumPy's functions by stand-ins that check their arguments.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
 
-_LIMIT = 1 << 28  # bytes; ground truth of a million photos has a tenth
+_LIMIT = 1 << 28  # bytes; ground truth of a million photos takes a tenth of this
 
 
 def read_plain_pickle(path: Path) -> Any:
     """Reads a pickle of lists, tuples, dicts, strings, numbers, truth values, None and arrays of numbers or strings.
 
-    Protocols 0 to 5, of Python 2 and 3, of NumPy 1 and 2.
+    It reads protocols 0 to 5, from Python 2 and 3 and from NumPy 1 and 2.
 
     Raises:
-        HardnetSfmError: the file is missing, damaged, or has anything else in it; none of it was run.
+        HardnetSfmError: the file is missing, is damaged or contains anything else. Nothing in it was run.
     """
     try:
         if path.stat().st_size > _LIMIT:
@@ -43,7 +43,7 @@ def read_plain_pickle(path: Path) -> Any:
         ) from error
     except _NotPlain as error:
         raise HardnetSfmError(
-            f"{path}: refused, it has more than plain data in it: {error}",
+            f"{path}: refused, because it contains more than plain data: {error}",
             "A pickle can run code that is hidden in it. Get the file from its authors again.",
         ) from error
     except (
@@ -63,11 +63,11 @@ def read_plain_pickle(path: Path) -> Any:
 
 
 class _NotPlain(Exception):
-    """Something is named or made that plain data does not need."""
+    """The pickle names or creates something that plain data does not need."""
 
 
 class _Fixed:
-    """Refuses the state that a pickle may try to give to anything it holds, a stand-in included."""
+    """Refuses any state, because a pickle may try to set the state of every object that it holds."""
 
     __slots__ = ()
 
@@ -88,13 +88,13 @@ class _Call(_Fixed):
 
 
 class _Type(_Fixed):
-    """numpy.ndarray as a word: it is passed about, never called."""
+    """Placeholder for numpy.ndarray. A pickle passes it as an argument and must not call it."""
 
     __slots__ = ()
 
 
 class _Dtype:
-    """The type of an array's elements: numbers, truth values or strings, nothing that refers to objects."""
+    """Stand-in for numpy.dtype that admits only numbers, truth values and strings, but no object references."""
 
     __slots__ = ("code", "order")
 
@@ -111,8 +111,8 @@ class _Dtype:
         self.order = order
 
     def array(self, data: object, shape: object, column_major: object) -> NDArray[Any]:
-        """The array that some bytes are."""
-        if isinstance(data, str):  # bytes, as Python 2 wrote them
+        """Makes an array from its bytes."""
+        if isinstance(data, str):  # Python 2 wrote bytes as a string
             data = data.encode("latin1")
         sizes = (shape,) if isinstance(shape, int) else shape
         if not isinstance(data, bytes | bytearray) or not isinstance(sizes, tuple):
@@ -129,7 +129,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array that is being made."""
+    """Stand-in for an array that the pickle creates first and fills later."""
 
     __slots__ = ("array",)
 
@@ -156,20 +156,20 @@ def _scalar(dtype: object, data: object) -> Any:
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """How Python 3 writes bytes with protocols 0 to 2."""
+    """Stand-in for codecs.encode, by which Python 3 writes bytes in protocols 0 to 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise _NotPlain("a call of codecs.encode")
     return text.encode("latin1")
 
 
 def _no_bytes(*content: object) -> bytes:
-    """How Python 3 writes no bytes with protocols 0 to 2."""
+    """Stand-in for bytes(), by which Python 3 writes empty bytes in protocols 0 to 2."""
     if content:
         raise _NotPlain("a call of bytes")
     return b""
 
 
-# Where NumPy 1 and NumPy 2 have what arrays are made by.
+# Modules that have the functions for making arrays, in NumPy 1 and in NumPy 2.
 _CORES = ("numpy.core", "numpy._core")
 _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Dtype,
@@ -191,7 +191,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
-    """The same with arrays in place of what stood for them; what occurs twice is looked at once."""
+    """Replaces the stand-ins in a value by arrays, and refuses other objects. A shared object is handled only once."""
     if id(value) not in done:
         made: Any
         match value:

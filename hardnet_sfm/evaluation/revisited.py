@@ -1,12 +1,12 @@
 """ROxford5k and RParis6k: new ground truth for Oxford5k and Paris6k, in three setups.
 
 Radenovic, Iscen, Tolias, Avrithis and Chum, Revisiting Oxford and Paris: large-scale image retrieval benchmarking, CVPR
-2018. The photos of the queries are not in the collection; boxes are cut from them before anything is computed. For each
-query there are easy, hard and junk photos; the setup says which of them count:
+2018. The photos of the queries are not in the collection. The boxes are cropped from them before anything is computed.
+Each query has easy, hard and junk photos. The setup decides which of them are positives and which are ignored:
 
-    easy     easy ones are to be found; hard and junk ones are passed over
-    medium   easy and hard ones are to be found; junk is passed over
-    hard     hard ones are to be found; easy and junk ones are passed over
+    easy     easy photos are positives; hard and junk photos are ignored
+    medium   easy and hard photos are positives; junk photos are ignored
+    hard     hard photos are positives; easy and junk photos are ignored
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from hardnet_sfm.evaluation.landmarks import LandmarkQuery, Landmarks, Relevance
 from hardnet_sfm.evaluation.pickles import read_plain_pickle
 
 EASY, MEDIUM, HARD = SETUPS = ("easy", "medium", "hard")
-_HINT = "It is gnd_roxford5k.pkl or gnd_rparis6k.pkl, as the authors of the benchmark give it out."
+_HINT = "It is gnd_roxford5k.pkl or gnd_rparis6k.pkl, from the authors of the benchmark."
 
 
 def read_revisited(path: Path) -> Landmarks:
-    """Reads `gnd_roxford5k.pkl` or `gnd_rparis6k.pkl` without running anything that may be hidden in it.
+    """Reads `gnd_roxford5k.pkl` or `gnd_rparis6k.pkl` without running code that may be hidden in it.
 
     Raises:
-        HardnetSfmError: the file is missing, damaged, has more than plain data in it, or other data.
+        HardnetSfmError: the file is missing, is damaged, has more than plain data in it or has other data.
     """
     content = read_plain_pickle(path)
     try:

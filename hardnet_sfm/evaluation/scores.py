@@ -1,4 +1,4 @@
-"""Tables of descriptors and what was measured of them: to look at, as CSV and as JSON."""
+"""Tables of descriptors and their measures, as text, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEAN = "mean"
 
 
 class Results(Protocol):
-    """What `evaluate` prints and writes."""
+    """Results that `evaluate` can print and write."""
 
     def printed(self) -> list[tuple[str, Table]]: ...
 
@@ -30,13 +30,13 @@ class Measure:
     """One measure of all descriptors.
 
     Attributes:
-        name: in files, for instance `fpr95`.
-        title: above its table.
-        values: by descriptor and column.
-        form: of a value in the table, as `format` takes it; `.1%` is written as a number of per cent.
-        lower_is_better: of two values.
-        marked: cells, (descriptor, column), that are not to be compared with the others.
-        mark: why, for people; the cells have a star.
+        name: name in files, for instance `fpr95`.
+        title: title above the table.
+        values: values by descriptor and column.
+        form: format specification of a value in the table. `.1%` gives a percentage without the sign.
+        lower_is_better: True if a smaller value is better.
+        marked: cells, as (descriptor, column), that must not be compared with the others. They get a star.
+        mark: why cells are marked, as text for the user.
     """
 
     name: str
@@ -49,18 +49,18 @@ class Measure:
 
     @property
     def columns(self) -> list[str]:
-        """All that were measured, in their order."""
+        """Names of all columns with a value, in their order."""
         return list(dict.fromkeys(column for row in self.values.values() for column in row))
 
     def best(self, column: str) -> float:
-        """The best value in a column, of the cells without a mark; NaN where there is none."""
+        """Returns the best value of a column among the unmarked cells; NaN if there is none."""
         found = [
             row[column] for name, row in self.values.items() if column in row and (name, column) not in self.marked
         ]
         return (min if self.lower_is_better else max)(found, default=math.nan)
 
     def cell(self, descriptor: str, column: str) -> str:
-        """A value as the table has it."""
+        """Formats the value of a cell for the table."""
         value = self.values[descriptor].get(column)
         if value is None:
             return "-"
@@ -72,15 +72,16 @@ class Measure:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Descriptors on one data set.
+    """Results of descriptors on one data set.
 
     Attributes:
-        data_set: its name.
-        measures: each is a table.
-        facts: about each descriptor: its weights' sha256, size of its patches; what it was `trained_on` is shown.
-        details: what the JSON has besides.
-        notes: what a reader has to know, for people.
-        across: descriptors are the columns of the tables, not the rows.
+        data_set: name of the data set.
+        measures: measures; each is printed as a table.
+        facts: facts about each descriptor, such as the sha256 of its weights and the size of its patches. The tables
+            show the fact `trained_on`.
+        details: additional contents of the JSON.
+        notes: remarks for the reader of the tables.
+        across: True if descriptors are the columns of the tables instead of the rows.
     """
 
     data_set: str
@@ -91,7 +92,7 @@ class ScoreTable:
     across: bool = False
 
     def printed(self) -> list[tuple[str, Table]]:
-        """A title and a table for each measure."""
+        """Makes a title and a table for each measure."""
         return [(f"{self.data_set}: {measure.title}", self._printed(measure)) for measure in self.measures]
 
     def _printed(self, measure: Measure) -> Table:
@@ -115,7 +116,7 @@ class ScoreTable:
         return table
 
     def as_csv(self) -> str:
-        """A line for each value, shares from 0 to 1."""
+        """Writes a line for each value as CSV. Shares are from 0 to 1."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("data_set", "measure", "descriptor", "column", "value", "mark"))
@@ -127,7 +128,7 @@ class ScoreTable:
         return text.getvalue()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, shares from 0 to 1; under `tables` what `report` has to know to draw the measures."""
+        """Collects all contents for JSON. Shares are from 0 to 1. `tables` says how `report` draws the measures."""
         return {
             "data_set": self.data_set,
             "descriptors": {name: dict(facts) for name, facts in self.facts.items()},
@@ -153,5 +154,5 @@ class ScoreTable:
 
 
 def with_mean(row: Mapping[str, float]) -> dict[str, float]:
-    """A row of values with their mean as the last."""
+    """Appends the mean to a row of values."""
     return {**row, MEAN: sum(row.values()) / len(row)}

@@ -1,4 +1,4 @@
-"""Tables of descriptors and methods on Oxford5k, Paris6k and their revisited forms: to look at, as CSV and as JSON."""
+"""Tables of descriptors and methods on Oxford5k, Paris6k and their revisited forms, as text, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ _NAMES = {"bow": "BoW"}
 
 @dataclass(frozen=True)
 class Cell:
-    """How one method did with one descriptor.
+    """Results of one method with one descriptor.
 
     Attributes:
-        scores: by setup and query.
-        seconds: a search took, on the mean of the queries; without the keypoints and descriptors of the query.
+        scores: scores by setup and query.
+        seconds: mean time of a search in seconds. It does not include keypoints and descriptors of the query.
     """
 
     scores: Scores
     seconds: float
 
     def mean(self, setup: str) -> QueryScore | None:
-        """Mean average precision and mean precision over the queries; None where nothing in the set answers any."""
+        """Averages the scores over the queries; None if no query has a positive in the data set."""
         return QueryScore.mean(self.scores[setup].values()) if self.scores[setup] else None
 
 
 @dataclass(frozen=True)
 class LandmarkTable:
-    """Descriptors and methods on one data set.
+    """Results of descriptors and methods on one data set.
 
     Attributes:
-        name: of the data set.
-        setups: of its ground truth.
-        rows: by descriptor and method.
-        facts: about each descriptor: its weights' sha256, the vocabulary it was used with.
+        name: name of the data set.
+        setups: setups of its ground truth.
+        rows: results by descriptor and method.
+        facts: facts about each descriptor, such as the sha256 of its weights and its vocabulary.
         photos: number of photos searched.
-        queries: photo and box of the queries asked, by their names.
-        left_out: why other queries were not asked, by their names.
-        skipped: why photos could not be read, by their names.
-        unknown: photos that the ground truth names and the data set has not.
+        queries: photo and box of each query that was used, by its name.
+        left_out: maps the name of each unused query to the reason.
+        skipped: maps the name of each unreadable photo to the reason.
+        unknown: photos that the ground truth names and the data set does not have.
     """
 
     name: str
@@ -63,11 +63,14 @@ class LandmarkTable:
 
     @property
     def methods(self) -> list[str]:
-        """All that took part, in the order of the columns."""
+        """Names of all methods, in the order of the columns."""
         return list(dict.fromkeys(method for row in self.rows.values() for method in row))
 
     def printed(self) -> list[tuple[str, Table]]:
-        """A title and a table for each setup: mAP in per cent; below it mP@1, mP@5, mP@10 in the revisited protocol."""
+        """Makes a title and a table for each setup, with mAP in per cent.
+
+        In the revisited protocol, mP@1, mP@5 and mP@10 follow below.
+        """
         return [(self._title(setup), self._printed(setup)) for setup in self.setups]
 
     def _title(self, setup: str) -> str:
@@ -89,7 +92,7 @@ class LandmarkTable:
         return table
 
     def as_csv(self) -> str:
-        """A line for each descriptor, method and setup; measures from 0 to 1."""
+        """Writes a line for each descriptor, method and setup as CSV. Measures are from 0 to 1."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         precisions = [f"mp_at_{k}" for k in CUTS]
@@ -104,7 +107,7 @@ class LandmarkTable:
         return text.getvalue()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, each query's scores included; measures from 0 to 1."""
+        """Collects all contents for JSON, including the scores of each query. Measures are from 0 to 1."""
         return {
             "data_set": self.name,
             "photos": self.photos,
@@ -127,7 +130,7 @@ class LandmarkTable:
 
 
 def heading(method: str) -> str:
-    """A method as the literature writes it, a line for each of its parts."""
+    """Formats the name of a method as in the literature, with a line for each of its parts."""
     return "\n+".join(_NAMES.get(part, part.upper()) for part in method.split("+"))
 
 

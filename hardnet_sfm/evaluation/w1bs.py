@@ -1,7 +1,8 @@
-"""W1BS: patches of one point with one nuisance at a time (Mishkin, Matas, Perdoch, Lenc, BMVC 2015).
+"""W1BS: patch pairs that differ by one nuisance at a time (Mishkin, Matas, Perdoch, Lenc, BMVC 2015).
 
-A folder for each set, `A` (appearance), `G` (geometry), `L` (lighting), `S` (sensor) and `map2photo`, has `1/NAME.bmp`
-and `2/NAME.bmp`: columns of square patches, the same points in both, of a photo and of its counterpart.
+The sets are `A` (appearance), `G` (geometry), `L` (lighting), `S` (sensor) and `map2photo`, a folder each. A folder has
+`1/NAME.bmp` and `2/NAME.bmp`, columns of square patches. Both columns show the same points, in a photo and in its
+counterpart.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from hardnet_sfm.evaluation.measures import squared_distances, threshold_area
 
 NUISANCES = {"A": "appearance", "G": "geometry", "L": "lighting", "S": "sensor", "map2photo": "map2photo"}
 _LAYOUT = "A set has columns of patches 1/NAME.bmp and 2/NAME.bmp, in folders named A, G, L, S or map2photo."
-# Added to the second distance, as the authors do; two patches that are both the same as the first are ratio 0.
+# Added to the second distance, as the authors do. If two patches equal the query, the ratio is then 0 and not 0 / 0.
 _EPSILON = 1e-12
-# Queries that are looked at together.
+# Number of queries that are processed at once.
 _ROWS = 1024
 
 
@@ -30,8 +31,8 @@ class ColumnPair:
 
     Attributes:
         nuisance: name of the set, see `NUISANCES`.
-        name: of the files, without suffix.
-        paths: of the first and the second.
+        name: name of the files without suffix.
+        paths: paths of the first and the second column.
     """
 
     nuisance: str
@@ -39,22 +40,22 @@ class ColumnPair:
     paths: tuple[Path, Path]
 
     def read(self) -> tuple[Grey, Grey]:
-        """(N, S, S) patches of each.
+        """Reads the (N, S, S) patches of both columns.
 
         Raises:
-            HardnetSfmError: a file is damaged, or they have not the same number of patches, at least two.
+            HardnetSfmError: a file is damaged, the columns differ in length, or they have fewer than two patches.
         """
         first, second = map(read_column, self.paths)
         if not len(first) == len(second) >= 2:
             raise HardnetSfmError(
-                f"{self.paths[1]}: {len(second)} patches, {self.paths[0]} has {len(first)}",
-                "Both have the same points, two at least. Copy or unpack the data set again.",
+                f"{self.paths[1]}: {len(second)} patches, but {self.paths[0]} has {len(first)}",
+                "Both must have the same points, at least two. Copy or unpack the data set again.",
             )
         return first, second
 
 
 def find_columns(folder: Path) -> list[ColumnPair]:
-    """All pairs of columns in the sets of a folder, by set and name.
+    """Finds all pairs of columns in the sets of a folder, in the order of set and name.
 
     Raises:
         HardnetSfmError: there are no sets, one is empty, or a file has no counterpart.
@@ -74,11 +75,13 @@ def find_columns(folder: Path) -> list[ColumnPair]:
 
 
 def column_score(first: NDArray[np.float16], second: NDArray[np.float16]) -> float:
-    """Area under recall over 1 - precision of the nearest neighbours, ranked by the ratio to the second nearest.
+    """Computes the area under recall over 1 - precision of nearest neighbours.
+
+    The matches are ranked by the ratio of the distances to the nearest and the second nearest neighbour.
 
     Args:
         first: (N, D) descriptors of the points in one photo.
-        second: (N, D) descriptors of the same points in the other.
+        second: (N, D) descriptors of the same points in the other photo.
     """
     rows, columns = first.astype(np.float32), second.astype(np.float32)
     right, ratios = np.empty(len(rows), bool), np.empty(len(rows))

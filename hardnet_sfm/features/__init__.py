@@ -1,1 +1,1 @@
-"""Photos to keypoints and descriptors."""
+"""Extracts keypoints and descriptors from photos."""

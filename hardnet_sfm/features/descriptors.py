@@ -1,8 +1,8 @@
-"""The registry of descriptors: patches in, vectors of unit length out.
+"""The registry of descriptors, which map patches to vectors of unit length.
 
-Another package adds a descriptor by an entry point in the group `hardnet_sfm.descriptors` whose name is what
-`--descriptor` takes and whose object is a factory: `factory(weights: Path | None) -> Descriptor`. Networks that
-describe patches are descriptors without that, see `hardnet_sfm.networks.architectures`.
+Another package adds a descriptor by an entry point in the group `hardnet_sfm.descriptors`. The name of the entry point
+is the value for `--descriptor`. Its object is a factory: `factory(weights: Path | None) -> Descriptor`. Networks that
+describe patches are descriptors without an entry point, see `hardnet_sfm.networks.architectures`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from hardnet_sfm.registry import Registry
 
 _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT = 32, 15.0
 _ROOTSIFT_RATIO = 0.9  # measured by pipelines/acceptance.py
-# Weights that come with the package under another name than that of their network.
+# Weights in the package whose name differs from that of their network.
 SHIPPED = {"hardnet": "hardnet-sfm"}
-# Patches described at once. Always as many, so that a patch gets the same bits whatever photos share its batch.
-# 128 keep HardNet's largest layer, 32x32x32 in bfloat16, at 8 MB, within the last-level cache of a laptop's CPU.
+# Patches described at once. The number is fixed, so that a patch gets the same bits no matter which patches share its
+# batch. With 128, HardNet's largest layer, 32x32x32 in bfloat16, takes 8 MB and stays within the last-level cache of a
+# laptop's CPU.
 _BATCH = {"cpu": 128, "cuda": 4096}
 
 
@@ -41,14 +42,14 @@ class Descriptor:
     """A descriptor of patches.
 
     Attributes:
-        network: (N, 1, patch_size, patch_size) float32 in [0, 1] to (N, D) of unit length under the L2 metric.
-        patch_size: pixels.
+        network: maps (N, 1, patch_size, patch_size) float32 in [0, 1] to (N, D) of unit length under the L2 metric.
+        patch_size: side of a patch, pixels.
         measurement_size: sigmas of the keypoint across the patch.
-        weights_sha256: of the weights file; empty where nothing was learned.
-        reduced_precision: the network keeps its accuracy where its layers are computed in bfloat16 (CPU) or float16
-            (CUDA), by torch's autocast.
-        max_ratio: largest ratio of the distances to the nearest and the second nearest neighbour with which `match`
-            accepts the nearest, unless the user says otherwise; above 0 and at most 1.
+        weights_sha256: sha256 of the weights file; empty if nothing was learned.
+        reduced_precision: whether the network keeps its accuracy if torch's autocast computes its layers in bfloat16
+            (CPU) or float16 (CUDA).
+        max_ratio: default of `match` for the ratio test, above 0 and at most 1. It is the largest accepted ratio of the
+            distances to the nearest and the second nearest neighbour.
     """
 
     network: nn.Module
@@ -63,10 +64,10 @@ Factory = Callable[[Path | None], Descriptor]
 
 
 def rootsift(weights: Path | None) -> Descriptor:
-    """RootSIFT on patches of 32x32 pixels and 15 sigmas."""
+    """Makes RootSIFT on patches of 32x32 pixels and 15 sigmas."""
     if weights is not None:
         raise UsageError(
-            "--weights has no effect with --descriptor rootsift, which learns nothing",
+            "--weights has no effect with --descriptor rootsift, which has no weights",
             "Leave it out, or choose --descriptor hardnet.",
         )
     network = RootSift(_ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT)
@@ -74,15 +75,15 @@ def rootsift(weights: Path | None) -> Descriptor:
 
 
 def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
-    """A network with the given weights, or those that come with the package.
+    """Makes a descriptor of a network, with the given weights or those in the package.
 
-    Descriptors that have no fixed length, as TFeat's and DeepDesc's, are scaled to length 1.
+    Descriptors without a fixed length, such as TFeat's and DeepDesc's, are scaled to length 1.
     """
     name, title = architecture.name, architecture.title
     if architecture.metric != "l2":
         raise UsageError(
-            f"{title} compares patches by a network, not by a distance of descriptors, which "
-            "nearest neighbours, visual words and indexes need",
+            f"{title} compares patches with a network. Nearest neighbours, visual words and indexes need descriptors "
+            "with a distance",
             "It can re-score what another descriptor finds: hardnet-sfm match --rescore FILE.safetensors. Measure "
             "it with hardnet-sfm evaluate brown | hpatches | homography | pairs, --weights FILE.safetensors.",
         )
@@ -90,8 +91,8 @@ def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
     if path is None:
         raise HardnetSfmError(
             f"this version comes without trained {title} weights",
-            "Give your own with --weights FILE.safetensors (trained on your scenes with `hardnet-sfm train --network "
-            f"{name}`, or its authors', converted by `hardnet-sfm weights convert`), or use --descriptor rootsift.",
+            f"Train weights with `hardnet-sfm train --network {name}`, or convert those of the authors with "
+            "`hardnet-sfm weights convert`. Give them with --weights FILE.safetensors. Or use --descriptor rootsift.",
         )
     loaded = load_network(path, name)
     return Descriptor(
@@ -124,10 +125,10 @@ DESCRIPTORS: Registry[Factory] = Registry(
 
 
 def make_descriptor(name: str, weights: Path | None) -> Descriptor:
-    """A descriptor by its registered name.
+    """Makes a descriptor by its registered name.
 
     Raises:
-        UsageError: there is none of that name, or it takes no weights.
+        UsageError: no descriptor has this name, or it takes no weights.
         HardnetSfmError: the weights cannot be used, or the descriptor recommends an impossible ratio.
     """
     if name in ARCHITECTURES and name not in DESCRIPTORS:
@@ -136,7 +137,7 @@ def make_descriptor(name: str, weights: Path | None) -> Descriptor:
     if not 0 < descriptor.max_ratio <= 1:
         raise HardnetSfmError(
             f"the descriptor {name} recommends the ratio {descriptor.max_ratio}",
-            "Its max_ratio must be above 0 and at most 1. Ask those who wrote the descriptor.",
+            "Its max_ratio must be above 0 and at most 1. Report this to the authors of the descriptor.",
         )
     return descriptor
 
@@ -144,21 +145,21 @@ def make_descriptor(name: str, weights: Path | None) -> Descriptor:
 class PatchDescriber:
     """Describes patches in batches of a fixed size on one device.
 
-    Lower bound for HardNet: 78 MFLOP a patch, so a machine that multiplies matrices at F FLOP/s describes no more than
-    F / 78e6 patches a second; `pipelines/bench/extract.py` measures both. Layers are computed in the type that the
-    device multiplies fastest, where the descriptor allows it, with channels last, as convolutions on a CPU want them:
-    together that makes the networks of the literature 3 to 6 times as fast on a CPU with bfloat16.
+    Lower bound for HardNet: a patch takes 78 MFLOP. So a machine that multiplies matrices at F FLOP/s describes at most
+    F / 78e6 patches a second. `pipelines/bench/extract.py` measures both. Layers are computed in the type that the
+    device multiplies fastest, if the descriptor allows it. Channels come last, which is fastest for convolutions on a
+    CPU. Together this makes the networks of the literature 3 to 6 times as fast on a CPU with bfloat16.
 
     Args:
-        descriptor: what to compute.
+        descriptor: the descriptor to compute.
         device: "cpu" or "cuda".
 
     Attributes:
         batch: number of patches that are described at once.
         device: "cpu" or "cuda".
         precision: "float32", "bfloat16" or "float16".
-        patch_size: pixels.
-        dimension: D.
+        patch_size: side of a patch, pixels.
+        dimension: D, the length of a descriptor.
     """
 
     def __init__(self, descriptor: Descriptor, device: str) -> None:
@@ -173,17 +174,18 @@ class PatchDescriber:
 
     @torch.inference_mode()
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """(N, S, S) uint8 to (N, D) float16 of unit length, N at most `batch`."""
+        """Maps (N, S, S) uint8 patches, N at most `batch`, to (N, D) float16 descriptors of unit length."""
         padded = np.zeros((self.batch, 1, *patches.shape[1:]), np.uint8)
         padded[: len(patches), 0] = patches
         inputs = torch.from_numpy(padded).to(self._device).float() / 255
         with in_type(self._device, self._dtype):
-            # With one channel (N, 1, S, S) counts as both layouts; strides have to say which, or each layer converts.
+            # With one channel, (N, 1, S, S) counts as both layouts. The strides must state the layout, or each layer
+            # converts it.
             described = self._network(inputs.contiguous(memory_format=torch.channels_last))
         return np.asarray(described[: len(patches)].half().cpu().numpy())
 
     def at(self, grey: NDArray[np.uint8], keypoints: Keypoints) -> NDArray[np.float16]:
-        """(N, D) descriptors of the N keypoints of an (H, W) photo."""
+        """Returns the (N, D) descriptors of the N keypoints of an (H, W) photo."""
         patches = extract_patches(grey, keypoints.xy, keypoints.frames(), self.patch_size, self._measurement_size)
         starts = range(0, max(1, len(patches)), self.batch)
         return np.concatenate([self(patches[start : start + self.batch]) for start in starts])

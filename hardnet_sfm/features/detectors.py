@@ -1,7 +1,9 @@
-"""The registry of detectors: upright grey photo in, oriented keypoints out.
+"""The registry of detectors, which find oriented keypoints in upright grey photos.
 
-Another package adds a detector by an entry point in the group `hardnet_sfm.detectors` whose name is what `--detector`
-takes and whose object is a factory: `factory(options: DetectorOptions) -> Callable[[uint8 (H, W)], Keypoints]`.
+Another package adds a detector by an entry point in the group `hardnet_sfm.detectors`. The name of the entry point is
+the value for `--detector`. Its object is a factory:
+
+`factory(options: DetectorOptions) -> Callable[[uint8 (H, W)], Keypoints]`
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ Detect = Callable[[NDArray[np.uint8]], Keypoints]
 
 @dataclass(frozen=True)
 class DetectorOptions:
-    """What every detector is asked for.
+    """The options that every detector receives.
 
     Attributes:
-        max_keypoints: most places in a photo. A place with two orientations counts once and gives two rows.
+        max_keypoints: largest number of places in a photo. A place with two orientations counts once and gives two
+            rows.
         peak_threshold: smallest absolute difference of Gaussians, for grey values in [0, 1].
         edge_threshold: largest ratio of principal curvatures.
-        upright: no orientation is estimated, every angle is 0.
-        affine_shape: local affine frames instead of similarity frames.
+        upright: whether to skip the estimation of orientations, so that every angle is 0.
+        affine_shape: whether to estimate local affine frames instead of similarity frames.
     """
 
     max_keypoints: int
@@ -44,17 +47,18 @@ Factory = Callable[[DetectorOptions], Detect]
 
 
 def opencv_dog(options: DetectorOptions) -> Detect:
-    """Difference of Gaussians by OpenCV, which detects without describing.
+    """Makes a difference-of-Gaussians detector with OpenCV, which can detect without describing.
 
-    Keypoints are ranked by contrast times scale. Positions agree with COLMAP's: the pyramid's base is upsampled without
-    OpenCV's default bias of 1/4 pixel.
+    Keypoints are ranked by contrast times scale. Their positions agree with COLMAP's, because the base of the pyramid
+    is upsampled without OpenCV's default bias of 1/4 pixel.
     """
     if options.affine_shape:
         raise UsageError("--affine-shape has no effect with --detector opencv-dog", "Use --detector dog.")
     layers = 3
     sift = cv2.SIFT.create(
         nOctaveLayers=layers,
-        # OpenCV divides its threshold by the layers of an octave; with this factor both detectors mean the same.
+        # OpenCV divides its threshold by the layers of an octave. With this factor the option means the same for both
+        # detectors.
         contrastThreshold=options.peak_threshold * layers,
         edgeThreshold=options.edge_threshold,
         enable_precise_upscale=True,
@@ -76,9 +80,10 @@ def opencv_dog(options: DetectorOptions) -> Detect:
 
 
 def dog(options: DetectorOptions) -> Detect:
-    """Difference of Gaussians by COLMAP's SIFT; keeps the largest keypoints, at most two orientations each.
+    """Makes a difference-of-Gaussians detector with COLMAP's SIFT.
 
-    COLMAP stops at a pyramid level when it has enough, which leaves out a few of the largest.
+    It keeps the largest keypoints, with at most two orientations each. COLMAP stops at the pyramid level where it has
+    enough keypoints, so a few of the largest are missing.
     """
     return ColmapDog(
         max_keypoints=options.max_keypoints,
@@ -93,9 +98,9 @@ DETECTORS: Registry[Factory] = Registry("detector", "detectors", {"opencv-dog": 
 
 
 def make_detector(name: str, options: DetectorOptions) -> Detect:
-    """A detector by its registered name.
+    """Makes a detector by its registered name.
 
     Raises:
-        UsageError: there is none of that name, or an option has no effect with it.
+        UsageError: no detector has this name, or an option has no effect with it.
     """
     return DETECTORS.find(name)(options)

@@ -1,13 +1,13 @@
-"""Keypoints and descriptors of photos: the options, one photo, and a stream of photos."""
+"""Keypoints and descriptors of photos: the options, the description of one photo, and of a stream of photos."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workers import torch_threads
 
-if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do without
+if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do not need them
     from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber
     from hardnet_sfm.features.detectors import DetectorOptions
 
@@ -31,30 +31,33 @@ class KeypointOptions:
     """How keypoints are found."""
 
     detector: str = "opencv-dog"
-    """opencv-dog (fast), dog (COLMAP's own), or one that another package registers."""
+    """Keypoint detector. opencv-dog is fast; dog is COLMAP's own and is needed for --affine-shape. Other packages can
+    register more."""
     max_keypoints: int = 12000
     """Most keypoints per photo. One with two orientations counts once, as in COLMAP."""
     max_image_size: int = 3200
-    """Larger photos are shrunk so that no side is longer, pixels. Keypoints stay in pixels of the photo as it is."""
+    """Shrink larger photos until no side is longer than this, in pixels. Keypoints are stored in pixels of the original
+    photo. Lower it to save time and memory."""
     peak_threshold: float = 0.02 / 3
-    """Smallest contrast of a keypoint, as a difference of Gaussians of grey values in [0, 1]. Lower: more keypoints."""
+    """Smallest contrast of a keypoint, as a difference of Gaussians of grey values in [0, 1]. Lower it to find more
+    keypoints."""
     edge_threshold: float = 10.0
-    """Largest ratio of principal curvatures of a keypoint. Higher: more keypoints on edges."""
+    """Largest ratio of the principal curvatures of a keypoint. Raise it to keep more keypoints on edges."""
     orientation: Orientation = "auto"
-    """upright: describe all keypoints along the direction of the photo's rows; best for photos that were held upright.
-    estimated: describe each along its gradients, which rotated photos need. both: describe each keypoint both ways.
-    auto: match small copies of some photos both ways and take the better one; upright photos that lie on their side are
-    found and turned."""
+    """Direction that keypoints are described along. upright: the rows of the photo; best for photos that were held
+    upright. estimated: the gradients around the keypoint; needed for rotated photos. both: describe each keypoint both
+    ways. auto: match small copies of some photos both ways and use the better one. auto also finds and turns upright
+    photos that lie on their side."""
     affine_shape: bool = False
-    """Estimate local affine frames (--detector dog)."""
+    """Estimate local affine frames, which follow slanted surfaces. Needs --detector dog."""
     strict: bool = False
-    """Stop at a photo that cannot be read, instead of passing over it."""
+    """Stop at the first photo that cannot be read. By default such photos are skipped."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value makes no sense."""
         check_choice("orientation", self.orientation, Orientation)
         for name, least in (("max_keypoints", 1), ("max_image_size", 32), ("peak_threshold", 0), ("edge_threshold", 1)):
-            if not getattr(self, name) >= least:  # nor NaN
+            if not getattr(self, name) >= least:  # `not >=` also rejects NaN
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
 
 
@@ -63,16 +66,26 @@ class ExtractOptions(KeypointOptions):
     """How keypoints are found and described."""
 
     descriptor: str = "hardnet"
-    """hardnet, rootsift, or, with --weights, l2net, l2net-cs, tfeat, deepdesc, deepcompare-siam-l2,
-    deepcompare-siam2stream-l2; or one that another package registers."""
+    """What describes the keypoints: hardnet or rootsift; with --weights also l2net, l2net-cs, tfeat, deepdesc,
+    deepcompare-siam-l2 or deepcompare-siam2stream-l2. Other packages can register more."""
     weights: Path | None = None
-    """Weights of the descriptor, a .safetensors file."""
+    """Weights of the descriptor, a .safetensors file. Give it to use weights of your own."""
 
     def recipe(self, weights_sha256: str) -> dict[str, Any]:
-        """Everything that decides what the features are, fit for JSON."""
+        """Returns everything that the features depend on, for JSON."""
         kept = asdict(self)
         del kept["weights"], kept["strict"]
         return {**kept, "weights_sha256": weights_sha256}
+
+    @classmethod
+    def of_recipe(cls, recipe: Mapping[str, Any], weights: Path | None) -> Self:
+        """Returns the options of a recipe, with a weights file.
+
+        The file may differ from the weights of the recipe. So the caller must compare the recipe of the new options
+        with it.
+        """
+        known = {of.name for of in fields(cls)}
+        return cls(**{name: value for name, value in recipe.items() if name in known}, weights=weights)
 
 
 class DetectedPhoto(NamedTuple):
@@ -88,20 +101,20 @@ class DetectedPhoto(NamedTuple):
 
 
 class PhotoDescriber:
-    """Detects and describes keypoints in single photos, bit by bit as `extract` does.
+    """Detects and describes keypoints in single photos, bit for bit like `extract`.
 
-    One photo says nothing of how others are turned, so orientations are estimated where `auto` would decide.
+    One photo does not show how other photos are turned. So orientations are estimated if the option is `auto`.
 
     Args:
-        options: how.
-        resources: how much of the machine.
+        options: how to detect and describe.
+        resources: how much of the machine to use.
 
     Attributes:
-        recipe: everything that decides what the features are, as stores have it in their header.
+        recipe: everything that the features depend on, as in the header of a store.
 
     Raises:
-        HardnetSfmError: weights that do not fit.
-        UsageError: contradictory options.
+        HardnetSfmError: the weights do not fit.
+        UsageError: the options contradict each other.
     """
 
     def __init__(self, options: ExtractOptions, resources: Resources | None = None) -> None:
@@ -120,11 +133,11 @@ class PhotoDescriber:
         self._threads = resources.threads if device == "cpu" else 1
 
     def __call__(self, photo: Photo, turn: int = 0) -> tuple[Keypoints, NDArray[np.float16]]:
-        """N keypoints in pixels of the upright photo, and their (N, D) descriptors.
+        """Returns N keypoints in pixels of the upright photo, and their (N, D) descriptors.
 
         Args:
-            photo: of any size.
-            turn: where orientation is "upright": what is upright in the photo, degrees.
+            photo: a photo of any size.
+            turn: direction that is upright in the photo, degrees; used if orientation is "upright".
         """
         stream = iter([self._cut("", photo, turn)])
         ((detected, descriptors),) = describe_stream(stream, self._describe, self._threads)
@@ -132,11 +145,13 @@ class PhotoDescriber:
 
 
 def detector_options(options: KeypointOptions, most: int | None = None) -> DetectorOptions:
-    """The same for a detector; for `both` it estimates orientations, and upright keypoints are added to its own.
+    """Converts the options for a detector.
+
+    For `both` the detector estimates orientations, and the upright keypoints are added afterwards.
 
     Args:
-        options: whose orientation is decided.
-        most: keypoints, where not as many as `options` have.
+        options: keypoint options whose orientation is decided, so it is not "auto".
+        most: largest number of keypoints; None for that of `options`.
     """
     from hardnet_sfm.features.detectors import DetectorOptions
 
@@ -150,7 +165,7 @@ def detector_options(options: KeypointOptions, most: int | None = None) -> Detec
 
 
 class PhotoCutter:
-    """Detects the keypoints of one photo and cuts their patches; called from several threads at once."""
+    """Detects the keypoints of one photo and cuts their patches. Several threads may call it at once."""
 
     def __init__(self, options: ExtractOptions, descriptor: Descriptor) -> None:
         from hardnet_sfm.features.detectors import make_detector
@@ -177,7 +192,7 @@ class PhotoCutter:
 def describe_stream(
     stream: Iterator[DetectedPhoto], describe: PatchDescriber, threads: int
 ) -> Iterator[tuple[DetectedPhoto, NDArray[np.float16]]]:
-    """Fills batches with the patches of successive photos and hands the descriptors back by photo, in order."""
+    """Fills batches with the patches of successive photos, and yields the descriptors photo by photo, in order."""
     photos: deque[DetectedPhoto] = deque()
     left = np.zeros((0, describe.patch_size, describe.patch_size), np.uint8)
     done = np.zeros((0, describe.dimension), np.float16)

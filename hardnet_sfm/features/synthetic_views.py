@@ -1,7 +1,8 @@
-"""Synthetic views of a photo: rendered as if its surfaces were tilted, detected in, described and mapped back.
+"""Synthetic views of a photo, which show its surfaces as if they were tilted. Their keypoints are mapped back.
 
-Morel and Yu, ASIFT: A new framework for fully affine invariant image comparison, SIAM J. Imaging Sciences 2009: up to
-what a detector and descriptor are invariant to themselves, an affine view is a tilt t in a direction phi.
+The method follows ASIFT (Morel and Yu, ASIFT: A new framework for fully affine invariant image comparison, SIAM J.
+Imaging Sciences 2009). A detector and descriptor are invariant to some changes themselves. Apart from these, an affine
+view is a tilt t in a direction phi.
 """
 
 from __future__ import annotations
@@ -20,48 +21,51 @@ from hardnet_sfm.files.photo_files import Affine2, Photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
 from hardnet_sfm.resources import Resources
 
-# Of the blur before a tilt, in pixels for sqrt(t^2 - 1): what makes a blur of 0.8 pixels one of 0.8 t (ASIFT).
+# Sigma of the blur before a tilt, divided by sqrt(t^2 - 1), pixels. It turns a blur of 0.8 pixels into one of 0.8 t
+# (ASIFT).
 _ANTI_ALIASING = 0.8
-# A keypoint is dropped if the circle of so many of its sigmas, which its patch lies in, leaves the photo.
+# A keypoint is dropped if a circle of this many of its sigmas leaves the photo. Its patch lies within the circle.
 _SIGMAS_INSIDE = 6.0
-# Two keypoints are the same if they are no farther apart, pixels, and their scales differ by no larger factor.
+# Two keypoints are the same if their distance is at most this, pixels, and the ratio of their scales at most this.
 SAME_PLACE = 1.5
 _SAME_SCALE = 1.5
 
 
 @dataclass(frozen=True)
 class View:
-    """A direction that a photo is seen from.
+    """A direction from which a synthetic view shows a photo.
 
     Attributes:
         tilt: factor, above 1, by which one direction appears shortened: 1 / cos of the angle of the plane's tilt.
-        rotation: degrees from x towards y (down): the direction that is not shortened has -sin, cos of it.
+        rotation: degrees from x towards y (down): the direction that is not shortened is (-sin, cos) of this angle.
     """
 
     tilt: float
     rotation: float
 
     def photo_to_view(self, size: tuple[int, int]) -> Affine2:
-        """The (2, 3) affine map from pixels of a photo of (width, height) to pixels of the view, centres at integers.
+        """Returns the (2, 3) affine map from pixels of a photo of (width, height) to pixels of the view.
 
-        It is diag(1 / t, 1) R(-phi) about the corner, shifted so that the view has no negative positions.
+        Pixel centres are at integers. The map is diag(1 / t, 1) R(-phi) about the corner, shifted so that the view has
+        no negative positions.
         """
         return (_compression(self.tilt) @ _square(self._turned(size)[0]))[:2]
 
     def _turned(self, size: tuple[int, int]) -> tuple[Affine2, tuple[int, int]]:
-        """The rotation, and (width, height) of the smallest upright box around the rotated photo."""
+        """Returns the rotation, and (width, height) of the smallest upright box around the rotated photo."""
         c, s = cos(radians(self.rotation)), sin(radians(self.rotation))
         linear = np.array([[c, s], [-s, c]])
         corners = linear @ np.array([[0, size[0], 0, size[0]], [0, 0, size[1], size[1]]], np.float64)
-        # Of the corners of pixels, half a pixel before their centres. What rounding leaves is not another pixel.
+        # Corners of pixels are half a pixel before their centres. The 1e-9 keeps rounding errors from adding a pixel.
         shift = linear @ [0.5, 0.5] - corners.min(1) - 0.5
         width, height = np.ceil(np.ptp(corners, axis=1) - 1e-9).astype(int).tolist()
         return np.column_stack([linear, shift]), (width, height)
 
     def render(self, grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The photo from this direction: rotated, blurred along x against aliasing, and compressed along x.
+        """Renders the photo from this direction.
 
-        Beyond the border of the photo its outermost pixels are repeated.
+        It rotates the photo, blurs it along x against aliasing, and compresses it along x. The outermost pixels are
+        repeated beyond the border of the photo.
 
         Args:
             grey: (H, W) uint8.
@@ -83,30 +87,31 @@ class View:
         return np.asarray(compressed, np.uint8)
 
     def back(self, found: Keypoints, size: tuple[int, int]) -> tuple[Keypoints, NDArray[np.intp]]:
-        """Keypoints of the view in pixels of the photo, without those too close to the photo's border.
+        """Maps keypoints of the view to pixels of the photo, and drops those too close to the photo's border.
 
         Args:
             found: N keypoints in pixels of the view.
             size: (width, height) of the photo.
 
         Returns:
-            M keypoints with local affine frames, each the product of the inverse view and the frame in the view; and
-            their rows in `found`, rising.
+            M keypoints with local affine frames, and their rows in `found`, rising. Each frame is the product of the
+            inverse view and the frame in the view.
         """
         back = np.linalg.inv(_square(self.photo_to_view(size)))
         linear = back[:2, :2]
         xy = found.xy @ linear.T + back[:2, 2]
-        # A circle of the view is an ellipse in the photo, as far as the rows of the map are long.
+        # A circle in the view is an ellipse in the photo. It extends as far along x and y as the rows of the map are
+        # long.
         reach = _SIGMAS_INSIDE * found.scales[:, None] * np.linalg.norm(linear, axis=1)
         rows = np.flatnonzero(((xy - reach >= -0.5) & (xy + reach <= np.array(size) - 0.5)).all(1))
         return with_frames(xy[rows], linear @ found.frames()[rows], found.scores[rows]), rows
 
     def turned(self, found: Keypoints, turn: float = 0) -> Keypoints:
-        """Upright keypoints of the view, oriented along what is upright in the photo, as the view shows it.
+        """Orients upright keypoints of the view along the photo's upright direction, as it appears in the view.
 
         Args:
-            found: in pixels of the view, all with orientation 0.
-            turn: orientation of what is upright in the photo, degrees.
+            found: keypoints in pixels of the view, all with orientation 0.
+            turn: direction that is upright in the photo, degrees.
         """
         c, s = cos(radians(turn - self.rotation)) / self.tilt, sin(radians(turn - self.rotation))
         rotation = np.array([[c, -s], [s, c]]) / sqrt(c**2 + s**2)
@@ -114,43 +119,45 @@ class View:
 
 
 def views_of(tilt: float, rotation_step: float) -> tuple[View, ...]:
-    """The views of one tilt: a half turn in equal steps of at most `rotation_step` / tilt degrees.
+    """Returns the views of one tilt: a half turn in equal steps of at most `rotation_step` / tilt degrees.
 
-    The more a view is tilted, the faster it changes with the direction (ASIFT: 72 degrees / tilt). The
-    other half turn shows the same, upside down.
+    The more a view is tilted, the faster it changes with the direction (ASIFT: 72 degrees / tilt). The other half turn
+    shows the same views upside down.
     """
     count = ceil(180 * tilt / rotation_step - 1e-9)
     return tuple(View(tilt, 180 * number / count) for number in range(count))
 
 
 def relative_area(tilts: Sequence[float], rotation_step: float) -> float:
-    """Area of the photo and its views, in photos: 1 + the sum over tilts t of (number of views of t) / t.
+    """Returns the area of the photo and its views, in photos: 1 + the sum over tilts t of (number of views of t) / t.
 
-    It is about 1 + 180 / rotation_step for each tilt, whatever the tilts are: 3.5, 6, 8.5 ... with steps of 72 degrees.
+    Each tilt adds about 180 / rotation_step, whatever the tilt is. So steps of 72 degrees give 3.5, 6, 8.5 ...
     """
     return 1 + sum(len(views_of(tilt, rotation_step)) / tilt for tilt in tilts)
 
 
 def with_frames(xy: NDArray[np.floating], frames: NDArray[np.floating], scores: NDArray[np.float32]) -> Keypoints:
-    """Keypoints of (N, 2) positions and (N, 2, 2) local affine frames: scale is the root of the frame's area factor,
-    orientation that of the image of the x axis."""
+    """Makes keypoints of (N, 2) positions and (N, 2, 2) local affine frames.
+
+    The scale is the root of the frame's area factor. The orientation is that of the image of the x axis.
+    """
     scales = np.sqrt(np.abs(np.linalg.det(frames))).astype(np.float32)
     oris = (np.rad2deg(np.arctan2(frames[:, 1, 0], frames[:, 0, 0])) % 360).astype(np.float32)
-    oris[oris >= 360] = 0  # just below 0, rounded
+    oris[oris >= 360] = 0  # angles just below 0 round to 360
     return Keypoints(xy.astype(np.float32), scales, oris, scores, frames.astype(np.float32))
 
 
 def joined(*parts: Keypoints) -> Keypoints:
-    """All keypoints in one, with local affine frames."""
+    """Joins keypoints into one set, with local affine frames."""
     columns = ([getattr(part, name) for part in parts] for name in ("xy", "scales", "oris", "scores"))
     xy, scales, oris, scores = map(np.concatenate, columns)
     return Keypoints(xy, scales, oris, scores, np.concatenate([part.frames() for part in parts]))
 
 
 def same_keypoints(found: Keypoints, known: Keypoints) -> NDArray[np.intp]:
-    """Which known keypoint each found one is, (N,) rows of `known`, or -1.
+    """Returns the known keypoint that equals each found one: (N,) rows of `known`, or -1.
 
-    Of those within 1.5 pixels and a factor of 1.5 in scale, it is the one that is nearest in place and frame together.
+    Among known keypoints within 1.5 pixels and a factor of 1.5 in scale, it is the nearest in place and frame together.
     """
     row, other = within_reach(found.xy, known.xy, SAME_PLACE)
     apart = np.linalg.norm(found.xy[row] - known.xy[other], axis=1)
@@ -168,12 +175,12 @@ def same_keypoints(found: Keypoints, known: Keypoints) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, eq=False)
 class DescribedViews:
-    """What was found in some views of a photo.
+    """Keypoints and descriptions from some views of a photo.
 
     Attributes:
-        keypoints: K that the photo did not have before, in its pixels, with local affine frames.
-        ends: (V,) int64: where the descriptions of each view end.
-        rows: (M,) int32: which of the photo's keypoints each description is of; those from before are counted first.
+        keypoints: K keypoints that the photo did not have before, in its pixels, with local affine frames.
+        ends: (V,) int64, end of the descriptions of each view.
+        rows: (M,) int32, row of the photo's keypoint of each description; earlier keypoints are counted first.
         descriptors: (M, D) float16, of unit length.
     """
 
@@ -184,20 +191,21 @@ class DescribedViews:
 
 
 class ViewDescriber:
-    """Detects and describes keypoints in views of photos, as `extract` does in the photos; for any number of threads.
+    """Detects and describes keypoints in views of photos, like `extract` in the photos themselves.
 
-    A view may have as many keypoints as its share of the photo's area.
+    Several threads may call it at once. The limit on keypoints of a view is proportional to the view's share of the
+    photo's area.
 
     Args:
-        options: how features of the photos were made.
-        resources: how much of the machine.
+        options: options that the features of the photos were made with.
+        resources: how much of the machine to use.
 
     Attributes:
-        recipe: everything that decides what the features are, as stores have it in their header.
+        recipe: everything that the features depend on, as in the header of a store.
 
     Raises:
-        HardnetSfmError: weights that do not fit.
-        UsageError: contradictory options.
+        HardnetSfmError: the weights do not fit.
+        UsageError: the options contradict each other.
     """
 
     def __init__(self, options: ExtractOptions, resources: Resources) -> None:
@@ -213,13 +221,14 @@ class ViewDescriber:
     def __call__(self, photo: Photo, known: Keypoints, views: Sequence[View], turn: int = 0) -> DescribedViews:
         """Describes views one after another.
 
-        A keypoint that is the same as one of the photo, or of a view before it, is another description of that one.
+        A keypoint may equal one of the photo or of an earlier view. Then it counts as another description of that
+        keypoint.
 
         Args:
-            photo: of any size.
+            photo: a photo of any size.
             known: N keypoints of the photo, in its pixels.
-            views: directions.
-            turn: where orientation is "upright": what is upright in the photo, degrees.
+            views: directions of the views.
+            turn: direction that is upright in the photo, degrees; used if orientation is "upright".
         """
         grey = resize_to_fit(photo.grey, self._options.max_image_size)
         size = grey.shape[1], grey.shape[0]
@@ -248,7 +257,7 @@ class ViewDescriber:
 
 
 def _compression(tilt: float) -> Affine2:
-    """(3, 3): x shortened by a tilt, about the left border of the leftmost pixel."""
+    """Returns the (3, 3) map that shortens x by a tilt, about the left border of the leftmost pixel."""
     return np.array([[1 / tilt, 0, 0.5 / tilt - 0.5], [0, 1, 0], [0, 0, 1]])
 
 

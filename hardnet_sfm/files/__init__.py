@@ -1,1 +1,1 @@
-"""What lies on disk, one file per format: its layout, checks and crash safety."""
+"""The files on disk. Each module handles one format: its layout, its checks and its crash safety."""

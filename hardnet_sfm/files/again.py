@@ -1,4 +1,4 @@
-"""again.json: pairs that are matched for photos which the model left out, see `hardnet_sfm.reconstruction.left_out`."""
+"""again.json: extra pairs to recover photos that the model left out, see `hardnet_sfm.reconstruction.left_out`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Round = Literal["more pairs", "view synthesis"]
 
 @dataclass(frozen=True)
 class Again:
-    """Pairs that are matched beyond pairs.txt, or once more with synthetic views.
+    """Pairs that are matched in addition to pairs.txt, or once more with synthetic views.
 
     Attributes:
-        made_of: the features, list and options that the model was made of; with others, this has no meaning.
-        rounds: that were tried, in order.
-        pairs: beyond the list.
-        views: to match with synthetic views, of the list or of `pairs`.
+        made_of: fingerprint of the features, list and options behind the model; the pairs apply to these only.
+        rounds: rounds that were tried, in order.
+        pairs: pairs that the list does not have.
+        views: pairs to match with synthetic views, from the list or from `pairs`.
     """
 
     made_of: str
@@ -31,14 +31,14 @@ class Again:
 
 
 def read_again(path: Path, made_of: str) -> Again:
-    """What `write_again` wrote for these features, this list and these options; empty where that is something else."""
+    """Reads what `write_again` wrote for these features, list and options; empty if the file belongs to others."""
     try:
         read = read_json(path) if path.is_file() else {}
         if read.get("made_of") == made_of:
             pairs, views = (tuple((str(a), str(b)) for a, b in read[name]) for name in ("pairs", "views"))
             return Again(made_of, tuple(read["rounds"]), pairs, views)
     except (HardnetSfmError, KeyError, TypeError, ValueError):
-        pass  # damaged, so it is made again
+        pass  # a damaged file is made again
     return Again(made_of)
 
 

@@ -1,4 +1,4 @@
-"""What decides whether entries of stores, and what was made of them, are up to date and belong together."""
+"""Fingerprints that tell whether entries of stores, and results made from them, are up to date and fit together."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from hardnet_sfm.files.workspace import digest
 
 
 def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str, turn: int = 0) -> str:
-    """What decides whether a photo's features are up to date: how they are made, the photo's bytes and its turn."""
+    """Returns the fingerprint of a photo's features: of their recipe, the photo's bytes and its turn."""
     return digest("features", VERSION, recipe, photo_sha256, turn)
 
 
 def are_features_of(fingerprint: str, recipe: Mapping[str, Any], photo_sha256: str) -> bool:
-    """Whether features with this fingerprint were made by the recipe from a photo with these bytes, however turned."""
+    """Says whether features with this fingerprint come from this recipe and these photo bytes, at any turn."""
     return any(fingerprint == feature_fingerprint(recipe, photo_sha256, turn) for turn in (0, 90, 180, 270))
 
 
 def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:
-    """What decides whether a pair's matches are up to date: how they are made, and both photos' features."""
+    """Returns the fingerprint of a pair's matches: of their recipe and of both photos' features."""
     return digest("matches", VERSION, recipe, features0, features1)
 
 
 def view_fingerprints(views: Mapping[str, Any], features: str) -> list[str]:
-    """What decides which keypoints a photo has with those of its first 0, 1, 2 ... steps of synthetic views.
+    """Returns the fingerprints of a photo's keypoints with its first 0, 1, 2 ... steps of synthetic views.
 
     Args:
-        views: options with `view_tilts`, one a step, and `view_rotation`.
+        views: options with `view_tilts`, one tilt for each step, and `view_rotation`.
         features: fingerprint of the photo's features.
     """
     tilts, rotation = list(views["view_tilts"]), views["view_rotation"]
@@ -40,10 +40,12 @@ def view_fingerprints(views: Mapping[str, Any], features: str) -> list[str]:
 
 @contextmanager
 def matched_keypoints(path: Path, features: FeatureStore, matches: MatchStore) -> Iterator[KeypointStore]:
-    """Opens the keypoints whose rows a match store refers to: the features', or with synthetic views those at `path`.
+    """Opens the keypoints whose rows a match store refers to.
+
+    These are the features' keypoints or, with synthetic views, the keypoints at `path`.
 
     Raises:
-        HardnetSfmError: they are missing or damaged, or of other features or views than the matches.
+        HardnetSfmError: the keypoints are missing or damaged, or belong to other features or views than the matches.
     """
     options = matches.header["options"]
     if "view_tilts" not in options:
@@ -64,7 +66,7 @@ def matched_keypoints(path: Path, features: FeatureStore, matches: MatchStore) -
 
 
 def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, str]]:
-    """Pairs whose matches were made of other features than these, or of photos that are gone."""
+    """Finds pairs whose matches were made from other features than these, or whose photos no longer exist."""
     made_from, options = features.fingerprints(), matches.header["options"]
     prints = matches.fingerprints()
     plain = {name: value for name, value in options.items() if not name.startswith("view_")}
@@ -81,12 +83,12 @@ def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, 
 
 
 def inputs_fingerprint(features: FeatureStore, matches: MatchStore) -> str:
-    """What decides whether a model is up to date with both stores."""
+    """Returns the fingerprint of both stores, which tells whether a model is up to date with them."""
     return digest("inputs", features.fingerprints(), matches.fingerprints())
 
 
 def what_changed(header: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """Which options differ from those that a store was made with, for people; empty where none does."""
+    """Describes the options that differ from those of a store, for messages; empty if none differs."""
     old = header.get("options", recipe)
     changed = sorted(name for name in {*old, *recipe} if old.get(name) != recipe.get(name))
     return ", ".join(f"{name} {_short(old.get(name))} -> {_short(recipe.get(name))}" for name in changed)

@@ -1,4 +1,4 @@
-"""A crash-safe journal of arrays: what a stage has finished, one transaction an entry."""
+"""A crash-safe journal of arrays. It records what a stage has finished, with one transaction for each entry."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ Facts = Mapping[str, str | int]
 
 
 class Journal:
-    """Entries of arrays and facts by key, in a SQLite file. A killed process loses the entry in flight and no other.
+    """Stores arrays and facts by key in a SQLite file. A killed process loses only the entry that it was writing.
 
     Args:
-        path: made if missing.
+        path: path of the file; made if missing.
 
     Raises:
-        HardnetSfmError: from any method, where the disk is full or the file is damaged; what is in it is left alone.
+        HardnetSfmError: any method raises it if the disk is full or the file is damaged. The content stays as it is.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._explained():
-            # Transactions are our own business: each statement is one.
+            # No implicit transactions: each statement is its own transaction.
             self._opened = sqlite3.connect(path, isolation_level=None)
             self._opened.execute("PRAGMA journal_mode=WAL")
             self._opened.execute("CREATE TABLE IF NOT EXISTS entry (key TEXT PRIMARY KEY, facts TEXT, arrays BLOB)")
             self._put = self._opened.execute("SELECT 1 FROM entry LIMIT 1").fetchone() is not None
 
     def facts(self) -> dict[str, Facts]:
-        """Facts of all entries by key."""
+        """Returns the facts of all entries by key."""
         with self._explained():
             rows = self._opened.execute("SELECT key, facts FROM entry").fetchall()
             found: dict[str, Facts] = {key: json.loads(facts) for key, facts in rows}
@@ -49,14 +49,14 @@ class Journal:
         return found
 
     def arrays(self, key: str) -> dict[str, NDArray[Any]]:
-        """Arrays of one entry."""
+        """Returns the arrays of one entry."""
         with self._explained():
             (packed,) = self._opened.execute("SELECT arrays FROM entry WHERE key = ?", (key,)).fetchone()
             with np.load(io.BytesIO(packed), allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
 
     def put(self, key: str, facts: Facts, arrays: Arrays, *, packed: bool) -> None:
-        """Adds or replaces one entry; it is safe on disk when this returns."""
+        """Adds or replaces one entry. The entry is safe on disk when this returns."""
         buffer = io.BytesIO()
         (np.savez_compressed if packed else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
         row = (key, json.dumps(facts), buffer.getvalue())
@@ -65,7 +65,7 @@ class Journal:
             self._put = True
 
     def close(self) -> None:
-        """Closes the journal; one that nothing was put into goes."""
+        """Closes the journal, and removes it if it has no entries."""
         if self._put:
             self._opened.close()
         else:
@@ -73,7 +73,7 @@ class Journal:
 
     def drop(self) -> None:
         """Closes and removes the journal."""
-        self._put = True  # to close it again removes nothing that another has made since
+        self._put = True  # closing again must not remove a file that another process has made since
         self._opened.close()
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
@@ -87,5 +87,5 @@ class Journal:
             if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 hint = "Make room on the disk and run again: finished work is kept."
             else:
-                hint = "It is damaged. Delete it; what it held is computed again."
+                hint = "It is damaged. Delete it, and its content is computed again."
             raise HardnetSfmError(f"{self._path}: {error}", hint) from error

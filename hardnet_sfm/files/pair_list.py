@@ -1,4 +1,4 @@
-"""pairs.txt: which photos are matched with which, two names a line, as hloc and COLMAP write them."""
+"""pairs.txt: the list of photo pairs to match, two names on each line, as hloc and COLMAP write them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from hardnet_sfm.keypoints import PhotoPair
 
 
 def write_pairs(path: Path, pairs: Iterable[PhotoPair]) -> None:
-    """Writes a list of pairs, with a tab between names that have a space in them. An unchanged list keeps its file."""
+    """Writes a list of pairs, with a tab between names that contain a space. An unchanged list keeps its file."""
     text = "".join(f"{_line(pair)}\n" for pair in pairs)
-    # The file's time tells people when the list was made.
+    # The file's modification time tells the user when the list was made.
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         with replacing(path) as beside:
             beside.write_text(text, encoding="utf-8")
 
 
 def read_pairs(path: Path, names: list[str]) -> list[PhotoPair]:
-    """Reads a list of pairs; empty lines, lines that start with # and repetitions, in either order, are passed over.
+    """Reads a list of pairs. It skips empty lines, lines that start with #, and repeated pairs in either order.
 
     Args:
-        path: text file, two names a line separated by a tab or a space.
-        names: of the photos that there are.
+        path: text file with two names on each line, separated by a tab or a space.
+        names: names of the photos that have features.
 
     Raises:
         HardnetSfmError: the file is missing, holds no pair, or a line does not name two different known photos.
     """
     try:
-        # Not `splitlines`, which also cuts at characters that a file name may have in it.
+        # `splitlines` would also split at characters that a file name may contain.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         hint = "Run `hardnet-sfm pair` first, or check --pairs-file."
@@ -39,7 +39,7 @@ def read_pairs(path: Path, names: list[str]) -> list[PhotoPair]:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise HardnetSfmError(
             f"cannot read the pairs file {path}: {reason}",
-            "It is a text: two names of photos a line, with a space between them.",
+            "It must be a text file with the names of two photos in each line, separated by a space.",
         ) from error
     known = set(names)
     pairs: dict[frozenset[str], PhotoPair] = {}
@@ -54,7 +54,7 @@ def read_pairs(path: Path, names: list[str]) -> list[PhotoPair]:
             )
     if not pairs:
         raise HardnetSfmError(
-            f"{path}: no pairs in it", "It wants two names of photos a line, with a space between them."
+            f"{path}: no pairs in it", "Write the names of two photos in each line, separated by a space."
         )
     return list(pairs.values())
 
@@ -66,7 +66,7 @@ def _line(pair: PhotoPair) -> str:
 def _parse(line: str, known: set[str]) -> PhotoPair | None:
     separator = "\t" if "\t" in line else " "
     words = line.split(separator)
-    # Where names have the separator in them, the separating one is that which leaves two known names.
+    # If names contain the separator, split at the one that leaves two known names.
     for cut in range(1, len(words)):
         first, second = separator.join(words[:cut]), separator.join(words[cut:])
         for pair in ((first, second), (first.strip(), second.strip())):

@@ -1,10 +1,10 @@
-"""patches.h5: a data set of patches for training, whatever it was made of, and the writer that mining fills it with.
+"""patches.h5: a data set of patches for training from any source, and the writer that mining fills it with.
 
-The root's attributes: `format`; `source` (sfm, warps, brown, hpatches); `measurement_size`, sigmas across a patch;
-`extent`, the size of the model; `images`, a JSON list of photo names; `options`, a JSON object of what made the file.
-Its data sets, of N patches of P points, are the arrays of `PatchSet`, `point_id` where it is known. Patches are sorted
-by point, those of a point by photo. They lie in one uncompressed block, so that a reader maps the file into memory and
-pages in what it draws; the system's page cache keeps what is drawn often.
+The root's attributes are `format`; `source` (sfm, warps, brown, hpatches); `measurement_size`, sigmas across a patch;
+`extent`, the size of the model; `images`, a JSON list of photo names; and `options`, a JSON object of what made the
+file. Its data sets, of N patches of P points, are the arrays of `PatchSet`; `point_id` is present only if it is known.
+Patches are sorted by point, and those of a point by photo. They lie in one uncompressed block, so that a reader can map
+the file into memory and load only the patches it draws. The system's page cache keeps patches that are drawn often.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "angle": np.float32,
     "xyz": np.float32,
 }
-_POINT_ID = "point_id"  # of mined patches alone
+_POINT_ID = "point_id"  # only mined patches have it
 _PUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "patches": (np.uint8, (PATCH_SIZE, PATCH_SIZE)),
     "point": (np.int64, ()),
@@ -54,11 +54,11 @@ class PatchSet:
     """Patches of points seen in several photos.
 
     Attributes:
-        path: of the file or folder it was read from.
+        path: path of the file or folder that it was read from.
         source: sfm, warps, brown or hpatches.
         measurement_size: sigmas of the keypoint across a patch.
         images: names of the photos.
-        patches: (N, 64, 64) uint8; of a patches.h5 a view of the file, not in memory.
+        patches: (N, 64, 64) uint8; from a patches.h5, a memory-mapped view of the file.
         point: (N,) int64, number of the point from 0 to P - 1, not decreasing.
         image: (N,) int32, row in `images`.
         frame: (N, 2, 3) float32, local affine frame [A | xy]: pixels per sigma and position in the upright photo, the
@@ -66,8 +66,8 @@ class PatchSet:
         angle: (N,) float32, degrees between the ray of this patch and the mean ray of its point. NaN where unknown.
         xyz: (P, 3) float32, position of each point in the units of its model. NaN where unknown.
         extent: size of the model in these units. NaN where unknown.
-        options: what made it.
-        point_id: (P,) int64, COLMAP's number of each point in the model that it was mined from; None of other patches.
+        options: options that it was made with.
+        point_id: (P,) int64, COLMAP's number of each point in the model that it was mined from; None for other sources.
     """
 
     path: Path
@@ -90,20 +90,20 @@ class PatchSet:
     @property
     def matchable(self) -> NDArray[np.int64]:
         """Numbers of the points that are seen in two photos or more."""
-        # Somewhere among such a point's rows the photo changes.
+        # The photo changes between two rows of such a point.
         changes = (np.diff(self.point) == 0) & (np.diff(self.image) != 0)
         return np.unique(self.point[1:][changes])
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Grey:
-        """The patches at the given row numbers, (..., 64, 64) uint8 for rows of any shape; a copy."""
+        """Returns a copy of the patches at the given row numbers, (..., 64, 64) uint8 for rows of any shape."""
         return np.asarray(self.patches[rows])
 
     def check(self) -> Self:
-        """The set itself.
+        """Checks the set and returns it.
 
         Raises:
-            HardnetSfmError: an array has the wrong shape, points are not sorted, numbers of points or photos are out
-                of range, or no point has two patches.
+            HardnetSfmError: an array has the wrong shape, points are not sorted, numbers of points or photos are out of
+                range, or no point has two patches.
         """
         problem = self._problem()
         if problem:
@@ -111,7 +111,7 @@ class PatchSet:
         if not (np.diff(self.point) == 0).any():
             raise HardnetSfmError(
                 f"{self.path}: too few points: none has two patches",
-                "Use more photos or sharper ones, or with `mine` weaker filters.",
+                "Use more photos or sharper ones, or weaker filters in `mine`.",
             )
         return self
 
@@ -141,11 +141,11 @@ class PatchSet:
 
 
 def read_patches(path: Path) -> PatchSet:
-    """Opens a patches.h5. The patches stay in the file, 4 KB each, and are read where they are taken.
+    """Opens a patches.h5. The patches, 4 KB each, stay in the file and are read on access.
 
     Raises:
-        HardnetSfmError: the file is missing, truncated, damaged or something else, its patches are of another size, or
-            what `PatchSet.check` finds.
+        HardnetSfmError: the file is missing, truncated, damaged or of another format, its patches have another size, or
+            `PatchSet.check` fails.
     """
     if not path.is_file():
         raise HardnetSfmError(f"no patches at {path}", "Run `hardnet-sfm mine` first.")
@@ -174,11 +174,11 @@ def read_patches(path: Path) -> PatchSet:
 
 
 def is_made(path: Path, options: Mapping[str, Any]) -> bool:
-    """Whether a file was made with exactly these options.
+    """Says whether a file was made with exactly these options.
 
     Raises:
-        HardnetSfmError: it is something else, which is not to be written over.
-        UsageError: it is a folder.
+        HardnetSfmError: the file is damaged or has another format, and must not be overwritten.
+        UsageError: the path is a folder.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "Give --output the name of a file.")
@@ -191,7 +191,7 @@ def is_made(path: Path, options: Mapping[str, Any]) -> bool:
 
 
 def _mapped(path: Path, stored: h5py.Dataset) -> Grey:
-    """The data set as a read-only view of the file."""
+    """Maps the data set as a read-only view of the file."""
     if stored.dtype != np.uint8:
         raise ValueError(f"patches are {stored.dtype}, not uint8")
     if not stored.size:
@@ -206,7 +206,7 @@ def write_patches(path: Path, patch_set: PatchSet) -> None:
     """Writes a data set as patches.h5, complete or not at all.
 
     Raises:
-        HardnetSfmError: the disk is full or cannot be written, or what `PatchSet.check` finds.
+        HardnetSfmError: the disk is full or cannot be written, or `PatchSet.check` fails.
     """
     rows = np.arange(len(patch_set))
     blocks = (slice(start, start + _BLOCK) for start in range(0, len(patch_set), _BLOCK))
@@ -214,7 +214,7 @@ def write_patches(path: Path, patch_set: PatchSet) -> None:
 
 
 def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.intp], Grey]]) -> None:
-    """Writes everything but the patches from a set, and the patches from blocks of rows, rising within a block."""
+    """Writes all columns but the patches from a set, and the patches from blocks of rows that rise within a block."""
     patch_set.check()
     facts = {
         "format": FORMAT,
@@ -225,7 +225,7 @@ def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.in
         "options": json.dumps(patch_set.options),
     }
     try:
-        # From HDF5 1.10 on, an attribute, here images, may be larger than 64 KiB.
+        # From HDF5 1.10 on, an attribute (here images) may be larger than 64 KiB.
         with replacing(path) as beside, h5py.File(beside, "w", libver=("v110", "latest")) as file:
             file.attrs.update(facts)
             for name in _COLUMNS:
@@ -234,36 +234,37 @@ def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.in
                 file.create_dataset(_POINT_ID, data=patch_set.point_id)
             stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8).id
             place = stored.get_space()
-            # Not `dataset[rows] = patches`: a photo's rows are mostly apart, and h5py takes 0.14 ms to understand each.
+            # `dataset[rows] = patches` would be slow: a photo's rows are mostly apart, and h5py takes 0.14 ms to parse
+            # each.
             for rows, patches in blocks:
                 for run in _runs(rows):
                     block = np.ascontiguousarray(patches[run])
                     place.select_hyperslab((int(rows[run.start]), 0, 0), block.shape)
                     stored.write(h5py.h5s.create_simple(block.shape), place, block)
-    except (OSError, RuntimeError) as error:  # h5py has its own idea of a full disk
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
         raise HardnetSfmError(
             f"cannot write {path}: {error}", "Make room on the disk and run again: finished work is kept."
         ) from error
 
 
 def _runs(rows: NDArray[np.intp]) -> Iterator[slice]:
-    """Slices of rising row numbers that follow each other without a gap."""
+    """Returns slices of consecutive row numbers within rising ones."""
     ends = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     return (slice(start, stop) for start, stop in pairwise(ends) if start < stop)
 
 
 class PatchWriter:
-    """Collects the patches of photo after photo, then makes one patches.h5 of them. Use it as a context manager.
+    """Collects the patches of photo after photo, then writes them into one patches.h5. Use it as a context manager.
 
-    What is put goes to a journal beside the file, so a killed run loses the photo in flight and no other. `commit` then
-    streams the journal into a new file. Memory: four times the patches (4 KB each) of the photo that has the most, and
+    `put` writes to a journal next to the file, so a killed run loses only the photo that it was writing. `commit` then
+    streams the journal into a new file. Memory: four times the patches (4 KB each) of the photo with most patches, and
     200 bytes for each patch of all photos. Disk: the patches twice.
 
     Args:
-        path: of the file to make; it need not exist.
+        path: path of the file to make; it need not exist.
 
     Attributes:
-        done: fingerprints of the photos that a killed run had finished, by name.
+        done: fingerprints by name of the photos that a killed run had finished.
 
     Raises:
         HardnetSfmError: the journal of a killed run is damaged or cannot be written.
@@ -283,17 +284,17 @@ class PatchWriter:
         self._journal.close()
 
     def put(self, name: str, fingerprint: str, arrays: Arrays) -> None:
-        """Adds or replaces the patches of one photo; they are safe on disk when this returns.
+        """Adds or replaces the patches of one photo. They are safe on disk when this returns.
 
         Args:
-            name: of the photo.
-            fingerprint: of everything that decides what its patches are.
-            arrays: of its n patches, none where it has none: `patches` (n, 64, 64) uint8; `point` (n,) int64, any
-                number that is the point's in all photos; `frame` (n, 2, 3), `angle` (n,) and `xyz` (n, 3), the
+            name: name of the photo.
+            fingerprint: fingerprint of everything that its patches depend on.
+            arrays: arrays of its n patches, empty if it has none: `patches` (n, 64, 64) uint8; `point` (n,) int64, a
+                number that identifies the point in all photos; `frame` (n, 2, 3), `angle` (n,) and `xyz` (n, 3), the
                 position of the patch's point, float32 as in `PatchSet`.
 
         Raises:
-            HardnetSfmError: the disk is full or cannot be written; what was put before is kept.
+            HardnetSfmError: the disk is full or cannot be written. Earlier entries are kept.
         """
         columns = {key: arrays[key].astype(kind, casting="same_kind", copy=False) for key, (kind, _) in _PUT.items()}
         for key, (_, shape) in _PUT.items():
@@ -313,15 +314,15 @@ class PatchWriter:
         *,
         keep_ids: bool = False,
     ) -> None:
-        """Makes the file of the patches of the given photos, and drops the journal.
+        """Writes the patches of the given photos into the file, and drops the journal.
 
-        Points are numbered anew in rising order of their numbers, which with `keep_ids` become `PatchSet.point_id`;
-        those with one patch are left out. The patches of a point come in the order of `names`, those of one photo as
-        they were put.
+        Points with one patch are left out. The others are numbered anew in rising order of their given numbers, which
+        become `PatchSet.point_id` with `keep_ids`. The patches of a point follow the order of `names`, and those of one
+        photo the order in which they were put.
 
         Raises:
-            HardnetSfmError: the disk is full or cannot be written, or no point has two patches; a file that was there
-                and the journal are kept.
+            HardnetSfmError: the disk is full or cannot be written, or no point has two patches. An existing file and
+                the journal are kept.
         """
         columns, count = self._columns(names)
         ids, first, of_patch, sizes = np.unique(
@@ -352,7 +353,10 @@ class PatchWriter:
         self._journal.drop()
 
     def _columns(self, names: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[int]]:
-        """Everything but the patches of the given photos, one photo after the other; and the numbers of patches."""
+        """Returns all columns but the patches of the given photos, photo after photo.
+
+        It also returns the number of patches of each photo.
+        """
         parts: dict[str, list[NDArray[Any]]] = {
             key: [np.zeros((0, *shape), kind)] for key, (kind, shape) in _PUT.items() if key != "patches"
         }
@@ -366,7 +370,7 @@ class PatchWriter:
     def _blocks(
         self, names: Sequence[str], rows: Sequence[NDArray[np.intp]]
     ) -> Iterator[tuple[NDArray[np.intp], Grey]]:
-        """The patches of each photo with their rows in the file; row -1 is left out."""
+        """Yields the patches of each photo with their rows in the file. Patches with row -1 are left out."""
         for name, row in zip(names, rows, strict=True):
             order = np.argsort(row)[np.count_nonzero(row < 0) :]
             yield row[order], self._journal.arrays(name)["patches"][order]

@@ -1,4 +1,4 @@
-"""Photos on disk: listing, decoding, EXIF orientation and fingerprints. A photo is never written to."""
+"""Photos on disk: listing, decoding, EXIF orientation and fingerprints. This module never writes to a photo."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Photo:
     Attributes:
         grey: (H, W) uint8, upright: EXIF orientation applied.
         orientation: the EXIF orientation tag, 1 to 8, that was applied.
-        sha256: of the file's bytes.
+        sha256: sha256 of the file's bytes.
     """
 
     grey: NDArray[np.uint8]
@@ -41,18 +41,18 @@ class Photo:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, upright."""
+        """Width and height of the upright photo in pixels."""
         return self.grey.shape[1], self.grey.shape[0]
 
 
 @dataclass(frozen=True)
 class Lens:
-    """What a photo file says of its camera. Missing and senseless values are "" and 0.
+    """The camera data in a photo file. Missing and invalid values are "" and 0.
 
     Attributes:
-        make, model, lens: names.
+        make, model, lens: names of the manufacturer, the camera and the lens.
         focal_length: mm.
-        focal_length_35mm: the focal length of equal field of view on 35 mm film, mm.
+        focal_length_35mm: focal length that gives the same field of view on 35 mm film, mm.
         zoom: digital zoom.
     """
 
@@ -70,9 +70,9 @@ class Lens:
 
 
 def list_photos(folder: Path) -> list[str]:
-    """Names of all photos below a folder: POSIX paths relative to it, in natural order (img2 before img10).
+    """Lists the names of all photos below a folder: POSIX paths relative to it.
 
-    Files and folders whose name starts with a dot are passed over.
+    The order is natural (img2 before img10). Files and folders whose name starts with a dot are skipped.
 
     Raises:
         HardnetSfmError: the folder is missing, is a file, cannot be read or holds no photo.
@@ -110,10 +110,10 @@ def _natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
 def read_photo(path: Path) -> Photo:
     """Decodes a photo of any supported format and depth to upright 8-bit grey.
 
-    16-bit photos keep their upper 8 bits, transparency is dropped.
+    16-bit photos keep their upper 8 bits. Transparency is dropped.
 
     Raises:
-        HardnetSfmError: the file is missing, empty, truncated at its head or no photo.
+        HardnetSfmError: the file is missing, empty, truncated at its head or not a photo.
     """
     data = _read(path)
     orientation = exif_orientation(data)
@@ -121,22 +121,22 @@ def read_photo(path: Path) -> Photo:
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
-    """Decodes a photo to upright (H, W, 3) uint8 RGB, to look at; otherwise as `read_photo` does.
+    """Decodes a photo to upright (H, W, 3) uint8 RGB for display, otherwise like `read_photo`.
 
     Raises:
-        HardnetSfmError: the file is missing, empty, truncated at its head or no photo.
+        HardnetSfmError: the file is missing, empty, truncated at its head or not a photo.
     """
     data = _read(path)
     return _decode(path, data, exif_orientation(data), "RGB")
 
 
 def read_small(path: Path, longest_side: int) -> NDArray[np.uint8]:
-    """Decodes a photo as `read_colours` does, shrunk so that no side is longer than `longest_side` pixels.
+    """Decodes a photo like `read_colours`, shrunk so that no side is longer than `longest_side` pixels.
 
-    A large JPEG is decoded at half, a quarter or an eighth of its size, which takes as small a part of the time.
+    A large JPEG is decoded at a half, a quarter or an eighth of its size, which takes a similar fraction of the time.
 
     Raises:
-        HardnetSfmError: the file is missing, empty, truncated at its head or no photo.
+        HardnetSfmError: the file is missing, empty, truncated at its head or not a photo.
     """
     data = _read(path)
     orientation = exif_orientation(data)
@@ -146,16 +146,16 @@ def read_small(path: Path, longest_side: int) -> NDArray[np.uint8]:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of a photo, upright; of most formats the pixels are not decoded for it.
+    """Returns width and height of the upright photo. Most formats need no decoding of pixels for it.
 
     Raises:
-        HardnetSfmError: the file is missing, empty or no photo.
+        HardnetSfmError: the file is missing, empty or not a photo.
     """
     data = _read(path)
     try:
         image = Image.open(io.BytesIO(data))
         if image.format == "TIFF":
-            image.load()  # which turns it upright; some versions of Pillow do so before
+            image.load()  # loading turns it upright; some versions of Pillow do so earlier
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _undecodable(path) from error
     width, height = image.size
@@ -164,7 +164,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def read_lens(path: Path) -> Lens:
-    """Reads what a photo file says of its camera, without its pixels. A file that cannot be read says nothing."""
+    """Reads the camera data of a photo file, without its pixels. An unreadable file gives empty data."""
     try:
         with Image.open(path) as image:
             tags = image.getexif()
@@ -186,7 +186,7 @@ def _exif_text(value: object) -> str:
 
 
 def _exif_number(value: Any) -> float:
-    """A positive number; 0 for anything else, such as 0/0."""
+    """Returns a positive number, or 0 for any other value such as 0/0."""
     try:
         number = float(value)
     except (TypeError, ValueError, ZeroDivisionError):
@@ -195,12 +195,12 @@ def _exif_number(value: Any) -> float:
 
 
 def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:
-    """The pixels of a JPEG as stored, at the smallest size of its decoder that is large enough; None of other files."""
+    """Decodes a JPEG as stored, at the smallest decoder size that is large enough; None for other files."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format != "JPEG" or image.mode not in ("L", "RGB"):
                 return None
-            image.draft("RGB", (longest_side, longest_side))  # no smaller than that, in proportion
+            image.draft("RGB", (longest_side, longest_side))  # keeps the aspect ratio and at least this size
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
@@ -239,7 +239,10 @@ def _undecodable(path: Path) -> HardnetSfmError:
 
 
 def _decode_tiff(data: bytes, mode: Literal["L", "RGB"]) -> NDArray[np.uint8] | None:
-    """A TIFF with an orientation, which OpenCV 5.0 fails on, or with alpha, which it multiplies the colours with."""
+    """Decodes a TIFF with an orientation or with alpha; None for other TIFFs.
+
+    OpenCV 5.0 fails on a TIFF with an orientation. It multiplies the colours by alpha.
+    """
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         if image.getexif().get(_EXIF_ORIENTATION, 1) == 1 and "A" not in image.getbands():
@@ -253,7 +256,7 @@ def _decode_tiff(data: bytes, mode: Literal["L", "RGB"]) -> NDArray[np.uint8] | 
 
 
 def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation tag of a photo file, given its bytes; 1 (as stored) where there is none or it is invalid."""
+    """Reads the EXIF orientation tag from the bytes of a photo file; 1 (as stored) if it is missing or invalid."""
     try:
         value = Image.open(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION, 1)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -284,7 +287,7 @@ def upright(sensor: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def sensor_from_upright(orientation: int, size: tuple[int, int]) -> Affine2:
-    """The (2, 3) affine map from upright pixels to the pixels as stored in the file, centres at whole numbers.
+    """Returns the (2, 3) affine map from upright pixels to the pixels as stored in the file, centres at whole numbers.
 
     COLMAP reads the pixels as stored and ignores the EXIF orientation, so that portrait and landscape photos share one
     camera. Keypoints pass through this map on their way into a database.
@@ -308,7 +311,10 @@ def sensor_from_upright(orientation: int, size: tuple[int, int]) -> Affine2:
 
 
 def resize_to_fit(grey: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:
-    """Shrinks a photo by pixel-area averaging so that no side is longer than `longest_side` pixels; never enlarges."""
+    """Shrinks a photo by pixel-area averaging so that no side is longer than `longest_side` pixels.
+
+    It never enlarges.
+    """
     height, width = grey.shape[:2]
     factor = longest_side / max(height, width)
     if factor >= 1:
@@ -318,6 +324,6 @@ def resize_to_fit(grey: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in blocks."""
+    """Returns the hex sha256 of a file's bytes. It reads the file in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

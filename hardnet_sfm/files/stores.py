@@ -1,12 +1,14 @@
 """features.h5 and matches.h5: HDF5 files in hloc's layout, written through a journal that survives a kill.
 
-A running stage appends finished entries to a journal, a SQLite file beside the store (`.features.h5.journal`), one
-transaction an entry: a killed run loses the entry in flight and nothing else. When the stage ends, old and new entries
-are written into a fresh HDF5 file that takes the store's place. So the HDF5 file, which a kill in the middle of a write
-could ruin, is never written to in place; the price is one copy of the store at the end of a stage that changed it.
+A running stage appends finished entries to a journal, with one transaction for each entry. The journal is a SQLite file
+next to the store (`.features.h5.journal`). A killed run loses only the entry that it was writing. When the stage ends,
+old and new entries are written into a fresh HDF5 file that replaces the store. A kill in the middle of a write could
+ruin an HDF5 file, so it is never modified in place. The price is one copy of the store at the end of a stage that
+changed it.
 
-Arrays are data sets of the entry's group. Facts about entries are in one attribute of the file, `index`, a JSON object:
-a store of ten thousand pairs tells in milliseconds what it holds, where visiting its groups takes seconds.
+Arrays are data sets in the group of their entry. Facts about all entries are in one attribute of the file, `index`, a
+JSON object. So the content of a store of ten thousand pairs is known in milliseconds, while visiting its groups takes
+seconds.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Kind:
-    """What a store holds: its name in the file, the stage that makes it, and whether its arrays are worth packing.
+    """A kind of store: its name in the file, the stage that makes it, and whether its arrays are compressed.
 
-    Most photos of a collection have few matches, so arrays of matches are nearly all -1 and shrink to a tenth.
+    Most pairs of photos have few matches, so arrays of matches are nearly all -1 and shrink to a tenth.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Kind:
 
     @property
     def format(self) -> str:
-        """How a file says what it is."""
+        """The text that identifies the format in a file."""
         return f"hardnet-sfm {self.name}"
 
 
@@ -55,14 +57,14 @@ KEYPOINTS = Kind("keypoints", "match --view-synthesis", packed=False)
 
 
 class Store:
-    """An open store, for reading. Use it as a context manager.
+    """A store that is open for reading. Use it as a context manager.
 
     Attributes:
-        header: facts about the whole file: `options` (what made it) and whatever else its stage noted.
-        index: facts about each entry by its key: its `fingerprint` and whatever else its stage noted.
+        header: facts about the whole file: `options` (what made it) and other facts that its stage noted.
+        index: facts about each entry by its key: its `fingerprint` and other facts that its stage noted.
 
     Raises:
-        HardnetSfmError: the file is missing, truncated, not HDF5, or not such a store.
+        HardnetSfmError: the file is missing, truncated, not HDF5, or not a store of this kind.
     """
 
     kind: Kind
@@ -100,11 +102,11 @@ class Store:
         self._file.close()
 
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of every entry by its key, in the store's order."""
+        """Returns the fingerprint of every entry by its key, in the store's order."""
         return {key: str(facts["fingerprint"]) for key, facts in self.index.items()}
 
     def _read(self, key: str, name: str) -> NDArray[Any]:
-        """One array of one entry."""
+        """Reads one array of one entry."""
         if key not in self.index:
             raise HardnetSfmError(
                 f"{self.path}: no {self.kind.name} of {key} in it",
@@ -114,7 +116,7 @@ class Store:
             return np.asarray(self._file[key][name][()])
 
     def copy_entry(self, key: str, target: h5py.File) -> None:
-        """Copies an entry, as it is, into another open file."""
+        """Copies an entry unchanged into another open file."""
         with self._explained():
             source = self._file[key]
         self._file.copy(source, target, name=key)
@@ -131,7 +133,10 @@ class Store:
 
 
 class KeypointStore(Store):
-    """Keypoints of many photos, those of synthetic views after the photo's own. Keys are photo names."""
+    """Keypoints of many photos.
+
+    The photo's own keypoints precede those of its synthetic views. Keys are photo names.
+    """
 
     kind = KEYPOINTS
 
@@ -149,34 +154,35 @@ class FeatureStore(KeypointStore):
     kind = FEATURES
 
     def names(self) -> list[str]:
-        """Photo names in the order in which they were listed."""
+        """Returns the photo names in the order in which they were listed."""
         return [str(name) for name in self.header["names"]]
 
     def descriptors(self, name: str) -> NDArray[np.float16]:
-        """(N, D) float16 of unit length; a view of the (D, N) array that the file holds."""
+        """Returns (N, D) float16 of unit length, a view of the (D, N) array in the file."""
         return self._read(name, "descriptors").astype(np.float16, copy=False).T
 
     def counts(self) -> dict[str, int]:
-        """Number of keypoints by photo name."""
+        """Returns the number of keypoints by photo name."""
         return {name: int(self.index[name]["keypoints"]) for name in self.names()}
 
     def size(self, name: str) -> tuple[int, int]:
-        """Width and height of the upright photo, pixels."""
+        """Returns width and height of the upright photo, pixels."""
         width, height = self._read(name, "image_size")
         return int(width), int(height)
 
     def shrunk(self, name: str) -> float:
-        """How many pixels of the photo one of those that keypoints were found in is.
+        """Returns the size of a detection pixel, in pixels of the photo.
 
-        1 where it was not shrunk, and where the store was not made by `extract` and does not say.
+        It is 1 if the photo was not shrunk for detection. It is also 1 if the store does not tell, because `extract`
+        did not make it.
         """
         longest = max(self.size(name))
         return max(1.0, longest / float(self.header.get("options", {}).get("max_image_size", longest)))
 
     def max_ratio(self) -> float:
-        """The largest ratio of the ratio test that the descriptor recommends.
+        """Returns the largest ratio of the ratio test that the descriptor recommends.
 
-        0.8 in a store that does not note it. Older versions and other programs do not.
+        It is 0.8 if the store does not note it. Older versions and other programs do not note it.
 
         Raises:
             HardnetSfmError: the note is not a number above 0 and at most 1.
@@ -188,11 +194,17 @@ class FeatureStore(KeypointStore):
         return ratio
 
     def orientation(self, name: str) -> int:
-        """EXIF orientation of the photo, 1 to 8; keypoints are upright, COLMAP reads the photo as stored."""
+        """Returns the EXIF orientation of the photo, 1 to 8.
+
+        Keypoints are upright; COLMAP reads the photo as stored.
+        """
         return int(self.index[name]["exif_orientation"])
 
     def turn(self, name: str) -> int:
-        """What is upright in a photo that is described upright, degrees in the sense of `Keypoints.oris`: 0, 90 ..."""
+        """Returns the direction that is upright in the photo, degrees as in `Keypoints.oris`: 0, 90, 180 or 270.
+
+        It is 0 if the photo is not described upright.
+        """
         return int(self.index[name].get("turn", 0))
 
 
@@ -202,23 +214,19 @@ class MatchStore(Store):
     kind = MATCHES
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Names of all pairs in the store."""
+        """Returns the names of all pairs in the store."""
         return [(str(facts["name0"]), str(facts["name1"])) for facts in self.index.values()]
 
     def total(self) -> int:
-        """Number of matches of all pairs together."""
+        """Returns the number of matches of all pairs together."""
         return sum(int(facts["matches"]) for facts in self.index.values())
 
     def count(self, name0: str, name1: str) -> int:
-        """Number of matches of one pair."""
+        """Returns the number of matches of one pair."""
         return int(self.index[pair_key(name0, name1)]["matches"])
 
-    def by_views(self) -> int:
-        """Number of pairs whose matches are of synthetic views, too."""
-        return sum(int(facts.get("view_steps", 0)) > 0 for facts in self.index.values())
-
     def matches(self, name0: str, name1: str) -> Matches:
-        """Matches of one pair, in the order of the first photo's keypoints."""
+        """Returns the matches of one pair, in the order of the first photo's keypoints."""
         key = pair_key(name0, name1)
         of_first = self._read(key, "matches0")
         rows = np.flatnonzero(of_first >= 0).astype(np.int32)
@@ -227,9 +235,9 @@ class MatchStore(Store):
 
 
 def keypoint_arrays(keypoints: Keypoints, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
-    """The data sets of one photo's N keypoints; `size` is the width and height of the upright photo."""
+    """Returns the data sets of one photo's N keypoints. `size` is the width and height of the upright photo."""
     arrays: dict[str, NDArray[Any]] = {
-        # float16, as hloc keeps them, would move keypoints by whole pixels beyond 2048.
+        # float16, as in hloc, would move keypoints beyond pixel 2048 by whole pixels.
         "keypoints": keypoints.xy.astype(np.float32),
         "scores": keypoints.scores.astype(np.float32),
         "scales": keypoints.scales.astype(np.float32),
@@ -244,7 +252,7 @@ def keypoint_arrays(keypoints: Keypoints, size: tuple[int, int]) -> dict[str, ND
 def feature_arrays(
     keypoints: Keypoints, descriptors: NDArray[np.float16], size: tuple[int, int]
 ) -> dict[str, NDArray[Any]]:
-    """The data sets of one photo.
+    """Returns the data sets of one photo.
 
     Args:
         keypoints: N keypoints.
@@ -252,12 +260,12 @@ def feature_arrays(
         size: width and height of the upright photo.
     """
     arrays = keypoint_arrays(keypoints, size)
-    # In this order files are the same bytes as ever.
+    # This order keeps files identical, byte for byte, to those of earlier versions.
     return {"keypoints": arrays.pop("keypoints"), "descriptors": np.ascontiguousarray(descriptors.T), **arrays}
 
 
 def match_arrays(matches: Matches, count0: int) -> dict[str, NDArray[Any]]:
-    """The data sets of one pair, whose first photo has `count0` keypoints."""
+    """Returns the data sets of one pair, whose first photo has `count0` keypoints."""
     of_first = np.full(count0, -1, np.int32)
     scores = np.zeros(count0, np.float16)
     of_first[matches.pairs[:, 0]] = matches.pairs[:, 1]
@@ -266,16 +274,18 @@ def match_arrays(matches: Matches, count0: int) -> dict[str, NDArray[Any]]:
 
 
 def pair_key(name0: str, name1: str) -> str:
-    """hloc's key of a pair: slashes in names become dashes."""
+    """Returns hloc's key of a pair: slashes in names become dashes."""
     return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
 
 
 def check_names_apart(names: Iterable[str]) -> None:
-    """Refuses photo names that hloc's key rule cannot tell apart, such as `a-b/c.jpg` and `a/b-c.jpg`, or that a text
-    file cannot hold.
+    """Rejects photo names that a store or a text file cannot hold.
+
+    hloc's key rule cannot tell some names apart, such as `a-b/c.jpg` and `a/b-c.jpg`. A text file cannot hold names
+    that are not Unicode text on one line.
 
     Raises:
-        HardnetSfmError: naming the first such photo, or two.
+        HardnetSfmError: there is such a name or such a pair of names; the message states the first.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -295,13 +305,13 @@ class StoreWriter:
     """Adds entries to a store. Use it as a context manager, then `commit`.
 
     Args:
-        path: of the HDF5 store; it need not exist.
-        kind: what it holds.
+        path: path of the HDF5 store; it need not exist.
+        kind: kind of the store.
 
     Attributes:
-        facts: of the entries that are already there, in the store or in a killed run's journal, by key.
-        fingerprints: of the same.
-        header: of the store as it was, empty for a new one.
+        facts: facts by key of the entries that already exist, in the store or in a killed run's journal.
+        fingerprints: fingerprints of the same entries by key.
+        header: header of the existing store, empty for a new one.
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
@@ -324,20 +334,20 @@ class StoreWriter:
         self._journal.close()
 
     def put(self, key: str, fingerprint: str, arrays: Arrays, facts: Facts) -> None:
-        """Adds or replaces one entry; it is safe on disk when this returns.
+        """Adds or replaces one entry. The entry is safe on disk when this returns.
 
         Raises:
-            HardnetSfmError: the disk is full or cannot be written; what was put before is kept.
+            HardnetSfmError: the disk is full or cannot be written. Earlier entries are kept.
         """
         facts = {**facts, "fingerprint": fingerprint}
         self._journal.put(key, facts, arrays, packed=self.kind.packed)
         self.facts[key], self.fingerprints[key] = facts, fingerprint
 
     def commit(self, keys: Collection[str], header: Mapping[str, Any]) -> None:
-        """Makes the store hold exactly the entries `keys`, and puts it in its place; does nothing if it is so already.
+        """Replaces the store by one with exactly the entries `keys`. It does nothing if the store is already so.
 
         Raises:
-            HardnetSfmError: the disk is full or cannot be written; the old store and the journal are kept.
+            HardnetSfmError: the disk is full or cannot be written. The old store and the journal are kept.
         """
         wanted = set(keys)
         fresh = {key: facts for key, facts in self._journal.facts().items() if key in wanted}
@@ -347,7 +357,7 @@ class StoreWriter:
         try:
             with replacing(self.path) as beside:
                 self._write(beside, keys, fresh, header)
-        except (OSError, RuntimeError) as error:  # h5py has its own idea of a full disk
+        except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
             raise HardnetSfmError(
                 f"cannot write {self.path}: {error}", "Make room on the disk and run again: finished work is kept."
             ) from error
@@ -357,7 +367,7 @@ class StoreWriter:
         self, target: Path, keys: Collection[str], fresh: Mapping[str, Facts], header: Mapping[str, Any]
     ) -> None:
         index = {key: fresh[key] if key in fresh else self._stored[key] for key in keys}
-        # From HDF5 1.10 on, an attribute, here header and index, may be larger than 64 KiB.
+        # From HDF5 1.10 on, an attribute (here header and index) may be larger than 64 KiB.
         with h5py.File(target, "w", libver=("v110", "latest")) as file:
             file.attrs.update({"format": self.kind.format, "version": VERSION})
             file.attrs.update({"header": json.dumps(header), "index": json.dumps(index)})
@@ -372,7 +382,7 @@ class StoreWriter:
     def _write_entry(self, group: h5py.Group, key: str) -> None:
         packing = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if self.kind.packed else {}
         for name, array in self._journal.arrays(key).items():
-            # HDF5 cannot pack an array without elements.
+            # HDF5 cannot compress an array without elements.
             group.create_dataset(name, data=array, **(packing if array.size else {}))
 
 

@@ -1,4 +1,4 @@
-"""Weights files: safetensors with metadata. No pickle is ever loaded."""
+"""Weights files: safetensors with metadata. Pickled objects are never loaded."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.keypoints import LOWES_RATIO
 
-# What PyTorch's reader raises of files that are cut off or something else.
+# PyTorch's reader raises these for truncated files and for other formats.
 _DAMAGED = (
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
     *(pickle.UnpicklingError, struct.error),
 )
-# An installed package carries the folder `weights` of the repository inside it; a checkout has it beside the package.
+# An installed package contains the repository's folder `weights`. A checkout has the folder next to the package.
 _FOLDERS = tuple(folder / "weights" for folder in Path(__file__).parents[1:3])
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of one network and what their file says about them.
+    """The tensors of one network and the metadata of their file.
 
     Attributes:
-        path: of the file.
-        sha256: of the file.
-        tensors: by the module's parameter names.
-        metadata: architecture, patch_size, measurement_size (sigmas across the patch) and whatever else was noted.
+        path: path of the file.
+        sha256: sha256 of the file.
+        tensors: tensors by the module's parameter names.
+        metadata: architecture, patch_size, measurement_size (sigmas across the patch) and other noted facts.
     """
 
     path: Path
@@ -47,58 +47,59 @@ class Weights:
 
 
 def shipped(name: str) -> Path | None:
-    """The path of weights that come with the package, or None where there are none of that name."""
+    """Returns the path of weights in the package, or None if no weights have this name."""
     candidates = (folder / f"{name}.safetensors" for folder in _FOLDERS)
     return next((path for path in candidates if path.is_file()), None)
 
 
 def shipped_names() -> list[str]:
-    """Names of the weights that come with the package."""
+    """Lists the names of the weights in the package."""
     return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.safetensors")})
 
 
 def find_weights(name: str) -> Path:
-    """The path of weights given by a shipped name or as a file.
+    """Returns the path of weights, given a name of weights in the package or a file.
 
     Raises:
-        HardnetSfmError: there are none.
+        HardnetSfmError: no weights have this name, and no such file exists.
     """
     path = shipped(name) or Path(name)
     if not path.is_file():
         raise HardnetSfmError(
-            f"no weights of the name {name}, and no such file", f"Shipped are: {', '.join(shipped_names()) or 'none'}."
+            f"there are no shipped weights and no file named {name}",
+            f"Shipped are: {', '.join(shipped_names()) or 'none'}.",
         )
     return path
 
 
 def verify(path: Path) -> str:
-    """The sha256 of a weights file, which is that in the card beside it, NAME.md.
+    """Checks a weights file against the sha256 in the card next to it, NAME.md, and returns the sha256.
 
     Raises:
-        HardnetSfmError: there is no card, it gives no sha256, or another; or the file is not safetensors.
+        HardnetSfmError: the card is missing, or gives no sha256 or a different one; or the file is not safetensors.
     """
     found, card = read_weights(path).sha256, path.with_suffix(".md")
     if not card.is_file():
-        raise HardnetSfmError(f"{path}: no card beside it", f"It would be {card.name} and give the file's sha256.")
+        raise HardnetSfmError(f"{path}: no card next to it", f"The card is {card.name} and gives the file's sha256.")
     stated = re.findall(r"\b[0-9a-f]{64}\b", card.read_text(encoding="utf-8"))
     if found not in stated:
         raise HardnetSfmError(
-            f"{path}: its sha256 is {found}, its card says {', '.join(stated) or 'none'}",
+            f"{path}: its sha256 is {found}, but its card says {', '.join(stated) or 'none'}",
             "The file was changed or damaged, or belongs to another card. Get both again.",
         )
     return found
 
 
 def load_tensors(path: Path, hint: str) -> Any:
-    """What a PyTorch checkpoint holds, read by PyTorch's reader for tensors only.
+    """Reads a PyTorch checkpoint with PyTorch's reader for tensors only.
 
     Raises:
-        HardnetSfmError: with the given hint, where the file is damaged or has anything else in it.
+        HardnetSfmError: the file is damaged or contains anything but tensors; the error has the given hint.
     """
     try:
         return torch.load(path, "cpu", weights_only=True)
     except _DAMAGED as error:
-        raise HardnetSfmError(f"{path}: damaged, or not a file of tensors alone", hint) from error
+        raise HardnetSfmError(f"{path}: damaged, or a file with more than tensors", hint) from error
 
 
 def read_weights(path: Path) -> Weights:
@@ -130,28 +131,28 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     wrong = not_finite(tensors)
     if wrong:
         raise HardnetSfmError(
-            f"{path}: not written, as not all of {wrong[0]} are finite numbers",
-            "Where they were trained here, try a lower --learning-rate; else their file is damaged.",
+            f"{path}: not written, because not all numbers of {wrong[0]} are finite",
+            "If you trained them here, try a lower --learning-rate. Otherwise their file is damaged.",
         )
     try:
         with replacing(path) as beside:
             copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            # Not save_file, whose files nobody else may read.
+            # save_file would make files that no other user can read.
             beside.write_bytes(save(copies, dict(metadata)))
     except (safetensors.SafetensorError, OSError) as error:
         raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of those that hold an infinity or something that is not a number."""
+    """Returns the names of the tensors with a value that is infinite or not a number."""
     return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
 
 
 def recommended_ratio(weights: Weights) -> float:
-    """The largest ratio of the ratio test that a file recommends for its descriptors; 0.8 if it recommends none.
+    """Returns the largest ratio of the ratio test that a file recommends for its descriptors, or 0.8 by default.
 
     Raises:
-        HardnetSfmError: it is not a number above 0 and at most 1.
+        HardnetSfmError: the ratio is not a number above 0 and at most 1.
     """
     try:
         ratio = float(weights.metadata.get("max_ratio", LOWES_RATIO))

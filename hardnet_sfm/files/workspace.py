@@ -1,4 +1,4 @@
-"""Where a run keeps its things: the workspace folder, its lock, fingerprints and atomically replaced files."""
+"""The workspace folder of a run, its lock, fingerprints and atomically replaced files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 DEFAULT = Path("hardnet-sfm-out")
-# What folders below it say of themselves: a vocabulary, an index, and each segment of one.
+# Files that describe a folder below the workspace: a vocabulary, an index, and each segment of an index.
 CARD = "card.json"
 MANIFEST = "manifest.json"
 PHOTOS = "photos.json"
@@ -24,12 +24,15 @@ PHOTOS = "photos.json"
 
 @dataclass(frozen=True)
 class Workspace:
-    """The files of one run, all below one folder shared by every subcommand."""
+    """The files of one run, all below one folder that every subcommand shares."""
 
     root: Path = DEFAULT
 
     def check_apart(self, images: Path) -> None:
-        """Raises UsageError if it is the folder of the photos, which is never written to; one within that will do."""
+        """Raises UsageError if the workspace is the folder of the photos, which is never written to.
+
+        A folder within the folder of the photos is allowed.
+        """
         if self.root.resolve() == images.resolve():
             raise UsageError("the workspace cannot be the folder of the photos", "Choose another --workspace.")
 
@@ -47,17 +50,17 @@ class Workspace:
 
     @property
     def again(self) -> Path:
-        """Pairs that are matched for photos which the model left out."""
+        """Pairs that are matched to recover photos that the model left out."""
         return self.root / "again.json"
 
     @property
     def view_keypoints(self) -> Path:
-        """What matches refer to that were found with view synthesis: keypoints of photos and of their views."""
+        """Keypoints of photos and of their views, which matches found with view synthesis refer to."""
         return self.root / "keypoints-views.h5"
 
     @property
     def views(self) -> Path:
-        """Descriptions of synthetic views, a file for each photo and step; what is deleted is described again."""
+        """Descriptions of synthetic views, a file for each photo and step. A deleted file is made again."""
         return self.root / ".views"
 
     @property
@@ -70,7 +73,7 @@ class Workspace:
 
     @property
     def proposed(self) -> Path:
-        """Pairs of photos that look alike, by the index."""
+        """Pairs of similar photos that the index proposes."""
         return self.root / "proposed.txt"
 
     @property
@@ -87,22 +90,22 @@ class Workspace:
 
     @property
     def report(self) -> Path:
-        """The page to look at."""
+        """The report, an HTML page."""
         return self.root / "report.html"
 
     @property
     def logs(self) -> Path:
-        """What native libraries say."""
+        """Logs of native libraries."""
         return self.root / "logs"
 
     @property
     def trial(self) -> Path:
-        """While it is decided which photos share a camera: the databases of a trial."""
+        """Databases of the trials that decide which photos share a camera. They exist only meanwhile."""
         return self.root / ".cameras.tmp"
 
     @property
     def readable(self) -> Path:
-        """While mapping: links to the photos and copies of those that COLMAP cannot read."""
+        """Links to the photos, and copies of those that COLMAP cannot read. They exist only while mapping."""
         return self.root / ".readable"
 
 
@@ -110,10 +113,10 @@ def prepare_folder(folder: Path) -> None:
     """Makes a folder for outputs if it is missing.
 
     Raises:
-        HardnetSfmError: it is a file, or cannot be made or written to.
+        HardnetSfmError: the path is a file, or the folder cannot be made or written to.
     """
     if folder.exists() and not folder.is_dir():
-        raise HardnetSfmError(f"{folder} is a file, a folder is needed", "Choose another place to write to.")
+        raise HardnetSfmError(f"{folder} is a file, but a folder is needed", "Choose another place to write to.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, NotADirectoryError) as error:
@@ -124,17 +127,17 @@ def prepare_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, file: str = "") -> Iterator[None]:
-    """Keeps other processes from writing into the same workspace while the block runs.
+    """Prevents other processes from writing into the same workspace while the block runs.
+
+    The operating system releases the lock when the process ends in any way. The same process may enter twice, so that a
+    chain of stages holds the lock from its first stage to its last.
 
     Args:
         folder: the workspace.
-        file: to keep them from writing this file in it alone.
-
-    The operating system lets the lock go when the process ends, however it ends. The same process may enter twice, so
-    that a chain of stages holds the lock from its first stage to its last.
+        file: a file in the workspace; with it, the lock covers this file only.
 
     Raises:
-        HardnetSfmError: another process holds it, or the folder cannot be written to.
+        HardnetSfmError: another process holds the lock, or the folder cannot be written to.
     """
     prepare_folder(folder)
     lock = FileLock(folder / f".{file}.lock" if file else folder / ".lock", is_singleton=True)
@@ -156,14 +159,17 @@ def locked(folder: Path, file: str = "") -> Iterator[None]:
 
 
 def digest(*parts: object) -> str:
-    """A short fingerprint (32 hex digits of a sha256) of anything that JSON can hold."""
+    """Returns a short fingerprint (32 hex digits of a sha256) of anything that JSON can hold."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target` to write to; it takes the target's place when the block ends well, else it goes."""
+    """Yields a path next to `target` to write to, which replaces the target if the block succeeds.
+
+    If the block fails, the new file is removed and the target stays.
+    """
     beside = target.with_name(f".{target.name}.tmp")
     beside.unlink(missing_ok=True)
     try:

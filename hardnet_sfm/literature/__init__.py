@@ -1,5 +1,5 @@
-"""The descriptors and experiments of the papers, as a plug-in: deleting this folder leaves a working product.
+"""Descriptors and experiments of published papers, as a plug-in. The product works without this folder.
 
-Networks and losses come in by the entry points `hardnet_sfm.networks` and `hardnet_sfm.losses`, as those of any package
-would. Nothing outside imports this folder.
+The entry points `hardnet_sfm.networks` and `hardnet_sfm.losses` add its networks and losses, as for any other package.
+No other module of the package imports this folder.
 """

@@ -1,4 +1,4 @@
-"""The networks of the literature as entries of the registry, see `hardnet_sfm.networks.architectures`."""
+"""Registry entries of the networks in the literature, see `hardnet_sfm.networks.architectures`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Learns ConvexOpt: which regions to pool over, then a projection to few dimensions, both by convex optimisation.
+"""Learns ConvexOpt by convex optimisation: first the regions to pool over, then a projection to few dimensions.
 
 Simonyan, Vedaldi, Zisserman: Learning local feature descriptors using convex optimisation, PAMI 2014 (and ECCV 2012).
-The solver is in `hardnet_sfm.literature.rda`, the features are those of `hardnet_sfm.literature.pooling`.
+The solver is in `hardnet_sfm.literature.rda`. The features are in `hardnet_sfm.literature.pooling`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options o
     from hardnet_sfm.literature.pooling import PooledPairs, Rings
     from hardnet_sfm.literature.rda import DualAverage
 
-# Pairs of either kind in a step of the solver.
+# Number of matching pairs, and of other pairs, in a step of the solver.
 _BATCH = 2048
 _CHECKPOINTS = 10
-# Weights of the solver's quadratic term that are tried, relative to the squared length of the first subgradient, and
-# the share of the steps for each. Best is what fits the distance to the optimum, which nobody knows beforehand. Each
-# learns from four fifths of the pairs; the loss on the others decides, as the paper validates its parameters.
+# Candidate weights of the solver's quadratic term, relative to the squared length of the first subgradient, and the
+# share of the steps for each trial. The best weight depends on the unknown distance to the optimum. Each trial learns
+# from four fifths of the pairs. The loss on the other pairs decides, as the paper validates its parameters.
 _GAMMAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 _TRIAL = 0.05
 _HELD_OUT = 5
@@ -41,29 +41,29 @@ class ConvexOptions:
     """How ConvexOpt's two convex problems are posed and solved."""
 
     pairs: int = 16384
-    """Matching pairs to learn from, and as many others. Each takes 8 bytes of memory for each ring and for each pooled
-    feature: 160 MB in all by default."""
+    """Number of matching pairs to learn from; as many other pairs are added. Each takes 8 bytes of memory for each ring
+    and for each pooled feature: 160 MB in all by default."""
     radii: int = 16
-    """Candidate radii of the rings of pooling regions; the authors' program has 32."""
+    """Number of candidate radii for the rings of pooling regions. The authors' program has 32."""
     angles: int = 5
-    """Candidate angles of the first region of a ring, from 0 to 45 degrees; the others mirror it."""
+    """Number of candidate angles for the first region of a ring, from 0 to 45 degrees. The other regions mirror it."""
     sigmas: int = 8
-    """Candidate sizes of the regions; the authors' program has 32."""
+    """Number of candidate sizes for the regions. The authors' program has 32."""
     sparsity: float = 0.01
-    """Weight of the L1 penalty on rings, as a share of that which leaves none; higher for fewer rings."""
+    """Weight of the L1 penalty on rings, as a share of the weight that leaves no ring. Raise it for fewer rings."""
     features: int = 640
-    """Pooled features at most, 8 a region; where the penalty leaves more it is raised."""
+    """Most pooled features, 8 for each region. If the penalty leaves more, it is raised."""
     nuclear: float = 0.001
-    """Weight of the nuclear norm, as a share of that which leaves no dimension; higher for fewer dimensions."""
+    """Weight of the nuclear norm, as a share of the weight that leaves no dimension. Raise it for fewer dimensions."""
     dimension: int = 128
-    """Dimensions of the descriptor at most; where the nuclear norm leaves more its weight is raised."""
+    """Most dimensions of the descriptor. If the nuclear norm leaves more, its weight is raised."""
     region_steps: int = 4000
-    """Of the solver, to choose regions."""
+    """Steps of the solver that chooses the regions."""
     projection_steps: int = 1000
-    """Of the solver, to find the projection."""
+    """Steps of the solver that finds the projection."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         check_least(self, pairs=2, radii=2, angles=2, sigmas=2, features=64)
         check_above(self, region_steps=0, projection_steps=0)
         for name in ("sparsity", "nuclear"):
@@ -74,7 +74,7 @@ class ConvexOptions:
 
     @property
     def steps(self) -> int:
-        """Of the solver, all together."""
+        """Number of steps of the solver for both problems together."""
         return self.region_steps + self.projection_steps
 
 
@@ -88,33 +88,35 @@ def learn_convexopt(
     device: str = "cpu",
     recipe: str = "",
 ) -> dict[str, Tensor]:
-    """The state dict of `hardnet_sfm.literature.convexopt.ConvexOpt`, learned from pairs of patches.
+    """Learns the state dict of `hardnet_sfm.literature.convexopt.ConvexOpt` from patch pairs.
 
-    1. Regions, the paper's learning of pooling regions: minimise over w >= 0 the mean over all combinations of a
-       matching pair and another of max(0, 1 + w . psi - w . psi'), plus mu |w|_1. There is a weight for each ring; psi,
-       (K,), has the squared distances of a pair's features, summed over the regions and orientations of each ring.
-    2. Projection, the paper's dimensionality reduction: minimise over positive semidefinite A the same for x^T A x and
-       the differences x of features sqrt(w) phi, plus mu times the nuclear norm of A. W with A = W^T W projects.
+    1. Regions, the paper's learning of pooling regions: minimise over w >= 0 the mean of
+       max(0, 1 + w . psi - w . psi') over all combinations of a matching pair and another pair, plus mu |w|_1. Each
+       ring has a weight. psi, (K,), has the squared distances of a pair's features, summed over the regions and
+       orientations of each ring.
+    2. Projection, the paper's dimensionality reduction: minimise over positive semidefinite A the same mean for
+       x^T A x, where x are the differences of features sqrt(w) phi, plus mu times the nuclear norm of A. The projection
+       is W with A = W^T W.
 
-    A run that was killed goes on from the journal: with the distances of the batches it has, and with the solver's
-    state, a tenth of a problem old at most.
+    A killed run resumes from the journal. It reuses the stored distances of batches and the stored state of the solver.
+    At most a tenth of a problem's steps is lost.
 
     Memory: 8 bytes a pair for each ring and each pooled feature. Lower bound of the time: 16 S^2 FLOP for each patch
-    and candidate region, 250 MFLOP a patch of 64x64 by default; on a CPU this is most of it.
+    and candidate region, which is 250 MFLOP for a 64x64 patch by default. On a CPU this is most of the time.
 
     Args:
-        sampler: of the pairs.
-        options: how.
-        journal: for what is done; the caller drops it once the result is safe.
-        patch_size: S, side that patches are averaged to, a divisor of 64.
-        seed: of what is drawn by chance.
+        sampler: source of the pairs.
+        options: options of the two problems and of the solver.
+        journal: stores finished work. The caller drops it once the result is safe.
+        patch_size: side S to which patches are averaged, a divisor of 64.
+        seed: random seed.
         device: "cpu" or "cuda".
-        recipe: fingerprint of the patches; what is in the journal for another recipe is not used.
+        recipe: fingerprint of the patches. Journal entries with another recipe are ignored.
 
     Raises:
-        HardnetSfmError: nothing tells matching pairs from others, a penalty leaves nothing, or the journal is damaged
-            or cannot be written.
-        UsageError: an option makes no sense.
+        HardnetSfmError: no feature separates matching pairs from others, a penalty leaves nothing, or the journal is
+            damaged or cannot be written.
+        UsageError: an option is invalid.
     """
     import torch
 
@@ -129,7 +131,7 @@ def learn_convexopt(
         of_region = weights[rings.ring]
         regions, of_region = rings.regions[of_region > 0], of_region[of_region > 0]
         if not len(regions):
-            journal.drop()  # of use with these options alone
+            journal.drop()  # the stored work is useless with other options
             raise _nothing_left("region", "--sparsity")
         projection = learn_projection(*_features(pairs, regions, of_region), options, seed, state)
         if not len(projection):
@@ -141,25 +143,25 @@ def learn_convexopt(
 def learn_weights(
     positive: Tensor, negative: Tensor, sizes: Tensor, options: ConvexOptions, seed: int = 0, state: State | None = None
 ) -> Tensor:
-    """The weights of rings: problem 1 of `learn_convexopt`.
+    """Learns the weights of rings: problem 1 of `learn_convexopt`.
 
     Args:
         positive, negative: (P, K) and (N, K) squared distances of matching and of other pairs within each ring.
         sizes: (K,) number of features of each ring.
-        options: how.
-        seed: of the pairs of each step.
-        state: of a run that goes on.
+        options: options of the problem and of the solver.
+        seed: random seed for the pairs of each step.
+        state: stored state of the run to resume, or None.
 
     Returns:
-        (K,), not negative.
+        (K,) non-negative weights.
 
     Raises:
-        HardnetSfmError: in no ring matching pairs are closer than others.
+        HardnetSfmError: matching pairs are not closer than other pairs in any ring.
     """
     from hardnet_sfm.literature.rda import margin_hinge, sparse_step
 
     def problem(positive: Tensor, negative: Tensor) -> _Problem:
-        # At 0 every combination is a violation, so that the subgradient there is known.
+        # At 0 every combination violates the margin, so the subgradient there has a closed form.
         first = positive.mean(0) - negative.mean(0)
         mu = options.sparsity * _most(-first.min())
 
@@ -189,20 +191,20 @@ def learn_projection(
     seed: int = 0,
     state: State | None = None,
 ) -> Tensor:
-    """The projection: problem 2 of `learn_convexopt`.
+    """Learns the projection: problem 2 of `learn_convexopt`.
 
     Args:
         anchors, positives: (P, K) features of matching patches.
-        others: (2, N), rows of anchors and rows of positives that do not match.
-        options: how.
-        seed: of the pairs of each step.
-        state: of a run that goes on.
+        others: (2, N) rows of anchors and rows of positives that do not match.
+        options: options of the problem and of the solver.
+        seed: random seed for the pairs of each step.
+        state: stored state of the run to resume, or None.
 
     Returns:
-        (D, K), the direction that is stretched most first.
+        (D, K) projection, with the direction of the largest eigenvalue first.
 
     Raises:
-        HardnetSfmError: in no direction matching pairs are closer than others.
+        HardnetSfmError: matching pairs are not closer than other pairs in any direction.
     """
     import torch
 
@@ -246,24 +248,24 @@ def learn_projection(
 
 
 class State:
-    """What a run has done, kept in a journal; what another recipe has left there is not seen."""
+    """Finished work of a run, stored in a journal. Entries of other recipes are ignored."""
 
     def __init__(self, journal: Journal, fingerprint: str) -> None:
         self._journal, self._fingerprint = journal, fingerprint
         self._kept = {key for key, facts in journal.facts().items() if facts["fingerprint"] == fingerprint}
 
     def get(self, key: str) -> dict[str, NDArray[Any]] | None:
-        """What was put under a key, if anything."""
+        """Returns the arrays stored under a key, or None."""
         return self._journal.arrays(key) if key in self._kept else None
 
     def put(self, key: str, **arrays: NDArray[Any]) -> None:
-        """Keeps arrays; they are safe on disk when this returns."""
+        """Stores arrays under a key. They are safe on disk when this returns."""
         self._journal.put(key, {"fingerprint": self._fingerprint}, arrays, packed=False)
         self._kept.add(key)
 
 
 def _distances(pairs: PooledPairs, rings: Rings, state: State) -> tuple[Tensor, Tensor]:
-    """(P, K) and (N, K) squared distances of all pairs within each ring."""
+    """Computes (P, K) and (N, K) squared distances of all pairs within each ring."""
     import torch
 
     near, far = [], []
@@ -283,7 +285,7 @@ def _distances(pairs: PooledPairs, rings: Rings, state: State) -> tuple[Tensor, 
 
 
 def _features(pairs: PooledPairs, regions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted features of anchors and positives, (P, 8 M), and (2, N) rows of those that do not match."""
+    """Computes weighted features of anchors and positives, (P, 8 M), and (2, N) rows of pairs that do not match."""
     import torch
 
     anchors: list[Tensor] = []
@@ -299,10 +301,10 @@ def _features(pairs: PooledPairs, regions: Tensor, weights: Tensor) -> tuple[Ten
 
 
 def _most(gain: Tensor) -> float:
-    """The weight of a penalty from which on it leaves nothing, the largest gain at 0."""
+    """Returns the smallest weight of a penalty that leaves nothing: the largest gain at 0."""
     if not gain > 0:
         raise HardnetSfmError(
-            "nothing tells matching patches from others", "The patches are flat, or their points are wrong."
+            "no feature tells matching patches from others", "The patches are flat, or their points are wrong."
         )
     return float(gain)
 
@@ -312,7 +314,7 @@ def _nothing_left(what: str, penalty: str) -> HardnetSfmError:
 
 
 def _drawn(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:
-    """Numbers of the rows of one kind for one step: a batch drawn with replacement, or all where there are no more."""
+    """Draws row numbers of one kind of pairs for a step, with replacement; returns all rows if they fit in a batch."""
     import torch
 
     if len(rows) <= _BATCH:
@@ -325,11 +327,11 @@ class _Problem:
     """A convex problem.
 
     Attributes:
-        name: for the progress and the journal.
-        first: the subgradient at the start.
-        start: where nothing is selected.
-        subgradient: at a place, in the step of the given number.
-        step: the solver's, for a mean of subgradients and a weight of the quadratic term.
+        name: name for the progress bar and the journal.
+        first: subgradient at the start.
+        start: starting point, at which nothing is selected.
+        subgradient: computes the subgradient at a point, in the step of the given number.
+        step: computes the solver's next point from the mean of subgradients and the weight of the quadratic term.
     """
 
     name: str
@@ -339,14 +341,14 @@ class _Problem:
     step: Callable[[DualAverage, float], Tensor]
 
     def run(self, average: DualAverage, gamma: float, steps: int) -> Iterator[Tensor]:
-        """Goes on until there are so many steps, and yields what is found after each."""
+        """Runs the solver until `steps` steps are done, and yields the point after each step."""
         from hardnet_sfm.literature.rda import dual_averaging
 
         return dual_averaging(average, self.start, self.subgradient, lambda mean: self.step(mean, gamma), steps)
 
 
 def _split(pairs: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
-    """Pairs to learn from in a trial, and those that are held out; of less than two the same."""
+    """Splits pairs into those to learn from in a trial and those held out. A single pair serves as both."""
     count = pairs.shape[dimension]
     held_out = max(1, count // _HELD_OUT)
     if count < 2:
@@ -357,14 +359,14 @@ def _split(pairs: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
 def _solve(
     problem: _Problem, trial: _Problem, validate: Callable[[Tensor], float], steps: int, state: State | None
 ) -> Tensor:
-    """Solves a problem from its beginning, or from where a run was killed.
+    """Solves a problem from its beginning, or resumes a killed run.
 
     Args:
-        problem: of all pairs.
-        trial: of some, with which the weight of the quadratic term is chosen.
-        validate: the loss of the others.
-        steps: of the solver.
-        state: of a run that goes on.
+        problem: problem with all pairs.
+        trial: problem with a part of the pairs, for choosing the weight of the quadratic term.
+        validate: computes the loss on the held-out pairs.
+        steps: number of steps of the solver.
+        state: stored state of the run to resume, or None.
     """
     import torch
 
@@ -387,7 +389,7 @@ def _solve(
 
 
 def _best_gamma(trial: _Problem, validate: Callable[[Tensor], float], steps: int) -> float:
-    """The weight of the quadratic term with which the loss of held-out pairs is lowest after a share of the steps."""
+    """Chooses the weight of the quadratic term with the lowest loss on held-out pairs after a share of the steps."""
     import torch
 
     from hardnet_sfm.literature.rda import DualAverage

@@ -1,8 +1,8 @@
-"""ConvexOpt: gradients pooled over learned regions, and projected to few dimensions.
+"""ConvexOpt: gradients pooled over learned regions and projected to few dimensions.
 
 Simonyan, Vedaldi, Zisserman: Learning local feature descriptors using convex optimisation, PAMI 2014 (and ECCV 2012).
-The weights are the solutions of two convex problems, see `hardnet_sfm.literature.convex`. What the paper leaves open
-here is as in the authors' program: the smoothing, the quantile and the layout of the rings.
+The weights are the solutions of two convex problems, see `hardnet_sfm.literature.convex`. The paper does not specify
+the smoothing, the quantile and the layout of the rings; they follow the authors' program.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from torch import Tensor, nn
 
 from hardnet_sfm.networks.rootsift import ORIENTATIONS, oriented_gradients, smoothing
 
-# All lengths are in pixels of a patch of this side, the paper's; smaller patches are measured by the same rule.
+# All lengths are in pixels of a patch of this side, as in the paper. For smaller patches they scale with the side.
 SIDE = 64
 _SMOOTHING = 1.4
-# Of a patch's gradient magnitudes this share is below the one that it is normalised by.
+# A patch is normalised by this quantile of its gradient magnitudes.
 _QUANTILE = 0.8
-# Weights of pixels that are lost in a float32 sum of 1, however many they are.
+# Pixel weights below this value do not change a float32 sum of 1, however many there are.
 _NEGLIGIBLE = 1e-16
 
 
 class PooledGradients(nn.Module):
-    """The features of the paper before any learning: p = 8 orientations of the gradient, pooled by Gaussians.
+    """Computes the paper's features before any learning: p = 8 orientations of the gradient, pooled by Gaussians.
 
-    The patch is smoothed and its gradients are assigned softly to 8 orientations. They are divided by one eighth of the
-    0.8 quantile of their magnitudes, which makes them invariant to brightness and contrast, pooled, and cropped at 1,
-    which makes them robust to single strong edges. Where more than that share of the patch has no gradient at all, the
-    largest magnitude stands in for the quantile.
+    The patch is smoothed and its gradients are assigned softly to 8 orientations. The gradients are divided by one
+    eighth of the 0.8 quantile of their magnitudes, which makes them invariant to brightness and contrast. They are then
+    pooled and cropped at 1, which makes them robust to single strong edges. If that quantile is 0, the largest
+    magnitude replaces it.
 
-    Lower bound: 16 S^2 FLOP a patch and region; a machine of 50 GFLOP/s pools 80 regions of 10 000 64x64 patches a
-    second. Memory: 32 S^2 bytes a patch for the oriented gradients, and the pooled features.
+    Lower bound of the cost: 16 S^2 FLOP for each patch and region. A machine of 50 GFLOP/s pools 80 regions of 10 000
+    64x64 patches a second. Memory: 32 S^2 bytes a patch for the oriented gradients, and the pooled features.
 
     Args:
-        patch_size: S, pixels.
+        patch_size: side S of the patches in pixels.
 
-    Shape: patches (N, 1, S, S) and regions (M, 3) as x, y and sigma of Gaussians, from the patch's centre and in 64ths
-        of its side, to (N, 8, M).
+    Shape: patches (N, 1, S, S) and regions (M, 3) to (N, 8, M). A region is x, y and sigma of a Gaussian, measured from
+        the patch's centre in 64ths of its side.
     """
 
     smooth: Tensor
@@ -53,9 +53,9 @@ class PooledGradients(nn.Module):
         return self.pool(self.channels(patches), gaussians(regions, patches.shape[-1]))
 
     def channels(self, patches: Tensor) -> Tensor:
-        """(N, 1, S, S) to (N, 8, S * S) normalised gradients."""
+        """Computes (N, 8, S * S) normalised gradients of (N, 1, S, S) patches."""
         planes = oriented_gradients(patches, self.smooth).flatten(2)
-        # What a gradient gives to its two orientations adds up to its magnitude.
+        # The parts of a gradient in its two orientations add up to its magnitude.
         magnitude = planes.sum(1)
         scale = magnitude.kthvalue(math.ceil(_QUANTILE * magnitude.shape[1]), dim=1).values
         scale = torch.where(scale > 0, scale, magnitude.amax(1))
@@ -63,27 +63,27 @@ class PooledGradients(nn.Module):
 
     @staticmethod
     def pool(channels: Tensor, filters: Tensor) -> Tensor:
-        """(N, 8, S * S) and (M, S * S) to the (N, 8, M) pooled and cropped features."""
+        """Pools (N, 8, S * S) gradients by (M, S * S) weights to (N, 8, M) cropped features."""
         return (channels @ filters.T).clamp(max=1)
 
 
 def gaussians(regions: Tensor, patch_size: int) -> Tensor:
-    """(M, 3) regions to (M, S * S) pooling weights, which add up to 1 within the patch."""
+    """Computes (M, S * S) pooling weights of (M, 3) regions. The weights of a region add up to 1 within the patch."""
     place = (torch.arange(patch_size, device=regions.device) + 0.5) * (SIDE / patch_size) - SIDE / 2
     x, y, sigma = regions[:, :, None].unbind(1)
-    # By softmax the weights of narrow Gaussians between two pixels, or beyond the last, add up to 1, too.
+    # With softmax the weights also add up to 1 for narrow Gaussians between two pixels or outside the patch.
     across, down = ((-((place - centre) ** 2) / (2 * sigma**2)).softmax(1) for centre in (x, y))
     weights = (down[:, :, None] * across[:, None, :]).flatten(1)
-    # The tails would be denormal numbers, which a CPU multiplies some thirty times as slowly.
+    # The tails would be denormal numbers, whose multiplication on a CPU takes about thirty times as long.
     return torch.where(weights < _NEGLIGIBLE, 0, weights)
 
 
 class ConvexOpt(nn.Module):
     """Maps square grey patches to D-dimensional descriptors of unit length.
 
-    Features phi of M regions are weighted and projected, W diag(sqrt(w)) phi: their squared distances are those of the
-    Mahalanobis matrix A = W^T W that was learned. The paper leaves it at that. Here the result is scaled to length 1,
-    as matching and indexes expect.
+    The features phi of M regions are weighted and projected: W diag(sqrt(w)) phi. Squared distances of the results are
+    those of the learned Mahalanobis matrix A = W^T W. The paper's descriptor ends here. This network also scales it to
+    length 1, as matching and indexes expect.
 
     | step | output |
     |---|---|
@@ -93,14 +93,14 @@ class ConvexOpt(nn.Module):
     | cropping, weights | 8xM |
     | projection | D |
 
-    M (4 + 8 D) numbers are learned, 82 240 of 80 regions and 128 dimensions, which cost 3.2 M multiply-adds (6.5 MFLOP)
-    a patch; regions and dimensions are as many as the learning leaves. Until weights are loaded they are drawn by
-    chance.
+    The network has M (4 + 8 D) learned numbers. For 80 regions and 128 dimensions these are 82 240, and a patch costs
+    3.2 M multiply-adds (6.5 MFLOP). Learning determines the numbers of regions and dimensions. The initial values are
+    random.
 
     Args:
-        regions: M.
-        dimension: D.
-        patch_size: S, pixels.
+        regions: number of regions, M.
+        dimension: dimension of the descriptor, D.
+        patch_size: side S of the patches in pixels.
 
     Shape: (N, 1, S, S) of any brightness and contrast to (N, D).
 
@@ -113,16 +113,17 @@ class ConvexOpt(nn.Module):
         super().__init__()
         self.features = PooledGradients(patch_size)
         places, sigmas = torch.rand(regions, 2) * SIDE / 2 - SIDE / 4, 2 + 6 * torch.rand(regions, 1)
-        # What is learned is no matter of gradients that come from behind the network.
+        # Convex optimisation learns the parameters, so they need no gradients.
         self.regions = nn.Parameter(torch.cat([places, sigmas], 1), requires_grad=False)
         self.weights = nn.Parameter(torch.ones(regions), requires_grad=False)
         self.projection = nn.Parameter(torch.randn(dimension, ORIENTATIONS * regions), requires_grad=False)
 
     @classmethod
     def shaped_as(cls, tensors: Mapping[str, Tensor], patch_size: int = SIDE) -> Self:
-        """A network with room for a state dict, which has its own numbers of regions and of dimensions.
+        """Makes a network with the numbers of regions and dimensions of a state dict.
 
-        They are 0 where the tensors are those of another network; what loads them finds that they do not fit.
+        The numbers are 0 if the tensors belong to another network. Loading the tensors then reports that they do not
+        fit.
         """
         regions, dimension = (
             tensors[name].shape[0] if name in tensors and tensors[name].ndim else 0
@@ -133,6 +134,6 @@ class ConvexOpt(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         features = self.features(patches, self.regions) * self.weights.sqrt()
         described = (features.flatten(1) @ self.projection.T).float()
-        # A patch without any gradient would be 0/0: it gets a descriptor of its own.
+        # A patch without any gradient would give 0/0. It gets a constant descriptor instead.
         flat = described.square().sum(1, keepdim=True) == 0
         return nn.functional.normalize(torch.where(flat, torch.ones_like(described), described), dim=1)

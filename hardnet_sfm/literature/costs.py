@@ -1,4 +1,4 @@
-"""What a descriptor costs: its dimension, parameters, multiplications and additions, and its speed on this machine."""
+"""Measures the cost of a descriptor: dimension, parameters, floating-point operations, and speed on this machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.literature.scorer import pair_network
 from hardnet_sfm.resources import Resources
 
-_TIMED_BATCHES = 8  # for each thread
+_TIMED_BATCHES = 8  # number of timed batches for each thread
 
 
 def cost_of(row: Competitor, resources: Resources) -> Mapping[str, float]:
-    """Of a descriptor: dimension, parameters, operations of convolutions and matrix products, patches a second."""
+    """Measures the cost of a descriptor.
+
+    The result has the dimension, the number of parameters, the operations of convolutions and matrix products, and the
+    number of patches a second.
+    """
     descriptor = row.make()
-    # Before normalisation is merged into the layers, as the literature counts.
+    # The literature counts operations before normalisation is merged into the layers.
     network = row.load().network if row.weights else descriptor.network
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.zeros(1, 1, descriptor.patch_size, descriptor.patch_size))
@@ -39,13 +43,16 @@ def cost_of(row: Competitor, resources: Resources) -> Mapping[str, float]:
         "dimension": stream.dimension,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "mflop": counter.get_total_flops() / 1e6,
-        # The noise of a shared machine only adds.
+        # Noise of a shared machine only increases times, so the minimum is the best estimate.
         "patches_per_second": len(patches) / min(seconds() for _ in range(3)),
     }
 
 
 def cost_of_pairs(row: Competitor, resources: Resources) -> Mapping[str, float]:
-    """Of a network that compares patches, both of which it sees for the first time."""
+    """Measures the cost of a network that compares patches, for pairs in which both patches are new.
+
+    `patches_per_second` is then the number of pairs a second.
+    """
     loaded = row.load()
     network, side = pair_network(loaded), loaded.architecture.patch_size
     with FlopCounterMode(display=False) as counter, torch.inference_mode():

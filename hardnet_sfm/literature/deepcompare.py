@@ -1,16 +1,17 @@
-"""DeepCompare: ways to compare two patches by a network, beside each other.
+"""DeepCompare: several architectures of networks that compare two patches.
 
 Zagoruyko, Komodakis: Learning to compare image patches via convolutional neural networks, CVPR 2015, sections 3 and 4.
-The layers are those of the weights that the authors published. In three places these differ from the paper's text: 2ch
-ends in one fully connected layer, not in F(256)-ReLU-F(1); the decision of siam-2stream has 1024 units, not 512, and no
-ReLU follows its last convolution.
+The layers are those of the authors' published weights. They differ from the paper's text in three places. 2ch ends in
+one fully connected layer, not in F(256)-ReLU-F(1). The decision of siam-2stream has 1024 units, not 512. No ReLU
+follows the last convolution of siam-2stream.
 
-The -l2 forms were not trained by themselves: the authors take the towers of a trained siam or siam-2stream, and compare
-their outputs by L2 distance. Weights of those load here as weights of these, without the decision.
+The -l2 forms were not trained separately. The authors take the towers of a trained siam or siam-2stream, and compare
+their outputs by L2 distance. Weights of siam and siam-2stream therefore also load as weights of the -l2 forms, without
+the decision.
 
-C(n, k, s) is a convolution to n channels with kernel k and stride s, P(2, 2) max pooling, F(n) fully connected. Patches
-have 64x64 pixels; each one's mean is taken from it. ReLU before max pooling is computed after it, of a quarter of the
-values: the result is the same.
+C(n, k, s) is a convolution to n channels with kernel k and stride s, P(2, 2) is max pooling, and F(n) is a fully
+connected layer. Patches have 64x64 pixels, and each patch's mean is subtracted from it. ReLU is computed after max
+pooling instead of before it. The result is the same, but only a quarter of the values need it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from hardnet_sfm.literature.pair_scoring import PairNetwork
 class TwoChannel(PairNetwork):
     """2ch: the two patches are the channels of one image.
 
-    C(96,7,3)-ReLU-P(2,2)-C(192,5,1)-ReLU-P(2,2)-C(256,3,1)-ReLU-F(1). 913 377 parameters, 21 M multiply-adds (42 MFLOP)
-    a pair, none a patch.
+    C(96,7,3)-ReLU-P(2,2)-C(192,5,1)-ReLU-P(2,2)-C(256,3,1)-ReLU-F(1). The network has 913 377 parameters. A pair costs
+    21 M multiply-adds (42 MFLOP), and a patch alone costs none.
     """
 
     def __init__(self) -> None:
@@ -45,8 +46,9 @@ class TwoChannel(PairNetwork):
 class TwoChannelTwoStream(PairNetwork):
     """2ch-2stream: two networks like 2ch, one for the surround at half the resolution, one for the centre.
 
-    Each C(96,5,1)-ReLU-P(2,2)-C(96,3,1)-ReLU-P(2,2)-C(192,3,1)-ReLU-C(192,3,1)-ReLU, then F(768)-ReLU-F(1) of both.
-    2 353 153 parameters, 41 M multiply-adds (81 MFLOP) a pair, none a patch.
+    Each is C(96,5,1)-ReLU-P(2,2)-C(96,3,1)-ReLU-P(2,2)-C(192,3,1)-ReLU-C(192,3,1)-ReLU, followed by F(768)-ReLU-F(1) of
+    both. The network has 2 353 153 parameters. A pair costs 41 M multiply-adds (81 MFLOP), and a patch alone costs
+    none.
     """
 
     def __init__(self) -> None:
@@ -79,9 +81,10 @@ class TwoChannelTwoStream(PairNetwork):
 
 
 class SiameseL2(nn.Module):
-    """siam-l2: the tower of siam, whose output, scaled to unit length, is compared by its L2 distance.
+    """siam-l2: the tower of siam. Its output is scaled to unit length and compared by L2 distance.
 
-    C(96,7,3)-ReLU-P(2,2)-C(192,5,1)-ReLU-P(2,2)-C(256,3,1)-ReLU. 908 416 parameters, 19 M multiply-adds (38 MFLOP).
+    C(96,7,3)-ReLU-P(2,2)-C(192,5,1)-ReLU-P(2,2)-C(256,3,1)-ReLU. The network has 908 416 parameters. A patch costs 19 M
+    multiply-adds (38 MFLOP).
 
     Shape: (N, 1, 64, 64) in [0, 1] to (N, 256).
     """
@@ -95,9 +98,9 @@ class SiameseL2(nn.Module):
 
 
 class Siamese(PairNetwork):
-    """siam: the tower of siam-l2 for each patch, and F(512)-ReLU-F(1) of both.
+    """siam: the tower of siam-l2 for each patch, and F(512)-ReLU-F(1) of both outputs.
 
-    1 171 585 parameters, 19 M multiply-adds (38 MFLOP) a patch and 0.3 M (0.5 MFLOP) a pair.
+    The network has 1 171 585 parameters. A patch costs 19 M multiply-adds (38 MFLOP), and a pair 0.3 M (0.5 MFLOP).
     """
 
     def __init__(self) -> None:
@@ -114,7 +117,7 @@ class Siamese(PairNetwork):
 
 
 class PseudoSiamese(PairNetwork):
-    """pseudo-siam: siam whose two towers share no weights. 2 080 001 parameters; it costs what siam costs."""
+    """pseudo-siam: siam with two towers that share no weights. It has 2 080 001 parameters and the cost of siam."""
 
     sides = 2
 
@@ -134,10 +137,10 @@ class PseudoSiamese(PairNetwork):
 class SiameseTwoStreamL2(nn.Module):
     """siam-2stream-l2: the towers of siam-2stream, one for the centre and one for the surround.
 
-    Both outputs together have unit length, and are compared by their L2 distance.
+    The two outputs are concatenated, scaled to unit length and compared by L2 distance.
 
-    Each C(96,4,2)-ReLU-P(2,2)-C(192,3,1)-ReLU-C(256,3,1)-ReLU-C(256,3,1). 2 400 832 parameters, 18 M multiply-adds
-    (36 MFLOP) a patch.
+    Each tower is C(96,4,2)-ReLU-P(2,2)-C(192,3,1)-ReLU-C(256,3,1)-ReLU-C(256,3,1). The network has 2 400 832
+    parameters. A patch costs 18 M multiply-adds (36 MFLOP).
 
     Shape: (N, 1, 64, 64) in [0, 1] to (N, 512).
     """
@@ -151,9 +154,9 @@ class SiameseTwoStreamL2(nn.Module):
 
 
 class SiameseTwoStream(PairNetwork):
-    """siam-2stream: the towers of siam-2stream-l2 for each patch, and F(1024)-ReLU-F(1) of both.
+    """siam-2stream: the towers of siam-2stream-l2 for each patch, and F(1024)-ReLU-F(1) of all outputs.
 
-    3 451 457 parameters, 18 M multiply-adds (36 MFLOP) a patch and 1.0 M (2.1 MFLOP) a pair.
+    The network has 3 451 457 parameters. A patch costs 18 M multiply-adds (36 MFLOP), and a pair 1.0 M (2.1 MFLOP).
     """
 
     def __init__(self) -> None:
@@ -173,7 +176,7 @@ def _centred(patches: Tensor) -> Tensor:
 
 
 def _tower(channels: int) -> nn.Sequential:
-    """64x64 to 256 numbers."""
+    """Makes the layers from 64x64 pixels to 256 numbers."""
     return nn.Sequential(
         nn.Conv2d(channels, 96, 7, 3),
         nn.MaxPool2d(2),
@@ -188,7 +191,7 @@ def _tower(channels: int) -> nn.Sequential:
 
 
 def _stream() -> nn.Sequential:
-    """32x32 to 256 numbers."""
+    """Makes the layers from 32x32 pixels to 256 numbers."""
     return nn.Sequential(
         nn.Conv2d(1, 96, 4, 2),
         nn.MaxPool2d(2),

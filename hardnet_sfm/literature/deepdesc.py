@@ -1,4 +1,4 @@
-"""DeepDesc: L2 pooling and subtractive normalisation, trained with the hardest pairs of many.
+"""DeepDesc: a network with L2 pooling and subtractive normalisation, trained on the hardest of many pairs.
 
 Simo-Serra, Trulls, Ferraz, Kokkinos, Fua, Moreno-Noguer: Discriminative learning of deep convolutional feature point
 descriptors, ICCV 2015, section 3 and table 1, the architecture CNN3.
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from hardnet_sfm.networks.inputs import standardised
 
-# Maps of the layer before that each map of the second and the third layer is computed from.
+# Number of maps of the previous layer from which each map of the second and the third layer is computed.
 _MAPS = 8
-# Of the 5x5 Gaussian window, pixels: a quarter of its side, the default of the authors' library.
+# Sigma of the 5x5 Gaussian window in pixels: a quarter of its side, the default of the authors' library.
 _SIGMA = 1.25
-# Below the root of L2 pooling: a gradient of a flat patch would be infinite.
+# Added under the root of L2 pooling, because the gradient of a flat patch would be infinite.
 _EPSILON = 1e-12
 
 
 class DeepDesc(nn.Module):
-    """Maps 64x64 grey patches to 128-D descriptors, to be compared by their L2 distance as they are.
+    """Maps 64x64 grey patches to 128-D descriptors. They are compared by L2 distance without normalisation.
 
     | layer | kernel | maps | L2 pooling | normalisation | output |
     |---|---|---|---|---|---|
@@ -29,12 +29,13 @@ class DeepDesc(nn.Module):
     | 2 | 6x6 | 64, each of 8 | 3x3, stride 3 | subtractive 5x5 | 8x8 |
     | 3 | 5x5 | 128, each of 8 | 4x4, stride 4 | - | 1x1 |
 
-    Tanh stands between convolution and pooling. 45 824 parameters; the 46 272 of the paper count the fixed weight and
-    bias of its library's pooling, two a map. A map of layers 2 and 3 sees eight maps of the layer before, drawn once
-    and kept with the weights; they are multiplied as dense layers, 51 M multiply-adds (102 MFLOP) a patch.
+    Tanh stands between convolution and pooling. The network has 45 824 parameters. The paper's 46 272 also count the
+    fixed weight and bias of its library's pooling, two for each map. A map of layers 2 and 3 sees eight maps of the
+    previous layer. These are drawn once and stored with the weights. The layers are multiplied as dense layers, 51 M
+    multiply-adds (102 MFLOP) a patch.
 
-    The paper shifts and scales all patches by the mean and the deviation of its training data; here each patch is by
-    its own.
+    The paper normalises all patches by the mean and deviation of its training data. This network normalises each patch
+    by its own mean and deviation.
 
     Shape: (N, 1, 64, 64) of any brightness and contrast to (N, 128), of no fixed length.
     """
@@ -62,9 +63,9 @@ class DeepDesc(nn.Module):
 
 
 class SparseConvolution(nn.Conv2d):
-    """A convolution whose outputs see eight of the inputs each, all inputs equally often.
+    """A convolution in which each output sees eight of the inputs. All inputs are used equally often.
 
-    Its weight is (outputs, 8, K, K); which inputs these are of is in `maps`, (outputs, 8).
+    Its weight is (outputs, 8, K, K). The buffer `maps`, (outputs, 8), has the numbers of the inputs.
     """
 
     maps: Tensor
@@ -73,7 +74,7 @@ class SparseConvolution(nn.Conv2d):
         super().__init__(_MAPS, outputs, kernel)
         self.inputs = inputs
         rng = np.random.default_rng((inputs, outputs))
-        # A permutation of the inputs serves as many outputs as it has eights.
+        # A permutation of the inputs serves inputs / 8 outputs.
         drawn = [rng.permutation(inputs).reshape(-1, _MAPS) for _ in range(outputs * _MAPS // inputs)]
         self.register_buffer("maps", torch.from_numpy(np.concatenate(drawn)))
 
@@ -84,7 +85,7 @@ class SparseConvolution(nn.Conv2d):
 
 
 class L2Pooling(nn.Module):
-    """The root of the sum of squares of each window of a side and stride."""
+    """Computes the root of the sum of squares of each window. The stride equals the side of the window."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -96,7 +97,10 @@ class L2Pooling(nn.Module):
 
 
 class SubtractiveNormalisation(nn.Module):
-    """Takes from every value the mean over all maps and a 5x5 Gaussian window, of what there is of it at the border."""
+    """Subtracts from every value the mean over all maps in a 5x5 Gaussian window.
+
+    At the border, the mean is over the part of the window inside the map.
+    """
 
     kernel: Tensor
 

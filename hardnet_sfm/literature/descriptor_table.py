@@ -1,4 +1,4 @@
-"""The table of descriptors and all that was measured of them: on the terminal, as Markdown, as CSV and drawn."""
+"""The table of descriptors and all their measures, for the terminal, as Markdown, as CSV and as a plot."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ACROSS = 4  # columns of a table on the terminal
 
 @dataclass(frozen=True)
 class Column:
-    """Of the table.
+    """A column of the table.
 
     Attributes:
-        name: in the CSV.
-        title: for people.
-        form: of a value, as `format` takes it; `.1%` is written as a number of per cent.
-        better: "lower", "higher" or, where a value is a cost or a fact, "".
+        name: name in the CSV.
+        title: title for the reader.
+        form: format specification of a value. `.1%` gives a percentage without the sign.
+        better: "lower" or "higher"; "" if the value is a cost or a fact.
     """
 
     name: str
@@ -37,20 +37,20 @@ class Column:
         return "-" if value is None else format(value, self.form).removesuffix("%")
 
     def best(self, values: Iterable[float]) -> float | None:
-        """Of all descriptors; None where there is no best one."""
+        """Returns the best of the values; None if the column has no better direction or there are no values."""
         choose = {"lower": min, "higher": max}.get(self.better)
         return choose(values, default=None) if choose else None
 
 
 @dataclass(frozen=True)
 class DescriptorTable:
-    """Values of descriptors by their names and those of the columns; some may be missing."""
+    """Values by the name of the descriptor and the name of the column. Some values may be missing."""
 
     columns: list[Column]
     values: dict[str, dict[str, float]]
 
     def _cells(self, column: Column, bold: str) -> list[str]:
-        """One for each descriptor, the best within `bold`, where there are several."""
+        """Formats the cell of each descriptor. If several values are known, the best is formatted by `bold`."""
         known = [row[column.name] for row in self.values.values() if column.name in row]
         best = column.best(known) if len(known) > 1 else None
         return [
@@ -59,7 +59,7 @@ class DescriptorTable:
         ]
 
     def printed(self) -> Iterator[Table]:
-        """A row for each descriptor, in tables of a few columns, which every terminal has room for."""
+        """Yields tables of a few columns, which fit any terminal, with a row for each descriptor."""
         for first in range(0, len(self.columns), _ACROSS):
             shown = self.columns[first : first + _ACROSS]
             table = Table()
@@ -72,14 +72,14 @@ class DescriptorTable:
             yield table
 
     def as_markdown(self) -> str:
-        """A row for each descriptor."""
+        """Writes a Markdown table with a row for each descriptor."""
         cells = [self._cells(column, "**{}**") for column in self.columns]
         lines = [["", *(column.title for column in self.columns)], ["---", *("---:" for _ in self.columns)]]
         lines += [[name, *row] for name, row in zip(self.values, zip(*cells, strict=True), strict=True)]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def as_csv(self) -> str:
-        """A line for each descriptor, shares from 0 to 1."""
+        """Writes a line for each descriptor as CSV. Shares are from 0 to 1."""
         text = io.StringIO()
         names = [column.name for column in self.columns]
         writer = csv.DictWriter(text, ["descriptor", *names], lineterminator="\n")
@@ -88,7 +88,7 @@ class DescriptorTable:
         return text.getvalue()
 
     def draw(self, path: Path) -> None:
-        """A panel of bars for each measure that has a better and a worse."""
+        """Draws a panel of bars for each measure that has a better direction."""
         drawn = [column for column in self.columns if column.better]
         across = min(4, len(drawn))
         down = -(-len(drawn) // across)

@@ -1,4 +1,4 @@
-"""Trainings that differ in one thing, repeated with several seeds: how well each does on held-out patches."""
+"""Compares training runs that differ in one option, each with several seeds, on held-out patches."""
 
 from __future__ import annotations
 
@@ -32,28 +32,29 @@ _SEED = "seed "
 
 @dataclass(frozen=True)
 class ExperimentOptions:
-    """What all runs of an experiment have in common."""
+    """Options that all runs of an experiment share."""
 
     patches: Annotated[tuple[Path, ...], Positional, arg(metavar="PATCHES")]
-    """patches.h5 files to train on, as `mine` and `warp` make them."""
+    """Files of patches to train on, as `mine` and `warp` write them."""
     validation: Path
-    """patches.h5 of scenes that are not trained on, to measure with."""
+    """File of patches to measure with. Take scenes that are not trained on."""
     workspace: Path
     """Folder for the weights of every run, the table and the plot. Finished runs are not repeated."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run of everything for each."""
+    """Random seeds. Every variant is trained once with each of them."""
     network: str = "hardnet"
-    """As in `train`; one whose descriptors are compared by distance."""
+    """Network to learn, as in `train`. Its descriptors must be compared by distance."""
     learning_rate: float | None = None
-    """As in `train`, the same for all runs. Default: the network's."""
+    """Learning rate, as in `train`, the same for all runs. Default: that of the network."""
     validation_batch: int = 512
-    """Pairs that are compared with each other, whatever was trained with."""
+    """Number of pairs that are compared with each other when measuring. It does not depend on the batches trained
+    with."""
     debug: bool = False
     """Show where in the program an error came from."""
     resources: Resources = field(default_factory=Resources)
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError("--seeds must be one or more different numbers")
 
@@ -61,21 +62,21 @@ class ExperimentOptions:
 def compare(name: str, variants: Mapping[str, TrainOptions], options: ExperimentOptions) -> ScoreTable:
     """Trains every variant with every seed, and measures each on the same held-out pairs.
 
-    All of one seed are trained before the next seed begins. A run that was stopped goes on from its checkpoint; one
-    that is finished is read.
+    All variants are trained with one seed before the next seed begins. A stopped run resumes from its checkpoint. The
+    result of a finished run is read from disk.
 
     Args:
-        name: of the experiment, for the table.
-        variants: how to train, by the name in the table; their seeds are not looked at.
-        options: what they have in common.
+        name: name of the experiment, for the table.
+        variants: options of training, by the name in the table. Their seeds are ignored.
+        options: options that all runs share.
 
     Returns:
-        False positive rate at 95 % recall and mean average precision of matching, by variant: of each seed, their mean
-        and, of two seeds or more, their sample standard deviation.
+        False positive rate at 95 % recall and mean average precision of matching, by variant. The columns are the
+        seeds, their mean and, for two or more seeds, their sample standard deviation.
 
     Raises:
-        HardnetSfmError: patches are damaged or too few, or a training fails.
-        UsageError: contradictory options.
+        HardnetSfmError: patches are damaged or too few, or a training run fails.
+        UsageError: the options contradict each other.
     """
     from hardnet_sfm.literature.held_out import HeldOut
 
@@ -112,13 +113,13 @@ def compare(name: str, variants: Mapping[str, TrainOptions], options: Experiment
 
 
 def _trained(weights: Path, train_options: TrainOptions, options: ExperimentOptions) -> None:
-    """Makes the weights, or finds that they are there."""
+    """Trains the weights, unless they are up to date."""
     begun = (weights.with_name(f"{weights.stem}.training") / "last.ckpt").is_file()
     train(options.patches, weights, replace(train_options, resume=begun), options.resources)
 
 
 def _measured(weights: Path, held_out: HeldOut, known: str, options: ExperimentOptions) -> dict[str, float]:
-    """The measures of weights; kept beside them."""
+    """Measures weights, and stores the result in a file next to them."""
     from hardnet_sfm.features.descriptors import make_descriptor
 
     kept = weights.with_suffix(".json")
@@ -136,7 +137,7 @@ def _with_spread(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def of_seeds(measure: Measure) -> dict[str, list[float]]:
-    """The values of all seeds, by variant."""
+    """Returns the values of all seeds, by variant."""
     return {
         variant: [value for column, value in row.items() if column.startswith(_SEED)]
         for variant, row in measure.values.items()
@@ -144,7 +145,7 @@ def of_seeds(measure: Measure) -> dict[str, list[float]]:
 
 
 def order_said(measure: Measure) -> str:
-    """Whether the variants come in the same order with every seed, best first, for people."""
+    """Says whether the variants have the same order, best first, with every seed."""
     orders: dict[tuple[str, ...], list[str]] = {}
     for column in (column for column in measure.columns if column.startswith(_SEED)):
         best_first = sorted(
@@ -162,17 +163,17 @@ def order_said(measure: Measure) -> str:
 def run_experiment(
     name: str, variants: Mapping[str, TrainOptions], options: ExperimentOptions, axis: str
 ) -> ScoreTable:
-    """Compares, prints the table and whether the order is stable, and writes `NAME.csv` and `NAME.png`.
+    """Compares variants, prints the table and whether the order is stable, and writes `NAME.csv` and `NAME.png`.
 
     Args:
         name, variants, options: as for `compare`.
-        axis: what the variants are, for the plot.
+        axis: label of the variants in the plot.
 
     Raises:
-        HardnetSfmError: as `compare`, or matplotlib is not installed.
-        UsageError: contradictory options.
+        HardnetSfmError: `compare` raises it, or matplotlib is not installed.
+        UsageError: the options contradict each other.
     """
-    figure_class()  # that drawing fails is told before the work
+    figure_class()  # a missing matplotlib is reported before the work
     table = compare(name, variants, options)
     output = Console(highlight=False, soft_wrap=True)
     for title, printed in table.printed():
@@ -190,7 +191,7 @@ def run_experiment(
 
 
 def figure_class() -> type[Figure]:
-    """Matplotlib's, which draws without a window.
+    """Returns matplotlib's Figure class, which draws without a window.
 
     Raises:
         HardnetSfmError: matplotlib is not installed.
@@ -205,12 +206,14 @@ def figure_class() -> type[Figure]:
 
 
 def draw(measures: Sequence[Measure], path: Path, axis: str) -> None:
-    """Draws each measure over the variants: a dot for each seed, and their means, joined where variants are numbers.
+    """Draws each measure over the variants: a dot for each seed and a mark for the mean.
+
+    A line joins the means if the names of the variants are numbers.
 
     Args:
-        measures: to draw beside each other, all of shares.
-        path: of the PNG.
-        axis: what the variants are, for people.
+        measures: measures to draw side by side; all values are shares.
+        path: path of the PNG.
+        axis: label of the variants.
 
     Raises:
         HardnetSfmError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Descriptors on patches of scenes that they were not trained on, as they are used: at their own span and precision."""
+"""Measures descriptors on patches of held-out scenes, at the span and precision at which they are used."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Grey = NDArray[np.uint8]
 
 
 class HeldOut:
-    """Pairs of a patches.h5, always the same ones, in batches within which every other pair may be a false match.
+    """A fixed set of pairs of a patches.h5, in batches. Each other pair of a batch may be a false match.
 
-    The pairs are those that `train --validation` measures with. Of patches that span more sigmas than a descriptor
-    does, the centre is described; patches that span less are taken whole.
+    `train --validation` measures with the same pairs. If a patch spans more sigmas than the descriptor, its centre is
+    described. A patch that spans less is taken whole.
 
-    Lower bound: 2 * 4 * `batch_size` patches are described and 4 * `batch_size`^2 distances sorted, for 512 pairs
-    a million, which takes a few tenths of a second.
+    Lower bound of the cost: 2 * 4 * `batch_size` patches are described and 4 * `batch_size`^2 distances are sorted. For
+    512 pairs these are a million distances, which takes a few tenths of a second.
 
     Args:
-        path: of the patches.h5.
-        batch_size: pairs that are compared with each other.
+        path: path of the patches.h5.
+        batch_size: number of pairs that are compared with each other.
 
     Attributes:
-        measurement_size: sigmas across its patches.
+        measurement_size: width of the file's patches in sigmas.
 
     Raises:
         HardnetSfmError: the file is damaged, or has too few points for a batch.
@@ -54,7 +54,7 @@ class HeldOut:
         self._batches = HeldOutBatches([patches], batch_size)
 
     def measures(self, descriptor: Descriptor, resources: Resources) -> dict[str, float]:
-        """False positive rate at 95 % recall and mean average precision of matching, means over the batches."""
+        """Computes false positive rate at 95 % recall and mean average precision of matching, as means over batches."""
         describe = PatchStream(descriptor, resources)
         found = []
         for number in range(self._batches.count):
@@ -68,10 +68,12 @@ class HeldOut:
 
     @torch.inference_mode()
     def measures_of_pairs(self, loaded: LoadedNetwork, resources: Resources) -> dict[str, float]:
-        """False positive rate at 95 % recall of a network that compares patches, with a few of the others in the batch.
+        """Computes the false positive rate at 95 % recall of a network that compares patches.
+
+        The network compares each patch only with a few others of the batch.
 
         Raises:
-            UsageError: it is one that describes them.
+            UsageError: the network describes patches instead of comparing them.
         """
         check_compares(loaded)
         device, size = resolve_device(resources.device), loaded.architecture.patch_size
@@ -89,7 +91,7 @@ class HeldOut:
         return {"fpr95": float(np.mean(found))}
 
     def _spanning(self, patches: Grey, measurement_size: float) -> Grey:
-        """The centres of (N, S, S) patches that span so many sigmas, to the nearest even number of pixels."""
+        """Crops the centres of (N, S, S) patches to the given width in sigmas, rounded to an even number of pixels."""
         side = patches.shape[-1]
         kept = min(side, 2 * round(side * measurement_size / self.measurement_size / 2))
         margin = (side - kept) // 2

@@ -1,7 +1,8 @@
-"""Hessian and Harris-Laplace interest points, and one orientation for each, beside the difference of Gaussians.
+"""Hessian and Harris-Laplace interest points, and one dominant orientation for each.
 
-Positions are whole pixels and scales those of the levels: enough to choose what to look at, as for patches whose places
-in other photos are known. `hardnet_sfm.features.detectors` is for what is to be found again.
+Positions are whole pixels, and scales are those of the levels. This is accurate enough to choose patches whose
+positions in other photos are known. The detectors in `hardnet_sfm.features.detectors` find points again more
+accurately.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from hardnet_sfm.patches import extract_patches
 
 _FIRST_SIGMA = 1.6
 _LEVELS_AN_OCTAVE = 3
-# Of a photo that is taken as it is, before any smoothing (Lowe, IJCV 2004, section 3.3).
+# Assumed blur of a photo before any smoothing (Lowe, IJCV 2004, section 3.3).
 _PHOTO_SIGMA = 0.5
-# The largest level is a tenth of the shorter side: no larger region of five sigmas fits into the photo.
+# The largest sigma is a tenth of the shorter side. A larger region of five sigmas to each side does not fit.
 _LARGEST = 0.1
 _HARRIS_K = 0.04
 _DIFFERENTIATION = 0.7
@@ -29,26 +30,26 @@ Levels = list[tuple[float, Float32]]
 
 
 def hessian_points(grey: NDArray[np.uint8], most: int) -> Keypoints:
-    """Maxima over place and scale of the determinant of the Hessian, strongest first, upright.
+    """Detects maxima of the determinant of the Hessian over position and scale, strongest first, upright.
 
     Lindeberg, Feature detection with automatic scale selection, IJCV 1998, section 5.1.
 
     Args:
-        grey: (H, W) uint8.
-        most: number of points.
+        grey: (H, W) uint8 photo.
+        most: largest number of points.
     """
     levels = [(sigma, _hessian(smooth, sigma)) for sigma, smooth in _scale_space(grey)]
     return _strongest(levels, [response for _, response in levels], most)
 
 
 def harris_laplace_points(grey: NDArray[np.uint8], most: int) -> Keypoints:
-    """Corners at which the Laplacian is largest over scale, strongest first, upright.
+    """Detects corners at which the Laplacian has a maximum over scale, strongest first, upright.
 
     Mikolajczyk and Schmid, Scale and affine invariant interest point detectors, IJCV 2004, section 3.1.
 
     Args:
-        grey: (H, W) uint8.
-        most: number of points.
+        grey: (H, W) uint8 photo.
+        most: largest number of points.
     """
     levels, laplacians = [], []
     for sigma, smooth in _scale_space(grey):
@@ -58,14 +59,14 @@ def harris_laplace_points(grey: NDArray[np.uint8], most: int) -> Keypoints:
 
 
 def dominant_orientations(grey: NDArray[np.uint8], keypoints: Keypoints) -> Float32:
-    """(N,) degrees, from x towards y (down), of the highest peak in the histogram of gradients around each keypoint.
+    """(N,) degrees, from x towards y (down): the highest peak in the histogram of gradients around each keypoint.
 
-    Lowe, IJCV 2004, section 5: 36 bins, gradients weighted by a Gaussian of 1.5 sigmas.
+    The histogram has 36 bins, and a Gaussian of 1.5 sigmas weights the gradients (Lowe, IJCV 2004, section 5).
     """
     size, across = 32, 9.0
     upright = np.eye(2, dtype=np.float32) * keypoints.scales[:, None, None]
     patches = extract_patches(grey, keypoints.xy, upright, size, across)
-    # Gradients are those of the photo at the keypoint's scale.
+    # The gradients are those of the photo smoothed to the keypoint's scale.
     smooth = np.array([_blurred(patch.astype(np.float32), size / across) for patch in patches]).reshape(-1, size, size)
     dy, dx = np.gradient(smooth, axis=(1, 2))
     steps = (np.arange(size) + 0.5) / size * across - across / 2
@@ -86,7 +87,7 @@ def dominant_orientations(grey: NDArray[np.uint8], keypoints: Keypoints) -> Floa
 
 
 def _scale_space(grey: NDArray[np.uint8]) -> Iterator[tuple[float, Float32]]:
-    """Levels of sigma and the photo smoothed to it, grey values from 0 to 1."""
+    """Yields the sigma of each level and the photo smoothed to it, with grey values from 0 to 1."""
     smooth, before = _from_0_to_1(grey), _PHOTO_SIGMA
     sigma = _FIRST_SIGMA
     while sigma <= max(_FIRST_SIGMA * 2, _LARGEST * min(grey.shape)):
@@ -122,13 +123,14 @@ def _harris(grey: NDArray[np.uint8], sigma: float) -> Float32:
 
 
 def _strongest(levels: Levels, over: list[Float32], most: int, with_beside: bool = True) -> Keypoints:
-    """The strongest maxima of the responses, which are also maxima over scale of another function.
+    """Selects the strongest spatial maxima of the responses that are also maxima of a second function over scale.
 
     Args:
-        levels: sigma and (H, W) response of each.
-        over: (H, W) of each level: what has its maximum there, of the levels around it, at the place itself.
-        most: number of them.
-        with_beside: of the levels around, the eight places beside it count, too.
+        levels: sigma and (H, W) response of each level.
+        over: (H, W) second function of each level. It must be larger than at the same place of the adjacent levels.
+        most: largest number of points.
+        with_beside: the second function must also be larger than at the eight neighbouring places of the adjacent
+            levels.
     """
     rows = []
     for number in range(1, len(levels) - 1):
@@ -145,5 +147,5 @@ def _strongest(levels: Levels, over: list[Float32], most: int, with_beside: bool
 
 
 def _largest_around(image: Float32) -> Float32:
-    """(H, W) largest value of each pixel and the eight beside it."""
+    """(H, W) largest value among each pixel and its eight neighbours."""
     return np.asarray(cv2.dilate(image, np.ones((3, 3), np.uint8)), np.float32)

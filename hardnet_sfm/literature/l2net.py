@@ -1,4 +1,4 @@
-"""L2-Net with a second tower for the centre of the patch. With one tower it has the layers of HardNet.
+"""CS L2-Net: L2-Net with a second tower for the centre of the patch. With one tower, L2-Net has HardNet's layers.
 
 Tian, Fan, Wu: L2-Net, deep learning of discriminative patch descriptor in Euclidean space, CVPR 2017, section 3.1 and
 figure 1.
@@ -16,12 +16,12 @@ from hardnet_sfm.networks.hardnet import FusedHardNet, HardNet
 class CentreSurroundL2Net(nn.Module):
     """Maps 64x64 grey patches to 256-D descriptors of unit length.
 
-    `surround` gets the patch at half the resolution, `centre` its inner 32x32 pixels; each is the network of
-    `hardnet_sfm.networks.hardnet.HardNet`, whose table of layers is the paper's. 2 669 120 parameters, 78 M
-    multiply-adds (156 MFLOP) a patch.
+    `surround` gets the patch at half the resolution, and `centre` gets its inner 32x32 pixels. Each is the network
+    `hardnet_sfm.networks.hardnet.HardNet`, whose table of layers is the paper's. The network has 2 669 120 parameters.
+    A patch costs 78 M multiply-adds (156 MFLOP).
 
-    The paper trains the surround first, copies it to the centre, and then trains the centre alone; here both towers
-    learn together, or from given weights.
+    The paper trains the surround first, copies it to the centre, and then trains the centre alone. This package trains
+    both towers together, or starts from given weights.
 
     Args:
         dropout: probability during training.
@@ -37,12 +37,12 @@ class CentreSurroundL2Net(nn.Module):
         return _both(self.surround, self.centre, patches)
 
     def fused(self) -> FusedCentreSurroundL2Net:
-        """The same function for inference, with batch normalisation folded into the convolutions."""
+        """Returns the same function for inference, with batch normalisation folded into the convolutions."""
         return FusedCentreSurroundL2Net(self)
 
 
 class FusedCentreSurroundL2Net(nn.Module):
-    """`CentreSurroundL2Net` for inference, which may run in half precision as `FusedHardNet` may."""
+    """`CentreSurroundL2Net` for inference. Like `FusedHardNet`, it may run in half precision."""
 
     def __init__(self, network: CentreSurroundL2Net) -> None:
         super().__init__()
@@ -54,5 +54,5 @@ class FusedCentreSurroundL2Net(nn.Module):
 
 def _both(surround_tower: nn.Module, centre_tower: nn.Module, patches: Tensor) -> Tensor:
     centre, surround = centre_and_surround(patches.float())
-    # Each has unit length.
+    # Each output has unit length, so the factor gives their concatenation unit length.
     return torch.cat([surround_tower(surround), centre_tower(centre)], 1).mul(0.5**0.5)

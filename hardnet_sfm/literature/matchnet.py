@@ -1,4 +1,4 @@
-"""MatchNet: a network that describes patches and one that compares what it says of two.
+"""MatchNet: a feature network that describes patches and a metric network that compares two descriptions.
 
 Han, Leung, Jia, Sukthankar, Berg: MatchNet, unifying feature and metric learning for patch-based matching, CVPR 2015,
 section 3 and table 1.
@@ -32,14 +32,14 @@ class MatchNet(PairNetwork):
     | fc2 | fully connected | 512 | - |
     | fc3, softmax | fully connected | 2 | - |
 
-    ReLU follows all but the last; convolutions are padded to keep their size, and pooling looks beyond the border by a
-    pixel. Feature tower 2 331 120 parameters and 96 M multiply-adds (192 MFLOP) a patch, metric network 788 482 and
-    0.8 M (1.6 MFLOP) a pair. The bottleneck B and the width F are those of the paper's experiments with 512 for both;
-    the Caffe files that the authors gave away have none and 1024.
+    ReLU follows all layers except the last. Convolutions are padded to keep their size, and pooling windows extend one
+    pixel beyond the border. The feature tower has 2 331 120 parameters and costs 96 M multiply-adds (192 MFLOP) a
+    patch. The metric network has 788 482 parameters and costs 0.8 M (1.6 MFLOP) a pair. The bottleneck B and the width
+    F are both 512, as in some of the paper's experiments. The authors' Caffe files have no bottleneck and F = 1024.
 
-    The score is the logarithm of the odds that the softmax gives: log p(same) - log p(different).
+    The score is the logarithm of the odds of the softmax: log p(same) - log p(different).
 
-    Shape: `describe` (N, 1, 64, 64) in [0, 1] to (N, 512), `compare` two of them to (N,).
+    Shape: `describe` maps (N, 1, 64, 64) in [0, 1] to (N, 512); `compare` maps two of these to (N,).
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class MatchNet(PairNetwork):
         )
 
     def describe(self, patches: Tensor, side: int = 0) -> Tensor:  # noqa: ARG002
-        # 128 is taken from grey values up to 255, and they are divided by 160, as in the paper's section 4.1.
+        # Grey values from 0 to 255 minus 128, divided by 160, as in the paper's section 4.1.
         described: Tensor = self.features((255 * patches - 128) / 160)
         return described
 
@@ -73,6 +73,6 @@ def _convolution(in_channels: int, channels: int, kernel: int) -> tuple[nn.Modul
 
 
 def _pooled(in_channels: int, channels: int, kernel: int) -> tuple[nn.Module, ...]:
-    """With ReLU after pooling, where a quarter is left to do and the numbers are the same."""
+    """Makes a convolution with pooling. ReLU after pooling gives the same result on a quarter of the values."""
     convolution, relu = _convolution(in_channels, channels, kernel)
     return convolution, nn.MaxPool2d(3, 2, ceil_mode=True), relu

@@ -1,4 +1,4 @@
-"""Training of networks that score pairs of patches."""
+"""Training objective of networks that score patch pairs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hardnet_sfm.networks.architectures import Architecture
 from hardnet_sfm.training.objectives import Describe, TrainingBatch
 from hardnet_sfm.training.validation import measures_of
 
-# Patches that a network of pairs compares each patch with, besides the right one. All would take hours.
+# Number of wrong patches that each patch is compared with when measuring. Comparing with all would take hours.
 RIVALS = 8
 
 
 class PairLoss(Protocol):
-    """A scalar that falls as matching pairs score higher than others.
+    """Loss of pair scores: a scalar that falls as matching pairs score higher than others.
 
-    Of (N,) float32 scores of pairs of the same point and of as many pairs of other points, where `used`, (N,) bool, is
-    True; what it is elsewhere does not matter.
+    It takes (N,) float32 scores of pairs of the same point, and (N,) scores of pairs of different points. Only entries
+    for which `used`, (N,) bool, is True count.
     """
 
     def __call__(self, positive: Tensor, negative: Tensor, used: Tensor) -> Tensor: ...
@@ -29,7 +29,12 @@ class PairLoss(Protocol):
 
 @dataclass(frozen=True)
 class PairObjective:
-    """A loss of the scores that a network gives to pairs of patches."""
+    """Objective for networks that score patch pairs.
+
+    Attributes:
+        function: the loss.
+        watches_layers: always False, because pair losses do not use layers within the network.
+    """
 
     function: PairLoss
     watches_layers: bool = False
@@ -40,7 +45,7 @@ class PairObjective:
         return ""
 
     def loss(self, network: nn.Module, architecture: Architecture, describe: Describe, batch: TrainingBatch) -> Tensor:  # noqa: ARG002
-        """That of each pair and of each anchor with the patch of another point, drawn from its negatives."""
+        """Computes the loss of each matching pair, and of each anchor paired with a patch drawn from its negatives."""
         assert isinstance(network, PairNetwork)
         allowed = batch.allowed
         negatives = allowed & ~torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
@@ -63,10 +68,12 @@ class PairObjective:
 
 
 def drawn_negatives(negatives: Tensor, generator: Generator | None = None) -> Tensor:
-    """(N,) numbers drawn evenly from where each row of (N, N) bool is True; any number for rows without.
+    """(N,) column numbers, drawn uniformly from the True entries of each row.
 
     Args:
-        generator: of the CPU, wherever `negatives` are, so that all devices draw the same; by default torch's own.
+        negatives: (N, N) bool. A row without a True entry gets an arbitrary number.
+        generator: random generator of the CPU on any device, so that all devices draw the same numbers. The default is
+            torch's own.
     """
     count, so_far = len(negatives), negatives.cumsum(1, dtype=torch.int32)
     drawn = torch.rand(count, generator=generator).to(negatives.device) * so_far[:, -1]
@@ -74,23 +81,25 @@ def drawn_negatives(negatives: Tensor, generator: Generator | None = None) -> Te
 
 
 def scored(network: PairNetwork, anchors: Tensor, positives: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores of a network of pairs for `measures_of`, of each anchor with its own positive and `RIVALS` others.
+    """Scores each anchor with its own positive and with `RIVALS` others, as input for `measures_of`.
 
-    A false positive rate is the same of all rivals and of a sample of them; mean average precision is not.
+    A sample of the rivals has the same expected false positive rate as all rivals. This is not true of mean average
+    precision.
 
     Args:
-        network: that compares.
-        anchors, positives: (B, 1, S, S) in [0, 1].
-        allowed: (B, B) bool, which positives are of another point than the anchor, on the CPU.
+        network: network that compares patches.
+        anchors, positives: (B, 1, S, S) patches in [0, 1].
+        allowed: (B, B) bool on the CPU, whether a positive shows another point than an anchor.
 
     Returns:
-        (B, 1 + `RIVALS`) scores, turned about, and which of them are of one point and of two.
+        (B, 1 + `RIVALS`) negated scores, and for each score whether the patches show the same point and whether they
+        show different points.
     """
     first, second = network.describe(anchors, 0), network.describe(positives, 1)
     rows = torch.arange(len(first))
     steps = min(RIVALS, len(first) - 1) + 1
     columns = [(rows + step) % len(first) for step in range(steps)]
-    # Not in bfloat16, in whose eight digits the scores of different patches are often the same.
+    # Scores are not computed in bfloat16: it has only eight significant bits, so different patches often tie.
     with torch.autocast(first.device.type, enabled=False):
         first, second = first.float(), second.float()
         scores = [network.compare(first, second[column.to(first.device)]).float().cpu() for column in columns]

@@ -1,4 +1,4 @@
-"""Networks that compare two patches, where others only describe one."""
+"""Base classes of networks that compare two patches."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from hardnet_sfm.networks.device import fast_type, in_type
 
 
 class PairNetwork(nn.Module):
-    """Scores pairs of patches: above 0 where they are taken to show the same point, higher the surer.
+    """Scores patch pairs. A score above 0 means the same point, and a higher score means more confidence.
 
-    What depends on one patch alone is in `describe`, the rest in `compare`, so that a patch that is compared with many
-    others is described once. No distance stands for the score: k-means, kd-trees and inverted files cannot be used.
+    `describe` computes all that depends on one patch alone, and `compare` computes the rest. A patch that is compared
+    with many others is therefore described only once. No distance is equivalent to the score, so k-means, kd-trees and
+    inverted files cannot be used.
 
     Attributes:
-        sides: 2 where the first and the second patch of a pair are described by different layers, else 1.
+        sides: 2 if different layers describe the first and the second patch of a pair, else 1.
 
     Shape: two (N, 1, S, S) in [0, 1] to (N,).
     """
@@ -23,11 +24,11 @@ class PairNetwork(nn.Module):
     sides = 1
 
     def describe(self, patches: Tensor, side: int = 0) -> Tensor:
-        """(N, 1, S, S) to (N, ...), for the first (0) or the second (1) place of pairs."""
+        """Describes (N, 1, S, S) patches as (N, ...), for the first (0) or the second (1) side of pairs."""
         raise NotImplementedError
 
     def compare(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two (N, ...) of `describe` to (N,) scores."""
+        """Computes (N,) scores from two (N, ...) results of `describe`."""
         raise NotImplementedError
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -35,13 +36,13 @@ class PairNetwork(nn.Module):
 
 
 class FastPairNetwork(PairNetwork):
-    """A network of pairs for inference on a device, in the type that it multiplies fastest.
+    """A pair network for inference on a device, in the type that the device multiplies fastest.
 
-    With bfloat16 and channels last a CPU compares 3 to 7 times as many pairs a second; scores move by a hundredth of
-    their spread.
+    With bfloat16 and channels last, a CPU compares 3 to 7 times as many pairs a second. The scores change by a
+    hundredth of their spread.
 
     Args:
-        network: that is moved to the device.
+        network: pair network; it is moved to the device.
         device: "cpu" or "cuda".
     """
 
@@ -52,7 +53,8 @@ class FastPairNetwork(PairNetwork):
         self._network = network.eval().to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def describe(self, patches: Tensor, side: int = 0) -> Tensor:
-        # With one channel (N, 1, S, S) counts as both layouts; strides have to say which, or each layer converts.
+        # With one channel, (N, 1, S, S) counts as both memory formats. The strides must say channels last, or each
+        # layer would convert its input.
         inputs = patches.contiguous(memory_format=torch.channels_last)
         with in_type(self._device, self._dtype):
             described: Tensor = self._network.describe(inputs, side)

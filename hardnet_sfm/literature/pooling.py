@@ -1,4 +1,4 @@
-"""What ConvexOpt learns from: candidate pooling regions, and the features of pairs of patches pooled over regions."""
+"""Training data of ConvexOpt: candidate pooling regions, and features of patch pairs pooled over regions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from hardnet_sfm.literature.convexopt import PooledGradients, gaussians
 from hardnet_sfm.training.sampling import Sampler
 
-# Pairs whose features are in memory at once; those that do not match are drawn among them.
+# Number of pairs whose features are in memory at once. Pairs that do not match are drawn among them.
 _TOGETHER = 64
-# Radii of rings and sigmas of regions reach from the first to the second of these, in pixels of a 64x64 patch.
+# Smallest and largest radii of rings and sigmas of regions, in pixels of a 64x64 patch.
 _RADII = (0.0, 31.0)
 _SIGMAS = (0.5, 16.0)
 
@@ -24,19 +24,19 @@ _SIGMAS = (0.5, 16.0)
 class Rings:
     """Candidate rings of pooling regions: Gaussians of one size, placed symmetrically about the patch's centre.
 
-    A ring has a region at some radius and angle, and what it becomes when the patch is mirrored across its axes and
-    diagonals: 8 regions, 4 where the angle is 0 or 45 degrees, 1 where the radius is 0.
+    A ring has a region at some radius and angle, and its mirror images across the axes and diagonals of the patch.
+    These are 8 regions, or 4 if the angle is 0 or 45 degrees, or 1 if the radius is 0.
 
     Attributes:
-        regions: (M, 3) float32, x, y and sigma, in pixels of a 64x64 patch, from its centre; ring after ring.
-        ring: (M,) int64, number of the ring that each belongs to, from 0 to K - 1.
+        regions: (M, 3) float32, x, y and sigma in pixels of a 64x64 patch, measured from its centre; ring after ring.
+        ring: (M,) int64, number of the ring of each region, from 0 to K - 1.
     """
 
     regions: Tensor
     ring: Tensor
 
     def sum(self, values: Tensor) -> Tensor:
-        """(N, M) values of regions to the (N, K) sums of rings."""
+        """Sums (N, M) values of regions to (N, K) values of rings."""
         return values.new_zeros(len(values), int(self.ring[-1]) + 1).index_add_(1, self.ring, values)
 
     def to(self, device: str) -> Rings:
@@ -44,10 +44,14 @@ class Rings:
 
 
 def candidate_rings(radii: int, angles: int, sigmas: int) -> Rings:
-    """Rings of all combinations of evenly spaced radii, angles and sigmas, as many as given of each.
+    """Makes the rings of all combinations of evenly spaced radii, angles and sigmas.
 
-    The ranges are those of the authors' program: radii from 0 to 31 pixels, angles from 0 to 45 degrees, sigmas from
-    0.5 to 16 pixels of a 64x64 patch. At the centre, where all angles are the same, there is one ring for each sigma.
+    The ranges are those of the authors' program: radii from 0 to 31 pixels, angles from 0 to 45 degrees, and sigmas
+    from 0.5 to 16 pixels of a 64x64 patch. At the centre all angles are equivalent, so there is one ring for each
+    sigma.
+
+    Args:
+        radii, angles, sigmas: number of values of each.
     """
     regions, ring, number = [], [], 0
     for sigma in np.linspace(*_SIGMAS, sigmas):
@@ -61,22 +65,22 @@ def candidate_rings(radii: int, angles: int, sigmas: int) -> Rings:
 
 
 def _mirrored(x: float, y: float) -> list[tuple[float, float]]:
-    """The different places of a point under the symmetries of the square."""
+    """Lists the distinct images of a point under the symmetries of the square."""
     x, y = round(x, 9), round(y, 9)  # cos and sin of 45 degrees differ in the last bit
     return sorted({(u * i, v * j) for u, v in ((x, y), (y, x)) for i in (1, -1) for j in (1, -1)})
 
 
 class PooledPairs:
-    """Pooled features of matching pairs and of others, computed batch by batch of a sampler.
+    """Computes pooled features of matching pairs and of other pairs, for one batch of a sampler at a time.
 
-    The others are anchor i and positive j of pairs that were drawn one after the other, often from the same two photos.
-    Which they are depends on the seed and the number of the batch alone.
+    Another pair has anchor i and positive j of two pairs that were drawn shortly after each other, often from the same
+    two photos. The choice depends only on the seed and the number of the batch.
 
     Args:
-        sampler: of matching pairs.
-        count: of matching pairs; the last batch is cut.
-        patch_size: S, side that patches are averaged to, a divisor of 64.
-        seed: of what is drawn by chance.
+        sampler: source of matching pairs.
+        count: number of matching pairs; the last batch is cut.
+        patch_size: side S to which patches are averaged, a divisor of 64.
+        seed: random seed.
         device: "cpu" or "cuda".
     """
 
@@ -87,11 +91,11 @@ class PooledPairs:
 
     @property
     def batches(self) -> int:
-        """Number of batches that make up the pairs."""
+        """Number of batches that give all pairs."""
         return -(-self._count // self._sampler.batch_size)
 
     def distances(self, number: int, rings: Rings) -> tuple[Tensor, Tensor]:
-        """(P, K) and (N, K) squared distances within each ring, of matching and of other pairs of one batch."""
+        """Computes the squared distances within each ring: (P, K) of matching and (N, K) of other pairs of a batch."""
         filters = gaussians(rings.regions, self._patch_size)
         near, far = [], []
         for patches, (first, second) in self._groups(number):
@@ -101,9 +105,11 @@ class PooledPairs:
         return torch.cat(near), torch.cat(far)
 
     def features(self, number: int, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of one batch pooled over (M, 3) regions, (P, 8, M) of anchors and positives.
+        """Computes features of one batch, pooled over (M, 3) regions.
 
-        The third is (2, N), rows of anchors and of positives that do not match.
+        Returns:
+            (P, 8, M) features of anchors, (P, 8, M) features of positives, and (2, N) rows of anchors and of positives
+            that do not match.
         """
         filters = gaussians(regions, self._patch_size)
         anchors: list[Tensor] = []
@@ -117,7 +123,7 @@ class PooledPairs:
         return torch.cat(anchors), torch.cat(positives), torch.cat(others, 1)
 
     def _groups(self, number: int) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-        """Gradients (P, 8, S * S) of anchors and positives, and the (2, N) rows of those that do not match."""
+        """Yields (P, 8, S * S) gradients of anchors and positives, and (2, N) rows of pairs that do not match."""
         batch = self._sampler(number)
         rng = np.random.default_rng((self._seed, number))
         count = min(len(batch.anchors), self._count - number * self._sampler.batch_size)

@@ -1,6 +1,6 @@
-"""The losses of the literature that HardNet's authors compare theirs with, and those of other networks.
+"""Published losses: those that HardNet's authors compare with theirs, and those of other networks.
 
-See `hardnet_sfm.training.losses` for what they are given.
+See `hardnet_sfm.training.losses` for the arguments.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from hardnet_sfm.training.objectives import DescriptorObjective
 def contrastive(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None, margin: float = 1.0) -> Tensor:
     """Mean of d(a_i, p_i) + max(0, margin - d_i), with `hardnet`'s closest negative d_i.
 
-    The hinge of Simo-Serra et al., Discriminative learning of deep convolutional feature point descriptors, ICCV 2015,
-    with the negatives of HardNet, as its authors compare it in their ablation study.
+    This is the hinge loss of Simo-Serra et al., Discriminative learning of deep convolutional feature point
+    descriptors, ICCV 2015, with HardNet's negatives. HardNet's authors compare it in their ablation study.
     """
     negatives = negatives_of(anchors, allowed)
     positive, negative = hardest_in_batch(anchors, positives, negatives)
@@ -36,8 +36,8 @@ def contrastive(anchors: Tensor, positives: Tensor, allowed: Tensor | None = Non
 def hardest_softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Mean of log(1 + exp(d(a_i, p_i) - d_i)), with `hardnet`'s closest negative d_i.
 
-    Softmax of 2 - d over the pair and that negative alone, as HardNet's authors compare it in their ablation study;
-    `softmax` has all negatives.
+    This is the softmax of 2 - d over the pair and that negative alone. HardNet's authors compare it in their ablation
+    study. `softmax` uses all negatives.
     """
     negatives = negatives_of(anchors, allowed)
     positive, negative = hardest_in_batch(anchors, positives, negatives)
@@ -51,10 +51,15 @@ def random_triplet(
     margin: float = 1.0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Triplet margin without mining: mean of max(0, margin + d(a_i, p_i) - d(a_i, p_j)), j drawn from i's negatives.
+    """Triplet margin loss without mining: mean of max(0, margin + d(a_i, p_i) - d(a_i, p_j)).
+
+    j is drawn from the negatives of i.
 
     Args:
-        generator: of the CPU, wherever the descriptors are, so that all devices draw the same; by default torch's own.
+        anchors, positives, allowed: the batch.
+        margin: the margin.
+        generator: random generator of the CPU on any device, so that all devices draw the same numbers. The default is
+            torch's own.
     """
     negatives = negatives_of(anchors, allowed)
     chosen = drawn_negatives(negatives, generator)
@@ -69,13 +74,15 @@ def triplet_swap(
     margin: float = 1.0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Triplet margin with anchor swap: mean of max(0, margin + d(a_i, p_i) - min(d(a_i, p_j), d(p_i, p_j))).
+    """Triplet margin loss with anchor swap: mean of max(0, margin + d(a_i, p_i) - min(d(a_i, p_j), d(p_i, p_j))).
 
-    j is drawn from i's negatives; whichever of the pair is closer to it is taken for the anchor. Descriptors may have
-    any length. Balntas et al., Learning local feature descriptors with triplets and shallow convolutional neural
-    networks, BMVC 2016, equations 2 and 3.
+    j is drawn from the negatives of i. The patch of the pair that is closer to the negative serves as the anchor.
+    Descriptors may have any length. Balntas et al., Learning local feature descriptors with triplets and shallow
+    convolutional neural networks, BMVC 2016, equations 2 and 3.
 
     Args:
+        anchors, positives, allowed: the batch.
+        margin: the margin.
         generator: as for `random_triplet`.
     """
     negatives = negatives_of(anchors, allowed)
@@ -92,13 +99,16 @@ def mined_contrastive(
     share: float = 1 / 8,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Mean of the largest d(a_i, p_i), and that of the largest max(0, margin - d(a_i, p_j)).
+    """Mean of the largest d(a_i, p_i), plus the mean of the largest max(0, margin - d(a_i, p_j)).
 
-    j is drawn from i's negatives. Of both, the share of the batch that is hardest is kept. Descriptors may have any
+    j is drawn from the negatives of i. Each mean is over the hardest share of the batch. Descriptors may have any
     length. Simo-Serra et al., Discriminative learning of deep convolutional feature point descriptors, ICCV 2015,
-    equation 1 and section 3.3, where 128 pairs of either kind are learned from of 1024 that are looked at.
+    equation 1 and section 3.3. The paper evaluates 1024 pairs of either kind and learns from 128 of them.
 
     Args:
+        anchors, positives, allowed: the batch.
+        margin: the margin.
+        share: share of the batch that is kept.
         generator: as for `random_triplet`.
     """
     negatives = negatives_of(anchors, allowed)
@@ -110,9 +120,9 @@ def mined_contrastive(
 
 
 def softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Softmax of 2 - d over the rows and over the columns of the distance matrix.
+    """Softmax loss of 2 - d over the rows and over the columns of the distance matrix.
 
-    E1 / N of Tian, Fan, Wu, L2-Net, CVPR 2017, the error term for descriptor similarity.
+    This is E1 / N of Tian, Fan, Wu, L2-Net, CVPR 2017, the error term for descriptor similarity.
     """
     similarity = -distance_of(products(anchors, positives))  # the 2 cancels
     return _softmax_both_ways(similarity, negatives_of(anchors, allowed))
@@ -124,13 +134,15 @@ def l2net(
     allowed: Tensor | None = None,
     features: Iterable[tuple[Tensor, Tensor]] = (),
 ) -> Tensor:
-    """L2-Net's loss per pair, (E1 + E2 + E3) / N: `softmax`, `correlation` of both sides, `feature_softmax`.
+    """L2-Net's loss per pair, (E1 + E2 + E3) / N: `softmax`, `correlation` of both sides, and `feature_softmax`.
 
-    E2 knows no negatives: every descriptor counts in it. Tian, Fan, Wu, L2-Net, CVPR 2017, where no term is weighted.
+    E2 does not use negatives, so every descriptor counts in it. Tian, Fan, Wu, L2-Net, CVPR 2017; the terms have equal
+    weights as in the paper.
 
     Args:
-        features: the arguments of `feature_softmax` for each layer that is supervised; without, E3 is left out. The
-            network has to hand them out; the paper's are the first and the last batch normalisation's, which
+        anchors, positives, allowed: the batch.
+        features: the arguments of `feature_softmax` for each supervised layer. Without them, E3 is left out. The paper
+            supervises the first and the last batch normalisation, which
             `hardnet_sfm.networks.architectures.Architecture.supervised` names.
     """
     compactness = (correlation(anchors) + correlation(positives)) / len(anchors)
@@ -139,7 +151,7 @@ def l2net(
 
 
 def hinge(positive: Tensor, negative: Tensor, used: Tensor) -> Tensor:
-    """Mean of max(0, 1 - y s) over pairs of both kinds, y = 1 for the same point and -1 for others, s the score.
+    """Mean of max(0, 1 - y s) over pairs of both kinds. y is 1 for the same point, else -1; s is the score.
 
     Zagoruyko, Komodakis, Learning to compare image patches via convolutional neural networks, CVPR 2015, equation 1.
     """
@@ -147,7 +159,7 @@ def hinge(positive: Tensor, negative: Tensor, used: Tensor) -> Tensor:
 
 
 def cross_entropy(positive: Tensor, negative: Tensor, used: Tensor) -> Tensor:
-    """Mean of -log p over pairs of both kinds, p the probability of what is right, the score the logarithm of its odds.
+    """Mean of -log p over pairs of both kinds. p is the probability of the right answer; the score is the log-odds.
 
     Han et al., MatchNet, CVPR 2015, equation 1.
     """
@@ -155,9 +167,9 @@ def cross_entropy(positive: Tensor, negative: Tensor, used: Tensor) -> Tensor:
 
 
 def correlation(descriptors: Tensor) -> Tensor:
-    """Half the sum of r_kl^2 over k != l, r_kl the correlation of dimensions k and l over the (N, D) descriptors.
+    """Half the sum of r_kl^2 over k != l. r_kl is the correlation of dimensions k and l over the (N, D) descriptors.
 
-    One side's part of E2 in Tian, Fan, Wu, L2-Net, CVPR 2017, the error term for descriptor compactness.
+    This is one side's part of E2 in Tian, Fan, Wu, L2-Net, CVPR 2017, the error term for descriptor compactness.
     """
     centred = nn.functional.normalize(descriptors - descriptors.mean(0), dim=0).T
     squares = products(centred, centred).square()
@@ -165,19 +177,21 @@ def correlation(descriptors: Tensor) -> Tensor:
 
 
 def feature_softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Softmax over the rows and over the columns of the inner products of intermediate features.
+    """Softmax loss over the rows and over the columns of the inner products of intermediate features.
 
-    One layer's part of E3 / N in Tian, Fan, Wu, L2-Net, CVPR 2017, the error term for intermediate feature maps.
+    This is one layer's part of E3 / N in Tian, Fan, Wu, L2-Net, CVPR 2017, the error term for intermediate feature
+    maps.
 
     Args:
-        anchors, positives: (N, K), a layer's channels and pixels, of any length but normalised: the paper takes them
-            behind a batch normalisation.
+        anchors, positives: (N, K) features: all channels and pixels of a layer. The rows may have any length. The paper
+            takes the outputs of a batch normalisation.
+        allowed: as in the other losses.
     """
     return _softmax_both_ways(products(anchors, positives), negatives_of(anchors, allowed))
 
 
 def _mean_of_largest(terms: Tensor, used: Tensor, share: float) -> Tensor:
-    """Of the largest of the (N,) terms that are used: so many that they are at least the given share."""
+    """Mean of the largest of the (N,) used terms. Their number is the given share of the used terms, rounded up."""
     count = (used.sum() * share).ceil()
     ordered = terms.masked_fill(~used, -torch.inf).sort(descending=True).values
     kept = torch.arange(len(terms), device=terms.device) < count
@@ -185,12 +199,12 @@ def _mean_of_largest(terms: Tensor, used: Tensor, share: float) -> Tensor:
 
 
 def _mean_of_pairs(sums: Tensor, used: Tensor) -> Tensor:
-    """Of the (N,) sums of the terms of a pair of either kind."""
+    """Mean over pairs of both kinds. `sums` are the (N,) sums of the terms of a matching and another pair."""
     return sums.masked_fill(~used, 0).sum() / (2 * used.sum()).clamp(min=1)
 
 
 def _softmax_both_ways(similarity: Tensor, negatives: Tensor) -> Tensor:
-    """Mean negative logarithm of the pair's share in its row and in its column of the (N, N) similarities."""
+    """Mean negative logarithm of the softmax of each pair in its row and in its column of the (N, N) similarities."""
     pair = similarity.diagonal()
     unused = ~negatives.diagonal_scatter(torch.ones_like(pair, dtype=torch.bool))
     compared = similarity.masked_fill(unused, -torch.inf)

@@ -1,14 +1,15 @@
 """Regularised dual averaging for a large margin between the distances of matching and of other pairs.
 
 Both learning problems of Simonyan, Vedaldi, Zisserman, Learning local feature descriptors using convex optimisation,
-PAMI 2014, are of the form: minimise over x in a convex set the mean, over all combinations of a matching pair i and
-another pair j, of max(0, 1 + d_i(x) - d_j(x)), plus mu R(x), where the squared distances d are linear in x. The paper
-sums where the mean is taken here, so that mu does not depend on the number of pairs.
+PAMI 2014, have the same form. They minimise over x in a convex set the mean of max(0, 1 + d_i(x) - d_j(x)) over all
+combinations of a matching pair i and another pair j, plus mu R(x). The squared distances d are linear in x. The paper
+takes the sum instead of the mean. With the mean, mu does not depend on the number of pairs.
 
 The solver is algorithm 1 of Xiao, Dual averaging methods for regularized stochastic learning and online optimization,
-JMLR 2010, with h(x) = |x|^2 / 2 and beta_t = gamma sqrt(t): from the mean g of all subgradients so far,
-x = argmin <g, x> + mu R(x) + gamma / (2 sqrt(t)) |x|^2, which both regularisers have in closed form. Unlike a
-projected subgradient it gives exact zeros: x has what counts in the mean over all steps, not in the last one.
+JMLR 2010, with h(x) = |x|^2 / 2 and beta_t = gamma sqrt(t). From the mean g of all subgradients so far it computes
+x = argmin <g, x> + mu R(x) + gamma / (2 sqrt(t)) |x|^2. Both regularisers have a closed form for this. Unlike a
+projected subgradient method, it gives exact zeros, because x depends on the mean over all steps and not on the last
+step.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from torch import Tensor
 
 
 def margin_hinge(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of max(0, 1 + d_i - d_j) over all combinations of matching pairs i and others j, and its derivatives.
+    """Computes the mean of max(0, 1 + d_i - d_j) over all matching pairs i and other pairs j, and its derivatives.
 
-    By sorting, in O((P + N) log(P + N)) time and O(P + N) memory, not P N.
+    Sorting makes this O((P + N) log(P + N)) in time and O(P + N) in memory, instead of P N.
 
     Args:
         positive: (P,) squared distances of matching pairs.
-        negative: (N,) of others.
+        negative: (N,) squared distances of other pairs.
 
     Returns:
-        The mean, float64; its subgradient by each of the positive distances, (P,), and by each of the negative, (N,).
+        The mean, float64; its subgradient by the positive distances, (P,); and by the negative distances, (N,).
     """
     combinations = len(positive) * len(negative)
     upper, order = (positive + 1).sort().values, negative.sort().values
-    violated = torch.searchsorted(order, positive + 1)  # negatives below
+    violated = torch.searchsorted(order, positive + 1)  # number of negatives within the margin of each positive
     below = torch.cat([order.new_zeros(1, dtype=torch.float64), order.double().cumsum(0)])
     loss = (violated * (positive.double() + 1) - below[violated]).sum() / combinations
     violating = len(upper) - torch.searchsorted(upper, negative, right=True)
@@ -42,18 +43,18 @@ def margin_hinge(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 class DualAverage:
-    """The mean of the subgradients so far, which is all of the solver's state.
+    """The mean of the subgradients so far. This is the complete state of the solver.
 
     Attributes:
-        mean: of the subgradients.
-        steps: how many they were.
+        mean: mean of the subgradients.
+        steps: number of subgradients.
     """
 
     def __init__(self, mean: Tensor, steps: int = 0) -> None:
         self.mean, self.steps = mean, steps
 
     def add(self, subgradient: Tensor) -> None:
-        """Takes one more into the mean."""
+        """Adds a subgradient to the mean."""
         self.steps += 1
         self.mean = self.mean + (subgradient - self.mean) / self.steps
 
@@ -65,13 +66,14 @@ def dual_averaging(
     step: Callable[[DualAverage], Tensor],
     steps: int,
 ) -> Iterator[Tensor]:
-    """Goes on until `steps` subgradients are in the mean, and yields what is found after each.
+    """Runs until `steps` subgradients are in the mean, and yields the point after each step.
 
     Args:
-        average: what was done before; it is added to.
-        start: where to begin where nothing was done.
-        subgradient: at a place, in the step of the given number.
-        step: the minimiser for a mean.
+        average: mean of the earlier subgradients; it is updated.
+        start: starting point if there are no earlier subgradients.
+        subgradient: computes the subgradient at a point, in the step of the given number.
+        step: computes the minimiser for a mean.
+        steps: number of steps, including earlier ones.
     """
     found = step(average) if average.steps else start
     while average.steps < steps:
@@ -81,16 +83,16 @@ def dual_averaging(
 
 
 def sparse_step(average: DualAverage, gamma: float, mu: float, sizes: Tensor, most: int) -> Tensor:
-    """Step of non-negative weights w under the penalty mu |w|_1: w = sqrt(t) / gamma max(0, -g - mu).
+    """Computes the step for non-negative weights w under the penalty mu |w|_1: w = sqrt(t) / gamma max(0, -g - mu).
 
-    mu is raised to the least that keeps the sizes of what is selected within a limit.
+    If the selected weights exceed a total size, mu is raised to the smallest value that meets the limit.
 
     Args:
-        average: of subgradients (K,).
+        average: mean of (K,) subgradients.
         gamma: weight of the squared length.
-        mu: weight of the penalty, at least.
-        sizes: (K,) what each weight costs where it is not 0.
-        most: limit of their sum.
+        mu: smallest weight of the penalty.
+        sizes: (K,) size of each weight; it counts if the weight is not 0.
+        most: limit on the total size.
     """
     gain, order = (-average.mean).sort(descending=True)
     beyond = torch.nonzero(sizes[order].cumsum(0) > most)
@@ -100,19 +102,19 @@ def sparse_step(average: DualAverage, gamma: float, mu: float, sizes: Tensor, mo
 
 
 def low_rank_step(average: DualAverage, gamma: float, mu: float, rank: int) -> Tensor:
-    """Step of a positive semidefinite matrix A under the penalty mu trace(A), which is its nuclear norm.
+    """Computes the step for a positive semidefinite matrix A under the penalty mu trace(A), its nuclear norm.
 
-    A = sqrt(t) / gamma times the part of -G - mu I with positive eigenvalues. mu is raised to the least that leaves no
-    more than `rank` of them.
+    A is sqrt(t) / gamma times the part of -G - mu I with positive eigenvalues. If there are more than `rank` of them,
+    mu is raised to the smallest value that meets the limit.
 
     Args:
-        average: of subgradients (K, K), symmetric.
+        average: mean of symmetric (K, K) subgradients.
         gamma: weight of the squared Frobenius norm.
-        mu: weight of the penalty, at least.
-        rank: limit.
+        mu: smallest weight of the penalty.
+        rank: largest rank of A.
 
     Returns:
-        W (R, K), with A = W^T W, the largest eigenvalue first.
+        W (R, K) with A = W^T W, the direction of the largest eigenvalue first.
     """
     gain, vectors = torch.linalg.eigh(-average.mean)
     if rank < len(gain):

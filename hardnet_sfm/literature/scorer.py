@@ -1,4 +1,4 @@
-"""Scores of pairs of patches by a network that compares them."""
+"""Scores patch pairs by a network that compares patches."""
 
 from __future__ import annotations
 
@@ -10,28 +10,26 @@ from torch import Tensor
 from hardnet_sfm.literature.pair_scoring import FastPairNetwork, PairNetwork
 from hardnet_sfm.networks.architectures import LoadedNetwork
 
-# 64 keep the largest layer of deepcompare-2ch2stream, 96x28x28 in bfloat16, at 10 MB a thread, near its core.
+# With 64 pairs, the largest layer of deepcompare-2ch2stream, 96x28x28 in bfloat16, takes 10 MB a thread and stays in
+# the cache of its core.
 _BATCH = {"cpu": 64, "cuda": 4096}
 
 
 class NetworkScorer:
-    """Scores pairs of patches by a network, see `hardnet_sfm.networks.architectures.PairScorer`.
+    """Scores patch pairs by a network, see `hardnet_sfm.networks.architectures.PairScorer`.
 
-    What depends on one patch alone is computed beforehand where that is less to keep than the patch: 1 to 2 KB of
-    networks that look at descriptions, 4 KB of those that look at both patches at once.
+    A network with separate descriptions computes them beforehand and keeps 1 to 2 KB for each patch. A network that
+    sees both patches at once keeps the patches themselves, 4 KB each.
 
     Args:
-        loaded: the network.
+        loaded: network that compares patches.
         device: "cpu" or "cuda".
 
     Attributes:
-        sides: 2 where the first and the second patch of a pair are prepared differently, else 1.
-        patch_size: S.
-        measurement_size: sigmas across a patch.
-        batch: number of patches or pairs that the network sees at once.
-
-    Raises:
-        UsageError: the network is one that describes patches.
+        sides: 2 if the first and the second patch of a pair are prepared differently, else 1.
+        patch_size: side S of the patches in pixels.
+        measurement_size: width of the patches in sigmas of the keypoint.
+        batch: number of patches or pairs that the network processes at once.
     """
 
     def __init__(self, loaded: LoadedNetwork, device: str = "cpu") -> None:
@@ -43,7 +41,7 @@ class NetworkScorer:
 
     @torch.inference_mode()
     def prepare(self, patches: NDArray[np.uint8], side: int = 0) -> Tensor:
-        """(N, S, S) uint8 patches to what is kept of them, for the first (0) or the second (1) place of pairs."""
+        """Prepares (N, S, S) uint8 patches for the first (0) or the second (1) side of pairs."""
         kept = torch.from_numpy(patches).unsqueeze(1).to(self._device)
         if not self._describes_first:
             return kept
@@ -51,7 +49,7 @@ class NetworkScorer:
 
     @torch.inference_mode()
     def __call__(self, first: Tensor, second: Tensor, pairs: Tensor) -> NDArray[np.float32]:
-        """(M,) scores of (M, 2) pairs of rows of what `prepare` made for the first and for the second place."""
+        """(M,) scores of (M, 2) pairs of rows. Rows number the results of `prepare` for the first and second side."""
         scores = [np.zeros(0, np.float32)]
         for rows in torch.split(pairs, self.batch):
             pair = [kept.index_select(0, rows[:, side]) for side, kept in enumerate((first, second))]
@@ -62,6 +60,6 @@ class NetworkScorer:
 
 
 def pair_network(loaded: LoadedNetwork) -> PairNetwork:
-    """The network, which is one that compares patches."""
+    """Returns the network, which must be one that compares patches."""
     assert isinstance(loaded.network, PairNetwork)
     return loaded.network

@@ -19,10 +19,10 @@ class TFeat(nn.Module):
     | convolution, tanh | 6x6 | 64 | 8x8 |
     | fully connected, tanh | - | 128 | - |
 
-    599 808 parameters, 6.3 M multiply-adds (13 MFLOP) a patch. The patch gets mean 0 and variance 1 first. The module
-    names are those of the authors' state dict, which loads as it is.
+    The network has 599 808 parameters. A patch costs 6.3 M multiply-adds (13 MFLOP). It is first normalised to mean 0
+    and variance 1. The modules have the names of the authors' state dict, which therefore loads unchanged.
 
-    Shape: (N, 1, 32, 32) of any brightness and contrast to (N, 128), each number within [-1, 1], of no fixed length.
+    Shape: (N, 1, 32, 32) of any brightness and contrast to (N, 128). Each number is in [-1, 1]; the length varies.
     """
 
     def __init__(self) -> None:

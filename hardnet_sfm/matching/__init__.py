@@ -1,1 +1,1 @@
-"""Pairs of photos and their putative matches."""
+"""Matches pairs of photos. Its matches are putative: they are not verified yet."""

@@ -1,4 +1,4 @@
-"""Exact mutual nearest neighbours at the price of a low-precision matrix product."""
+"""Exact mutual nearest neighbours for about the cost of a low-precision matrix product."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from torch import Tensor
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.networks.device import fast_type
 
-# Rows that are looked at together.
+# Rows that are processed together.
 _ROWS = 8192
-# Values of their similarity matrix at once: on a CPU 8 MB of int32, which stay in its last-level cache.
+# Values of the similarity matrix that are computed at once. On a CPU they take 8 MB of int32 and stay in its last-level
+# cache.
 _VALUES = {"cpu": 2**21, "cuda": 2**26}
-# A row with candidates in more groups, as of a repeated texture, or in half of them, is compared with all columns.
+# A row is compared with all columns if it has candidates in more groups than this, or in more than half of them.
+# Repeated textures cause such rows.
 _CROWDED = 32
-# Columns are put into groups of so many neighbours; a multiple of a vector register's length.
+# Size of a group of neighbouring columns, a multiple of a vector register's length.
 _GROUP = 64
-# Rows of an int8 matrix that together hold one number a column: four times up to 127 in units of 127, and the rest.
+# Rows of an int8 matrix that together hold one number for each column. Four of them are digits up to 127 in units of
+# 127, and the fifth is the remainder.
 _DIGITS = 5
 _LARGEST = 127
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How descriptors are rounded for the fast product: as (descriptor - centre) * scale.
+    """Rounds descriptors for the fast product: (descriptor - centre) * scale.
 
-    With any choice the matches are the same; the better it fits the descriptors, the less is left to compare exactly.
+    The matches do not depend on the rounding. The better it fits the descriptors, the fewer similarities must be
+    compared exactly.
 
     Attributes:
-        kind: the type that the device multiplies fastest: int8 where a CPU has instructions for it (VNNI; without, it
-            is slower than float32 and its sums overflow), else float32; float16 on CUDA.
-        centre: (D,) float32, near the mean of all descriptors. Zero but for int8.
-        scale: 1 but for int8.
+        kind: the type that the device multiplies fastest: float16 on CUDA; int8 on a CPU with instructions for it
+            (VNNI); else float32. Without VNNI, int8 is slower than float32 and its sums overflow.
+        centre: (D,) float32, near the mean of all descriptors. It is zero unless the kind is int8.
+        scale: factor; 1 unless the kind is int8.
     """
 
     kind: torch.dtype
@@ -46,20 +50,24 @@ class Rounding:
 
 @dataclass(frozen=True, eq=False)
 class PreparedDescriptors:
-    """Descriptors of one photo as the matcher needs them.
+    """Descriptors of one photo in the form that the matcher needs.
 
-    The similarity of one of them, a, with another photo's, b, is that of what is left of both without the centre m, and
-    a part that depends on b alone, and one that depends on a alone:
-    a b = (a - m) (b - m) + m (b - m) + (m (a - m) + m m). The product of `rounded` and `columns` is the first two.
+    Let a be one of them, b a descriptor of another photo, and m the centre. Their similarity has three parts:
+
+    a b = (a - m) (b - m) + m (b - m) + (m (a - m) + m m).
+
+    The second part depends on b alone, and the third on a alone. The product of `rounded` and `columns` is the sum of
+    the first two parts.
 
     Attributes:
-        rounding: that of both photos of a pair must be the same.
+        rounding: the rounding; both photos of a pair must have the same.
         exact: (N, D) float32.
-        rounded: (N, K) of the rounding's type; K is D, and for int8 5 more.
-        columns: (K, M), M a multiple of 64, zero beyond N: the same transposed, and in the last 5 rows m (b - m).
+        rounded: (N, K) in the rounding's type. K is D, or D + 5 for int8.
+        columns: (K, M), M a multiple of 64, zero beyond N: `rounded` transposed. For int8, m (b - m) is in the last 5
+            rows.
         offsets: (N,) float32, m (a - m) + m m.
-        lengths: (N,) float32, of a - m.
-        errors: (N,) float32, length of the difference of a - m and its rounded self.
+        lengths: (N,) float32, lengths of a - m.
+        errors: (N,) float32, length of the difference between a - m and its rounded value.
         bias_error: largest error of m (b - m) in the columns.
     """
 
@@ -78,11 +86,11 @@ class PreparedDescriptors:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """When a nearest neighbour is believed.
+    """The rule by which a nearest neighbour is accepted.
 
     Attributes:
-        max_ratio: largest ratio of the distance to the nearest to the distance to the second nearest neighbour (Lowe,
-            IJCV 2004, section 7.1); 1 accepts all.
+        max_ratio: largest ratio of the distance to the nearest neighbour to that to the second nearest (Lowe, IJCV
+            2004, section 7.1); 1 accepts all.
         max_distance: largest L2 distance of unit vectors, 0 to 2.
     """
 
@@ -90,23 +98,24 @@ class Acceptance:
     max_distance: float = 2.0
 
     def __call__(self, best: Tensor, second: Tensor) -> Tensor:
-        """Whether neighbours of cosine similarity `best` are accepted where the next one's is `second`."""
+        """Says which neighbours of cosine similarity `best` are accepted, if the next ones have `second`."""
         distance, next_distance = _distance(best), _distance(second)
         return (distance <= self.max_distance) & ((distance < self.max_ratio * next_distance) | (self.max_ratio >= 1))
 
     def least_rival(self, best: Tensor) -> Tensor:
-        """Cosine similarity of the second nearest neighbour from which on the ratio test refuses the nearest."""
+        """Returns the smallest cosine similarity of a second nearest neighbour with which the ratio test fails."""
         return 1 - (1 - best) / self.max_ratio**2
 
 
 def rounding_for(sample: NDArray[np.float16], device: str) -> Rounding:
-    """The rounding that suits descriptors like the (N, D) given ones on a device."""
+    """Chooses the rounding for descriptors like the given (N, D) ones on a device."""
     rows = torch.from_numpy(np.ascontiguousarray(sample)).to(device).float()
     kind = _product_type(device)
     if kind != torch.int8 or not len(rows):
         return Rounding(kind, rows.new_zeros(rows.shape[1]), 500.0 if kind == torch.int8 else 1.0)
     centre = rows.mean(0)
-    # What is larger, in these with a tenth to spare or in other photos, is cut off; `errors` accounts for that too.
+    # Values up to a tenth above the largest of these fit. Larger values of other photos are clipped, and `errors`
+    # accounts for that too.
     largest, bias = (rows - centre).abs().amax().item(), ((rows - centre) @ centre).abs().amax().item()
     scale = min(_LARGEST / max(largest, 0.1), (_LARGEST**2 * (_DIGITS - 1) / max(bias, 0.01)) ** 0.5)
     return Rounding(kind, centre, scale / 1.1)
@@ -120,7 +129,7 @@ def _product_type(device: str) -> torch.dtype:
 
 
 def prepare(descriptors: NDArray[np.float16], rounding: Rounding) -> PreparedDescriptors:
-    """(N, D) float16 descriptors of about unit length, ready for `mutual_nearest_neighbours`."""
+    """Prepares (N, D) float16 descriptors of about unit length for `mutual_nearest_neighbours`."""
     centre, scale = rounding.centre, rounding.scale
     exact = torch.from_numpy(np.ascontiguousarray(descriptors)).to(centre.device).float()
     centred = exact - centre
@@ -148,7 +157,10 @@ def prepare(descriptors: NDArray[np.float16], rounding: Rounding) -> PreparedDes
 
 
 def _digits(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers as (5, N) small integers, and the (5,) weights with which these sum to the numbers, rounded."""
+    """Splits numbers into (5, N) small integers, and returns their (5,) weights.
+
+    The weighted sum of the integers gives the rounded numbers.
+    """
     weights = numbers.new_tensor([_LARGEST] * (_DIGITS - 1) + [1])
     left, digits = numbers.round(), []
     for weight in weights.tolist():
@@ -158,19 +170,19 @@ def _digits(numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mutual_nearest_neighbours(first: PreparedDescriptors, second: PreparedDescriptors, accept: Acceptance) -> Matches:
-    """Pairs that are each other's nearest neighbour and pass the ratio and distance tests in both directions.
+    """Finds pairs that are each other's nearest neighbour and pass the ratio and distance tests in both directions.
 
-    The result is that of a float32 brute force over all pairs (tests/test_nearest.py), at the cost of a low-precision
-    one: similarities are computed of descriptors rounded to int8 (float16 on CUDA), and with the bound on the rounding
-    error most rows are certain to fail the tests. For the others the few columns that may decide are compared in
-    float32.
+    The result equals that of a float32 brute force over all pairs (tests/test_nearest.py), at the cost of a
+    low-precision one. Similarities are computed from descriptors rounded to int8 (float16 on CUDA). The bound on the
+    rounding error shows that most rows fail the tests. For the other rows, the few columns that may decide are compared
+    in float32.
 
     Lower bound: 2 N0 N1 D operations in low precision and one read of the similarity matrix from cache. With 8192
-    descriptors each and two cores with AVX-512 VNNI that is 11 ms for the product and 2 ms for the maxima;
-    `pipelines/bench/match.py` measures, beside COLMAP's matcher.
+    descriptors each and two cores with AVX-512 VNNI, the product takes 11 ms and the maxima take 2 ms.
+    `pipelines/bench/match.py` measures this and COLMAP's matcher.
     """
     rows = _accepted_neighbours(first, torch.arange(len(first), device=first.exact.device), second, accept)
-    # Only what some row has chosen can be part of a mutual pair.
+    # Only columns that some row has chosen can be part of a mutual pair.
     chosen = torch.zeros(len(second), dtype=torch.bool, device=rows.others.device).index_fill(0, rows.others, 1)
     chosen = chosen.nonzero().squeeze(1)
     columns = _accepted_neighbours(second, chosen, first, accept)
@@ -184,7 +196,7 @@ def mutual_nearest_neighbours(first: PreparedDescriptors, second: PreparedDescri
 
 
 class _Neighbours(NamedTuple):
-    """Row numbers of queries, those of their nearest neighbours, and their float32 similarities."""
+    """Row numbers of queries and of their nearest neighbours, and the float32 similarities."""
 
     queries: Tensor
     others: Tensor
@@ -194,7 +206,7 @@ class _Neighbours(NamedTuple):
 def _accepted_neighbours(
     queries: PreparedDescriptors, chosen: Tensor, others: PreparedDescriptors, accept: Acceptance
 ) -> _Neighbours:
-    """The nearest neighbour of every chosen query that passes the tests."""
+    """Finds the nearest neighbour of every chosen query, if it passes the tests."""
     none = torch.zeros(0, dtype=torch.long, device=chosen.device)
     found = [_Neighbours(none, none, none.float())]
     if len(others) and len(chosen):
@@ -206,10 +218,11 @@ def _accepted_neighbours(
 
 
 def _error_bound(queries: PreparedDescriptors, others: PreparedDescriptors) -> Tensor:
-    """(N,) bound on the error of the computed similarity of each query with any other.
+    """Returns an (N,) bound on the error of the computed similarity of each query with any other descriptor.
 
     |u v - u' v'| <= |u - u'| |v| + |u'| |v - v'| by Cauchy and Schwarz. Sums of integers are exact. The result in half
-    precision is rounded by half a unit in the last place of numbers below 1; its sum may be off by the third decimal.
+    precision is rounded by half a unit in the last place of numbers below 1. Its sum may be wrong by one in the third
+    decimal.
     """
     kind = queries.rounding.kind
     result = torch.finfo(kind).eps / 4 + 1e-3 if kind.is_floating_point else others.bias_error + 1e-5
@@ -227,12 +240,13 @@ def _accepted_among(
     groups = _nearest_of_groups(queries, chosen, others)
     unit, offset = queries.rounding.scale**2, queries.offsets[chosen]
     nearest = groups.amax(1, keepdim=True)
-    # The nearest two are in different groups or in one, so another group bounds the second nearest from below, also
-    # where both groups are equal and a third is taken.
+    # The two nearest neighbours may be in different groups or in the same one. In both cases the best of another group
+    # is a lower bound for the second nearest. This also holds if two groups tie and the third is taken.
     following = groups.masked_fill(groups == nearest, -4 * unit).amax(1)
     best, second = nearest.squeeze(1) / unit + offset, following / unit + offset - error
     rows = accept(best + error, second).nonzero().squeeze(1)
-    # A neighbour decides if it may be the nearest, or may be the second nearest and so near that the ratio test fails.
+    # A neighbour matters if it may be the nearest. It also matters if it may be the second nearest, and so near that
+    # the ratio test fails.
     best, second, error, offset = (best - error).clamp(max=1)[rows], second[rows], error[rows], offset[rows]
     threshold = torch.minimum(best, torch.maximum(second, accept.least_rival(best))) - error
     candidates = groups.index_select(0, rows) >= ((threshold - offset) * unit)[:, None]
@@ -246,7 +260,7 @@ def _accepted_among(
 
 
 def _nearest_of_groups(queries: PreparedDescriptors, chosen: Tensor, others: PreparedDescriptors) -> Tensor:
-    """(N, G) product of each chosen query with the nearest of each group of columns."""
+    """Returns the (N, G) product of each chosen query with the nearest of each group of columns."""
     count, padding = others.columns.shape[1], -len(others) % _GROUP
     kind = torch.int32 if queries.rounding.kind == torch.int8 else queries.rounding.kind
     rows = max(64, _VALUES[chosen.device.type] // count)
@@ -261,14 +275,14 @@ def _nearest_of_groups(queries: PreparedDescriptors, chosen: Tensor, others: Pre
 
 
 def rounded_product(rows: Tensor, columns: Tensor, out: Tensor | None = None) -> Tensor:
-    """(N, M) product of an (N, K) and a (K, M) matrix; of int8 in int32."""
+    """Returns the (N, M) product of an (N, K) and a (K, M) matrix; int8 matrices give int32."""
     return torch._int_mm(rows, columns, out=out) if rows.dtype == torch.int8 else torch.mm(rows, columns, out=out)
 
 
 def _best_of_groups(
     rows: Tensor, exact: Tensor, candidates: Tensor, others: PreparedDescriptors, accept: Acceptance
 ) -> _Neighbours:
-    """The accepted nearest neighbour of each (N, D) row in those groups that are its (N, G) candidates."""
+    """Finds the accepted nearest neighbour of each (N, D) row among its (N, G) candidate groups."""
     group, row = candidates.T.nonzero().unbind(1)
     counts = candidates.sum(0).tolist()
     queries = torch.split(exact.index_select(0, row), counts)
@@ -286,7 +300,7 @@ def _best_of_groups(
 
 
 def _best_of_all(rows: Tensor, exact: Tensor, others: PreparedDescriptors, accept: Acceptance) -> _Neighbours:
-    """The accepted nearest neighbour among all others, by brute force."""
+    """Finds the accepted nearest neighbour among all others, by brute force."""
     at_once = max(64, _VALUES[rows.device.type] // len(others))
     found = []
     for numbers, queries in zip(torch.split(rows, at_once), torch.split(exact, at_once), strict=True):
@@ -298,7 +312,10 @@ def _best_of_all(rows: Tensor, exact: Tensor, others: PreparedDescriptors, accep
 
 
 def _best_of(rows: Tensor, row: Tensor, column: Tensor, similarity: Tensor, accept: Acceptance) -> _Neighbours:
-    """Reduces candidates, given as (row number within `rows`, column, similarity), to the accepted best of each row."""
+    """Reduces candidates to the accepted best of each row.
+
+    Candidates are given as row numbers within `rows`, columns and similarities.
+    """
     best = similarity.new_full((len(rows),), -2).scatter_reduce(0, row, similarity, "amax")
     is_best = similarity == best[row]
     number = torch.full_like(rows, torch.iinfo(torch.long).max).scatter_reduce(0, row[is_best], column[is_best], "amin")
@@ -310,5 +327,5 @@ def _best_of(rows: Tensor, row: Tensor, column: Tensor, similarity: Tensor, acce
 
 
 def _distance(similarity: Tensor) -> Tensor:
-    """L2 distance of unit vectors of the given cosine similarity."""
+    """Returns the L2 distance of unit vectors with the given cosine similarity."""
     return (2 - 2 * similarity).clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""Matches by a network that compares patches: the short list of each keypoint is scored anew."""
+"""Matches by a network that compares patches: it scores the short list of each keypoint again."""
 
 from __future__ import annotations
 
@@ -21,43 +21,44 @@ from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.loading import scorer_of
 from hardnet_sfm.patches import extract_patches
 
-# Photos whose patches are kept ready, described or as they are: 2 or 4 KB a keypoint, 0.5 GB at 8192 each at most.
+# Number of photos whose patches stay in memory, described or as pixels: 2 or 4 KB a keypoint, so at most 0.5 GB with
+# 8192 keypoints each.
 PHOTOS_AT_HAND = 16
-# Values of a similarity matrix at once.
+# Values of a similarity matrix that are computed at once.
 _VALUES = 2**24
 
 
 class Rescorer:
     """Matches two photos by the scores that a network gives to pairs of their patches.
 
-    Each keypoint has a short list, its nearest neighbours in the other photo by the descriptors of the store. The
-    network scores what is on the list of either. A match is the best of both its keypoints; its score is at least
-    `min_score`, and the odds that the network gives the next best of either, exp of the score, are at most `max_ratio`
-    times its own.
+    Each keypoint has a short list: its nearest neighbours in the other photo by the descriptors of the store. The
+    network scores the pairs on the short lists of both photos. A match must be the best of both its keypoints, and its
+    score must be at least `min_score`. The odds of a pair are exp of its score. The odds of the next best pair of
+    either keypoint must be at most `max_ratio` times those of the match.
 
-    Patches are cut from the photos by the frames of the keypoints, as large as the network was trained with. The result
-    does not depend on what else is matched, nor on the number of threads.
+    Patches are cut from the photos by the frames of the keypoints, as large as in the training of the network. The
+    result depends neither on other pairs nor on the number of threads.
 
-    Lower bound: `describe` once for each keypoint, `compare` for each candidate, of which photos with N0 and N1
-    keypoints have between k max(N0, N1) and k (N0 + N1), and 4 N0 N1 D operations for the lists. With 8192 keypoints
-    each and k = 5 that are 41 to 82 thousand comparisons: 3.4 TFLOP with deepcompare-2ch (42 MFLOP each), 6.6 with
-    deepcompare-2ch2stream, 0.13 with matchnet and 0.04 with deepcompare-siam, which need 3.1 and 0.6 more for the
-    descriptions of the two photos, once for all pairs of a photo. Nearest neighbours alone take 0.02. A core with
-    bfloat16 compares 4000 pairs a second with deepcompare-2ch, 1800 with deepcompare-2ch2stream, and describes 1400
-    patches with matchnet and 5400 with deepcompare-siam.
+    Lower bound: the network describes each keypoint once and compares each candidate. Photos with N0 and N1 keypoints
+    have between k max(N0, N1) and k (N0 + N1) candidates. The lists take 4 N0 N1 D operations. With 8192 keypoints each
+    and k = 5 there are 41 to 82 thousand comparisons. They take 3.4 TFLOP with deepcompare-2ch (42 MFLOP each), 6.6
+    with deepcompare-2ch2stream, 0.13 with matchnet and 0.04 with deepcompare-siam. The last two need 3.1 and 0.6 more
+    for the descriptions of the two photos, once for all pairs of a photo. The nearest neighbours alone take 0.02. A
+    core with bfloat16 compares 4000 pairs a second with deepcompare-2ch and 1800 with deepcompare-2ch2stream. It
+    describes 1400 patches a second with matchnet and 5400 with deepcompare-siam.
 
     Args:
-        features: store of the photos, open as long as this is used.
+        features: store of the photos, which must stay open during use.
         images: folder of the photos.
         loaded: the network.
-        short_list: k, neighbours a keypoint.
+        short_list: k, number of neighbours of a keypoint.
         max_distance: largest L2 distance of descriptors on a short list.
-        min_score: of a match.
-        max_ratio: of the odds; 1 for any.
+        min_score: smallest score of a match.
+        max_ratio: largest ratio of the odds; 1 accepts any.
         device: "cpu" or "cuda".
 
     Raises:
-        HardnetSfmError: there is no such folder.
+        HardnetSfmError: the folder of photos does not exist.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Rescorer:
         self._photo = lru_cache(PHOTOS_AT_HAND)(lambda name, side: _Once(lambda: self._patches_of(name, side)))
 
     def __call__(self, first: str, second: str) -> Matches:
-        """The matches of two photos of the store."""
+        """Matches two photos of the store."""
         descriptors = [
             torch.from_numpy(np.ascontiguousarray(self._features.descriptors(name))).to(self._device).float()
             for name in (first, second)
@@ -100,14 +101,14 @@ class Rescorer:
         return self._scorer(sides[0], sides[1], candidates)
 
     def _patches_of(self, name: str, side: int) -> Tensor:
-        """What the network keeps of the patches of a photo."""
+        """Returns the tensor that the network keeps of the patches of a photo."""
         photo = read_photo(self._images / name)
         if photo.sha256 != self._features.index[name]["photo_sha256"]:
             raise HardnetSfmError(
                 f"{self._images / name}: not the photo that features were extracted from",
                 "Run `hardnet-sfm extract` again.",
             )
-        # As `extract` saw it: keypoints of shrunken photos were found, and their patches cut, in these.
+        # As in `extract`, which found keypoints and cut patches in shrunken photos.
         grey = resize_to_fit(photo.grey, int(self._features.header["options"]["max_image_size"]))
         found = self._features.keypoints(name).resized(photo.size, (grey.shape[1], grey.shape[0]))
         cut = extract_patches(grey, found.xy, found.frames(), self._scorer.patch_size, self._scorer.measurement_size)
@@ -115,7 +116,7 @@ class Rescorer:
 
 
 class _Once:
-    """Computes something when it is first asked for, and lets others who ask meanwhile wait."""
+    """Computes a result on first use. Concurrent callers wait for it."""
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         self._compute, self._lock = compute, Lock()
@@ -129,25 +130,25 @@ class _Once:
 
 
 def short_lists(first: Tensor, second: Tensor, count: int, max_distance: float = 2.0) -> Tensor:
-    """Pairs of descriptors one of which is among the nearest neighbours of the other.
+    """Finds pairs of descriptors in which one is among the nearest neighbours of the other.
 
     Args:
         first, second: (N0, D) and (N1, D) float32 of about unit length.
-        count: neighbours on either side; all where there are less.
+        count: number of neighbours on either side; all of them if there are fewer.
         max_distance: largest L2 distance.
 
     Returns:
-        (M, 2) int64 row numbers, in order, each pair once.
+        (M, 2) int64 row numbers, sorted, each pair once.
     """
     forth, back = _nearest(first, second, count, max_distance), _nearest(second, first, count, max_distance)
-    # As whole numbers, which sort a hundred times as fast as rows do.
+    # Integers sort a hundred times as fast as rows do.
     numbers: Tensor = torch.cat([forth, back.flip(1)]) @ forth.new_tensor([len(second), 1])
     numbers = torch.unique(numbers)
     return torch.stack([numbers // len(second), numbers % len(second)], 1) if len(second) else forth
 
 
 def _nearest(queries: Tensor, others: Tensor, count: int, max_distance: float) -> Tensor:
-    """(M, 2) row numbers of queries and of their nearest neighbours."""
+    """Returns (M, 2) row numbers of queries and of their nearest neighbours."""
     found = [torch.zeros((0, 2), dtype=torch.long, device=queries.device)]
     rows = torch.arange(len(queries), device=queries.device)
     for block in torch.split(rows, max(1, _VALUES // max(1, len(others)))):
@@ -164,17 +165,17 @@ def best_of_both(
     min_score: float,
     max_ratio: float,
 ) -> Matches:
-    """The candidates that are the best of both their keypoints and stand out, see `Rescorer`.
+    """Selects the candidates that are the best of both their keypoints and stand out, see `Rescorer`.
 
     Args:
         candidates: (M, 2) row numbers in the two photos.
         scores: (M,), logarithms of odds.
-        counts: keypoints of the two photos.
+        counts: numbers of keypoints of the two photos.
         min_score: smallest score of a match.
-        max_ratio: largest ratio of the odds of a keypoint's next best to those of its best.
+        max_ratio: largest ratio of the odds of a keypoint's next best candidate to those of its best.
 
     Returns:
-        Matches in the order of the first photo's keypoints; their scores are probabilities, 1 / (1 + exp(-score)).
+        Matches in the order of the first photo's keypoints. Their scores are probabilities, 1 / (1 + exp(-score)).
     """
     accepted = scores >= min_score
     for side in (0, 1):
@@ -186,23 +187,25 @@ def best_of_both(
 
 
 def leads(candidates: NDArray[np.int64], scores: NDArray[np.float32], side: int, count: int) -> NDArray[np.floating]:
-    """How far the best candidate of each keypoint of one photo stands out.
+    """Computes by how much the best candidate of each keypoint of one photo stands out.
 
     Args:
         candidates: (M, 2) row numbers in the two photos.
         scores: (M,), logarithms of odds.
         side: 0 for the keypoints of the first photo, 1 for those of the second.
-        count: of these keypoints.
+        count: number of these keypoints.
 
     Returns:
-        (M,) the lead in score over the keypoint's next best candidate, infinite where there is none; -infinite for
-        candidates that are not the best. Of equal scores the one with the smaller number on the other side is best.
+        (M,) leads in score over the keypoint's next best candidate. The lead is infinite if there is no other
+        candidate, and -infinite for candidates that are not the best. If scores are equal, the candidate with the
+        smaller number on the other side is best.
     """
     order = np.lexsort((candidates[:, 1 - side], -scores, candidates[:, side]))
     keypoint, ordered = candidates[order, side], scores[order]
     ends = np.searchsorted(keypoint, np.arange(count + 1))
     starts = ends[:-1][ends[:-1] < ends[1:]]
-    # Whoever follows the best of a keypoint is its next best, or the best of another keypoint, or nobody.
+    # The candidate after a keypoint's best is its next best, or the best of another keypoint. The last has no
+    # successor.
     following = np.minimum(starts + 1, len(order) - 1)
     rivalled = (following > starts) & (keypoint[following] == keypoint[starts])
     found = np.full(len(order), -np.inf)

@@ -1,4 +1,4 @@
-"""Correspondences of two photos that are described in several views each."""
+"""Matches two photos, each of which is described in several views."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from hardnet_sfm.keypoints import Float32, Matches, within_reach
 from hardnet_sfm.matching.nearest import Acceptance, PreparedDescriptors, mutual_nearest_neighbours
 
-# A rival of a neighbour is farther from it than so many pixels (MODS).
+# A rival of a neighbour is farther from it than this, pixels (MODS).
 _RIVAL_DISTANCE = 10.0
-# Two correspondences that end within so many pixels in one of the photos are of the same point, or one is wrong.
+# Two correspondences that end within this many pixels in one of the photos are of the same point, or one is wrong.
 _SAME_PLACE = 1.5
-# Similarities that are looked at together: 4 bytes each, four times over.
+# Similarities that are computed together. They take 4 bytes each, and four such arrays exist at once.
 _VALUES = 2**22
 
 Candidates = tuple[NDArray[np.int32], Float32]
@@ -25,11 +25,11 @@ Candidates = tuple[NDArray[np.int32], Float32]
 
 @dataclass(frozen=True, eq=False)
 class PhotoInViews:
-    """A photo's descriptions in several views, of which the photo itself is the first.
+    """A photo's descriptions in several views. The first view is the photo itself.
 
     Attributes:
-        views: descriptors of each view; descriptions are counted through all of them.
-        rows: (M,) which keypoint each description is of; the first N are of the photo's own keypoints, in order.
+        views: descriptors of each view. Descriptions are numbered through all views.
+        rows: (M,) row of the keypoint of each description; the first N are the photo's own keypoints, in order.
         xy: (K, 2) positions of all keypoints, pixels of the photo.
     """
 
@@ -38,26 +38,26 @@ class PhotoInViews:
     xy: Float32
 
     def starts(self) -> list[int]:
-        """Number of the first description of each view."""
+        """Returns the number of the first description of each view."""
         return [0, *accumulate(map(len, self.views))][:-1]
 
     def exact(self) -> Tensor:
-        """(M, D) float32 of all views."""
+        """Returns the (M, D) float32 descriptors of all views."""
         return torch.cat([view.exact for view in self.views])
 
 
 def candidates_of_views(
     first: PhotoInViews, second: PhotoInViews, accept: Acceptance, done: tuple[int, int]
 ) -> Candidates:
-    """Mutual nearest neighbours of each view of one photo with each of another's.
+    """Finds the mutual nearest neighbours of each view of one photo with each view of another.
 
-    Lower bound: as for one pair of photos (`mutual_nearest_neighbours`) times the product of the two photos' areas in
-    views, `features.views.relative_area`; and some milliseconds for each pair of views.
+    Lower bound: the cost for one pair of photos (`mutual_nearest_neighbours`) times the areas of both photos with their
+    views, `hardnet_sfm.features.synthetic_views.relative_area`. Each pair of views adds some milliseconds.
 
     Args:
-        first, second: photos.
-        accept: when a neighbour is believed, among those in one view.
-        done: pairs of the first so many views of each photo are left out.
+        first, second: the two photos in their views.
+        accept: rule by which a neighbour is accepted among those in one view.
+        done: numbers of views of each photo whose pairs were matched before and are left out.
 
     Returns:
         (K, 2) int32 numbers of descriptions, and their (K,) float32 scores.
@@ -75,22 +75,23 @@ def candidates_of_views(
 
 
 def merged(first: PhotoInViews, second: PhotoInViews, candidates: Candidates, accept: Acceptance) -> Matches:
-    """One list of correspondences of keypoints, each point of either photo at most once.
+    """Merges candidates into one list of keypoint matches, with each point of either photo at most once.
 
-    A correspondence has to hold against all descriptions of the other photo: its distance is compared with that to the
-    nearest description that is more than 10 pixels away from it, the first geometrically inconsistent neighbour of
-    Mishkin, Matas and Perdoch (MODS, CVIU 2015), in both directions. The nearest of all would often be the same point
-    in another view. Of correspondences that are of one point, the one of the most alike descriptions is kept.
+    A match must hold against all descriptions of the other photo, in both directions. Its distance is compared with the
+    distance to the nearest description that is more than 10 pixels away from it. This is the first geometrically
+    inconsistent neighbour of Mishkin, Matas and Perdoch (MODS, CVIU 2015). The second nearest description would often
+    be the same point in another view. Among matches of the same point, the one with the most similar descriptions is
+    kept.
 
     Memory: both photos' descriptors in float32, and 64 MB of similarities.
 
     Args:
-        first, second: photos.
-        candidates: numbers of descriptions and scores, as `candidates_of_views` gives them.
-        accept: when a neighbour is believed.
+        first, second: the two photos in their views.
+        candidates: numbers of descriptions and scores, as `candidates_of_views` returns them.
+        accept: rule by which a neighbour is accepted.
 
     Returns:
-        In the order of the first photo's keypoints.
+        Matches in the order of the first photo's keypoints.
     """
     pairs, scores = candidates
     rows = np.column_stack([first.rows[pairs[:, 0]], second.rows[pairs[:, 1]]]).astype(np.int32)
@@ -114,15 +115,15 @@ def _beats_rivals(
     scores: Float32,
     accept: Acceptance,
 ) -> NDArray[np.bool_]:
-    """Whether each answer is accepted against the most alike description of what is elsewhere in its photo.
+    """Says whether each answer is accepted against the most similar description elsewhere in its photo.
 
     Args:
-        queries: photo of the asked descriptions.
-        asked: (K,) numbers of descriptions.
+        queries: photo of the query descriptions.
+        asked: (K,) numbers of the query descriptions.
         others: the other photo.
-        answers: (K,) keypoints of the other photo.
-        scores: (K,) of both.
-        accept: on the similarities of the answer and its rival.
+        answers: (K,) keypoints of the other photo that match them.
+        scores: (K,) scores of the matches.
+        accept: rule on the similarities of the answer and its rival.
     """
     mine, theirs = queries.exact()[torch.from_numpy(asked).long()], others.exact().T
     xy = torch.from_numpy(others.xy).to(theirs.device)
@@ -141,7 +142,7 @@ def _beats_rivals(
 
 
 def one_to_one(first: Float32, second: Float32) -> NDArray[np.intp]:
-    """Of (K, 2) places and their counterparts, best first, those that end where no better one that is kept does."""
+    """Selects correspondences of (K, 2) places, best first, that end near no better one that is kept."""
     kept = np.ones(len(first), bool)
     close: dict[int, list[int]] = {}
     for xy in (first, second):

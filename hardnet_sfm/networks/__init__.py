@@ -1,1 +1,1 @@
-"""Networks: torch modules and their registry. `hardnet_sfm.files.weight_files`, which stands above, reads weights."""
+"""Torch modules of networks and their registry. `hardnet_sfm.files.weight_files` reads their weights."""

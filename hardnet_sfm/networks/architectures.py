@@ -1,6 +1,6 @@
-"""The registry of networks: what `--descriptor`, `train --network`, `match --rescore` and weights files call them.
+"""The registry of networks. Its names serve `--descriptor`, `train --network`, `match --rescore` and weights files.
 
-Another package adds a network by an entry point in the group `hardnet_sfm.networks`, whose object is an `Architecture`.
+Another package adds a network by an entry point in the group `hardnet_sfm.networks`. Its object is an `Architecture`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Metric = Literal["l2", "metric network", "pair network"]
 
 
 class PairScorer(Protocol):
-    """Scores pairs of patches, each of which is prepared once for all its pairs. Threads may share it.
+    """Scores pairs of patches. It prepares each patch once for all its pairs. Threads may share it.
 
     Attributes:
-        sides: 2 where the first and the second patch of a pair are prepared differently, else 1.
+        sides: 2 if the first and the second patch of a pair are prepared differently, else 1.
         patch_size: S, pixels.
         measurement_size: sigmas across a patch.
-        batch: number of patches or pairs that the network sees at once.
+        batch: number of patches or pairs that the network processes at once.
     """
 
     sides: int
@@ -37,34 +37,37 @@ class PairScorer(Protocol):
     batch: int
 
     def prepare(self, patches: NDArray[np.uint8], side: int = 0) -> Tensor:
-        """(N, S, S) uint8 patches to what is kept of them, for the first (0) or the second (1) place of pairs."""
+        """Prepares (N, S, S) uint8 patches for the first (0) or the second (1) place of pairs."""
 
     def __call__(self, first: Tensor, second: Tensor, pairs: Tensor) -> NDArray[np.float32]:
-        """(M,) scores of (M, 2) pairs of rows of what `prepare` made for the first and for the second place."""
+        """Returns (M,) scores of (M, 2) pairs.
+
+        A pair holds a row of `first` and a row of `second`, which `prepare` made for the two places.
+        """
 
 
 class LearnerOptions(Protocol):
-    """Options of a `Learner`: a frozen dataclass, whose fields are flags of `train`."""
+    """Options of a `Learner`: a frozen dataclass whose fields are flags of `train`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value makes no sense."""
 
     @property
     def steps(self) -> int:
-        """Of the learner, all together."""
+        """Total number of steps of the learner."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """How the weights of a network are learned that is not trained by gradient descent.
+    """Learns the weights of a network that is not trained by gradient descent.
 
     Attributes:
-        options: the type of its options, `LearnerOptions`; without arguments it has the defaults.
-        learn: makes the tensors of the network. It is given a `hardnet_sfm.training.sampling.Sampler`, its options and
-            a `hardnet_sfm.files.journal.Journal` to resume from; then by name `patch_size`, `seed`, `device` and
-            `recipe`, the fingerprint of all that a run must not change when it is resumed.
+        options: type of its options, `LearnerOptions`. Without arguments it has the defaults.
+        learn: makes the tensors of the network. Its arguments are a `hardnet_sfm.training.sampling.Sampler`, the
+            options and a `hardnet_sfm.files.journal.Journal` to resume from. Keyword arguments are `patch_size`,
+            `seed`, `device` and `recipe`, the fingerprint of everything that must not change when a run is resumed.
     """
 
     options: type[Any]
@@ -72,43 +75,43 @@ class Learner:
 
 
 _RELU = nn.init.calculate_gain("relu")
-# Learning rates of AdamW: behind batch normalisation steps may be ten times as long.
+# Learning rates of AdamW. Networks with batch normalisation allow steps ten times as long.
 _NORMALISED, _PLAIN = 3e-3, 3e-4
 _STANDARDISED = "mean 0 and standard deviation 1 of each patch"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network and what its users have to know of it.
+    """A network and the facts that its users need.
 
     Attributes:
-        name: as options and weights files have it.
-        title: as its authors write it.
-        make: the network with weights drawn by chance; takes the probability of dropout where `dropout` is given.
-        patch_size: of its input, pixels.
-        metric: how two patches are compared: by the L2 distance of their descriptors ("l2"), by a network that looks at
-            the descriptors of both ("metric network"), or by one that looks at both patches at once ("pair network").
-            Networks of the last two kinds need a `scorer`.
-        dimension: of a descriptor, the most where it is learned, or of what the metric network gets of a patch; 0 for a
-            pair network.
-        loss: that it was published with, by its name in `hardnet_sfm.training.losses`; of a network that was published
-            as a part of another, and not trained by itself, the loss that is taken here.
-        normalisation: of each patch, for people. The network does it itself, from grey values in [0, 1].
-        gain: of the orthogonal matrices that training starts from.
-        learning_rate: that training takes if not told otherwise, of AdamW.
-        dropout: default probability; None where the network has none.
-        unit_length: whether its descriptors have length 1 as they come; if not they are scaled to it for use, as the
-            stores, matching and retrieval want them.
-        reduced_precision: whether it keeps its accuracy where its layers are computed in half precision.
+        name: name in options and weights files.
+        title: name as its authors write it.
+        make: makes the network with random weights. It takes the probability of dropout if `dropout` is not None.
+        patch_size: size of its input, pixels.
+        metric: how two patches are compared. "l2": by the L2 distance of their descriptors. "metric network": by a
+            network on both descriptors. "pair network": by a network on both patches at once. The last two kinds need a
+            `scorer`.
+        dimension: length of a descriptor, or of the metric network's input from one patch. It is the largest length if
+            the length is learned, and 0 for a pair network.
+        loss: loss that it was published with, by its name in `hardnet_sfm.training.losses`. If it was published only as
+            a part of another network, the loss that we chose for it.
+        normalisation: normalisation of each patch, for messages. The network applies it to grey values from 0 to 1.
+        gain: gain of the orthogonal matrices that training starts from.
+        learning_rate: default learning rate of AdamW in training.
+        dropout: default probability of dropout; None if the network has none.
+        unit_length: whether the network itself gives descriptors of length 1. If not, they are scaled to length 1,
+            which the stores, matching and retrieval need.
+        reduced_precision: whether it keeps its accuracy if its layers are computed in half precision.
         normalised: whether it has batch normalisation, which `fused()` folds into its convolutions for inference.
-        supervised: modules whose outputs L2-Net's loss looks at, too.
-        shaped_as: the network with room for given weights, where sizes are learned, too, and each file has its own.
-        towers: modules of the same shapes, in their order, whose weights only their names tell apart.
-        part_of: another architecture that has all its layers, by the same names, and more: weights of that are weights
-            of this, too.
-        scorer: makes what scores pairs of patches, on a device, from weights of a network that compares patches; None
-            where distances of descriptors do.
-        learner: learns the weights where that is not done by gradient descent.
+        supervised: names of modules whose outputs L2-Net's loss also uses.
+        shaped_as: makes the network with the sizes of given weights, if sizes are learned and differ between files.
+        towers: modules of equal shapes, in order. Only their names tell their weights apart.
+        part_of: name of another architecture that has all these layers, by the same names, and more. Weights of that
+            architecture also serve this one.
+        scorer: makes the scorer for pairs of patches, on a device, from the weights of a network that compares patches;
+            None if distances of descriptors compare them.
+        learner: learns the weights if gradient descent does not.
     """
 
     name: str
@@ -133,24 +136,27 @@ class Architecture:
     learner: Learner | None = None
 
     def build(self, dropout: float | None = None, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """The network with weights drawn by chance; the default dropout where None.
+        """Makes the network with random weights, with the default dropout if it is None.
 
         Args:
-            dropout: probability.
-            tensors: weights that there must be room for, where the sizes of the network are learned, too.
+            dropout: probability of dropout.
+            tensors: weights whose sizes the network must have, if its sizes are learned.
         """
         if self.shaped_as is not None and tensors is not None:
             return self.shaped_as(tensors)
         return self.make() if self.dropout is None else self.make(self.dropout if dropout is None else dropout)
 
     def shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-        """Shapes that the tensors of a state dict must have, in its order, without the counters of batches."""
+        """Returns the shapes that the tensors of a state dict must have, in its order.
+
+        The counters of batches are left out.
+        """
         with torch.device("meta"):
             expected = self.build(tensors=tensors).state_dict()
         return {name: tensor.shape for name, tensor in expected.items() if not _counts_batches(name)}
 
     def metadata(self) -> dict[str, str]:
-        """What files of its weights say."""
+        """Returns the metadata for files of its weights."""
         return {"architecture": self.name, "patch_size": str(self.patch_size), "normalisation": self.normalisation}
 
 
@@ -159,12 +165,12 @@ class LoadedNetwork:
     """A network with its weights.
 
     Attributes:
-        network: ready for inference.
-        architecture: what it is.
-        measurement_size: sigmas of the keypoint across the patches that it was trained with.
-        sha256: of the weights file.
-        max_ratio: largest ratio of the distances to the nearest and the second nearest neighbour with which its
-            descriptors are matched; meaningless for networks that compare patches.
+        network: the network, ready for inference.
+        architecture: its architecture.
+        measurement_size: sigmas of the keypoint across the patches of its training.
+        sha256: sha256 of the weights file.
+        max_ratio: largest ratio of the distances to the nearest and the second nearest neighbour for matching its
+            descriptors. It has no meaning for networks that compare patches.
     """
 
     network: nn.Module
@@ -183,7 +189,7 @@ def layers_of_l2net(
     loss: str,
     towers: tuple[str, ...] = (),
 ) -> Architecture:
-    """A network with the layers of L2-Net, or with several towers of them."""
+    """Makes the architecture of a network with the layers of L2-Net, or with several towers of them."""
     prefixes = [f"{tower}." for tower in towers] or [""]
     return Architecture(
         name,
@@ -206,25 +212,28 @@ def layers_of_l2net(
 ARCHITECTURES: Registry[Architecture] = Registry(
     "network", "networks", {"hardnet": layers_of_l2net("hardnet", "HardNet", HardNet, 32, 128, "hardnet")}
 )
-# What the authors of DeepCompare call the towers of their two streams: their fovea sees the whole patch at half the
-# resolution, their retina its inner half.
+# The names of DeepCompare's two towers in its authors' files: their fovea sees the whole patch at half the resolution,
+# their retina its inner half.
 _AUTHORS_NAMES = {"fovea": "surround", "retina": "centre"}
 
 
 def recognised(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first architecture whose weights these are, whatever their names; None where they fit none."""
+    """Returns the name of the first architecture that the weights fit; None if they fit none.
+
+    The names of the tensors need not be those of the architecture.
+    """
     exact = (name for name, of in ARCHITECTURES.items() if _shapes(tensors) == of.shapes(tensors))
     in_order = (name for name, of in ARCHITECTURES.items() if under_names_of(of, tensors) is not None)
     return next(exact, None) or next(in_order, None)
 
 
 def under_names_of(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Weights under the names and in the shapes that the architecture has for them; None where they do not fit.
+    """Returns weights with the names and shapes of an architecture, or None if they do not fit.
 
-    Tensors of other names are taken in their order, as files converted from Torch7 or saved from DataParallel have
-    them; matrices as Torch7 stores convolutions, (outputs, inputs * K * K), are given their shape. Of towers that have
-    the same shapes each tensor's name has to say of which it is, as in `surround.0.weight`, or `fovea.conv0.weight` as
-    the authors of DeepCompare have it. Weights of a network that this one is part of are cut down to the part.
+    Tensors with other names are assigned in their order, as in files converted from Torch7 or saved from DataParallel.
+    Torch7 stores convolutions as matrices, (outputs, inputs * K * K), which get the right shape. If towers have the
+    same shapes, each tensor's name must state its tower: `surround.0.weight`, or `fovea.conv0.weight` as in the files
+    of DeepCompare's authors. Weights of a larger network are reduced to the part that this architecture is.
     """
     expected = architecture.shapes(tensors)
     given = {name: tensor for name, tensor in tensors.items() if not _counts_batches(name)}
@@ -233,7 +242,7 @@ def under_names_of(architecture: Architecture, tensors: Mapping[str, Tensor]) ->
     if len(given) != len(expected):
         whole = under_names_of(ARCHITECTURES[architecture.part_of], tensors) if architecture.part_of else None
         return None if whole is None else part_of_whole(architecture, whole)
-    towers = [*architecture.towers, None]  # what is of no tower comes last, as in all modules here
+    towers = [*architecture.towers, None]  # tensors of no tower come last, as in all modules here
     in_order = sorted(given.items(), key=lambda item: towers.index(_tower(architecture, item[0])))
     pairs = list(zip(expected.items(), in_order, strict=True))
     for (name, shape), (theirs, tensor) in pairs:
@@ -245,15 +254,15 @@ def under_names_of(architecture: Architecture, tensors: Mapping[str, Tensor]) ->
 
 
 def part_of_whole(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """What an architecture that is part of another takes of the other's weights; None where they are not of that."""
+    """Selects the weights of an architecture from those of the larger one that contains it; None if they do not fit."""
     if architecture.part_of is None or _shapes(tensors) != ARCHITECTURES[architecture.part_of].shapes(tensors):
         return None
     return {name: tensors[name] for name in architecture.shapes(tensors)}
 
 
 def _tower(architecture: Architecture, name: str) -> str | None:
-    """The tower that a tensor is of by its name; None where it is of none, or the name does not say."""
-    first = name.removeprefix("module.").partition(".")[0]  # DataParallel puts all in a module
+    """Returns the tower in a tensor's name; None if it belongs to none, or if the name does not tell."""
+    first = name.removeprefix("module.").partition(".")[0]  # DataParallel wraps the network in a module
     first = _AUTHORS_NAMES.get(first, first)
     return first if first in architecture.towers else None
 
@@ -263,5 +272,5 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _counts_batches(name: str) -> bool:
-    # They matter to nobody after training, and some files leave them out.
+    # The counters have no use after training, and some files leave them out.
     return name.endswith("num_batches_tracked")

@@ -1,4 +1,4 @@
-"""Where tensors live and in which precision they are multiplied fastest."""
+"""Chooses the device of tensors, and the precision in which it multiplies them fastest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hardnet_sfm.errors import UsageError
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" to "cuda" where there is one, else "cpu"; anything else as it is.
+    """Resolves "auto" to "cuda" if CUDA is available, else "cpu". Other values stay unchanged.
 
     Raises:
-        UsageError: CUDA was asked for and there is none.
+        UsageError: the device is "cuda", and CUDA is not available.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device", "Use --device cpu, or a CUDA build of torch.")
@@ -21,7 +21,7 @@ def resolve_device(device: str) -> str:
 
 
 def fast_type(device: str) -> torch.dtype:
-    """The type with the fastest matrix product on a device: half precision where the hardware has it."""
+    """Returns the type with the fastest matrix product on a device: half precision if the hardware supports it."""
     if device == "cuda":
         return torch.float16
     # Without the CPU's own bfloat16 instructions torch emulates them, slower than float32.
@@ -30,5 +30,8 @@ def fast_type(device: str) -> torch.dtype:
 
 
 def in_type(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Within it layers are computed in the type; what needs float32, as norms and softmax, stays in it."""
+    """Computes layers in the type within the block.
+
+    Operations that need float32, such as norms and softmax, keep it.
+    """
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

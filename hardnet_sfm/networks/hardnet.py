@@ -30,9 +30,10 @@ class HardNet(nn.Module):
     | 6 | 3x3 | 128 | 1 | 8x8 |
     | 7 | 8x8 | 128 | 1 | 1x1 |
 
-    No convolution has a bias; each is followed by batch normalisation without affine parameters and, but for the
-    last, by ReLU; dropout stands before the last. 1 334 560 parameters, 39 M multiply-adds (78 MFLOP) a patch.
-    The module names are those of the authors' and kornia's state dicts, which load as they are.
+    No convolution has a bias. Batch normalisation without affine parameters follows each convolution, and ReLU follows
+    each but the last. Dropout precedes the last convolution. The network has 1 334 560 parameters and takes 39 M
+    multiply-adds (78 MFLOP) a patch. The modules have the names of the authors' and kornia's state dicts, which load
+    unchanged.
 
     Args:
         dropout: probability during training; 0.3 in the paper, 0.1 in the authors' later code.
@@ -64,16 +65,16 @@ class HardNet(nn.Module):
         return _described(self.features, patches)
 
     def fused(self) -> FusedHardNet:
-        """The same function for inference, with batch normalisation folded into the convolutions."""
+        """Returns the same function for inference, with batch normalisation folded into the convolutions."""
         return FusedHardNet(self)
 
 
 class FusedHardNet(nn.Module):
     """HardNet for inference: seven convolutions with bias and ReLU.
 
-    Layers in bfloat16 move a descriptor by 0.02 on average and 0.04 at most where weights are random
-    (tests/test_hardnet.py), by less the better they are trained, and two cores with AVX-512 bf16 describe 9000 patches
-    a second, not 1500.
+    Layers in bfloat16 move a descriptor by 0.02 on average and by 0.04 at most if weights are random
+    (tests/test_hardnet.py). Better trained weights give smaller differences. Two cores with AVX-512 bf16 describe 9000
+    patches a second instead of 1500.
     """
 
     def __init__(self, network: HardNet) -> None:
@@ -92,7 +93,8 @@ class FusedHardNet(nn.Module):
 
 
 def _described(features: nn.Sequential, patches: Tensor) -> Tensor:
-    """Standardises and normalises in float32, whatever the layers are computed in."""
-    # With one channel (N, 1, H, W) counts as both layouts; strides have to say which, or each layer converts.
+    """Standardises patches and normalises descriptors in float32, whatever type the layers use."""
+    # With one channel, (N, 1, H, W) counts as both layouts. The strides must state the layout, or each layer converts
+    # it.
     inputs = standardised(patches.float()).contiguous(memory_format=torch.channels_last)
     return nn.functional.normalize(features(inputs).flatten(1).float(), dim=1)

@@ -1,4 +1,4 @@
-"""What networks do to a patch before their first layer."""
+"""The preparation of patches before the first layer of a network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _EPSILON = 1e-7
 
 
 def standardised(patches: Tensor) -> Tensor:
-    """Each patch of (N, 1, H, W) with mean 0 and standard deviation 1, the unbiased estimate."""
+    """Gives each patch of (N, 1, H, W) mean 0 and standard deviation 1, by the unbiased estimate."""
     std, mean = torch.std_mean(patches, dim=(1, 2, 3), keepdim=True)
     return (patches - mean) / (std + _EPSILON)

@@ -1,4 +1,4 @@
-"""Networks with the weights of a file."""
+"""Loads networks with the weights of a file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hardnet_sfm.files.weight_files import Weights, not_finite, read_weights, re
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork, PairScorer, part_of_whole, recognised
 from hardnet_sfm.registry import names_of
 
-CUSTOMARY_SIZE = 12.0  # sigmas across a patch, since Brown's data set
+CUSTOMARY_SIZE = 12.0  # sigmas across a patch, usual since Brown's data set
 
 
 def architecture_of(weights: Weights) -> str:
-    """What a file says it is of, else what its tensors are recognised as.
+    """Returns the architecture's name from a file's metadata, or else from the shapes of its tensors.
 
     Raises:
-        HardnetSfmError: neither gives the name of an architecture here.
+        HardnetSfmError: neither gives the name of a known architecture.
     """
     name = weights.metadata.get("architecture") or recognised(weights.tensors)
     if name is None or name not in ARCHITECTURES:
-        what = f"weights of {name}, no network" if name else "weights of no network"
-        raise HardnetSfmError(f"{weights.path}: {what} that is known here", f"Known are: {names_of(ARCHITECTURES)}.")
+        what = f"weights of {name}, an unknown network" if name else "weights of an unknown network"
+        raise HardnetSfmError(f"{weights.path}: {what}", f"Known networks: {names_of(ARCHITECTURES)}.")
     return name
 
 
@@ -31,13 +31,13 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
     """Reads a network from a weights file.
 
     Args:
-        path: .safetensors file.
-        name: of the architecture that it has to be of, or that is part of what it is of, as "deepcompare-siam-l2" is
-            of "deepcompare-siam"; any where None.
+        path: path of a .safetensors file.
+        name: name of the required architecture; None for any. It may also be part of the file's architecture, as
+            "deepcompare-siam-l2" is part of "deepcompare-siam".
 
     Raises:
-        HardnetSfmError: the file is missing or damaged, its weights are of another or of no known architecture, or its
-            metadata make no sense.
+        HardnetSfmError: the file is missing or damaged, its weights belong to another or an unknown architecture, or
+            its metadata are invalid.
     """
     weights = read_weights(path)
     architecture = ARCHITECTURES.find(name or architecture_of(weights))
@@ -50,22 +50,24 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
     except ValueError as error:
         raise HardnetSfmError(
             f"{path}: metadata measurement_size: {error}",
-            "Say when saving the weights how many sigmas their patches are across.",
+            "Save the weights again with the side of their patches, in sigmas.",
         ) from error
     return LoadedNetwork(network.eval(), architecture, measurement_size, weights.sha256, recommended_ratio(weights))
 
 
 def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
-    """Puts weights into a network, every tensor or none; of a network that it is part of, the part.
+    """Puts weights into a network, either every tensor or none.
+
+    If the weights belong to a larger network that contains this one, only this part is used.
 
     Raises:
-        HardnetSfmError: they are for another architecture, tensors are missing, unknown or of another shape, or not all
-            numbers in them are finite.
+        HardnetSfmError: the weights belong to another architecture; tensors are missing, unknown or of another shape;
+            or a number in them is not finite.
     """
     wrong = not_finite(weights.tensors)
     if wrong:
         raise HardnetSfmError(
-            f"{weights.path}: not all of {wrong[0]} are finite numbers", "Its training failed, or the file is damaged."
+            f"{weights.path}: not all numbers of {wrong[0]} are finite", "Its training failed, or the file is damaged."
         )
     of, tensors = ARCHITECTURES[architecture], weights.tensors
     named = weights.metadata.get("architecture", architecture)
@@ -73,7 +75,7 @@ def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
         part = part_of_whole(of, tensors)
         named, tensors = (named, tensors) if part is None else (architecture, part)
     expected = network.state_dict()
-    # Counters of batches seen matter to nobody after training, and some files leave them out.
+    # Counters of batches have no use after training, and some files leave them out.
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = sorted(set(expected) - set(tensors) - counters)
     unknown = sorted(set(tensors) - set(expected))
@@ -91,20 +93,20 @@ def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:
 
 
 def check_compares(loaded: LoadedNetwork) -> None:
-    """Raises UsageError where a network describes patches and compares none."""
+    """Raises UsageError if a network describes patches instead of comparing them."""
     if loaded.architecture.scorer is None:
         name, title = loaded.architecture.name, loaded.architecture.title
         raise UsageError(
-            f"{title} describes patches and compares none",
-            f"Use it in the first place: hardnet-sfm extract --descriptor {name} --weights FILE.safetensors.",
+            f"{title} describes patches and cannot compare them",
+            f"Use it to describe keypoints: hardnet-sfm extract --descriptor {name} --weights FILE.safetensors.",
         )
 
 
 def scorer_of(loaded: LoadedNetwork, device: str) -> PairScorer:
-    """What scores pairs of patches with a network that compares them.
+    """Makes the scorer for pairs of patches of a network that compares them.
 
     Raises:
-        UsageError: the network is one that describes patches.
+        UsageError: the network describes patches.
     """
     check_compares(loaded)
     assert loaded.architecture.scorer is not None

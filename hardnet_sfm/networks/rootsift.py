@@ -1,8 +1,7 @@
-"""RootSIFT computed from patches, so that any detector's frames, affine ones too, can be described.
+"""RootSIFT computed from patches, so that it can describe the frames of any detector, including affine ones.
 
-Lowe: Distinctive image features from scale-invariant keypoints, IJCV 2004, section 6, for the histogram;
-Arandjelovic, Zisserman: Three things everyone should know to improve object retrieval, CVPR 2012, section 2, for the
-square root.
+Lowe: Distinctive image features from scale-invariant keypoints, IJCV 2004, section 6, for the histogram; Arandjelovic,
+Zisserman: Three things everyone should know to improve object retrieval, CVPR 2012, section 2, for the square root.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ ORIENTATIONS = 8
 _BINS = 4
 _SIGMAS_A_BIN = 3.0
 _CLIP = 0.2
-# Gradients below it, for grey values in [0, 1], are rounding errors.
+# Gradients below this, for grey values in [0, 1], are rounding errors.
 _ROUNDING = 2e-7
 # The patch is smoothed by this many sigmas before differentiation. 0.6 matched best on the homography sequences.
 _SMOOTHING = 0.6
@@ -25,15 +24,15 @@ _SMOOTHING = 0.6
 class RootSift(nn.Module):
     """Maps square grey patches to 128-D RootSIFT descriptors of unit length.
 
-    A patch spans 15 sigmas: four spatial bins of 3 sigmas and half a bin on each side, which trilinear interpolation
-    reaches into. There are no weights to learn.
+    A patch spans 15 sigmas. These are four spatial bins of 3 sigmas, and half a bin on each side that trilinear
+    interpolation also uses. There are no weights to learn.
 
-    Smoothing and spatial binning are linear and separable: products with small fixed matrices, 0.3 MFLOP a patch of
-    32x32. Lower bound: what is left is one pass over 8 planes of float32, 32 KB a patch, that sorts
-    gradients into orientations; a core that moves 10 GB/s within its cache describes 100 000 patches a second.
+    Smoothing and spatial binning are linear and separable. They are products with small fixed matrices, 0.3 MFLOP for a
+    patch of 32x32. Lower bound: one pass over 8 planes of float32 remains, 32 KB a patch, which sorts gradients into
+    orientations. A core that moves 10 GB/s within its cache describes 100 000 patches a second.
 
     Args:
-        patch_size: pixels.
+        patch_size: side of a patch, pixels.
         measurement_size: sigmas across the patch.
 
     Shape: (N, 1, S, S) of any brightness and contrast to (N, 128).
@@ -56,26 +55,26 @@ class RootSift(nn.Module):
         planes = oriented_gradients(patches, self.smooth)
         histogram = (self.bins.T @ (planes @ self.bins)).permute(0, 2, 3, 1).flatten(1)
         clipped = nn.functional.normalize(histogram, dim=1).clamp(max=_CLIP)
-        # A patch without any gradient would be 0/0: it gets the uniform descriptor, which is like no other.
+        # A patch without any gradient would give 0/0. It gets the uniform descriptor, which is unlike any other.
         flat = clipped.sum(1, keepdim=True) == 0
         return nn.functional.normalize(torch.where(flat, torch.ones_like(clipped), clipped), p=1, dim=1).sqrt()
 
 
 def oriented_gradients(patches: Tensor, smooth: Tensor) -> Tensor:
-    """Gradients of smoothed patches, each shared linearly between the two orientations that are nearest to its own.
+    """Computes gradients of smoothed patches, and shares each linearly between its two nearest orientations.
 
     Args:
         patches: (N, 1, S, S), grey values in [0, 1].
-        smooth: (S, S + 2), as `smoothing` makes it.
+        smooth: (S, S + 2), as `smoothing` returns it.
 
     Returns:
-        (N, 8, S, S): plane k has the part of each pixel's gradient magnitude, twice the derivative, that goes to
+        (N, 8, S, S) planes. Plane k has the part of each pixel's gradient magnitude, twice the derivative, that goes to
         k * 45 degrees, from x to y.
     """
     blurred = smooth.T @ (patches.float().squeeze(1) @ smooth)
     dx = blurred[:, 1:-1, 2:] - blurred[:, 1:-1, :-2]
     dy = blurred[:, 2:, 1:-1] - blurred[:, :-2, 1:-1]
-    # The threshold takes away what rounding leaves where a patch is flat, of which a descriptor would make much.
+    # The threshold removes rounding errors in flat patches. Normalisation of the descriptor would amplify them.
     magnitude = nn.functional.threshold((dx * dx + dy * dy).sqrt(), _ROUNDING, 0)
     angle = torch.atan2(dy, dx) * (ORIENTATIONS / (2 * math.pi))
     angle = torch.where(angle < 0, angle + ORIENTATIONS, angle)
@@ -89,9 +88,9 @@ def oriented_gradients(patches: Tensor, smooth: Tensor) -> Tensor:
 
 
 def smoothing(size: int, sigma: float) -> Tensor:
-    """(S, S + 2) matrix that smooths rows of S pixels by a Gaussian, and goes on with them by a pixel at each end.
+    """Returns the (S, S + 2) matrix that smooths rows of S pixels by a Gaussian.
 
-    Beyond its ends a row goes on with its outermost pixels.
+    It also extends the rows by a pixel at each end. The outermost pixels are repeated beyond the ends of a row.
     """
     radius = math.ceil(3 * sigma)
     weights = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))

@@ -1,1 +1,1 @@
-"""What people look at."""
+"""HTML reports and pictures for people to look at."""

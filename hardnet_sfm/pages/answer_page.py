@@ -1,4 +1,4 @@
-"""The page about what was found: each query, the ranked photos, and what was spatially verified in them."""
+"""The page about search results: each query, its ranked photos, and the spatially verified matches in them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from hardnet_sfm.versions import versions
 
 Size = tuple[int, int]
 
-# Bytes of the page before base64 makes four of three, and what else there is of it at most.
+# Limits on the parts of the page. Bytes are before base64, which adds a third.
 PREVIEW_BYTES = 5_000_000
 QUERY_BYTES = 1_500_000
 MOST_ROWS = 20_000
 MOST_LINES = 100_000  # 8 bytes each
-_LINES = 150  # of a photo
-_SIDE = 720  # of a picture, pixels
+_LINES = 150  # most lines in a photo
+_SIDE = 720  # longest side of a picture, pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What was found for a query.
+    """Results of a query.
 
     Attributes:
-        query: the photo.
-        results: best first.
-        bbox: x0, y0, x1, y1 of what was asked for, upright pixels; None: the whole photo.
+        query: path of the query photo.
+        results: ranked photos, best first.
+        bbox: x0, y0, x1, y1 of the query in pixels of the upright photo; None means the whole photo.
     """
 
     query: Path
@@ -46,7 +46,7 @@ class Answer:
 
 
 class _Photos(NamedTuple):
-    """The ranked photos: number by name, and sizes by number, None where a photo cannot be read any more."""
+    """The ranked photos: their numbers by name, and their sizes by number; None if a photo is no longer readable."""
 
     number: dict[str, int]
     sizes: list[Size | None]
@@ -62,18 +62,19 @@ def retrieval_page(
     notes: Sequence[str] = (),
     resources: Resources | None = None,
 ) -> None:
-    """Writes the page about the answers to one query or several. Its time is that of decoding each photo once, small.
+    """Writes the page about the answers to one or several queries.
 
-    All answers together have 20,000 photos and 100,000 lines at most, an equal share each.
+    Most of the time goes into decoding each photo once at a small size. All answers together have at most 20,000 photos
+    and 100,000 lines, in equal shares.
 
     Args:
-        answers: at least one; the photos of the queries are there.
-        images: folder of the ranked photos. Of one that cannot be read any more the page says so.
+        answers: at least one answer. The photos of the queries must be readable.
+        images: folder of the ranked photos. If a photo is no longer readable, the page says so.
         target: the .html file to write.
-        search: how it was searched, for instance `method` and `photos`, which are shown above all.
-        features: options that the features were made with, as `Index.options` has them.
-        notes: what a reader has to know.
-        resources: how much of the machine.
+        search: facts about the search. The overview shows `method` and `photos`.
+        features: options that the features were made with, as in `Index.options`.
+        notes: remarks for the reader.
+        resources: threads and device to use.
 
     Raises:
         HardnetSfmError: a query cannot be read, or the page cannot be written.
@@ -109,7 +110,7 @@ def retrieval_page(
 
 
 def _answer(answer: Answer, results: Sequence[RankedImage], photos: _Photos, lines: int) -> dict[str, Any]:
-    """A query, its box in pixels and as shares of its photo's sides, and those of its results that are shown."""
+    """Collects a query, its box in pixels and as shares of the photo's sides, and the results to show."""
     size = size_of(answer.query)
     numbers = [photos.number[found.image] for found in results]
     return {
@@ -129,7 +130,7 @@ def _answer(answer: Answer, results: Sequence[RankedImage], photos: _Photos, lin
 
 
 def _size(photo: Path) -> Size | None:
-    """Of a photo; None where it cannot be read any more."""
+    """Reads the size of a photo; None if it is no longer readable."""
     try:
         return size_of(photo)
     except HardnetSfmError:
@@ -137,7 +138,7 @@ def _size(photo: Path) -> Size | None:
 
 
 def _lines(found: RankedImage, query: Size, photo: Size | None, most: int) -> dict[str, Any] | None:
-    """Both ends of what was verified, some of it where it is much: x, y, x, y as in `along_sides`."""
+    """Packs both ends of at most `most` verified matches, spread evenly: x, y, x, y as in `along_sides`."""
     if photo is None or found.lines is None or not len(found.lines):
         return None
     rows = np.unique(np.linspace(0, len(found.lines) - 1, min(most, len(found.lines))).round().astype(int))

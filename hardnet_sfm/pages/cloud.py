@@ -1,4 +1,4 @@
-"""A model as a page draws it: upright, thinned, and in whole numbers within a box."""
+"""Prepares a model for drawing on a page: it is turned upright, thinned and quantised within a box."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.pages.page import packed
 
 MOST_POINTS = 200_000
-# All but this share of the points on either side decide the box that is drawn: few far ones would make a dot of all.
+# The box to draw ignores this share of the points on either side. A few far points would shrink the rest to a dot.
 _FAR = 0.01
 _STEPS = 65535
 
 
 def cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) -> dict[str, Any]:
-    """The points of a model and its cameras as pyramids, z up, fit for a page.
+    """Collects the points of a model and its cameras as pyramids for a page, with z up.
 
-    Coordinates of points are uint16 along each side of the box, fine enough for a window of any size.
+    Coordinates of points are uint16 along each side of the box, which is precise enough for a window of any size.
 
     Args:
-        tracks: of P points and V photos.
+        tracks: tracks of P points in V photos.
         orientations: (V,) EXIF orientation of each photo.
-        most: points to keep.
+        most: largest number of points to keep.
     """
     turn = upright_turn(tracks.cam_from_world, orientations)
     xyz, lengths = tracks.xyz @ turn.T, tracks.lengths()
@@ -54,13 +54,14 @@ def cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) 
 
 
 def upright_turn(cam_from_world: Float64, orientations: Sequence[int]) -> Float64:
-    """(3, 3) turn of the world after which z is up, and y away from the person, as most photos were taken.
+    """Computes a (3, 3) rotation of the world after which z points up and y points away from the viewer.
 
-    A model has no up of its own: the mean of the ups of its photos, as people see them, is near to it.
+    A model has no up direction of its own. The mean of the up directions of its upright photos approximates it. The y
+    axis follows the mean viewing direction of the photos.
 
     Args:
-        cam_from_world: (V, 3, 4), of the photos as they are stored in their files.
-        orientations: (V,) EXIF orientation of each, which says where up is in it.
+        cam_from_world: (V, 3, 4) poses of the photos as they are stored in their files.
+        orientations: (V,) EXIF orientation of each photo, which says where up is in it.
     """
     ups_in_photo = [sensor_from_upright(orientation, (1, 1))[:, :2] @ (0, -1) for orientation in orientations]
     ups = np.einsum("vi,vij->vj", np.array(ups_in_photo), cam_from_world[:, :2, :3])
@@ -70,7 +71,7 @@ def upright_turn(cam_from_world: Float64, orientations: Sequence[int]) -> Float6
     up /= np.linalg.norm(up)
     ahead = cam_from_world[:, 2, :3].mean(axis=0)
     ahead -= (ahead @ up) * up
-    if np.linalg.norm(ahead) < 1e-3:  # all around something: any side will do
+    if np.linalg.norm(ahead) < 1e-3:  # the cameras surround the subject, so any direction is possible
         ahead = np.eye(3)[np.abs(up).argmin()]
         ahead -= (ahead @ up) * up
     ahead /= np.linalg.norm(ahead)
@@ -78,22 +79,24 @@ def upright_turn(cam_from_world: Float64, orientations: Sequence[int]) -> Float6
 
 
 def thin(xyz: Float64, lengths: NDArray[np.int64], most: int) -> tuple[NDArray[np.intp], float]:
-    """Leaves one point, that with the longest track, in each cell of the finest grid that leaves no more than `most`.
+    """Thins points by a grid: in each cell, only the point with the longest track stays.
+
+    The grid is the finest one that keeps no more than `most` points.
 
     Args:
-        xyz: (P, 3).
+        xyz: (P, 3) points.
         lengths: (P,) track lengths.
-        most: points to keep.
+        most: largest number of points to keep.
 
     Returns:
-        Row numbers, rising, and the side of a cell; 0 where all points are kept.
+        Rising row numbers of the kept points, and the side of a cell; 0 if all points are kept.
     """
     if len(xyz) <= most:
         return np.arange(len(xyz)), 0.0
     longest_first = np.argsort(-lengths, kind="stable")
     from_corner = xyz[longest_first] - xyz.min(axis=0)
     extent = max(float(from_corner.max()), 1e-12)
-    coarse, fine = 1, 2**20  # cells along the longest side; the points of one cell are always few enough
+    coarse, fine = 1, 2**20  # cells along the longest side; a grid of one cell always keeps few enough
     kept = longest_first[:1]
     while fine - coarse > max(1, coarse // 200):
         middle = (coarse + fine) // 2
@@ -107,35 +110,36 @@ def thin(xyz: Float64, lengths: NDArray[np.int64], most: int) -> tuple[NDArray[n
 
 
 def _box(xyz: Float64) -> tuple[Float64, Float64]:
-    """Corners of the box that is drawn: nearly all points, and a quarter more on each side."""
+    """Computes the corners of the box to draw: it holds nearly all points, plus a quarter more on each side."""
     low, high = np.quantile(xyz, [_FAR, 1 - _FAR], axis=0)
     air = 0.25 * max(float((high - low).max()), 1e-6)
     return low - air, high + air
 
 
 def _subject(observed: Float64, tips: Float64) -> tuple[Float64, float]:
-    """What to look at first: the middle of what most photos observe, and how far around it cameras and points are.
+    """Chooses the initial view: the median of the observed points, and the radius of points and cameras around it.
 
     Args:
-        observed: (N, 3) the point of each observation, so that those seen often count often.
-        tips: (V, 3) of the cameras.
+        observed: (N, 3) the point of each observation. A point thus counts once for each photo that sees it.
+        tips: (V, 3) centres of the cameras.
     """
     target = np.median(observed, axis=0)
     of_points, of_tips = (np.linalg.norm(some - target, axis=1) for some in (observed, tips))
-    # A camera or two that went astray must not make a dot of the rest.
+    # One or two wrong cameras far away must not shrink the rest to a dot.
     of_most_tips = min(np.quantile(of_tips, 0.95), 3 * np.median(of_tips))
     return target, float(max(np.quantile(of_points, 0.6), of_most_tips, 1e-9))
 
 
 def _pyramids(tracks: Tracks, turn: Float64, reach: float) -> tuple[Float64, Float64]:
-    """(V, 3) tips and (V, 4, 3) corners of pyramids that show where each photo looks.
+    """Computes the (V, 3) tips and (V, 4, 3) corners of pyramids that show the viewing direction of each photo.
 
-    Half as deep as neighbouring cameras are apart, on the median, within what the eye finds and what hides nothing.
+    The depth of a pyramid is half the median distance of consecutive cameras. It is limited so that a pyramid is
+    visible but does not hide the points.
     """
     tips = tracks.centres() @ turn.T
     apart = np.linalg.norm(np.diff(tips, axis=0), axis=1)
     depth = float(np.clip(0.5 * np.median(apart) if len(apart) else 0.0, 0.025 * reach, 0.12 * reach))
-    # Wide lenses would spread theirs over everything.
+    # The pyramids of wide lenses would otherwise cover everything.
     corners = tracks.corners.clip(-1.5, 1.5)
     in_camera = np.concatenate([corners, np.ones((len(tips), 4, 1))], 2) * depth
     world = np.einsum("vji,vcj->vci", tracks.cam_from_world[:, :, :3], in_camera) @ turn.T

@@ -1,4 +1,4 @@
-"""The page about an evaluation: of landmarks, or of patches and photos of known geometry."""
+"""The page about an evaluation on landmarks, on patches, or on photos of known geometry."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from hardnet_sfm.resources import Resources
 def evaluation_page(
     results: Path, target: Path, images: Path | None = None, resources: Resources | None = None
 ) -> None:
-    """Writes the page about what `evaluate --json` wrote, of whichever data set.
+    """Writes the page about a file from `evaluate --json`, for any data set.
 
     Args:
         results: the .json file.
         target: the .html file to write.
-        images: of landmarks: the data set, or the folder of its photos, to show what was found.
-        resources: how much of the machine.
+        images: for an evaluation on landmarks, the data set or the folder of its photos; the page then shows the photos
+            found.
+        resources: threads and device to use.
 
     Raises:
-        HardnetSfmError: the file is missing, or is something else; or the page cannot be written.
-        UsageError: photos are given for an evaluation that found none.
+        HardnetSfmError: the file is missing or is something else, or the page cannot be written.
+        UsageError: photos are given for an evaluation that does not search photos.
     """
     table = read_json(results)
     try:
@@ -36,7 +37,7 @@ def evaluation_page(
         threads = (resources or Resources()).threads
         data = scores_data(table) if kind == "scores" else landmarks_data(table, images, threads)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"nothing of the name {error} in it" if isinstance(error, KeyError) else str(error)
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise HardnetSfmError(
             f"{results}: not what `evaluate --json` writes: {what}",
             "Make it with `hardnet-sfm evaluate ... --json`.",

@@ -16,21 +16,21 @@ from hardnet_sfm.pages.previews import make_previews
 from hardnet_sfm.versions import versions
 
 RECALLS = np.linspace(0, 1, 51)
-PREVIEW_BYTES = 6_000_000  # before base64 makes four of three
-_SIDE = 360  # of a picture, pixels
+PREVIEW_BYTES = 6_000_000  # before base64, which adds a third
+_SIDE = 360  # longest side of a picture, pixels
 
 
 def landmarks_data(table: Mapping[str, Any], images: Path | None, threads: int) -> dict[str, Any]:
-    """What the page shows of what `evaluate oxford5k`, `paris6k`, `roxford5k` or `rparis6k` wrote.
+    """Collects the data of the page from the results of `evaluate oxford5k`, `paris6k`, `roxford5k` or `rparis6k`.
 
     Args:
-        table: what it wrote.
-        images: the data set, or the folder of its photos, to show the first that were found for each query.
-        threads: to decode with.
+        table: contents of the .json file.
+        images: the data set, or the folder of its photos; the page then shows the first photos found for each query.
+        threads: number of threads to decode photos with.
 
     Raises:
         HardnetSfmError: there are no photos in the folder.
-        KeyError, TypeError, ValueError, AttributeError: the table is something else.
+        KeyError, TypeError, ValueError, AttributeError: the table has other contents.
     """
     rows = [_row(row) for row in table["results"]]
     return {
@@ -45,10 +45,10 @@ def landmarks_data(table: Mapping[str, Any], images: Path | None, threads: int) 
 
 
 def _found(table: Mapping[str, Any], images: Path, threads: int) -> dict[str, Any]:
-    """Pictures of the queries and of the first photos found for each, and what these are.
+    """Collects pictures of the queries and of the first photos found for each, with the kind of each photo.
 
-    Photos have the names of the ground truth, without folder and suffix. A query whose photo is missing is shown by a
-    crop that has its name.
+    Photos have the names of the ground truth, without folder and suffix. If the photo of a query is missing, a crop
+    with the name of the query is shown.
     """
     paths = {PurePosixPath(name).stem: name for name in reversed(list_photos(images))}
     asked = {name: _asked(images, paths, name, query) for name, query in table["queries"].items()}
@@ -67,7 +67,7 @@ def _found(table: Mapping[str, Any], images: Path, threads: int) -> dict[str, An
 
 
 def _asked(images: Path, paths: Mapping[str, str], name: str, query: Mapping[str, Any]) -> dict[str, Any]:
-    """What shows a query: its photo, with the box as shares of the sides, or a crop; and the size in pixels."""
+    """Describes how to show a query: by its photo and box (shares of the sides) or by a crop; with the pixel size."""
     whole = query["photo"] in paths
     photo = query["photo"] if whole else name
     try:
@@ -78,7 +78,7 @@ def _asked(images: Path, paths: Mapping[str, str], name: str, query: Mapping[str
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One method with one descriptor, its rankings made curves."""
+    """Collects the results of one method with one descriptor, with curves computed from its rankings."""
     setups = {}
     for setup, scores in row["setups"].items():
         curves = [
@@ -99,13 +99,14 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def interpolated_precision(ranks: Sequence[int], positives: int) -> NDArray[np.float64]:
-    """Precision at each of `RECALLS`: the highest at that recall or a higher one, as in TREC and PASCAL VOC.
+    """Computes precision at each of `RECALLS`: the highest precision at that recall or above.
 
+    TREC and PASCAL VOC use the same interpolation.
     Manning, Raghavan, Schütze: Introduction to Information Retrieval, 2008, section 8.4, equation 8.7.
 
     Args:
-        ranks: from 1, of the positives found, rising.
-        positives: number of those there are.
+        ranks: rising ranks of the positives found, counted from 1.
+        positives: number of all positives.
     """
     found = np.arange(1, len(ranks) + 1)
     precision, recall = found / np.asarray(ranks, np.float64).reshape(-1), found / positives

@@ -1,4 +1,4 @@
-"""Which photos were verified with which: a matrix, and a graph to see what hangs together."""
+"""The verified pairs of photos as a matrix, and as a graph that shows connected groups."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Pair = tuple[str, str]
 
 
 def match_graph(names: Sequence[str], verified: Mapping[Pair, int]) -> dict[str, Any]:
-    """The verified matches between photos, or between groups of neighbouring photos where there are over 250.
+    """Collects the verified matches between photos. Above 250 photos, rows are groups of consecutive photos.
 
     Args:
-        names: of all photos, in the order of rows and columns.
+        names: names of all photos, in the order of rows and columns.
         verified: number of inliers of each verified pair.
 
     Returns:
-        `group`: photos a row. `first`, `second`, `matches`: of each two rows with any, packed. `places`: of the graph's
-        vertices, -1 to 1. `edges`: which of the two are drawn: the strongest of each row, and the strongest of all.
+        `group` is the number of photos in a row. `first`, `second` and `matches` have an entry for each pair of rows
+        with matches, packed. `places` are the positions of the graph's vertices, mostly in -1 to 1. `edges` are the
+        numbers of the pairs to draw: the strongest pair of each row, and the strongest of all.
     """
     group = -(-len(names) // MOST_ROWS)
     row_of = {name: number // group for number, name in enumerate(names)}
@@ -47,7 +48,7 @@ def match_graph(names: Sequence[str], verified: Mapping[Pair, int]) -> dict[str,
 
 
 def _drawn(ends: NDArray[np.uint16]) -> list[int]:
-    """Numbers of the edges to draw, strongest first: no row is without its strongest, the rest while there is room."""
+    """Chooses edges to draw, strongest first. Every row keeps its strongest edge; others fill up to `MOST_EDGES`."""
     met: set[int] = set()
     chosen: list[int] = []
     spare: list[int] = []
@@ -59,7 +60,7 @@ def _drawn(ends: NDArray[np.uint16]) -> list[int]:
 
 
 def _places(rows: int, ends: NDArray[np.uint16], counts: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """Where to draw each row, by Fruchterman's and Reingold's springs; rows without any edge stand below in a line."""
+    """Places each row by the spring layout of Fruchterman and Reingold. Rows without an edge form a line below."""
     import networkx
 
     places = np.zeros((rows, 2))

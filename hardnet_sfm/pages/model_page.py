@@ -1,4 +1,4 @@
-"""The page about a reconstruction: what is in a workspace, to look at."""
+"""The page about a reconstruction: the model, the photos, the matches and the options of a workspace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.fingerprints import inputs_fingerprint, matched_keypoints
 from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
-from hardnet_sfm.files.workspace import Workspace, read_json
+from hardnet_sfm.files.workspace import Workspace, digest, read_json
 from hardnet_sfm.pages.matchgraph import match_graph
 from hardnet_sfm.pages.page import along_sides, histogram, packed, picture, write_page
 from hardnet_sfm.pages.previews import Previews, make_previews
@@ -27,13 +27,13 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.tracks import Tracks
 
-# Bytes of the page, before base64 makes four of three; with the points and the tables they stay below
-# `MOST_BYTES` up to some 5000 photos.
+# Bytes of the previews before base64, which adds a third. With the points and the tables, a page stays below
+# `MOST_BYTES` up to about 5000 photos.
 PREVIEW_BYTES = 5_000_000
 PAIR_PREVIEW_BYTES = 800_000
 MOST_KEYPOINTS = 400_000  # 5 bytes each
-_PANELS = 4  # pairs of either kind
-_LINES = 150  # of a pair
+_PANELS = 4  # pairs to show of either kind
+_LINES = 150  # most lines in a pair
 _PAIR_SIDE = 640
 _LONGEST_TRACK = 255
 
@@ -41,16 +41,16 @@ _LONGEST_TRACK = 255
 def reconstruction_page(
     place: Workspace, target: Path, images: Path | None = None, resources: Resources | None = None
 ) -> None:
-    """Writes the page about a workspace. Its time is that of decoding each photo once, small.
+    """Writes the page about a workspace. Most of the time goes into decoding each photo once at a small size.
 
     Args:
-        place: with summary.json, as `map` makes it.
+        place: workspace with the summary.json that `map` writes.
         target: the .html file to write.
-        images: folder of the photos, where it is no longer the one that features were made from.
-        resources: how much of the machine.
+        images: folder of the photos, if they moved since their features were extracted.
+        resources: threads and device to use.
 
     Raises:
-        HardnetSfmError: nothing was reconstructed there yet, a file is damaged, or the page cannot be written.
+        HardnetSfmError: the workspace has no reconstruction yet, a file is damaged, or the page cannot be written.
     """
     if not place.summary.is_file():
         raise HardnetSfmError(f"no reconstruction in {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
@@ -58,11 +58,12 @@ def reconstruction_page(
     with FeatureStore(place.features) as features, MatchStore(place.matches) as matches:
         folder = images or Path(features.header["images"])
         fresh = summary.get("inputs") == inputs_fingerprint(features, matches)
-        # Rows of the model are those of the keypoints that were matched, which may be of synthetic views, too.
+        # Rows of the model number the matched keypoints, which may include keypoints of synthetic views.
         opened = matched_keypoints(place.view_keypoints, features, matches) if fresh else nullcontext(features)
         with opened as matched:
             data = _collect(place, summary, features, matched, folder, fresh, (resources or Resources()).threads)
-    write_page(target, f"{place.root.resolve().name}: reconstruction", "reconstruction", data)
+    title = f"{place.root.resolve().name}: reconstruction"
+    write_page(target, title, "reconstruction", data, digest(summary))
 
 
 def _collect(
@@ -134,7 +135,7 @@ _FIGURES = (
 def _notes(
     summary: Mapping[str, Any], images: Path, names: Sequence[str], previews: Previews, fresh: bool
 ) -> list[str]:
-    """What is missing of the page, and why."""
+    """Lists what the page lacks, and why."""
     notes = []
     if not summary["models"]:
         notes.append("No model could be made. The table of photos says why for each.")
@@ -157,7 +158,7 @@ def _photos(
     verified: Mapping[tuple[str, str], int],
     tracks: Tracks | None,
 ) -> dict[str, list[Any]]:
-    """A column each of the table of photos; the unreadable ones come last."""
+    """Collects the columns of the table of photos. Unreadable photos come last."""
     names, skipped = features.names(), summary["skipped"]
     partners, matched = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for pair, inliers in verified.items():
@@ -210,7 +211,7 @@ def _histograms(tracks: Tracks) -> dict[str, Any]:
 
 
 def _keypoints(features: FeatureStore, matched: KeypointStore, tracks: Tracks | None) -> dict[str, Any]:
-    """Keypoints of every photo, those with the longest tracks first; each photo has an equal share of what is kept."""
+    """Collects keypoints of every photo, those with the longest tracks first. Each photo may keep an equal number."""
     names = features.names()
     most = max(1, MOST_KEYPOINTS // max(1, len(names)))
     number_of = {name: number for number, name in enumerate(tracks.names)} if tracks else {}
@@ -235,7 +236,7 @@ def _keypoints(features: FeatureStore, matched: KeypointStore, tracks: Tracks | 
 
 
 def _panel_pairs(verified: Mapping[tuple[str, str], int]) -> list[tuple[tuple[str, str], bool]]:
-    """The pairs with the most and with the fewest inliers, best first, and whether each is of the best."""
+    """Chooses the pairs with the most and with the fewest inliers, best first, and says which kind each is."""
     ordered = sorted(verified, key=lambda pair: (-verified[pair], pair))
     best = ordered[: min(_PANELS, -(-len(ordered) // 2))]
     weakest = ordered[len(best) :][-_PANELS:]
@@ -243,7 +244,7 @@ def _panel_pairs(verified: Mapping[tuple[str, str], int]) -> list[tuple[tuple[st
 
 
 def _lines(database: Database, features: FeatureStore, matched: KeypointStore, pair: tuple[str, str]) -> dict[str, Any]:
-    """Both ends of inliers of a pair, some of them where there are many: x, y, x, y as in `along_sides`."""
+    """Packs both ends of at most `_LINES` inliers of a pair, spread evenly: x, y, x, y as in `along_sides`."""
     rows = database.inliers(pair)
     if len(rows) > _LINES:
         rows = rows[np.linspace(0, len(rows) - 1, _LINES).round().astype(int)]

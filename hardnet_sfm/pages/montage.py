@@ -1,4 +1,4 @@
-"""The answer to a query as one picture: the query with its box, the ranked photos, and what was verified in them."""
+"""Draws the answer to a query as one picture: the query with its box, the ranked photos, and their verified matches."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Picture = NDArray[np.uint8]
 
 FORMATS = (".jpg", ".jpeg", ".png", ".webp")
 MOST_RESULTS = 60
-# Everything in pixels of the page. A cell is a caption above a panel, which holds the photo and, where correspondences
-# were verified, the query to its left.
+# All lengths are in pixels of the page. A cell is a caption above a panel. The panel holds the photo and, if
+# correspondences were verified, the query to its left.
 _WIDTH, _MARGIN, _GAP = 1800, 36, 24
 _CAPTION, _PANEL, _PADDING = 54, 276, 8
 _QUERY_SHARE = 0.36
@@ -44,14 +44,14 @@ class _Area:
 
 @dataclass(frozen=True)
 class _Placed:
-    """Where a photo, or a part of it, came to lie on the page."""
+    """Position and scale of a photo, or of a part of it, on the page."""
 
     area: _Area
     corner: tuple[int, int]
     factor: float
 
     def points(self, xy: Float32) -> NDArray[np.float64]:
-        """(N, 2) pixels of the photo to pixels of the page; centres of pixels are at whole numbers in both."""
+        """Maps (N, 2) pixels of the photo to pixels of the page. Pixel centres are at whole numbers in both."""
         return np.asarray((xy - self.corner + 0.5) * self.factor - 0.5 + (self.area.x, self.area.y), np.float64)
 
     def holds(self, xy: Float32) -> NDArray[np.bool_]:
@@ -71,16 +71,16 @@ def montage(
     """Draws the answer to a query.
 
     Args:
-        query: the photo, or its pixels, (H, W) or (H, W, 3) RGB, upright.
-        results: best first. The first 60 are drawn; lines only where an image has them, 100 at most.
-        images: folder of the ranked photos. One that cannot be read any more leaves its place empty, with the reason.
+        query: path of the photo, or its upright pixels, (H, W) or (H, W, 3) RGB.
+        results: ranked photos, best first. The first 60 are drawn, each with at most 100 lines if it has any.
+        images: folder of the ranked photos. If a photo is no longer readable, its place shows the reason.
         target: picture to write, .jpg, .png or .webp.
-        bbox: x0, y0, x1, y1 of the query, pixels; the whole photo where None.
-        facts: lines to print beside the query, for instance the method.
+        bbox: x0, y0, x1, y1 of the query in pixels; None means the whole photo.
+        facts: lines to print next to the query, for instance the method.
 
     Raises:
         HardnetSfmError: the query cannot be read, or the picture cannot be written.
-        UsageError: the target is of no known format, or nothing of the box is in the photo.
+        UsageError: the format of the target is unknown, or the box does not overlap the photo.
     """
     check_target(target)
     photo = read_colours(query) if isinstance(query, Path) else _coloured(query)
@@ -104,9 +104,12 @@ def montage(
 
 
 def check_target(target: Path) -> None:
-    """Raises UsageError where no picture can be written: another format, or a folder that is missing."""
+    """Raises UsageError if the picture cannot be written: its format is unknown, or its folder is missing."""
     if target.suffix.lower() not in FORMATS:
-        raise UsageError(f"{target}: not a picture that can be written", f"It ends in one of {', '.join(FORMATS)}.")
+        raise UsageError(
+            f"{target}: not a picture format that can be written",
+            f"Its name must end in one of {', '.join(FORMATS)}.",
+        )
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
 
@@ -130,15 +133,15 @@ def _coloured(pixels: Picture) -> Picture:
 
 
 def _cut(photo: Picture, bbox: Box | None) -> tuple[Picture, tuple[int, int]]:
-    """What of a photo is in the box, and the pixel where it begins."""
+    """Crops the box from a photo. Returns the crop and the pixel of its top-left corner."""
     height, width = photo.shape[:2]
     x0, y0, x1, y1 = bbox or (0, 0, width, height)
     left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
     part = photo[top : min(height, int(np.ceil(y1))), left : min(width, int(np.ceil(x1)))]
     if not part.size:
         raise UsageError(
-            f"the box {x0:g} {y0:g} {x1:g} {y1:g} has nothing of the photo in it",
-            "A box is x0 y0 x1 y1 in pixels of the upright photo.",
+            f"the box {x0:g} {y0:g} {x1:g} {y1:g} does not overlap the photo",
+            "A box is left top right bottom, in pixels of the upright photo.",
         )
     return part, (left, top)
 
@@ -166,7 +169,7 @@ def _draw_result(
     images: Path,
     query: tuple[Picture, tuple[int, int]] | None,
 ) -> None:
-    """A caption and a panel with the photo, and the part of the query it was verified with where there is one."""
+    """Draws a caption and a panel with the photo, and the query next to it if correspondences were verified."""
     after = cell.x + _write_text(page, f"{rank}", (cell.x, cell.y + 20), 22, _INK, _BOLD) + 10
     name = _shortened(result.image, cell.x + cell.width - after, 20, _NORMAL)
     _write_text(page, name, (after, cell.y + 20), 20, _INK, _NORMAL)
@@ -193,7 +196,7 @@ def _draw_result(
 
 
 def _draw_lines(page: Picture, panel: _Area, lines: Float32, query: _Placed, photo: _Placed) -> None:
-    """Joins the two ends of each correspondence. Colours run down the query, so that crossing lines stand out."""
+    """Draws a line for each correspondence. Colours run down the query, so that crossing lines stand out."""
     lines = lines[query.holds(lines[:, :2]) & photo.holds(lines[:, 2:])]
     if len(lines) > _MOST_LINES:
         lines = lines[np.linspace(0, len(lines) - 1, _MOST_LINES).round().astype(int)]
@@ -201,7 +204,7 @@ def _draw_lines(page: Picture, panel: _Area, lines: Float32, query: _Placed, pho
         return
     first, second = query.points(lines[:, :2]), photo.points(lines[:, 2:])
     down = (first[:, 1] - query.area.y) / query.area.height
-    ramp = np.clip(40 + 190 * down, 0, 255).astype(np.uint8)[:, None]  # the ends of the map are too dark to be seen
+    ramp = np.clip(40 + 190 * down, 0, 255).astype(np.uint8)[:, None]  # the ends of the colour map are too dark
     colours = cv2.cvtColor(cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)[:, 0].tolist()
     under = page[panel.y : panel.y + panel.height, panel.x : panel.x + panel.width]
     drawn = under.copy()
@@ -214,7 +217,7 @@ def _draw_lines(page: Picture, panel: _Area, lines: Float32, query: _Placed, pho
 
 
 def _place(page: Picture, photo: Picture, area: _Area, corner: tuple[int, int] = (0, 0)) -> _Placed:
-    """Draws a photo as large as an area with some padding allows, in its middle."""
+    """Draws a photo in the middle of an area, as large as the area and its padding allow."""
     height, width = photo.shape[:2]
     factor = min((area.width - 2 * _PADDING) / width, (area.height - 2 * _PADDING) / height)
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -231,7 +234,7 @@ def _shade(page: Picture, area: _Area) -> None:
 def _write_text(
     page: Picture, text: str, at: tuple[int, int], size: int, colour: tuple[int, int, int], weight: int
 ) -> int:
-    """Writes a line whose base begins at a place of the page; returns its width."""
+    """Writes a line of text whose baseline begins at a given place. Returns its width."""
     cv2.putText(page, text, at, colour, _font(), size, weight)
     return _text_width(text, size, weight)
 
@@ -242,7 +245,7 @@ def _text_width(text: str, size: int, weight: int) -> int:
 
 
 def _shortened(text: str, room: int, size: int, weight: int) -> str:
-    """The text with its middle left out where there is no room for all of it."""
+    """Shortens a text to fit, by replacing its middle with an ellipsis."""
     kept, short = len(text), text
     while kept > 2 and _text_width(short, size, weight) > room:
         kept -= 1
@@ -251,7 +254,7 @@ def _shortened(text: str, room: int, size: int, weight: int) -> str:
 
 
 def _font() -> Any:
-    """OpenCV's own font, which has the letters of all common scripts."""
+    """Returns OpenCV's built-in font, which has the letters of all common scripts."""
     return cv2.FontFace("sans")
 
 

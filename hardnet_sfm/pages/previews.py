@@ -1,4 +1,4 @@
-"""Small pictures of photos, that together take no more than a given number of bytes."""
+"""Makes small pictures of photos whose total size does not exceed a given number of bytes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hardnet_sfm.workers import in_order
 
 LARGEST, SMALLEST = 960, 64  # longest side, pixels
 _QUALITY = 78
-_FIRST_GUESS = 0.16  # bytes of WebP a pixel, of photos
-_LEAST_SHARE = 900  # bytes: less than that shows nothing
+_FIRST_GUESS = 0.16  # typical bytes of WebP for a pixel of a photo
+_LEAST_SHARE = 900  # bytes; a smaller picture shows nothing
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Previews:
     """Pictures of photos.
 
     Attributes:
-        webp: by the photo's name.
-        missing: why there is none of other photos, by their names.
-        share: bytes that each picture may have.
+        webp: pictures as WebP, by the photo's name.
+        missing: maps the name of each photo without a picture to the reason.
+        share: largest number of bytes of a picture.
     """
 
     webp: dict[str, bytes]
@@ -44,17 +44,18 @@ def make_previews(
     largest: int = LARGEST,
     on_photo: Callable[[str], None] | None = None,
 ) -> Previews:
-    """Shrinks every photo until its WebP fits into an equal share of the budget; decoding takes nearly all the time.
+    """Shrinks every photo until its WebP fits into an equal share of the budget.
 
-    Where the share is too small to show anything, the first photos that there is room for get one.
+    Decoding takes nearly all the time. If an equal share is too small to show anything, only the first photos get a
+    picture.
 
     Args:
         images: folder of the photos.
-        names: of those to show.
-        budget: bytes, of all together.
-        threads: to decode with.
-        largest: longest side of any, pixels.
-        on_photo: told the name of each as it is done.
+        names: names of the photos to show.
+        budget: number of bytes of all pictures together.
+        threads: number of threads to decode with.
+        largest: longest side of a picture in pixels.
+        on_photo: called with the name of each photo as it is done.
     """
     shown = names[: budget // _LEAST_SHARE]
     share = min(budget // max(1, len(shown)), largest * largest // 2)
@@ -73,7 +74,7 @@ def make_previews(
 
 
 def _preview(photo: Path, share: int, largest: int) -> bytes:
-    """The photo as WebP of at most `share` bytes, as large as that allows."""
+    """Encodes a photo as WebP of at most `share` bytes, as large as possible."""
     side = max(SMALLEST, min(largest, round((share / _FIRST_GUESS) ** 0.5)))
     pixels = Image.fromarray(read_small(photo, side))
     quality = _QUALITY

@@ -1,4 +1,4 @@
-"""What a page says about the weights that were used."""
+"""Describes the weights that were used, for a page."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def weights_facts(extract: Mapping[str, Any]) -> dict[str, str]:
-    """The descriptor that features were made with, and which weights it had.
+    """Names the descriptor that made the features, and its weights.
 
     Args:
-        extract: options that a store of features keeps.
+        extract: options of the extraction, from a store of features.
     """
     found = {"descriptor": str(extract.get("descriptor", ""))}
     if sha256 := extract.get("weights_sha256"):

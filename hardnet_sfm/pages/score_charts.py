@@ -1,4 +1,4 @@
-"""The page about an evaluation on patches or on photos of known geometry: a table of each measure, and curves."""
+"""The page about an evaluation on patches or on photos of known geometry: a table for each measure, and curves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NUMBERS = {"form": ".3f", "lower_is_better": False, "mark": ""}
 
 
 def scores_data(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of what `evaluate brown`, `w1bs`, `hpatches`, `homography` or `pairs` wrote.
+    """Collects the data of the page from results of `evaluate brown`, `w1bs`, `hpatches`, `homography` or `pairs`.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is something else.
+        KeyError, TypeError, ValueError, AttributeError: the table has other contents.
     """
     marked = {name: {tuple(cell) for cell in cells} for name, cells in table["marked"].items()}
     measures = [
@@ -43,9 +43,9 @@ def scores_data(table: Mapping[str, Any]) -> dict[str, Any]:
 def _measure(
     name: str, values: Values, about: Mapping[str, Any], across: bool, marked: set[tuple[str, ...]]
 ) -> dict[str, Any]:
-    """A table of descriptors, and of the columns that any of them has.
+    """Collects a table with all columns that any descriptor has.
 
-    `values` has a row of each descriptor; `across` says that the page is to turn them into columns.
+    `values` has a row for each descriptor. If `across` is True, the page shows descriptors as columns instead.
     """
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     form = about["form"]  # ".1%" or ".3f"
@@ -65,14 +65,14 @@ def _measure(
 
 
 def _flat(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Values:
-    """By descriptor, then by the names of both inner levels."""
+    """Joins the names of the two inner levels, so that values are by descriptor and joined name."""
     return {
         descriptor: {f"{outer} {inner}": value for outer, of in row.items() for inner, value in of.items()}
         for descriptor, row in values.items()
     }
 
 
-# What the tables are means of, by its name in the file.
+# Tables of the single values behind the means, by the name in the file.
 _DETAILS: dict[str, tuple[str, Callable[[Any], Values]]] = {
     "pairs": ("mAUC of each pair", dict),
     "verification_auc": ("verification, area under the receiver operating characteristic", dict),
@@ -81,7 +81,7 @@ _DETAILS: dict[str, tuple[str, Callable[[Any], Values]]] = {
 
 
 def _receiver_operating_characteristic(rates: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Recall over false positive rate; beyond twice the rate at 95 % recall nothing is left to be seen."""
+    """Makes curves of recall over the false positive rate, up to twice the largest rate at 95 % recall."""
     recalls = [(step + 1) / 100 for step in range(100)]
     at_95 = max(rate[94] for row in rates.values() for rate in row.values())
     high = min(1.0, max(0.02, 2 * at_95))
@@ -101,20 +101,20 @@ def _receiver_operating_characteristic(rates: Mapping[str, Mapping[str, list[flo
 
 
 def _accuracy(accuracies: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Matching accuracy over thresholds of 1 to 10 pixels."""
+    """Makes curves of matching accuracy over thresholds of 1 to 10 pixels."""
     return _over_pixels(
         "Matching accuracy", "Share of the matches that are right within so many pixels.", 1, accuracies
     )
 
 
 def _recall(recalls: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Recall of marked correspondences over thresholds of 0 to 19 pixels."""
+    """Makes curves of the recall of marked correspondences over thresholds of 0 to 19 pixels."""
     lead = "Share of the marked correspondences that agree within so many pixels with the geometry that was estimated."
     return _over_pixels("Recall of true correspondences", lead, 0, recalls)
 
 
 def _over_pixels(title: str, lead: str, first: int, shares: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Shares over whole pixels from `first` on, of each column and of their mean."""
+    """Makes curves of shares over thresholds in whole pixels, starting at `first`, for each column and their mean."""
     lengths = {len(curve) for row in shares.values() for curve in row.values()}
     (count,) = lengths
     pixels = range(first, first + count)
@@ -135,7 +135,7 @@ def _over_pixels(title: str, lead: str, first: int, shares: Mapping[str, Mapping
 
 
 def _retrieval(by_pool: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Mean average precision of retrieval over the size of the pool, of each level and of their mean."""
+    """Makes curves of mean average precision of retrieval over the size of the pool, for each level and their mean."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for descriptor, row in by_pool.items():
         levels = found[descriptor] = {}
@@ -164,7 +164,7 @@ def _points(pairs: list[tuple[float, float]]) -> dict[str, list[float]]:
 
 
 def _curves(title: str, lead: str, x: Mapping[str, Any], y: Mapping[str, Any], of: Mapping[str, Any]) -> dict[str, Any]:
-    """One chart for each column, a line in it for each descriptor."""
+    """Makes a chart for each column, with a line for each descriptor."""
     columns = list(dict.fromkeys(column for row in of.values() for column in row))
     series = {
         column: [{"name": descriptor, **row[column]} for descriptor, row in of.items() if column in row]

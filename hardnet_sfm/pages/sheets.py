@@ -1,4 +1,4 @@
-"""Contact sheets: what is in a file of patches, to look at."""
+"""Draws contact sheets of a file of patches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _GAP = 2  # pixels between patches
 
 
 def sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> None:
-    """Draws patches of points that are evenly spread over the file: a point a row, white where it has no more.
+    """Draws patches of points that are evenly spread over the file, one row for each point. Unused places are white.
 
     Args:
         patches: a patches.h5.
-        png: the picture to write.
-        points: most rows.
-        columns: most patches of a point.
+        png: picture to write.
+        points: largest number of points, one a row.
+        columns: largest number of patches of a point.
 
     Raises:
         HardnetSfmError: the file of patches is missing or damaged, or the picture cannot be written.

@@ -1,4 +1,4 @@
-"""The page about a training: its curves, what the weights say of themselves, and the patches they find hardest."""
+"""The page about a training run: its curves, the metadata of the weights, and the hardest patches."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.pages.page import picture, write_page
 from hardnet_sfm.versions import versions
 
-_MOST_STEPS = 600  # of a curve
+_MOST_STEPS = 600  # most steps in a curve
 _POINTS = 1024
-_SHOWN = 12  # of the hardest of either kind
-# As `train` does by default: two points so near to each other, as a share of the model or in pixels of one photo, may
-# look the same, and are no negatives.
+_SHOWN = 12  # hardest pairs to show of either kind
+# Two points closer than this may look the same, so they are no negatives. The first distance is a share of the model's
+# extent, the second is in pixels of one photo. Both are defaults of `train`.
 _NEAR, _NEAR_PIXELS = 0.002, 4.0
 _CURVES = ("loss", "fpr95", "map", "learning rate")
 
 
 def training_page(weights: Path, target: Path, patches: Path | None = None) -> None:
-    """Writes the page about a training, finished or not.
+    """Writes the page about a training run, finished or not.
 
     Args:
-        weights: the .safetensors file that `train` made or is making; its curves are in NAME.training beside it.
+        weights: the .safetensors file that `train` has written or is writing. Its curves are in NAME.training next to
+            it.
         target: the .html file to write.
-        patches: a patches.h5 to find the hardest positives and negatives in, best of scenes that were not trained on.
+        patches: a patches.h5 in which to find the hardest positives and negatives, preferably of held-out scenes.
 
     Raises:
         HardnetSfmError: there are neither weights nor curves, the patches are damaged, or the page cannot be written.
     """
     curves = weights.with_name(f"{weights.stem}.training") / "curves"
     if not weights.is_file() and not curves.is_dir():
-        raise HardnetSfmError(f"neither {weights} nor {curves}", "Give the .safetensors file that `train` makes.")
+        raise HardnetSfmError(
+            f"neither {weights} nor {curves} exists", "Give the .safetensors file that `train` makes."
+        )
     metadata, notes = _metadata(weights)
     data: dict[str, Any] = {
         "name": weights.name,
@@ -59,7 +62,7 @@ def training_page(weights: Path, target: Path, patches: Path | None = None) -> N
 
 
 def _metadata(weights: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the weights say of themselves, parts in JSON decoded."""
+    """Reads the metadata of the weights and decodes the JSON in it. Returns the metadata and notes for the reader."""
     if not weights.is_file():
         return {}, ["The training has not ended: there are no weights yet."]
     from hardnet_sfm.files.weight_files import read_weights
@@ -70,12 +73,12 @@ def _metadata(weights: Path) -> tuple[dict[str, Any], list[str]]:
         try:
             decoded[name] = json.loads(loaded.metadata.get(name, "null"))
         except ValueError:
-            continue  # of another program, which means something else by the name
+            continue  # another program wrote the entry with another meaning
     return decoded, []
 
 
 def read_curves(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Steps and values of what was logged for TensorBoard, by name; evenly spread ones where there are many.
+    """Reads steps and values of the curves logged for TensorBoard, by name. Long curves are thinned evenly.
 
     Raises:
         HardnetSfmError: tensorboard is not installed.
@@ -102,14 +105,14 @@ def read_curves(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 @dataclass(frozen=True)
 class Hardest:
-    """Pairs of patches that a network judges worst.
+    """The hardest patch pairs for a network.
 
     Attributes:
-        points: number of points that were looked at, a pair of patches each.
-        positives: (K, 2, 64, 64) uint8, of one point each, the farthest from each other first.
-        positive_distances: (K,).
-        negatives: (L, 2, 64, 64) uint8, of two points each, the nearest to each other first.
-        negative_distances: (L,).
+        points: number of points that were compared, with a patch pair each.
+        positives: (K, 2, 64, 64) uint8 pairs of the same point, the largest distance first.
+        positive_distances: (K,) distances of the descriptors of these pairs.
+        negatives: (L, 2, 64, 64) uint8 pairs of different points, the smallest distance first.
+        negative_distances: (L,) distances of the descriptors of these pairs.
     """
 
     points: int
@@ -120,9 +123,9 @@ class Hardest:
 
 
 def hardest(weights: Path, patches: Path) -> Hardest:
-    """Finds the hardest of the pairs of 1024 points that are evenly spread over a file.
+    """Finds the hardest pairs among 1024 points that are evenly spread over a file.
 
-    Of each point the patches of the first and the last of its photos are taken. A patch is in one negative at most.
+    Each point gives the patches of its first and its last photo. A patch is in at most one negative pair.
 
     Raises:
         HardnetSfmError: a file is missing or damaged, the network gives no descriptors, or no point has two photos.
@@ -132,7 +135,7 @@ def hardest(weights: Path, patches: Path) -> Hardest:
     count = len(pairs)
     apart = np.linalg.norm(described[:, 0] - described[:, 1], axis=1)
     order = np.argsort(-apart, kind="stable")[:_SHOWN]
-    # Anchors against the positives of all others.
+    # Distances of each anchor to the positives of all other points.
     between = np.sqrt((2 - 2 * described[:, 0] @ described[:, 1].T).clip(min=0))
     between[near | np.eye(count, dtype=bool)] = np.inf
     chosen: list[tuple[int, int]] = []
@@ -154,7 +157,7 @@ def hardest(weights: Path, patches: Path) -> Hardest:
 
 
 def _read_pairs(patches: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """(P, 2, 64, 64) patches of points in two photos, and (P, P) whether two points are too near to be told apart."""
+    """Reads (P, 2, 64, 64) patches of points in two photos, and (P, P) bool: whether two points are too close."""
     again = "Make it again with `hardnet-sfm mine` or `warp`."
     if not patches.is_file():
         raise HardnetSfmError(f"no patches at {patches}", "Run `hardnet-sfm mine` first.")
@@ -173,7 +176,7 @@ def _read_pairs(patches: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         raise HardnetSfmError(
             f"{patches}: damaged, without points in two photos, or no patches: {error}", again
         ) from error
-    # Unknown places (NaN) compare as not near.
+    # Unknown positions (NaN) count as not close.
     near = np.linalg.norm(xyz[:, None] - xyz[None], axis=2) < _NEAR * extent
     one_photo = image[rows[:, 0]][:, None] == image[rows[:, 1]][None]
     near |= one_photo & (np.linalg.norm(xy[:, None, 0] - xy[None, :, 1], axis=2) < _NEAR_PIXELS)
@@ -181,7 +184,7 @@ def _read_pairs(patches: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 
 def _described(weights: Path, pairs: NDArray[np.uint8]) -> Float32:
-    """(P, 2, D) descriptors of length 1."""
+    """Computes (P, 2, D) descriptors of unit length."""
     import torch
 
     from hardnet_sfm.networks.loading import load_network
@@ -189,7 +192,7 @@ def _described(weights: Path, pairs: NDArray[np.uint8]) -> Float32:
     loaded = load_network(weights)
     if loaded.architecture.metric != "l2":
         raise HardnetSfmError(
-            f"{weights}: {loaded.architecture.title} gives no descriptors whose distances could be shown",
+            f"{weights}: {loaded.architecture.title} has no descriptors, so there are no distances to show",
             "Leave out --patches.",
         )
     inputs = torch.from_numpy(pairs).reshape(-1, 1, *pairs.shape[2:]).float() / 255

@@ -1,1 +1,1 @@
-"""Features and matches to a COLMAP model."""
+"""Makes a COLMAP model from features and matches."""

@@ -1,4 +1,4 @@
-"""Which photos share a camera: candidates by EXIF data, folder and size, and what a trial says of them."""
+"""Decides which photos share a camera: candidates by EXIF data, folder and size, and a trial for each group."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
 from hardnet_sfm.keypoints import Float32, PhotoPair
 from hardnet_sfm.progress import progress
 
-if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
     from hardnet_sfm.colmap.cameras import CameraSetup
     from hardnet_sfm.colmap.trial import Evidence, Mapped, Trial
     from hardnet_sfm.colmap.two_view import Verification
 
 # Facts in a database: which photos share a camera, and for which inputs that was decided.
 GROUPS, GROUPS_OF = "camera groups", "camera groups of"
-# Photos of a trial. More cost time and say little more.
+# Number of photos of a trial. More take longer and give little more evidence.
 _PHOTOS = 12
-# Photos without EXIF data from which on a second trial, with other photos, must agree.
+# From this many photos without EXIF data, a second trial with other photos must agree.
 _MANY_PHOTOS = 3 * _PHOTOS
 # Fewer photos leave too little to tell cameras apart.
 _FEWEST_PHOTOS = 3
-# Keypoints of each photo in a trial, those with most matches; more in a second trial if the first does not tell.
+# Keypoints of each photo in a trial, those with most matches. A second trial uses more if the first is inconclusive.
 _KEYPOINTS = (512, 2048)
 # Fewest matches of a pair of photos in a trial.
 _FEWEST_MATCHES = 15
-# Pairs of a photo from which on a quarter of them is taken to share nothing.
+# If a photo has this many pairs, a quarter of them is assumed to have nothing in common.
 _MANY_PAIRS = 24
-# Matches from which on more do not make two photos a better connected pair.
+# Further matches above this number do not make a pair better connected.
 _ENOUGH_MATCHES = 150
 # Diagonal of 35 mm film, mm.
 _FILM_DIAGONAL = 43.27
-# Photos do not share a camera if one each takes more than this share of the cost away ...
+# Photos do not share a camera if one camera for each photo reduces the cost by more than this share ...
 _GAIN = 0.1
 # ... and if their focal lengths then differ by more than this share,
 _SPREAD = 0.03
-# or if one camera registers less than this share of what a camera each registers.
+# or if one camera registers less than this share of the photos or observations that a camera for each photo registers.
 _LOST = 0.85
 # Share of the photos of a trial that a model must have to count as evidence.
 _EXPLAINED = 0.5
@@ -53,12 +53,12 @@ _EXPLAINED = 0.5
 
 @dataclass(frozen=True)
 class CameraGroup:
-    """Photos that share a camera, or that have a camera each.
+    """Photos that share a camera, or that each have their own.
 
     Attributes:
-        names: of the photos.
+        names: names of the photos.
         shared: whether they share a camera.
-        reason: why, for people.
+        reason: reason for the decision, for messages.
     """
 
     names: tuple[str, ...]
@@ -66,18 +66,18 @@ class CameraGroup:
     reason: str
 
     def facts(self) -> dict[str, Any]:
-        """The group for the summary, fit for JSON."""
+        """Returns the group for the summary, for JSON."""
         return {"photos": len(self.names), "shared": self.shared, "reason": self.reason}
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Photos that may share a camera: their sizes and EXIF data are equal.
+    """Photos that may share a camera, as their sizes and EXIF data are equal.
 
     Attributes:
-        names: of the photos.
+        names: names of the photos.
         size: (width, height) of each photo as stored, pixels.
-        lens: what EXIF says of the camera.
+        lens: camera data from EXIF.
     """
 
     names: tuple[str, ...]
@@ -89,8 +89,8 @@ def find_candidates(features: FeatureStore, images: Path) -> list[Candidates]:
     """Groups photos by size and EXIF data, and by folder unless EXIF states camera and focal length.
 
     Args:
-        features: of the photos.
-        images: their folder.
+        features: features of the photos.
+        images: folder of the photos.
     """
     groups: dict[tuple[tuple[int, int], Lens, str], list[str]] = defaultdict(list)
     for name in features.names():
@@ -105,13 +105,14 @@ def find_candidates(features: FeatureStore, images: Path) -> list[Candidates]:
 def choose_connected(names: Sequence[str], counts: Mapping[PhotoPair, int], most: int = _PHOTOS) -> tuple[str, ...]:
     """Chooses photos that have many matches with each other.
 
-    It starts at the photo with most matches, and adds the one with most matches to those chosen so far. A pair counts
-    with at most 150 matches, so that photos of one place do not crowd out all others. As photos that share nothing have
-    matches too, only those count that exceed what a quarter of a photo's pairs have, if it has many pairs.
+    It starts with the photo with most matches. It then repeatedly adds the photo with most matches to those chosen so
+    far. A pair counts with at most 150 matches, so that photos of one place do not crowd out all others. Photos without
+    common content have matches, too. So if a photo has many pairs, only matches in excess of the lower quartile of its
+    pairs count.
 
     Args:
-        names: of the photos to choose from.
-        counts: number of matches of each pair, also of other photos.
+        names: names of the photos to choose from.
+        counts: number of matches of each pair. Pairs of other photos are ignored.
         most: number of photos to choose.
 
     Returns:
@@ -141,8 +142,10 @@ def choose_connected(names: Sequence[str], counts: Mapping[PhotoPair, int], most
 
 
 def _matches_by_chance(names: Sequence[str], counts: Mapping[PhotoPair, int]) -> dict[str, int]:
-    """For each photo the number of matches that a quarter of its pairs do not exceed; 0 of few pairs, which may all
-    show the same."""
+    """Returns the lower quartile of the numbers of matches of each photo's pairs.
+
+    It is 0 for photos with few pairs, which may all have common content.
+    """
     of_photo: dict[str, list[int]] = {name: [] for name in names}
     for pair, count in counts.items():
         for name in pair:
@@ -153,11 +156,11 @@ def _matches_by_chance(names: Sequence[str], counts: Mapping[PhotoPair, int]) ->
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial says.
+    """The verdict of a trial.
 
     Attributes:
-        shared: whether the photos share a camera; None if the trial does not tell.
-        reason: why, for people.
+        shared: whether the photos share a camera; None if the trial is inconclusive.
+        reason: reason for the verdict, for messages.
     """
 
     shared: bool | None
@@ -166,16 +169,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class CameraTrials:
-    """What trials of candidates need.
+    """The data and options that trials of candidates need.
 
     Attributes:
         features, matches: the open stores.
-        keypoints: what the matches refer to.
-        setup: what the user states of cameras.
-        how: the verification of pairs.
+        keypoints: keypoints that the matches refer to.
+        setup: camera setup from the user.
+        how: options for verifying pairs.
         fixed: whether cameras stay as EXIF data or the user state them.
-        threads: to use.
-        scratch: a folder to make for temporary files, and to remove.
+        threads: number of threads.
+        scratch: folder for temporary files, which is made and removed here.
     """
 
     features: FeatureStore
@@ -188,7 +191,10 @@ class CameraTrials:
     scratch: Path
 
     def decide(self, candidates: Sequence[Candidates]) -> list[CameraGroup]:
-        """Says for each group whether its photos share a camera; groups that do not, for the same reason, are one."""
+        """Decides for each group of candidates whether its photos share a camera.
+
+        Groups that do not share one, for the same reason, are merged.
+        """
         counts = {(str(f["name0"]), str(f["name1"])): int(f["matches"]) for f in self.matches.index.values()}
         groups: list[CameraGroup] = []
         with progress("cameras", len(candidates)) as advance:
@@ -220,12 +226,12 @@ class CameraTrials:
         return verdict.shared, verdict.reason
 
     def _try(self, some: Candidates, chosen: Collection[str], counts: Mapping[PhotoPair, int]) -> Verdict:
-        """Maps some photos with few keypoints, and with more if that does not tell."""
+        """Maps some photos with few keypoints, and with more if the result is inconclusive."""
         from hardnet_sfm.colmap.trial import run_trial
 
         verdict = Verdict(None, "")
         for most in _KEYPOINTS:
-            shutil.rmtree(self.scratch, ignore_errors=True)  # of a killed run
+            shutil.rmtree(self.scratch, ignore_errors=True)  # leftover of a killed run
             self.scratch.mkdir(parents=True)
             try:
                 trial = self._prepare(some, chosen, counts, most)
@@ -237,7 +243,7 @@ class CameraTrials:
         return verdict
 
     def _prepare(self, some: Candidates, chosen: Collection[str], counts: Mapping[PhotoPair, int], most: int) -> Trial:
-        """The keypoints of some photos that have most matches, and the matches between them."""
+        """Selects the keypoints of some photos that have most matches, and the matches between them."""
         from hardnet_sfm.colmap.database import colmap_keypoints
         from hardnet_sfm.colmap.trial import Trial
 
@@ -266,22 +272,25 @@ class CameraTrials:
 
 
 def best_rows(uses: NDArray[np.int64], scores: Float32, most: int) -> NDArray[np.intp]:
-    """Row numbers of the keypoints with most matches, of those the ones with the highest scores; rising.
+    """Returns the rising row numbers of the keypoints with most matches. Higher scores decide ties.
 
-    The keypoints with the highest scores alone may lie on leaves, where no match is true.
+    The keypoints with the highest scores alone may lie on leaves, where no match is correct.
     """
     return np.sort(np.lexsort((-scores, -uses))[:most])
 
 
 def _among(pairs: NDArray[np.int32], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int32]:
-    """(M, 2) matches between selected rows of two photos, counted within the selection."""
+    """Returns (M, 2) matches between selected rows of two photos, renumbered within the selection."""
     kept = np.isin(pairs[:, 0], first) & np.isin(pairs[:, 1], second)
     ends = np.searchsorted(first, pairs[kept, 0]), np.searchsorted(second, pairs[kept, 1])
     return np.column_stack(ends).astype(np.int32)
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """What a trial says: photos that share a camera are explained by one, and keep one focal length without it."""
+    """Derives the verdict of a trial.
+
+    If photos share a camera, one camera explains them, and their focal lengths stay equal when each photo gets its own.
+    """
     together, apart, released = evidence.together, evidence.apart, evidence.released
     fewest = max(_FEWEST_PHOTOS, _EXPLAINED * evidence.photos)
     if apart and apart.photos >= fewest and _loses(together, apart):
@@ -299,12 +308,12 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _loses(together: Mapped, apart: Mapped) -> bool:
-    """Whether one camera explains clearly less than a camera for each photo."""
+    """Says whether one camera explains clearly less than a camera for each photo."""
     return together.photos < apart.photos * _LOST or together.observations < apart.observations * _LOST
 
 
 def _merge(groups: Sequence[CameraGroup]) -> list[CameraGroup]:
-    """Groups that share a camera first; photos with a camera each are one group for each reason."""
+    """Puts groups that share a camera first, and merges photos with a camera each into one group for each reason."""
     apart: dict[str, list[str]] = defaultdict(list)
     for group in groups:
         if not group.shared:
@@ -314,10 +323,10 @@ def _merge(groups: Sequence[CameraGroup]) -> list[CameraGroup]:
 
 
 def write_groups(groups: Sequence[CameraGroup]) -> str:
-    """Groups as JSON, for `read_groups`."""
+    """Writes groups as JSON, for `read_groups`."""
     return json.dumps([asdict(group) for group in groups])
 
 
 def read_groups(text: str) -> list[CameraGroup]:
-    """Reads what `write_groups` wrote; nothing from an empty text."""
+    """Reads groups that `write_groups` wrote; none from an empty text."""
     return [CameraGroup(tuple(g["names"]), g["shared"], g["reason"]) for g in json.loads(text or "[]")]

@@ -1,4 +1,4 @@
-"""database.db of a workspace: cameras, photos, keypoints and matches, and the verification of each pair."""
+"""Makes database.db of a workspace: cameras, photos, keypoints, matches, and the verification of each pair."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from hardnet_sfm.reconstruction.camera_groups import (
 )
 from hardnet_sfm.reconstruction.map_options import MapOptions
 
-if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
     from hardnet_sfm.colmap.two_view import Verification
 
-# Photos whose descriptors guided matching keeps, 10 MB each at 20000 keypoints.
+# Number of photos whose descriptors stay in memory for guided matching, 10 MB each at 20000 keypoints.
 _PHOTOS_AT_HAND = 64
-# Facts of a database: what its photos, cameras and first matches are of, the fingerprint of each pair's matches, and
-# the fingerprint of the database that another round was added to.
+# Keys of facts in a database: the fingerprint of the inputs of its photos, cameras and first matches; the fingerprint
+# of each pair's matches; and the fingerprint of the database that another round extended.
 _MADE_OF, _MATCHED, EXTENDS = "made of", "matched", "extends"
 
 
@@ -42,11 +42,11 @@ class DatabaseMaker:
     """Makes the database of a workspace.
 
     Attributes:
-        workspace: where.
+        workspace: workspace of the database.
         images: folder of the photos.
-        features, matches: open stores.
-        options: how.
-        threads: for verification.
+        features, matches: the open stores.
+        options: options of the stage `map`.
+        threads: number of threads for verification.
     """
 
     workspace: Workspace
@@ -58,14 +58,16 @@ class DatabaseMaker:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What decides whether the database is up to date."""
+        """Fingerprint of everything that the database depends on."""
         return digest("database", self.options.of_database(), inputs_fingerprint(self.features, self.matches))
 
     def make(self) -> None:
-        """Makes database.db beside its place, or goes on with one that a killed run left there.
+        """Makes database.db if it is not up to date.
+
+        It works on a file next to it, resumes the file of a killed run, and moves the finished file into place.
 
         Raises:
-            HardnetSfmError: the photos are gone.
+            HardnetSfmError: the folder of photos does not exist.
         """
         from hardnet_sfm.colmap.database import Database, Guide, read_fact, replace_database
         from hardnet_sfm.colmap.log import native_log
@@ -100,8 +102,8 @@ class DatabaseMaker:
     def _fill(self, beside: Path) -> None:
         """Makes a database with cameras, photos, keypoints and matches.
 
-        Where matches were added in another round for photos that were left out, it is a copy of the finished database,
-        with all that was verified; the matches of other pairs are new.
+        Another round may have added matches for photos that were left out. Then it is a copy of the finished database
+        with all verified pairs, and only new or changed matches are written.
         """
         from hardnet_sfm.colmap.database import Database, copy_database, read_fact, write_fact
 
@@ -147,7 +149,7 @@ class DatabaseMaker:
 
 
 def _unit_descriptors(features: FeatureStore) -> Callable[[str], NDArray[np.float32]]:
-    """Reads descriptors of photos, of which some are kept."""
+    """Returns a function that reads descriptors of photos and keeps some of them in memory."""
 
     @lru_cache(_PHOTOS_AT_HAND)
     def read(name: str) -> NDArray[np.float32]:
@@ -159,7 +161,10 @@ def _unit_descriptors(features: FeatureStore) -> Callable[[str], NDArray[np.floa
 
 
 def _shared_cameras(beside: Path, images: Path, trials: CameraTrials, fingerprint: str) -> list[tuple[str, ...]]:
-    """Decides which photos share a camera, and starts the database with the decision, which a killed run left there."""
+    """Decides which photos share a camera, and starts the database with the decision.
+
+    It reuses the decision that a killed run left there.
+    """
     from hardnet_sfm.colmap.database import read_fact, write_fact
 
     groups = read_groups(read_fact(beside, GROUPS)) if read_fact(beside, GROUPS_OF) == fingerprint else None

@@ -1,9 +1,9 @@
-"""Photos that the model left out: `reconstruct` matches them again, and the model goes on.
+"""Photos that the model left out: `reconstruct` matches them again and extends the model.
 
-There are two rounds. In the first the index proposes more photos for each photo that was left out, if it proposed the
-pairs. The second matches the photos that are still left out with synthetic views, each with the photos of the model
-that have most matches with it. `again.json` and the stores keep what a round adds, so a second run has nothing to
-repeat.
+There are two rounds. In the first, the index proposes more photos for each photo that was left out, if it proposed the
+pairs. The second uses synthetic views for the photos that are still left out. It matches each with the photos of the
+model that have most matches with it. `again.json` and the stores keep the results of a round, so a second run repeats
+nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hardnet_sfm.files.workspace import Workspace, read_json
 from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.resources import Resources
 
-if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
     from hardnet_sfm.colmap.model import Model
 
-# Photos that the index proposes for one that was left out, in neighbours of the first list.
+# The index proposes this many times as many photos for a photo that was left out as for the first list.
 _TIMES = 3
-# Photos that one that was left out is matched with in views: each takes as long as 36 plain pairs.
+# Number of photos that a left out photo is matched with in views. Each of these pairs takes as long as 36 plain pairs.
 _CANDIDATES = 5
 
 
@@ -37,15 +37,15 @@ def retry_left_out(
     views: bool,
     resources: Resources,
 ) -> Model | NoModel:
-    """Takes the rounds that are due, until the model has all photos.
+    """Runs the rounds that are due, until the model has all photos.
 
     Args:
-        place: with matches and what became of them.
-        outcome: the largest model so far, or why there is none.
-        match_and_map: runs both stages once more.
-        neighbours: for how many photos the index was asked; None: it was not asked.
-        views: whether photos are matched with synthetic views.
-        resources: how much of the machine.
+        place: workspace with matches and the results of mapping.
+        outcome: the largest model so far, or the reason why there is none.
+        match_and_map: runs both stages again.
+        neighbours: number of photos that the index proposed for each photo; None if it did not propose the pairs.
+        views: whether to match photos with synthetic views.
+        resources: how much of the machine to use.
 
     Returns:
         The outcome of the last round.
@@ -80,7 +80,7 @@ def _with_round(again: Again, name: Round, pairs: Iterable[PhotoPair]) -> Again:
 
 
 def _more_pairs(place: Workspace, names: list[str], neighbours: int, resources: Resources) -> list[PhotoPair]:
-    """Pairs of the named photos that the index proposes and that were not matched yet, in the order of the names."""
+    """Returns new pairs of the named photos that the index proposes, without pairs that were matched already."""
     from hardnet_sfm.retrieval.neighbours import most_alike
 
     with MatchStore(place.matches) as matches:
@@ -91,7 +91,10 @@ def _more_pairs(place: Workspace, names: list[str], neighbours: int, resources: 
 
 
 def _candidates(place: Workspace, names: list[str]) -> list[PhotoPair]:
-    """Pairs of each named photo with photos of the model, or any where there is none, that have most in common."""
+    """Returns pairs of each named photo with the photos of the model that have most in common with it.
+
+    If there is no model, it takes all photos.
+    """
     from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.model import Model
 

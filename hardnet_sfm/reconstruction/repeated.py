@@ -1,20 +1,20 @@
-"""Verified pairs that disagree with the model: the mark of repeated structures, such as two facades that look alike.
+"""Finds verified pairs that disagree with the model: a sign of repeated structures, such as two similar facades.
 
-Two photos of different facades that look alike are verified as well as two photos of the same one: their matches obey
-one epipolar geometry. No pair alone gives that away. The model does: it puts the facades into different places, or it
-puts both into one place and then contradicts the pairs that lead around the corner. Either way some verified pairs do
-not fit, and their photos are worth a look.
+Two photos of different but similar facades are verified as well as two photos of the same facade: their matches agree
+with one epipolar geometry. A single pair cannot reveal that. The model can. Either it puts the facades into different
+places, or it puts both into one place and then contradicts the pairs that lead around the corner. In both cases some
+verified pairs do not fit, and the user should check their photos.
 
 A pair is judged by its matches. A match fits if the point that one of its keypoints observes projects onto the other
-keypoint. Matches whose keypoints observe no point say nothing. This is the consistency of Zach, Klopschitz and
-Pollefeys (Disambiguating visual relations using loop constraints, CVPR 2010) with the model in the place of the loops:
-every point was triangulated from other pairs, so it carries what all loops through them agree on. Unlike the missing
-correspondences of Zach, Irschara and Bischof (What can missing correspondences tell us about 3D structure and motion?,
-CVPR 2008), it needs no model of how often a detector finds a point again.
+keypoint. Matches whose keypoints observe no point give no evidence. This is the consistency of Zach, Klopschitz and
+Pollefeys (Disambiguating visual relations using loop constraints, CVPR 2010), with the model instead of the loops.
+Every point was triangulated from other pairs, so it combines the evidence of all loops through them. Zach, Irschara and
+Bischof use missing correspondences (What can missing correspondences tell us about 3D structure and motion?, CVPR
+2008). That needs a model of how often a detector finds a point again, and this method does not.
 
-Within a fold the false pairs fit. They share the facade, and each photo has points on the same surface that the other
-does not have: a sign, or the ground. In a sound model the points that one photo misses lie mixed with those that both
-observe, because a detector misses points at random. Pairs are therefore also judged by the parts of a photo in which
+Within a fold the false pairs fit. The photos share the facade, and each photo has points on the same surface that the
+other does not have: a sign, or the ground. In a correct model, the points that one photo misses are mixed with those
+that both observe, because a detector misses points at random. So pairs are also judged by the parts of a photo in which
 both have points and share none. Such conflicting observations are those of Heinly, Dunn and Frahm (Correcting for
 duplicate scene structure in sparse 3D reconstruction, ECCV 2014), here counted in a grid instead of superpixels.
 """
@@ -32,27 +32,30 @@ from hardnet_sfm.sights import NO_POINT, Sight
 
 Rows = NDArray[np.int32]
 
-# Share of the photo's longer side within which a point fits a keypoint: 10 pixels of 1000. A model may be that far off
-# where photos are few, but a match of two different facades is off by far more as a rule.
+# Largest distance of a point from a keypoint that it fits, as a share of the photo's longer side: 10 pixels of 1000. A
+# model may be this inaccurate if there are few photos. A match of two different facades usually has a far larger
+# distance.
 _TOLERANCE = 0.01
-# A pair is a suspect if less than this share of its matches fits. Pairs are far from it on either side as a rule.
+# A pair is a suspect if less than this share of its matches fits. The shares of most pairs are far from this limit.
 _LEAST_SHARE = 0.5
-# Chance alone verifies pairs of some 20 matches, which tell nothing about the scene: a suspect has more that misfit.
+# Chance alone verifies pairs of about 20 matches, which tell nothing about the scene. So a suspect needs more matches
+# that do not fit.
 _LEAST_MISFITS = 30
 # A grid over a photo has at most this many cells on its longer side, which are 40 pixels of 1000 wide. It has fewer
-# where fewer points can be compared: a square of so many cells has this many points a cell.
+# cells if fewer points can be compared: on average a cell of a square grid has this many points.
 _MOST_CELLS = 24
 _POINTS_A_CELL = 4
-# Only points that at least this many photos observe are compared: others may be chance.
+# Only points that at least this many photos observe are compared. Other points may be chance.
 _LEAST_TRACK = 3
-# Two photos are compared where they see a point from directions and distances that differ no more than this: a detector
-# finds other points at another scale, and occlusion hides others from elsewhere.
+# Two photos are compared at points that they see from directions and distances that differ by at most this. At other
+# scales a detector finds other points, and from other directions points are occluded.
 _LARGEST_ANGLE = np.deg2rad(20)
 _LARGEST_ZOOM = 1.6
-# Cells in conflict have this many points of either photo or more, and one shared point in ten of them at most.
+# A cell is in conflict if each photo has at least this many points in it that the other lacks. The shared points may be
+# at most this share of them.
 _LEAST_IN_CELL = 2
 _MOST_SHARED = 0.1
-# Conflicting points that make a suspect: their number, and their share of all that could be compared.
+# Conflicting points that make a suspect: their number, and their share of all compared points.
 _LEAST_CONFLICTS = 15
 _LEAST_CONFLICT_SHARE = 0.03
 STRONG = "more matches than most pairs of these photos that fit: the model may be wrong here"
@@ -62,13 +65,13 @@ DIFFERENT = "the model puts both on one place, but each photo has points there t
 
 @dataclass(frozen=True)
 class PairFit:
-    """How well a model explains a verified pair of two of its photos.
+    """The agreement of a model with a verified pair of two of its photos.
 
     Attributes:
         first, second: names of the photos.
-        inliers: matches that agree with the pair's two-view geometry.
-        judged: matches of which at least one keypoint observes a point.
-        explained: judged matches that fit the model.
+        inliers: number of matches that agree with the pair's two-view geometry.
+        judged: number of matches of which at least one keypoint observes a point.
+        explained: number of judged matches that fit the model.
     """
 
     first: str
@@ -79,7 +82,7 @@ class PairFit:
 
     @property
     def share(self) -> float:
-        """Share of the judged matches that the model explains, 1 if there are none."""
+        """Share of the judged matches that the model explains; 1 if there are none."""
         return self.explained / self.judged if self.judged else 1.0
 
     @property
@@ -93,8 +96,8 @@ class Suspect:
     """A verified pair that disagrees with the model.
 
     Attributes:
-        fit: how well the model explains it.
-        reason: what to make of it, for people.
+        fit: agreement of the model with the pair.
+        reason: interpretation, for messages.
     """
 
     fit: PairFit
@@ -104,13 +107,13 @@ class Suspect:
 def fit_pairs(
     pairs: Iterable[tuple[PhotoPair, Rows]], sights: Mapping[str, Sight], xyz: NDArray[np.float64]
 ) -> list[PairFit]:
-    """Judges verified pairs by a model; pairs with a photo that it does not have are passed over.
+    """Judges verified pairs by a model, and skips pairs with a photo that the model does not have.
 
     Time is linear in the number of matches.
 
     Args:
         pairs: names of two photos and (M, 2) int32 row numbers of the keypoints of their verified matches.
-        sights: of the registered photos, by their names.
+        sights: sights of the registered photos, by their names.
         xyz: (P, 3) points of the model, in its units.
     """
     return [
@@ -121,17 +124,17 @@ def fit_pairs(
 
 
 def find_suspects(fits: Sequence[PairFit], overlap: Overlap) -> list[Suspect]:
-    """The pairs whose photos look alike and disagree with the model.
+    """Finds pairs whose photos look alike and disagree with the model.
 
-    First come those that do not fit, the pairs with the most contradicting matches first. Their reason says which side
-    to doubt. If the photos have more matches with each other than with most partners that do fit, they probably are
+    Pairs that do not fit come first, those with the most contradicting matches before others. Their reason says which
+    side to doubt. If the photos have more matches with each other than with most partners that fit, they probably are
     neighbours, and the model folded between them. Otherwise they probably show two things that look alike.
 
-    Then come those that fit and whose photos have conflicting points, the largest share of them first.
+    Pairs that fit but have conflicting points come next, those with the largest share of them before others.
 
     Args:
-        fits: of all verified pairs of the model.
-        overlap: of the same model.
+        fits: agreement of all verified pairs of the model.
+        overlap: comparison of the same model's photos.
     """
     misfits = [fit for fit in fits if fit.misfits >= _LEAST_MISFITS and fit.share < _LEAST_SHARE]
     misfits.sort(key=lambda fit: (-fit.misfits, fit.first, fit.second))
@@ -168,10 +171,10 @@ def _fit(pair: PhotoPair, rows: Rows, sights: tuple[Sight, Sight], xyz: NDArray[
 
 
 class Overlap:
-    """Compares what pairs of photos observe where they see the same part of a model.
+    """Compares the observations of two photos in the part of a model that both see.
 
     Args:
-        sights: of the registered photos, by their names.
+        sights: sights of the registered photos, by their names.
         xyz: (P, 3) points of the model, in its units.
     """
 
@@ -180,12 +183,13 @@ class Overlap:
         lengths = np.bincount(np.concatenate([*observed.values(), np.zeros(0, np.int64)]), minlength=len(xyz))
         self._sights, self._xyz = sights, xyz
         self._observed = {name: rows[lengths[rows] >= _LEAST_TRACK] for name, rows in observed.items()}
-        self._side = np.zeros(len(xyz), np.uint8)  # which of two photos observes a point: 1, 2 or both, 3
+        self._side = np.zeros(len(xyz), np.uint8)  # the photos of a pair that observe a point: 1, 2, or 3 for both
 
     def conflict(self, first: str, second: str) -> tuple[int, float]:
-        """How many points conflict, the smaller number of the two photos, and their share of the points compared.
+        """Returns the number of conflicting points and their share of the compared points.
 
-        Time is linear in the number of points that the photos observe.
+        Each photo gives a result by its own grid, and the smaller one is returned. Time is linear in the number of
+        points that the photos observe.
         """
         a, b = self._observed[first], self._observed[second]
         self._side[a] = 1
@@ -209,17 +213,17 @@ class Overlap:
 
 
 def _seen_alike(places: NDArray[np.float64], one: Sight, other: Sight) -> NDArray[np.bool_]:
-    """(M,) whether two photos see a place from similar directions and distances."""
+    """Returns (M,) whether two photos see a place from similar directions and distances."""
     away = [places - sight.centre for sight in (one, other)]
     distance = [np.linalg.norm(vector, axis=1) for vector in away]
     cosine = np.einsum("ij,ij->i", *away) / (distance[0] * distance[1])
-    # Zoomed photos show more detail: what counts is the size of a metre in the photo.
+    # Zoomed photos show more detail, so the size of a metre in the photo is compared.
     zoom = np.abs(np.log(distance[0] * one.extent / (distance[1] * other.extent)))
     return np.asarray((cosine > np.cos(_LARGEST_ANGLE)) & (zoom < np.log(_LARGEST_ZOOM)))
 
 
 def _conflict_in(rays: NDArray[np.float64], side: NDArray[np.uint8], sight: Sight) -> tuple[int, float]:
-    """Number and share of conflicting points, by the grid of one of the photos."""
+    """Returns the number and the share of conflicting points, by the grid of one of the photos."""
     cells = min(_MOST_CELLS, np.sqrt(len(rays) / _POINTS_A_CELL))
     column, row = np.floor((rays - np.nanmin(sight.rays, axis=0)) / (sight.extent / cells)).astype(np.int64).T
     _, cell = np.unique(row * (int(column.max()) + 1) + column, return_inverse=True)

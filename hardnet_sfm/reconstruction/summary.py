@@ -1,4 +1,4 @@
-"""What `map` found, for summary.json and for the person at the terminal."""
+"""Summarizes the results of `map`, for summary.json and for messages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, fin
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.versions import versions
 
-if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
     from hardnet_sfm.colmap.mappers import Mapped
     from hardnet_sfm.colmap.model import Model
 
-# Suspects of each kind in the summary, the worst ones.
+# Number of suspects of each kind in the summary, the worst ones.
 _LISTED_SUSPECTS = 25
 
 
 def what_was_found(features: FeatureStore, matches: MatchStore) -> dict[str, Any]:
-    """What the stages before this one made, fit for the summary."""
+    """Returns the results of the earlier stages, for the summary."""
     return {
         "photos": features.names(),
         "skipped": features.header["skipped"],
@@ -71,13 +71,16 @@ def summarize(workspace: Workspace, options: MapOptions, found: dict[str, Any], 
 
 
 def _grown_cameras(models: list[Model], options: MapOptions) -> dict[str, int]:
-    """Number of cameras of the largest model by the camera model that each grew to; those that did not are left out."""
+    """Counts the cameras of the largest model that grew, by their new camera model."""
     counts = models[0].camera_models() if models and options.grow_distortion() else {}
     return {name: count for name, count in counts.items() if name != FIRST_CAMERA_MODEL}
 
 
 def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
-    """Verified pairs that disagree with the model of their photos: how many, and the worst of them, fit for JSON."""
+    """Finds verified pairs that disagree with the model of their photos.
+
+    Returns their number and the worst of them, for JSON.
+    """
     from hardnet_sfm.colmap.database import Database
 
     found: list[Suspect] = []
@@ -106,7 +109,7 @@ def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
 
 
 def _camera_groups(workspace: Workspace, options: MapOptions, photos: int) -> list[dict[str, Any]]:
-    """Which photos share a camera and why, fit for the summary."""
+    """Says which photos share a camera and why, for the summary."""
     from hardnet_sfm.colmap.database import read_fact
 
     if options.camera_mode != "auto":
@@ -122,15 +125,15 @@ def explain_failure(summary: dict[str, Any]) -> NoModel:
     )
     why = Counter(summary["unregistered"].values()).most_common(1)[0][0]
     if summary["keypoints"] == 0:
-        hint = "The photos have no texture that a detector could hold on to; a lower --peak-threshold finds weaker one."
+        hint = "The photos have too little texture. A lower --peak-threshold finds weaker keypoints."
     elif summary["verified_pairs"] == 0:
         hint = (
-            "No two photos show the same thing well enough. Take photos that overlap by two thirds; a lower "
+            "No two photos show the same thing well enough. Take photos that overlap by two thirds. A lower "
             "--peak-threshold, a higher --max-ratio or --affine-shape (--detector dog) may help with these."
         )
     elif len(summary["tried"]) == 1:
         hint = (
-            f"Only the {summary['mapper']} mapper was tried, and it found no start in the verified pairs. "
+            f"Only the {summary['mapper']} mapper was tried, and it found no pair to start from. "
             "Run again with --mapper auto, which tries the global one too."
         )
     else:

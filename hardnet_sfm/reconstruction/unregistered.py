@@ -1,4 +1,4 @@
-"""Why photos are not part of the model."""
+"""Reasons why photos are not part of the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hardnet_sfm.keypoints import PhotoPair
 def reasons_unregistered(
     keypoints: Mapping[str, int], verified: Mapping[PhotoPair, int], models: Sequence[Sequence[str]]
 ) -> dict[str, str]:
-    """Says for every photo that is not in the largest model why.
+    """Gives for every photo that is not in the largest model the reason.
 
     Args:
         keypoints: number of keypoints of every photo.

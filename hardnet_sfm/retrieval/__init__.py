@@ -1,1 +1,1 @@
-"""Which photos show the same thing: vocabularies, indexes of visual words with binary signatures, ranking."""
+"""Finds photos that show the same thing: vocabularies, indexes of visual words with binary signatures, and ranking."""

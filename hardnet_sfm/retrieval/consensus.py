@@ -1,6 +1,6 @@
-"""The transformation of the plane that most correspondences agree with, compiled by numba."""
+"""Finds the plane transformation that most correspondences agree with. The functions are compiled by numba."""
 
-# Types here are numba's, found when a function is first called.
+# numba infers the types when a function is first called.
 # mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hardnet_sfm.retrieval.kernels import compiled
 
 @compiled
 def _agreement(model, mine, theirs, turn, octave, tolerance, inside):
-    """Marks correspondences whose position, and roughly scale and orientation, agree; returns how many."""
+    """Marks correspondences that agree in position, and roughly in scale and orientation; returns their number."""
     count = 0
     limit = tolerance * tolerance
     for row in range(len(mine)):
@@ -30,7 +30,7 @@ def _agreement(model, mine, theirs, turn, octave, tolerance, inside):
 
 @compiled
 def _distinct(inside, features, entries):
-    """The smaller number of different features that marked correspondences have on either side."""
+    """Counts the different features of marked correspondences on each side, and returns the smaller number."""
     seen = np.zeros((2, len(inside)), np.bool_)
     first, second = 0, 0
     for row in range(len(inside)):
@@ -46,7 +46,7 @@ def _distinct(inside, features, entries):
 
 @compiled
 def _fit_affine(mine, theirs, inside, model):
-    """Least squares over marked correspondences, into (2, 3) `model`; False where it is degenerate or unlikely."""
+    """Fits (2, 3) `model` to marked correspondences by least squares; returns False if it is degenerate or unlikely."""
     count, mx, my, tx, ty = 0, 0.0, 0.0, 0.0, 0.0
     for row in range(len(mine)):
         if inside[row]:
@@ -76,7 +76,7 @@ def _fit_affine(mine, theirs, inside, model):
     a, b = (ax * syy - ay * sxy) / determinant, (ay * sxx - ax * sxy) / determinant
     c, d = (bx * syy - by * sxy) / determinant, (by * sxx - bx * sxy) / determinant
     area = a * d - b * c
-    # No mirror, no scale beyond 10, no side squeezed beyond a quarter of the other.
+    # The fit must not mirror, scale by more than 10, or squeeze one side to less than a quarter of the other.
     if area <= 0.01 or area >= 100 or a * a + b * b + c * c + d * d > 4.25 * area:
         return False
     model[0, 0], model[0, 1], model[0, 2] = a, b, tx - a * mx - b * my
@@ -86,7 +86,10 @@ def _fit_affine(mine, theirs, inside, model):
 
 @compiled
 def _frame(feature, frame):
-    """Local frame, into (2, 2) `frame`, of x, y, scale, orientation, and, where affine, stretch and its direction."""
+    """Computes (2, 2) `frame`, the local frame of a feature.
+
+    The feature is x, y, scale, orientation and, if affine, the stretch and its direction.
+    """
     cos, sin = feature[2] * np.cos(feature[3]), feature[2] * np.sin(feature[3])
     xx, xy, yy = 1.0, 0.0, 1.0
     if len(feature) > 4:
@@ -99,9 +102,10 @@ def _frame(feature, frame):
 
 @compiled
 def _hypothesis(mine, theirs, frames, model):
-    """The transformation that one correspondence alone gives, into (2, 3) `model`; returns its turn and octaves.
+    """Computes (2, 3) `model` from one correspondence alone; returns its turn and octaves.
 
-    From one feature's frame to the other's (Philbin et al., CVPR 2007, section 4): a similarity where frames are.
+    It maps one feature's frame to the other's (Philbin et al., CVPR 2007, section 4). It is a similarity if the frames
+    are similarity frames.
     """
     _frame(mine, frames[0])
     _frame(theirs, frames[1])
@@ -116,18 +120,18 @@ def _hypothesis(mine, theirs, frames, model):
 
 @compiled
 def best_transformation(mine, theirs, features, entries, tolerance, step, refined):
-    """The transformation that most correspondences agree with.
+    """Finds the transformation that most correspondences agree with.
 
     Args:
-        mine, theirs: (M, 4) float64 each: x, y, scale, orientation of both sides; (M, 6) with the stretch of affine
+        mine, theirs: (M, 4) float64 each: x, y, scale, orientation of both sides. (M, 6) also has the stretch of affine
             frames, log2 of the ratio of axes, and its direction.
-        features, entries: (M,) int64 below M: equal numbers are the same feature of a side.
+        features, entries: (M,) int64 below M: equal numbers denote the same feature of a side.
         tolerance: pixels in the second photo.
-        step: every so many correspondences is a hypothesis.
-        refined: how many of the best hypotheses are refined.
+        step: every `step`-th correspondence gives a hypothesis.
+        refined: number of best hypotheses to refine.
 
     Returns:
-        (M,) bool, which agree; and the (2, 3) transformation that fits these best, by least squares.
+        (M,) bool, which correspondences agree; and the (2, 3) transformation that fits these best, by least squares.
     """
     number = (len(mine) + step - 1) // step
     counts = np.zeros(number, np.int64)
@@ -137,7 +141,7 @@ def best_transformation(mine, theirs, features, entries, tolerance, step, refine
     for one in range(number):
         row = one * step
         turns[one], octaves[one] = _hypothesis(mine[row], theirs[row], frames, models[one])
-        # Quantised scale and orientation are wrong by a few per cent far from the feature: twice the tolerance.
+        # Quantised scale and orientation are wrong by a few per cent far from the feature, so the tolerance is doubled.
         counts[one] = _agreement(models[one], mine, theirs, turns[one], octaves[one], 2 * tolerance, inside)
     order = np.argsort(-counts, kind="mergesort")
     best, best_inside, best_model = 0, np.zeros(len(mine), np.bool_), models[order[0]].copy()
@@ -154,6 +158,6 @@ def best_transformation(mine, theirs, features, entries, tolerance, step, refine
             if count > best:
                 best, best_inside, best_model = count, inside.copy(), model.copy()
             wide[:] = inside
-    # What was kept had been fitted to the correspondences that agreed with the fit before.
+    # The kept model was fitted to the correspondences that agreed with the previous fit.
     _fit_affine(mine, theirs, best_inside, best_model)
     return best_inside, best_model

@@ -1,7 +1,7 @@
-"""Query expansion: what the best photos add to a query.
+"""Query expansion: adds features of the best photos to a query.
 
-Hamming query expansion follows Tolias and Jegou (Pattern Recognition 47(10), 2014), average query expansion Chum et al.
-(ICCV 2007, section 4.2).
+Hamming query expansion follows Tolias and Jegou (Pattern Recognition 47(10), 2014). Average query expansion follows
+Chum et al. (ICCV 2007, section 4.2).
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ _SHORTLIST = 100
 _RELIABLE_MATCHES = 5
 _MOST_RELIABLE = 20
 _RELIABLE_INLIERS = 8
-# Words alone let more chance through than signatures do.
+# Words alone give more chance matches than signatures do, so this needs more inliers.
 _AVERAGED_INLIERS = 16
-# New words, as a share of the number of words of the query.
+# Largest number of new words, as a share of the number of the query's words.
 _NEW_WORDS = 1.0
 _NEW_WORD_PHOTOS = 2
 
 
 def reliable_photos(index: InvertedIndex, scores: Scores, strict: NDArray[np.int64]) -> list[int]:
-    """Photos among the first 100 in which 5 or more features of the query have a strict match; at most 20, best first.
+    """Selects reliable photos among the first 100; at most 20, best first.
+
+    In a reliable photo, 5 or more features of the query have a strict match.
 
     Args:
-        index: for the order of equals.
+        index: index, which orders photos of equal score.
         scores, strict: (N,) each, see `score_and_count`.
     """
     return [photo for photo in index.rank(scores, _SHORTLIST) if strict[photo] >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
@@ -41,25 +43,25 @@ def reliable_photos(index: InvertedIndex, scores: Scores, strict: NDArray[np.int
 def reliable_verified(
     verified: Mapping[int, Verified], names: Sequence[str], least: int = _RELIABLE_INLIERS
 ) -> list[int]:
-    """Photos with 8 or more inliers, or another number, those with most first; at most 20."""
+    """Selects photos with at least `least` inliers, those with most first; at most 20."""
     enough = [found for found in verified.values() if found.inliers >= least]
     ordered = sorted(enough, key=lambda found: (-found.inliers, names[found.photo]))
     return [found.photo for found in ordered][:_MOST_RELIABLE]
 
 
 def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Mapping[int, int]) -> Query:
-    """The query with its signatures averaged with those of reliable photos, and with features that these agree on.
+    """Averages a query's signatures with those of reliable photos, and adds features that these photos agree on.
 
-    All words of the query are kept, and as many others at most, those that most of the reliable photos have (two at
-    least). Within a word, features whose signatures are within 16 bits are put together, those of the query first, and
-    each group becomes one feature, with the majority of each bit. A group without a feature of the query stays only
-    where it comes from two photos or more.
+    All words of the query are kept. At most as many other words are added: those that most of the reliable photos have
+    (at least two). Within a word, features whose signatures differ by at most 16 bits form a group, starting with those
+    of the query. Each group becomes one feature, with the majority of each bit. A group without a feature of the query
+    is kept only if it comes from two photos or more.
 
     Args:
-        index: for idf.
-        query: as it was asked.
+        index: index, for the idf.
+        query: the original query.
         entries: features of the reliable photos.
-        ranks: of the reliable photos, 0 the best.
+        ranks: ranks of the reliable photos, 0 for the best.
 
     Returns:
         A query without geometry.
@@ -78,9 +80,9 @@ def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Ma
 
 
 def _kept_words(index: InvertedIndex, query: Query, entries: Entries) -> NDArray[np.bool_]:
-    """(W,) which words an expanded query has."""
+    """Returns (W,) which words an expanded query has."""
     own = np.unique(query.words)
-    # Entries of one photo in one word follow each other.
+    # Entries of one photo in one word are adjacent.
     once = (np.diff(entries.photos, prepend=-1) != 0) | (np.diff(entries.words, prepend=np.int32(-1)) != 0)
     support = np.bincount(entries.words[once], minlength=len(index.vocabulary))
     support[own] = 0
@@ -93,12 +95,12 @@ def _kept_words(index: InvertedIndex, query: Query, entries: Entries) -> NDArray
 
 
 def within_region(index: InvertedIndex, entries: Entries, verified: Mapping[int, Verified], region: Region) -> Entries:
-    """Features of verified photos that lie, taken back to the query, in a box there.
+    """Selects features of verified photos that lie in a box of the query after mapping them back to it.
 
     Args:
-        index: that they are in.
-        entries: of verified photos.
-        verified: what of the photos agrees with the query.
+        index: index of the photos.
+        entries: entries of verified photos.
+        verified: verification of the photos.
         region: x0, y0, x1, y1, pixels of the query.
     """
     inside = np.zeros(len(entries), bool)
@@ -113,7 +115,7 @@ def within_region(index: InvertedIndex, entries: Entries, verified: Mapping[int,
 
 
 def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Verified], region: Region) -> Scores:
-    """Bag of words with the mean of the query's counts of words and those of the best verified photos."""
+    """Scores a bag of words with the mean word counts of the query and of the best verified photos."""
     photos = reliable_verified(verified, index.names, _AVERAGED_INLIERS)
     entries = within_region(index, index.entries(photos), verified, region)
     counts = np.bincount(query.words, minlength=len(index.vocabulary)).astype(np.float64)

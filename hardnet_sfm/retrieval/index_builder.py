@@ -1,4 +1,4 @@
-"""The state of an index between what readers find and what will replace it."""
+"""Builds the next state of an index while readers keep the current one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from hardnet_sfm.retrieval.methods import MOST_PHOTOS
 from hardnet_sfm.retrieval.segments import IndexedPhoto, Segment, merge_segments, write_segment
 from hardnet_sfm.retrieval.visual_words import Vocabulary
 
-# A segment is merged with the one before it when it has a quarter of its features or more, and written anew when more
-# than a quarter of its photos are gone: a feature is copied a few times, whatever the number of photos.
+# A segment is merged with the previous one if it has a quarter of that one's features or more. It is rewritten if more
+# than a quarter of its photos are removed. So each feature is copied only a few times, whatever the number of photos.
 _QUARTER = 4
 
 
 class IndexBuilder:
-    """An index between two states: what readers find, and what will replace it.
+    """Builds the next state of an index. Readers keep the current one until `finish`.
 
     Args:
-        folder: of the index, made if missing.
-        vocabulary: its words.
+        folder: folder of the index; made if missing.
+        vocabulary: vocabulary of the index.
         images: folder of the photos, for the manifest.
-        options: that features are made with; photos of others, or of another vocabulary, are not taken over.
+        options: options that features are made with. Photos with other options or another vocabulary are not taken
+            over.
 
     Attributes:
         there: names of the photos that are kept, after `keep_only`.
@@ -47,7 +48,7 @@ class IndexBuilder:
         if not (copy / CARD).is_file():
             vocabulary.save(copy)
         self._waiting: list[IndexedPhoto] = []
-        # Nothing is built on damaged bytes.
+        # A new state must not build on damaged data.
         self._segments = [
             Segment(folder / name, len(vocabulary), removed, thorough=True)
             for name, removed in self._manifest.segments.items()
@@ -55,7 +56,7 @@ class IndexBuilder:
         self.there: set[str] = set()
 
     def keep_only(self, wanted: dict[str, str]) -> int:
-        """Removes all photos but those with the given fingerprints by name; returns how many it removed."""
+        """Keeps only the photos with the given fingerprints by name, and returns how many it removed."""
         before = sum(map(len, self._segments))
         segments = []
         for segment in self._segments:
@@ -71,13 +72,13 @@ class IndexBuilder:
         return before - sum(map(len, segments))
 
     def add(self, photo: IndexedPhoto, checkpoint: int) -> None:
-        """Adds a photo; every so many, what is there is kept for a run to go on from."""
+        """Adds a photo. After every `checkpoint` photos the state is saved, so that a later run can resume."""
         self._waiting.append(photo)
         if len(self._waiting) >= checkpoint:
             self._flush()
 
     def finish(self) -> tuple[int, int, int]:
-        """Makes the new state the one that readers find; returns its number of photos, features and bytes."""
+        """Publishes the new state for readers, and returns its number of photos, features and bytes."""
         self._flush()
         state = self._state()
         if not self._complete.is_file() or Manifest.read(self._complete) != state:
@@ -108,7 +109,7 @@ class IndexBuilder:
             state.write(self._folder / UNFINISHED)
 
     def _to_merge(self) -> tuple[int, int] | None:
-        """Which segments should become one: two neighbours, or one with many removed photos."""
+        """Returns the segments to merge: two neighbours, or one with many removed photos."""
         for number, segment in enumerate(self._segments):
             if len(segment.removed) * _QUARTER > len(segment.names):
                 return number, number + 1

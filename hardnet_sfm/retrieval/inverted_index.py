@@ -1,11 +1,11 @@
-"""The index on disk: segments of inverted lists, and the manifest that says which of them count.
+"""The index on disk: segments of inverted lists, and the manifest that lists the valid segments.
 
     index/
-      manifest.json        format, what the features are, segments and which of their photos are gone
-      vocabulary-DIGEST/   a copy of the vocabulary, so that the index stands alone
+      manifest.json        format, options of the features, segments and their removed photos
+      vocabulary-DIGEST/   a copy of the vocabulary, which makes the index self-contained
       segment-DIGEST/      never changed once written
 
-A change writes new segments first and replaces the manifest last: a reader sees the old state or the new one.
+A change writes new segments first and replaces the manifest last. So a reader sees either the old state or the new one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hardnet_sfm.retrieval.visual_words import Signatures, Vocabulary, Words
 
 FORMAT = "hardnet-sfm index"
 VERSION = 1
-# What a killed run had finished; it becomes the manifest at the end.
+# The finished work of a killed run; it becomes the manifest at the end.
 UNFINISHED = "unfinished.json"
 
 Result = TypeVar("Result")
@@ -41,13 +41,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which segments an index consists of.
+    """The segments of an index.
 
     Attributes:
-        images: folder that the photos were in.
-        options: that their features were made with.
+        images: folder of the photos.
+        options: options that their features were made with.
         vocabulary: sha256 of the vocabulary's numbers.
-        words: of the vocabulary.
+        words: number of words of the vocabulary.
         segments: numbers of removed photos by the segment's name, in order.
     """
 
@@ -59,7 +59,7 @@ class Manifest:
 
     @property
     def vocabulary_folder(self) -> str:
-        """Name of the copy of the vocabulary in the folder of the index."""
+        """Name of the vocabulary's copy in the folder of the index."""
         return f"vocabulary-{self.vocabulary[:8]}"
 
     @classmethod
@@ -67,16 +67,16 @@ class Manifest:
         """Reads a manifest.
 
         Raises:
-            HardnetSfmError: it is missing, damaged or of another version.
+            HardnetSfmError: the manifest is missing, damaged or of another version.
         """
         content = read_json(path)
         try:
             if content.pop("format") != FORMAT:
-                raise ValueError("it is none")
+                raise ValueError("its format is another one")
             if (version := content.pop("version")) != VERSION:
                 raise ValueError(f"it has version {version}, this program reads version {VERSION}")
             if content.pop("check") != digest(content):
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum differs")
             return cls(**content)
         except (KeyError, TypeError, ValueError) as error:
             raise HardnetSfmError(
@@ -91,23 +91,24 @@ class Manifest:
 
 
 class InvertedIndex:
-    """An open index, for reading: lists stay on disk, memory-mapped, until they are looked at.
+    """An index that is open for reading. Lists stay on disk, memory-mapped, until they are accessed.
 
     Args:
-        folder: of the index, or a workspace that has one.
+        folder: folder of the index, or a workspace that contains one.
         resources: how many threads search.
-        thorough: hold every byte against its checksum; without, only what is small.
+        thorough: whether to verify the checksums of all files, not only of the small ones.
 
     Attributes:
-        manifest: what it consists of.
-        vocabulary: its words.
-        segments: its lists.
-        names: of its photos; a photo's number in the index is its place here, `starts[segment] + number` there.
+        manifest: list of segments.
+        vocabulary: vocabulary of the index.
+        segments: open segments with the lists.
+        names: names of its photos. A photo's number in the index is its position here: `starts[segment]` plus its
+            number in the segment.
         starts: number of each segment's first photo.
-        threads: how many search.
+        threads: number of threads that search.
 
     Raises:
-        HardnetSfmError: there is none, or it is damaged or of another version.
+        HardnetSfmError: the index is missing, damaged or of another version.
     """
 
     def __init__(self, folder: Path, resources: Resources | None = None, *, thorough: bool = False) -> None:
@@ -118,7 +119,7 @@ class InvertedIndex:
         self.vocabulary = Vocabulary.open(self.folder / self.manifest.vocabulary_folder)
         if self.vocabulary.fingerprint != self.manifest.vocabulary:
             raise HardnetSfmError(
-                f"{self.folder}: its vocabulary is another than it was made with",
+                f"{self.folder}: its vocabulary is not the one that it was made with",
                 f"Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
             )
         words = self.manifest.words
@@ -132,13 +133,13 @@ class InvertedIndex:
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
-        """(N,) whether each photo has not been removed."""
+        """(N,) whether each photo is still in the index, not removed."""
         parts = [segment.alive[: len(segment.names)] for segment in self.segments]
         return np.concatenate([np.zeros(0, np.uint8), *parts]).astype(bool)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Of the features of the photos that have not been removed, by name."""
+        """Fingerprints of the features of the photos that have not been removed, by name."""
         marks = [mark for segment in self.segments for mark in segment.fingerprints]
         return {name: mark for name, mark, alive in zip(self.names, marks, self.alive, strict=True) if alive}
 
@@ -147,12 +148,12 @@ class InvertedIndex:
 
     @property
     def features(self) -> int:
-        """Number of entries of all lists, those of removed photos among them."""
+        """Number of entries of all lists, including those of removed photos."""
         return sum(segment.features for segment in self.segments)
 
     @cached_property
     def idf(self) -> NDArray[np.float64]:
-        """(W,) logarithm of the number of photos by that of photos with the word; 0 for words that no photo has."""
+        """(W,) log(number of photos / number of photos with the word), 0 if no photo has the word."""
         frequencies = np.zeros(len(self.vocabulary), np.int64)
         for segment in self.segments:
             kernels.document_frequencies(segment.offsets, segment.images, segment.alive, frequencies)
@@ -169,30 +170,30 @@ class InvertedIndex:
 
     @property
     def count_norms(self) -> NDArray[np.float64]:
-        """(N,) lengths of the photos' vectors of tf idf."""
+        """(N,) lengths of the photos' tf-idf vectors."""
         return np.asarray(self._norms[0])
 
     @property
     def word_norms(self) -> NDArray[np.float64]:
-        """(N,) lengths of the photos' vectors of idf of each word that they have."""
+        """(N,) lengths of the photos' vectors with the idf of each word that they have."""
         return np.asarray(self._norms[1])
 
     @property
     def present_norms(self) -> NDArray[np.float64]:
-        """(N,) roots of the number of words that the photos have."""
+        """(N,) square roots of the number of words in each photo."""
         return np.asarray(self._norms[2])
 
     def threaded(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> list[Result]:
-        """Results of calls side by side, in the order of the tasks."""
+        """Runs calls in parallel threads, and returns their results in the order of the tasks."""
         if self.threads == 1 or len(tasks) == 1:
             return [function(*task) for task in tasks]
         with ThreadPoolExecutor(self.threads, "search") as pool:
             return list(pool.map(lambda task: function(*task), tasks))
 
     def entries(self, photos: Sequence[int]) -> Entries:
-        """All features of given photos, in the order of the lists: by segment, by word, by photo.
+        """Returns all features of given photos in the order of the lists: by segment, by word, by photo.
 
-        A pass over the images of all lists: 2 bytes a feature.
+        It takes a pass over the images of all lists: 2 bytes a feature.
         """
         tasks, numbers = [], []
         for number, segment in enumerate(self.segments):
@@ -212,23 +213,25 @@ class InvertedIndex:
         return Entries(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(empty)))
 
     def joined(self, values: NDArray[Any]) -> NDArray[Any]:
-        """(N,) values of all photos from (S, 65536) of each segment's."""
+        """Joins (S, 65536) values by segment into (N,) values of all photos."""
         parts = [row[: len(segment.names)] for row, segment in zip(values, self.segments, strict=True)]
         return np.concatenate([np.zeros(0, values.dtype), *parts])
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
-        """(N,) the place of each photo in the order of names."""
+        """(N,) position of each photo in the order of names."""
         places = np.empty(len(self.names), np.int64)
         places[sorted(range(len(self.names)), key=self.names.__getitem__)] = np.arange(len(self.names))
         return places
 
     def rank(self, scores: NDArray[np.float64], top: int | None = None) -> list[int]:
-        """Numbers of photos with a score above 0, best first; names decide between equals, whatever their numbers.
+        """Returns the numbers of photos with a score above 0, best first.
+
+        Names order equal scores, whatever the numbers.
 
         Args:
-            scores: (N,).
-            top: at most so many.
+            scores: (N,) scores.
+            top: largest number of photos.
         """
         least = 0.0
         if top is not None and top < len(scores):
@@ -238,23 +241,27 @@ class InvertedIndex:
         return [int(photo) for photo in candidates[order]]
 
     def wanted(self, segment: int, photos: Sequence[int]) -> NDArray[np.uint8]:
-        """(65536,) uint8, 1 for those of the given photos that are in a segment."""
+        """Returns (65536,) uint8, 1 for the given photos that are in a segment."""
         numbers = np.asarray(photos, np.int64) - self.starts[segment]
         flags = np.zeros(MOST_PHOTOS, np.uint8)
         flags[numbers[(numbers >= 0) & (numbers < len(self.segments[segment].names))]] = 1
         return flags
 
     def photos_of(self, segment: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Photos of entries of a segment's lists."""
+        """Returns the photos of entries of a segment's lists."""
         return np.asarray(self.segments[segment].images[rows] + self.starts[segment], np.int64)
 
     def geometry_of(self, segment: int, rows: NDArray[np.int64]) -> Float32:
-        """(M, 4) geometry (x, y, scale, radians) of entries of a segment's lists."""
+        """Returns the geometry of entries of a segment's lists.
+
+        It is (M, 4) x, y, scale, radians, or (M, 6) with affine frames, see
+        `hardnet_sfm.retrieval.segments.geometry_of`.
+        """
         of = self.segments[segment]
         return unpack_geometry(of.geometry[rows], of.sizes[of.images[rows]])
 
     def signatures_of(self, entries: Entries) -> Signatures:
-        """(N,) signatures of features in the index."""
+        """Returns the (N,) signatures of features in the index."""
         found = np.empty(len(entries), np.uint64)
         segments = self.segment_of(entries.photos)
         for number, segment in enumerate(self.segments):
@@ -263,18 +270,18 @@ class InvertedIndex:
         return found
 
     def segment_of(self, photos: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) number of the segment that each photo is in."""
+        """Returns the (N,) number of each photo's segment."""
         return np.asarray(np.searchsorted(self.starts, photos, "right") - 1, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Features in an index: where they are, for signatures and geometry cost a miss of all caches each.
+    """Positions of features in an index. Signatures and geometry are read later, as each read misses all caches.
 
     Attributes:
-        photos: (N,) int64 numbers.
+        photos: (N,) int64 numbers of photos.
         words: (N,) int32.
-        rows: (N,) int64, in the lists of the photo's segment.
+        rows: (N,) int64, rows in the lists of the photo's segment.
     """
 
     photos: NDArray[np.int64]
@@ -285,12 +292,12 @@ class Entries:
         return len(self.photos)
 
     def select(self, rows: NDArray[Any]) -> Entries:
-        """Those in the given rows."""
+        """Returns the entries in the given rows."""
         return Entries(self.photos[rows], self.words[rows], self.rows[rows])
 
 
 def sweep(folder: Path) -> None:
-    """Removes what no manifest of an index names: leftovers of killed runs and of replaced states."""
+    """Removes folders that no manifest of the index names: leftovers of killed runs and of replaced states."""
     manifests = [Manifest.read(folder / name) for name in (MANIFEST, UNFINISHED) if (folder / name).is_file()]
     kept = {name for manifest in manifests for name in manifest.segments}
     kept |= {manifest.vocabulary_folder for manifest in manifests}

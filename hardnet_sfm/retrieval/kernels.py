@@ -1,13 +1,14 @@
-"""The loops over inverted lists, compiled by numba. They hold no lock: threads run them side by side.
+"""Loops over inverted lists, compiled by numba. They release Python's lock, so threads can run them in parallel.
 
-Sums over images are kept as whole numbers of 2^-30, so that they do not depend on the order of adding: the same scores
-to the last bit for any number of threads and any division of the photos into segments.
+Sums over images are kept as integers in units of 2^-30, so that they do not depend on the order of adding. Scores are
+the same to the last bit for any number of threads and any division of the photos into segments.
 
-Lists are those of one segment: entries sorted by word, within a word by image. `offsets` (W + 1,) int64 says where each
-word's list begins, `images` (E,) uint16 whose entry it is, `signatures` (E,) uint64 its binary signature.
+Lists are those of one segment: entries are sorted by word, and within a word by image. `offsets` (W + 1,) int64 gives
+the start of each word's list. `images` (E,) uint16 gives the image of each entry, and `signatures` (E,) uint64 its
+binary signature.
 """
 
-# Types here are numba's, found when a function is first called.
+# numba infers the types when a function is first called.
 # mypy: disable-error-code="no-untyped-def, assignment, call-arg"
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _RUN = 32
 
 @intrinsic
 def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001
-    """Number of bits set in a uint64: one instruction."""
+    """Counts the bits set in a uint64, by one instruction."""
 
     def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
@@ -35,13 +36,13 @@ def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001
 
 
 def compiled(function: Any) -> Any:
-    """Compiles on first use, and keeps the result on disk for the next process."""
+    """Compiles a function on first use, and keeps the result on disk for the next process."""
     return numba.njit(nogil=True, cache=True, boundscheck=False)(function)
 
 
 @compiled
 def document_frequencies(offsets, images, alive, frequencies):
-    """Adds to (W,) int64 the number of living images that have each word."""
+    """Adds to (W,) int64 the number of images with each word, without removed images."""
     for word in range(len(offsets) - 1):
         last, count = -1, 0
         for entry in range(offsets[word], offsets[word + 1]):
@@ -54,7 +55,7 @@ def document_frequencies(offsets, images, alive, frequencies):
 
 @compiled
 def squared_norms(offsets, images, idf, of_counts, of_words, words):
-    """Adds to (65536,) float64 each: sums over an image's words of (tf idf)^2, of idf^2, and of 1."""
+    """Adds to (65536,) float64 each the sums over an image's words of (tf idf)^2, of idf^2, and of 1."""
     for word in range(len(offsets) - 1):
         squared = idf[word] * idf[word]
         entry, end = offsets[word], offsets[word + 1]
@@ -80,11 +81,14 @@ def score_words(words, weights, offsets, images, scores):
 def _match_list(
     signature, signatures, images, weights, factor, reach, strict, alive, near, found_images, found, found_strict
 ):
-    """Matches of one signature in one list, one an image, into the last three arrays; returns how many."""
+    """Finds the matches of one signature in one list, one for each image; returns their number.
+
+    The matches are written into the last three arrays.
+    """
     count, image, total, raised, nearest = 0, 0, 0.0, 0.0, 64
     for block in range(0, len(signatures), _BLOCK):
         size, hits = min(_BLOCK, len(signatures) - block), 0
-        # No branch: one that is taken for every thirtieth entry, at random, costs more than all else.
+        # There is no branch: one that is taken randomly for every thirtieth entry costs more than the rest of the loop.
         for at in range(size):
             near[hits] = at
             hits += np.int64(_popcount(signatures[block + at] ^ signature)) <= reach
@@ -113,31 +117,31 @@ def _match_list(
 def embedded_matches(
     first, last, starts, words, signatures, weights, strict, idf, offsets, list_signatures, list_images, alive
 ):
-    """Hamming embedding: matches of query features, with bursts within an image discounted.
+    """Hamming embedding: finds matches of query features, and discounts bursts within an image.
 
-    A match of distance h weighs w = weights[h] idf^2; those of one feature in one image together
+    A match of distance h weighs w = weights[h] idf^2. The matches of one feature in one image together weigh
     sum(w sqrt(w / sum(w))) (Jegou, Douze, Schmid, CVPR 2009, section 4.2).
 
-    Lower bound: 8 bytes of signature an entry of the lists, and 2 of image.
+    Lower bound: reading 8 bytes of signature and 2 of image for each entry of the lists.
 
     Args:
-        first, last: features `first` to `last - 1` are looked up.
-        starts: (F + 1,) where each feature's rows of `words` and `signatures` begin.
-        words, signatures: (R,) words assigned to features, and the signatures there.
-        weights: (65,) by distance; zero from some distance on.
+        first, last: features `first` to `last - 1` are searched.
+        starts: (F + 1,) start of each feature's rows in `words` and `signatures`.
+        words, signatures: (R,) words assigned to features, and the features' signatures in these words.
+        weights: (65,) weights by distance; zero above some distance.
         strict: largest distance of a strict match.
-        idf: (W,).
-        alive: (65536,) 1 for images that count.
+        idf: (W,) idf of each word.
+        alive: (65536,) 1 for images that are searched.
 
     Returns:
-        images (M,) uint16, weights (M,) float32, whether each is a strict match in its feature's first word (M,) uint8,
-        and (last - first + 1,) where each feature's begin.
+        images (M,) uint16; weights (M,) float32; whether each is a strict match in its feature's first word (M,) uint8;
+        and (last - first + 1,) the start of each feature's matches.
     """
     reach = 64
     while reach > 0 and weights[reach] == 0:
         reach -= 1
-    # Room for a match of every entry: memory that is not written to costs nothing. An array that grew in the loop
-    # would keep the compiler from optimising it: 15 ns an entry instead of 1.
+    # There is room for a match of every entry, as memory that is not written to costs nothing. An array that grows in
+    # the loop would keep the compiler from optimising it: 15 ns an entry instead of 1.
     room = 0
     for row in range(starts[first], starts[last]):
         room += offsets[words[row] + 1] - offsets[words[row]]
@@ -170,7 +174,7 @@ def embedded_matches(
 
 @compiled
 def sum_matches(bounds, found, totals):
-    """Adds up the weights of each feature's matches, (F,) int64."""
+    """Sums the weights of each feature's matches, (F,) int64."""
     for feature in range(len(bounds) - 1):
         total = np.int64(0)
         for match in range(bounds[feature], bounds[feature + 1]):
@@ -180,9 +184,9 @@ def sum_matches(bounds, found, totals):
 
 @compiled
 def score_matches(bounds, found_images, found, found_strict, totals, scores, counts):
-    """Adds matches to their images, with bursts over all images discounted: w sqrt(w / sum(w)) (CVPR 2009, 4.3).
+    """Adds matches to their images, and discounts bursts over all images: w sqrt(w / sum(w)) (CVPR 2009, 4.3).
 
-    To `counts` it adds the number of strict ones.
+    It adds the number of strict matches to `counts`.
     """
     for feature in range(len(bounds) - 1):
         if totals[feature] > 0:
@@ -195,7 +199,7 @@ def score_matches(bounds, found_images, found, found_strict, totals, scores, cou
 
 @compiled
 def _length(signatures, begin, end):
-    """L2 norm of the sum of signatures as vectors of +1 and -1."""
+    """Returns the L2 norm of the sum of signatures, taken as vectors of +1 and -1."""
     number = end - begin
     if number == 1:
         return 8.0
@@ -218,16 +222,19 @@ def _length(signatures, begin, end):
 def score_aggregated(
     starts, words, signatures, least, power, of_distance, factors, offsets, list_signatures, list_images, scores
 ):
-    """ASMK over signatures as vectors of +1 and -1: adds factor * similarity^power for each word that is in both.
+    """ASMK over signatures, taken as vectors of +1 and -1.
+
+    It adds factor * similarity^power for each word that the query and an image have in common.
 
     Args:
-        starts: (Q + 1,) where the signatures of each of the query's words begin.
-        words: (Q,).
-        signatures: (R,) of the query.
-        least: similarities below count nothing.
-        power: alpha.
-        of_distance: (65,) the selected similarity^power of two signatures alone in their word.
-        factors: (W,) of each word.
+        starts: (Q + 1,) start of the signatures of each of the query's words.
+        words: (Q,) words of the query.
+        signatures: (R,) signatures of the query.
+        least: similarities below this count as 0.
+        power: alpha, the exponent of similarities.
+        of_distance: (65,) selected similarity^power by distance, if the query and the image have one signature each in
+            the word.
+        factors: (W,) factor of each word.
     """
     for row in range(len(words)):
         word = words[row]
@@ -253,11 +260,11 @@ def score_aggregated(
 
 @compiled
 def correspondences(starts, words, signatures, reach, offsets, list_signatures, list_images, wanted):
-    """All pairs of a query feature and an entry of wanted images, with signatures no further apart than `reach`.
+    """Finds all pairs of a query feature and an entry of wanted images, with signatures at most `reach` bits apart.
 
     Args:
-        starts, words, signatures: as for `embedded_matches`.
-        wanted: (65536,) uint8.
+        starts, words, signatures: see `embedded_matches`.
+        wanted: (65536,) uint8, 1 for wanted images.
 
     Returns:
         (M, 3) int64: feature, entry, Hamming distance.
@@ -282,13 +289,13 @@ def correspondences(starts, words, signatures, reach, offsets, list_signatures, 
 
 @compiled
 def entries_of(first, last, offsets, images, following):
-    """Entries of wanted images in the lists of the words `first` to `last - 1`: their numbers and words, (M,) each.
+    """Finds entries of wanted images in the lists of the words `first` to `last - 1`.
 
-    Lower bound: 2 bytes an entry. Images rise within a list, so the last of a run of entries tells whether any of it
-    can be wanted. Few can, and the others are not looked at.
+    It returns their numbers and words, (M,) each. Lower bound: 2 bytes an entry. Images rise within a list. So the last
+    image of a run of entries tells whether the run can contain a wanted one. Few runs can, and the others are skipped.
 
     Args:
-        following: (65536,) int64, the least wanted image that is not below each; 65536 where there is none.
+        following: (65536,) int64, the smallest wanted image that is not below each image; 65536 if there is none.
     """
     # Memory that is not written to costs nothing.
     room = offsets[last] - offsets[first]
@@ -309,13 +316,13 @@ def entries_of(first, last, offsets, images, following):
 
 @compiled
 def merge_lists(offsets, images, signatures, geometry, numbers, new_images, new_signatures, new_geometry, cursors):
-    """Copies the lists of one segment into those of a larger one, without images that are gone.
+    """Copies the lists of one segment into those of a larger one, without removed images.
 
     Args:
-        offsets, images, signatures, geometry: of the segment.
-        numbers: (65536,) int64, the images' numbers in the larger one; -1: gone.
-        new_images, new_signatures, new_geometry: of the larger one.
-        cursors: (W,) int64, where in the larger one each list goes on; moved.
+        offsets, images, signatures, geometry: lists of the segment.
+        numbers: (65536,) int64, the images' numbers in the larger segment; -1 for removed images.
+        new_images, new_signatures, new_geometry: lists of the larger segment.
+        cursors: (W,) int64, the next free place of each list in the larger segment; this function advances them.
     """
     for word in range(len(offsets) - 1):
         at = cursors[word]
@@ -331,7 +338,7 @@ def merge_lists(offsets, images, signatures, geometry, numbers, new_images, new_
 
 @compiled
 def living_counts(offsets, images, numbers, counts):
-    """Adds to (W,) int64 the number of entries of each word whose image is not gone."""
+    """Adds to (W,) int64 the number of entries of each word, without those of removed images."""
     for word in range(len(offsets) - 1):
         for entry in range(offsets[word], offsets[word + 1]):
             counts[word] += numbers[images[entry]] >= 0
@@ -339,17 +346,17 @@ def living_counts(offsets, images, numbers, counts):
 
 @compiled
 def aggregate(words, signatures, sources, reach, least):
-    """Groups signatures within words, each with the first group whose first member is within reach.
+    """Groups signatures within words. A signature joins the first group whose first member is within reach.
 
     Args:
-        words: (N,) int64, rising.
+        words: (N,) int64, not decreasing.
         signatures: (N,) uint64.
-        sources: (N,) int64, rising within a word; 0 is the query.
+        sources: (N,) int64, not decreasing within a word; 0 is the query.
         reach: largest Hamming distance.
-        least: sources of a group without the query.
+        least: smallest number of sources of a group without the query.
 
     Returns:
-        (G,) words and (G,) signatures: of each bit the majority; the first member decides where there is none.
+        (G,) words and (G,) signatures with the majority of each bit. The first member decides ties.
     """
     number = len(words)
     group, first = np.arange(number), 0
@@ -384,7 +391,7 @@ def aggregate(words, signatures, sources, reach, least):
 
 @compiled
 def _majority(signatures, chosen, members, ones):
-    """Of each bit what most of the chosen signatures have; the first one decides where there is no majority."""
+    """Returns the majority of each bit of the chosen signatures. The first one decides ties."""
     ones[:] = 0
     for row in range(len(signatures)):
         if chosen[row]:

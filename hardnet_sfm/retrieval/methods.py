@@ -1,4 +1,4 @@
-"""Names of the methods of retrieval."""
+"""Names of the retrieval methods."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Literal, get_args
 Method = Literal["bow", "bow+sv", "bow+sv+qe", "he", "he+sv", "hqe", "hqe+ma", "hqe+ma+sv", "asmk"]
 METHODS: tuple[Method, ...] = get_args(Method)
 DEFAULT_METHOD: Method = "hqe+ma+sv"
-MOST_PHOTOS = 65536  # of a segment: their numbers in it have 16 bits
+MOST_PHOTOS = 65536  # of a segment, in which a photo's number has 16 bits

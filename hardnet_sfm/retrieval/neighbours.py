@@ -1,4 +1,4 @@
-"""The stage `propose`: which photos of a collection look alike, as pairs to match."""
+"""The stage `propose`: finds similar photos of a collection, as pairs to match."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.scoring import Query, score_he
 
 
-# Photos whose features are looked up in one pass over the index.
+# Number of photos whose features are read in one pass over the index.
 @dataclass(frozen=True)
 class ProposeResult:
-    """What the stage did: the number of photos and of pairs."""
+    """The result of the stage: the number of photos and of pairs."""
 
     photos: int
     pairs: int
 
     def summary(self) -> str:
-        """One line: what was found."""
+        """Says in one line what was found."""
         return f"{self.pairs} pairs of {self.photos} photos look alike"
 
 
@@ -35,18 +35,18 @@ _BLOCK = 256
 def propose(
     index: Path | str, output: Path | str, neighbours: int, resources: Resources | None = None
 ) -> ProposeResult:
-    """Writes each photo with those that score best for it by Hamming embedding, each pair once.
+    """Writes pairs of each photo and the photos that score best for it by Hamming embedding, each pair once.
 
-    A photo's own features are its query, as they are in the index: nothing is described or assigned again.
+    The query is the photo's features in the index, so nothing is described or assigned again.
 
     Args:
         index: folder of the index.
-        output: text file to make: two names a line, separated by a tab.
-        neighbours: how many for each photo; another may choose it too, so that it can get more.
-        resources: how much of the machine.
+        output: text file to make, with two names on each line, separated by a tab.
+        neighbours: number of photos for each photo. It can get more partners, as other photos may choose it too.
+        resources: how much of the machine to use.
 
     Raises:
-        HardnetSfmError: there is no index, or it is damaged.
+        HardnetSfmError: the index is missing or damaged.
         UsageError: `neighbours` is less than 1.
     """
     if neighbours < 1:
@@ -63,16 +63,16 @@ def propose(
 def most_alike(
     index: Path | str, names: Collection[str] | None, neighbours: int, resources: Resources | None = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Photos of an index by name, each with those that score best for it by Hamming embedding, best first.
+    """Yields photos of an index by name, each with those that score best for it by Hamming embedding, best first.
 
     Args:
         index: folder of the index.
-        names: of the photos that are asked for; None: all.
-        neighbours: how many for each.
-        resources: how much of the machine.
+        names: names of the query photos; None for all.
+        neighbours: number of photos for each photo.
+        resources: how much of the machine to use.
 
     Raises:
-        HardnetSfmError: there is no index, or it is damaged.
+        HardnetSfmError: the index is missing or damaged.
     """
     opened = InvertedIndex(Path(index), resources)
     alive = np.flatnonzero(opened.alive).tolist()

@@ -15,22 +15,22 @@ from hardnet_sfm.retrieval.visual_words import BITS, Signatures, Vocabulary, Wor
 
 Scores = NDArray[np.float64]
 MULTIPLE = 5
-# The published 16 (CVPR 2009) ranks half a point lower on the development photos of both cities.
+# The published value of 16 (CVPR 2009) scores half a point lower on the development photos of both cities.
 _SIGMA = 12.0
 _REACH = 24
-# A match this strict is hardly ever chance: 64 random bits agree to 48 of them once in 17000 pairs.
+# A match this strict is rarely chance: two sets of 64 random bits agree in 48 of them once in 17000 pairs.
 STRICT = 16
 _ASMK_POWER, _ASMK_LEAST = 3.0, 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """Features that are looked for.
+    """Features to search for.
 
     Attributes:
-        starts: (F + 1,) int64, where the rows of each feature begin.
+        starts: (F + 1,) int64, start of the rows of each feature.
         words: (R,) int32, words that features are assigned to.
-        signatures: (R,) uint64, within these words.
+        signatures: (R,) uint64, signatures within these words.
         geometry: (F, 4) float32, x, y, scale in pixels, orientation in radians; or (F, 6), see `geometry_of`.
     """
 
@@ -53,24 +53,24 @@ class Query:
 
     @classmethod
     def single(cls, words: Words, signatures: Signatures) -> Query:
-        """Features that have a word each, and no geometry: they can be scored, not verified."""
+        """Makes a query of features with one word each and without geometry. It can be scored, but not verified."""
         return cls(np.arange(len(words) + 1), words, signatures, np.zeros((len(words), 4), np.float32))
 
 
 def distance_weights(sigma: float = _SIGMA, reach: int = _REACH) -> NDArray[np.float64]:
-    """(65,) exp(-h^2 / sigma^2) of Hamming distances h up to `reach`, 0 beyond (CVPR 2009, equation 4)."""
+    """Returns (65,) exp(-h^2 / sigma^2) of Hamming distances h up to `reach`, 0 beyond (CVPR 2009, equation 4)."""
     distances = np.arange(BITS + 1)
     return np.where(distances <= reach, np.exp(-((distances / sigma) ** 2)), 0.0)
 
 
 def score_bow(index: InvertedIndex, query: Query) -> Scores:
-    """Cosine of the vectors of tf idf (Sivic and Zisserman, ICCV 2003). Returns (N,), 0 for removed photos."""
+    """Returns (N,) cosines of the tf-idf vectors (Sivic and Zisserman, ICCV 2003), 0 for removed photos."""
     words, counts = np.unique(query.words, return_counts=True)
     return score_word_vector(index, words.astype(np.int64), counts.astype(np.float64))
 
 
 def score_word_vector(index: InvertedIndex, words: NDArray[np.int64], counts: NDArray[np.float64]) -> Scores:
-    """The same for a query given as (Q,) words and how often each is in it."""
+    """Scores like `score_bow` a query given as (Q,) words and their counts."""
     values = counts * index.idf[words]
     weights = values * index.idf[words] / max(float(np.linalg.norm(values)), 1e-12)
     scores = np.zeros((len(index.segments), MOST_PHOTOS), np.int64)
@@ -83,15 +83,19 @@ def score_word_vector(index: InvertedIndex, words: NDArray[np.int64], counts: ND
 
 
 def score_he(index: InvertedIndex, query: Query) -> Scores:
-    """Hamming embedding with bursts discounted, over the length of the photo's vector of tf idf. Returns (N,)."""
+    """Returns (N,) scores of Hamming embedding with bursts discounted.
+
+    They are divided by the length of the photo's tf-idf vector.
+    """
     return score_and_count(index, query)[0]
 
 
 def score_and_count(index: InvertedIndex, query: Query) -> tuple[Scores, NDArray[np.int64]]:
-    """Scores of Hamming embedding, and how many features of the query have a strict match in each photo, (N,) each.
+    """Returns (N,) scores of Hamming embedding and (N,) numbers of strict matches of each photo.
 
-    A match is strict where signatures are within 16 bits, in the nearest word of a feature of the query: with multiple
-    assignment, those in the others are nearly always chance. One in a word that all photos have counts nothing.
+    The number counts the query's features with a strict match in the photo. A match is strict if signatures differ by
+    at most 16 bits, in the nearest word of a feature of the query. With multiple assignment, matches in its other words
+    are nearly always chance. A match in a word that all photos have does not count.
     """
     weights = distance_weights()
     features = len(query)
@@ -126,14 +130,14 @@ def score_asmk(
 ) -> Scores:
     """Aggregated selective match kernel (Tolias, Avrithis, Jegou, IJCV 2016, section 4.3) over the index's signatures.
 
-    Signatures are taken for vectors of +1 and -1; those of one image in one word are summed and scaled to unit length,
-    but not made binary again, so that nothing more need be stored. It is ASMK with 64-bit residuals, and coarser than
-    ASMK* with 128.
+    Signatures are taken as vectors of +1 and -1. Those of one image in one word are summed and scaled to unit length.
+    They are not made binary again, so the index needs no other data. This is ASMK with 64-bit residuals. It is coarser
+    than ASMK* with 128 bits.
 
     Args:
         power: alpha, the exponent of similarities.
-        least: tau, 0 or more; similarities below count nothing.
-        use_idf: weigh words by idf^2.
+        least: tau, 0 or more; similarities below this count as 0.
+        use_idf: whether to weigh words by idf^2.
     """
     order = np.argsort(query.words, kind="stable")
     words, starts = np.unique(query.words[order], return_index=True)
@@ -150,5 +154,5 @@ def score_asmk(
 
 
 def _joined(index: InvertedIndex, scores: NDArray[np.int64]) -> Scores:
-    """Scores of the photos of all segments, (N,); removed photos get 0."""
+    """Joins the scores of the photos of all segments, (N,). Removed photos get 0."""
     return index.joined(scores) / kernels.UNIT * index.alive

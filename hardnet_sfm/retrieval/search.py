@@ -1,4 +1,4 @@
-"""The methods by name: which scores, verification and expansion each consists of."""
+"""The retrieval methods by name: the scores, verification and expansion of each."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from hardnet_sfm.retrieval.methods import Method
 from hardnet_sfm.retrieval.scoring import MULTIPLE, Query, Scores, score_and_count, score_asmk, score_bow, score_he
 from hardnet_sfm.retrieval.spatial import Verified, verify
 
-# Photos that are verified, of the best by score.
+# Number of photos with the best scores that are verified.
 _VERIFIED = 200
 _ANY_DISTANCE = 64
-# So many inliers double a score.
+# This many inliers double a score.
 _INLIERS = 10
 _REACH = 24
 
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """A query as it was described.
+    """A described query.
 
     Attributes:
         descriptors: (F, D) of unit length.
         geometry: (F, 4) float32: x, y, scale in pixels, orientation in radians; or (F, 6), see `geometry_of`.
-        region: x0, y0, x1, y1, what of the photo was asked for, pixels.
+        region: x0, y0, x1, y1, the part of the photo that is searched for, pixels.
     """
 
     descriptors: NDArray[np.floating]
@@ -46,7 +46,7 @@ class Described:
 
 
 def multiple_of(method: Method) -> int:
-    """How many words each feature of a query is assigned to."""
+    """Returns the number of words that each feature of a query is assigned to."""
     return MULTIPLE if "+ma" in method or method == "asmk" else 1
 
 
@@ -54,10 +54,10 @@ def search(index: InvertedIndex, described: Described, method: Method, top: int 
     """Ranks the photos of an index.
 
     Args:
-        index: of photos described as the query was.
+        index: index of photos that were described like the query.
         described: the query.
         method: one of METHODS.
-        top: at most so many; None: all.
+        top: largest number of photos; None for all.
 
     Returns:
         Photos with a score above 0, best first.
@@ -68,7 +68,7 @@ def search(index: InvertedIndex, described: Described, method: Method, top: int 
 
 
 def score(index: InvertedIndex, query: Query, region: Region, method: Method) -> tuple[Scores, dict[int, Verified]]:
-    """Scores of all photos, and what was verified."""
+    """Returns the scores of all photos, and the verified photos."""
     if method == "asmk":
         return score_asmk(index, query), {}
     if method.startswith("bow"):
@@ -111,7 +111,7 @@ def _verify(index: InvertedIndex, query: Query, scores: Scores, reach: int) -> d
 
 
 def with_verified(scores: Scores, verified: Mapping[int, Verified]) -> Scores:
-    """Scores times 1 + inliers / 10: a few chance inliers do not overtake a photo that is more alike."""
+    """Multiplies scores by 1 + inliers / 10, so that a few chance inliers do not overtake a more similar photo."""
     strengthened = scores.copy()
     for photo, found in verified.items():
         strengthened[photo] *= 1 + found.inliers / _INLIERS

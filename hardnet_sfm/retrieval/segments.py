@@ -1,10 +1,10 @@
 """Inverted lists of up to 65536 photos in a folder of memory-mapped columns.
 
-A segment is never changed once it is written: photos that go are marked in the index's manifest, photos that come are a
-segment of their own, and now and then segments are merged. A feature takes 14 bytes: 8 of signature, 2 of its image's
-number in the segment, 4 of geometry; in the order of the lists, so that scoring reads 10 of them in one direction. One
-with an affine frame takes 4 more, for its shape. Beside the features, a word takes 8 bytes a segment, and a photo its
-name, its fingerprint and its size.
+A segment never changes once it is written. The manifest of the index marks removed photos, added photos form a new
+segment, and segments are merged occasionally. A feature takes 14 bytes: 8 of signature, 2 of its image's number in the
+segment, 4 of geometry. They are in the order of the lists, so that scoring reads 10 of them sequentially. An affine
+frame takes 4 more, for its shape. In addition, each word takes 8 bytes in a segment, and each photo its name,
+fingerprint and size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
 }
 _POSITIONS, _TURNS, _SCALES = 1024, 64, 64
 _OCTAVES_A_STEP, _SMALLEST_OCTAVE = 1 / 8, -1.0
-_STRETCHES, _DIRECTIONS = 4096, 65536  # an octave, half a turn
+_STRETCHES, _DIRECTIONS = 4096, 65536  # steps in an octave and in half a turn
 _HINT = "Delete the folder of the index and run `hardnet-sfm index` again."
 
 
@@ -45,11 +45,11 @@ Packed = NDArray[np.uint32] | NDArray[np.uint64]
 
 @dataclass(frozen=True, eq=False)
 class IndexedPhoto:
-    """One photo on its way into a segment.
+    """One photo to add to a segment.
 
     Attributes:
-        name: in the image folder.
-        fingerprint: of its features.
+        name: name in the image folder.
+        fingerprint: fingerprint of its features.
         size: width and height, pixels.
         words: (N,) int32.
         signatures: (N,) uint64.
@@ -68,14 +68,14 @@ class Segment:
     """An open segment.
 
     Attributes:
-        folder: its own.
-        names, fingerprints, sizes: of its photos by number.
+        folder: folder of the segment.
+        names, fingerprints, sizes: names, fingerprints of features and sizes of its photos by number.
         offsets, images, signatures, geometry: memory-mapped columns.
-        alive: (65536,) uint8; 1 for photos that are there and have not been removed.
+        alive: (65536,) uint8; 1 for photos that exist and have not been removed.
 
     Raises:
-        HardnetSfmError: a file is missing, of another length, or (with `thorough`: anywhere; without: in what is small)
-            has other bytes than were written.
+        HardnetSfmError: a file is missing or of another length, or its checksum is wrong. With `thorough` all checksums
+            are verified, otherwise only those of the small files.
     """
 
     def __init__(self, folder: Path, words: int, removed: Sequence[int] = (), *, thorough: bool = False) -> None:
@@ -100,7 +100,8 @@ class Segment:
         self.names: list[str] = content["names"]
         self.fingerprints: list[str] = content["fingerprints"]
         self.sizes: NDArray[np.int64] = np.array(content["sizes"], np.int64).reshape(-1, 2)
-        # Plain views of the maps: numba has one type for both, and compiles once.
+        # These are plain array views of the memory maps. numba has one type for them and for arrays, so it compiles
+        # once.
         self.offsets, self.images, self.signatures, self.geometry = (
             np.asarray(columns[name]).view(np.ndarray) for name in _COLUMNS
         )
@@ -115,21 +116,21 @@ class Segment:
 
     @property
     def lists(self) -> tuple[NDArray[np.int64], Signatures, NDArray[np.uint16]]:
-        """Offsets, signatures and images, as most of the compiled loops take them."""
+        """Offsets, signatures and images, in the order that most of the compiled loops expect."""
         return self.offsets, self.signatures, self.images
 
     @property
     def features(self) -> int:
-        """Number of entries, those of removed photos among them."""
+        """Number of entries, including those of removed photos."""
         return len(self.images)
 
 
 def geometry_of(keypoints: Keypoints) -> Float32:
-    """(N, 4) float32: x, y, scale in pixels, orientation in radians; or (N, 6) where there are affine frames.
+    """Returns (N, 4) float32: x, y, scale in pixels, orientation in radians; or (N, 6) if there are affine frames.
 
-    An affine frame is a rotation after a stretch: R(orientation) P. Its scale is the root of its determinant, its
-    orientation that of the nearest rotation; the two more are log2 of the ratio of the axes of P, and the direction of
-    its longer axis, radians from 0 to pi.
+    An affine frame is a rotation after a stretch: R(orientation) P. Its scale is the root of its determinant. Its
+    orientation is that of the nearest rotation. The two other columns are log2 of the ratio of the axes of P, and the
+    direction of its longer axis, radians from 0 to pi.
     """
     frames = keypoints.frames().astype(np.float64)
     scale = np.sqrt(np.maximum(np.abs(np.linalg.det(frames)), 1e-12))
@@ -145,17 +146,18 @@ def geometry_of(keypoints: Keypoints) -> Float32:
 
 
 def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> Packed:
-    """Position to a 1024th of the photo's sides, scale to an eighth of an octave, orientation to 6 degrees, in 32 bits.
+    """Quantises geometry to 32 bits, or to 64 bits if there are affine frames.
 
-    What makes a frame affine takes another 32, and they are there only where frames are.
+    Positions are kept to a 1024th of the photo's sides, scales to an eighth of an octave, and orientations to 6
+    degrees. The shape of an affine frame takes another 32 bits.
 
     Args:
-        keypoints: N of them.
+        keypoints: N keypoints.
         size: width and height of the photo, pixels.
 
     Returns:
-        (N,) uint32: from the highest bit 10 of x, 10 of y, 6 of scale, 6 of orientation; or (N,) uint64: before those
-        16 of stretch and 16 of its direction.
+        (N,) uint32, from the highest bit: 10 of x, 10 of y, 6 of scale, 6 of orientation. Or (N,) uint64, in which 16
+        bits of stretch and 16 of its direction precede these.
     """
     geometry = geometry_of(keypoints).astype(np.float64)
     scale, turn = geometry[:, 2:4].T
@@ -174,7 +176,7 @@ def pack_geometry(keypoints: Keypoints, size: tuple[int, int]) -> Packed:
 
 
 def unpack_geometry(packed: Packed, sizes: NDArray[np.int64]) -> Float32:
-    """The middle of what `pack_geometry` may have been given.
+    """Returns the middle of the values that `pack_geometry` maps to the same bits.
 
     Args:
         packed: (N,) uint32 or uint64.
@@ -196,12 +198,14 @@ def unpack_geometry(packed: Packed, sizes: NDArray[np.int64]) -> Float32:
 
 
 def write_segment(index: Path, photos: Sequence[IndexedPhoto], words: int) -> str:
-    """Writes photos as a new segment of an index, and returns the segment's name; it is complete when it has it.
+    """Writes photos as a new segment of an index, and returns the segment's name.
+
+    The segment is complete as soon as a folder of that name exists.
 
     Args:
         index: folder of the index.
-        photos: at most 65536.
-        words: of the vocabulary.
+        photos: photos, at most 65536.
+        words: number of words of the vocabulary.
 
     Raises:
         HardnetSfmError: the disk is full or cannot be written.
@@ -225,9 +229,9 @@ def write_segment(index: Path, photos: Sequence[IndexedPhoto], words: int) -> st
 
 
 def merge_segments(index: Path, segments: Sequence[Segment], words: int) -> str:
-    """Writes the photos of several segments that have not been removed as one new segment, and returns its name.
+    """Writes the photos of several segments as one new segment, without removed photos, and returns its name.
 
-    Lower bound: 14 bytes a feature read and written; on a disk that takes as long as it takes to copy.
+    Lower bound: 14 bytes a feature are read and written. On a disk that takes as long as a copy.
 
     Raises:
         HardnetSfmError: the disk is full or cannot be written.
@@ -265,7 +269,7 @@ def merge_segments(index: Path, segments: Sequence[Segment], words: int) -> str:
 
 
 class _Draft:
-    """A folder beside the segments that gets its name when it is complete, and goes where it is not."""
+    """A folder next to the segments. It gets its final name when it is complete, and is removed otherwise."""
 
     def __init__(self, index: Path) -> None:
         self._index, self.folder = index, index / ".draft"
@@ -299,7 +303,7 @@ class _Draft:
 
 
 def _checksum(column: NDArray[Any]) -> int:
-    """CRC-32 of an array's bytes, a block at a time."""
+    """Computes the CRC-32 of an array's bytes, block by block."""
     crc, block = 0, 2**22
     for start in range(0, len(column), block):
         crc = zlib.crc32(np.ascontiguousarray(column[start : start + block]).data, crc)

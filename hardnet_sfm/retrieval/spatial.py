@@ -1,9 +1,9 @@
-"""Spatial verification: which correspondences of a query and a photo fit one transformation of the plane.
+"""Spatial verification: finds correspondences of a query and a photo that fit one transformation of the plane.
 
-As Philbin et al. (CVPR 2007, section 4): each correspondence alone gives a similarity, from the positions, scales and
-orientations of its two features, or an affine transformation where the index has affine frames; each is scored by the
-number of correspondences that agree; the best are refined to an affine transformation by least squares on what agrees,
-a few times over. There is no chance in it.
+The method follows Philbin et al. (CVPR 2007, section 4). Each correspondence alone gives a similarity, from the
+positions, scales and orientations of its two features. If the index has affine frames, it gives an affine
+transformation. Each transformation is scored by the number of correspondences that agree. The best are refined several
+times to an affine transformation, by least squares on the correspondences that agree. The method is deterministic.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from hardnet_sfm.retrieval.consensus import best_transformation
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.scoring import Query
 
-# Largest distance of an inlier from where the transformation puts it, as a share of the photo's diagonal.
+# Largest distance of an inlier from its predicted position, as a share of the photo's diagonal.
 _TOLERANCE = 0.02
-# Correspondences looked at for a photo, those of the rarest words and nearest signatures; and hypotheses among them.
+# Largest number of correspondences of a photo, those with the nearest signatures; and of hypotheses among them.
 _MOST = 1000
 _HYPOTHESES = 300
 _REFINED = 8
@@ -30,13 +30,13 @@ LEAST_INLIERS = 5
 
 @dataclass(frozen=True, eq=False)
 class Verified:
-    """What agrees between the query and one photo.
+    """The agreement between the query and one photo.
 
     Attributes:
-        photo: its number.
-        inliers: number of query features that agree, each counted once, and so each of the photo's.
+        photo: number of the photo.
+        inliers: number of features that agree. Each feature of the query and of the photo counts once.
         query_features: (K,) int64, rows of the query.
-        entries: (K,) int64, of the segment's lists.
+        entries: (K,) int64, rows of the segment's lists.
         points: (K, 2) float32, positions in the photo, pixels.
         transformation: (2, 3) float64, from pixels of the query to those of the photo.
     """
@@ -53,13 +53,13 @@ def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) ->
     """Verifies photos of an index.
 
     Args:
-        index: that they are in.
-        query: with its geometry.
-        photos: their numbers.
-        reach: largest Hamming distance of a correspondence; 64: words alone decide.
+        index: index of the photos.
+        query: query with geometry.
+        photos: numbers of the photos.
+        reach: largest Hamming distance of a correspondence; with 64, words alone decide.
 
     Returns:
-        What agrees, by the photo's number; nothing for photos where less than 5 correspondences do.
+        The agreement by the photo's number. Photos with fewer than 5 agreeing correspondences are left out.
     """
     verified: dict[int, Verified] = {}
     for number, segment in enumerate(index.segments):
@@ -68,7 +68,7 @@ def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) ->
             continue
         rows = kernels.correspondences(query.starts, query.words, query.signatures, reach, *segment.lists, wanted)
         of_photo, geometry = index.photos_of(number, rows[:, 1]), index.geometry_of(number, rows[:, 1])
-        # Nearest signatures first; a rarer word's distance says as much as a frequent one's.
+        # Nearest signatures come first. The distance means the same for rare and frequent words.
         order = np.lexsort((rows[:, 1], rows[:, 0], rows[:, 2], of_photo))
         rows, of_photo, geometry = rows[order], of_photo[order], geometry[order]
         bounds = np.append(np.flatnonzero(np.diff(of_photo, prepend=-1)), len(of_photo))
@@ -100,7 +100,7 @@ def _verify_photo(
     inside, transformation = best_transformation(
         mine, geometry.astype(np.float64), features, entries, tolerance, step, _REFINED
     )
-    # Each feature once on either side, the nearest signatures first.
+    # Each feature is kept once on either side, the nearest signatures first.
     kept: list[int] = []
     seen: tuple[set[int], set[int]] = (set(), set())
     for row in np.flatnonzero(inside).tolist():

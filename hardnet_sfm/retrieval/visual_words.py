@@ -1,7 +1,7 @@
 """Visual words and binary signatures of descriptors, and the folder of a vocabulary.
 
-A vocabulary is a folder: `card.json` says what it was made of and names the file with the numbers, whose name has its
-checksum in it, so that a vocabulary is replaced by replacing its card.
+A vocabulary is a folder. `card.json` states what the vocabulary was made from, and names the file with the numbers. The
+file's name contains its checksum. So a vocabulary is replaced by replacing its card.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from hardnet_sfm.progress import progress
 FORMAT = "hardnet-sfm vocabulary"
 VERSION = 1
 BITS = 64
-# Up to so many words the nearest is found by comparing all; beyond, words are looked for in the nearest of
-# 2 sqrt(words) cells: 0.1 s instead of 0.5 s for 4000 descriptors and 20k words, and 99.9 % of the answers the same.
+# Up to this many words, the nearest is found by comparing all. With more, it is searched in the nearest of about 2 *
+# sqrt(words) cells. With 4000 descriptors and 20k words this takes 0.1 s instead of 0.5 s, and 99.9 % of the answers
+# are the same.
 _EXACT_WORDS = 4096
 _PROBES = 32
 
@@ -36,13 +37,13 @@ Signatures = NDArray[np.uint64]
 
 
 class Vocabulary:
-    """Visual words, and the binary signatures of Hamming embedding within each.
+    """Visual words, and the binary signatures of Hamming embedding within each word.
 
     Attributes:
-        card: what it was made of: descriptor, weights sha256, data, words, objective ...
+        card: facts about its origin: descriptor, weights sha256, data, words, objective ...
         centroids: (W, D) float32.
-        projection: (64, D) float32, orthonormal rows (Jegou, Douze, Schmid, ECCV 2008, section 4.1). Of fewer
-            than 64 dimensions each D rows are a set of their own; bits of different sets are correlated.
+        projection: (64, D) float32, orthonormal rows (Jegou, Douze, Schmid, ECCV 2008, section 4.1). If D is less than
+            64, each set of D rows is orthonormal, and bits of different sets are correlated.
         thresholds: (W, 64) float32, medians of the projected descriptors of each word.
     """
 
@@ -51,7 +52,10 @@ class Vocabulary:
 
     @cached_property
     def _nearest(self) -> Any:
-        """Made when first asked for: it takes a k-means of its own, which who only reads an index does without."""
+        """Search index over the words, made on first use.
+
+        It needs its own k-means, which readers of an index do not need.
+        """
         return _nearest_index(self.centroids)
 
     def __len__(self) -> int:
@@ -59,12 +63,12 @@ class Vocabulary:
 
     @property
     def dimension(self) -> int:
-        """D, of the descriptors."""
+        """D, the length of the descriptors."""
         return int(self.centroids.shape[1])
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 of its numbers."""
+        """Sha256 of the vocabulary's numbers."""
         return str(self.card["sha256"])
 
     @classmethod
@@ -72,10 +76,10 @@ class Vocabulary:
         """Reads a vocabulary.
 
         Args:
-            folder: of the vocabulary, or a workspace that has one.
+            folder: folder of the vocabulary, or a workspace that contains one.
 
         Raises:
-            HardnetSfmError: there is none, or it is damaged or of another version.
+            HardnetSfmError: the vocabulary is missing, damaged or of another version.
         """
         folder = folder if (folder / CARD).is_file() else folder / "vocabulary"
         if not (folder / CARD).is_file():
@@ -98,7 +102,7 @@ class Vocabulary:
         return cls(card, *numbers)
 
     def save(self, folder: Path) -> None:
-        """Writes the vocabulary, or nothing; an earlier one in the folder stays until this one is complete.
+        """Writes the vocabulary, complete or not at all. An earlier one in the folder stays until this one is complete.
 
         Raises:
             HardnetSfmError: the disk is full or cannot be written.
@@ -121,30 +125,30 @@ class Vocabulary:
                 old.unlink()
 
     def check_fits(self, options: dict[str, Any], what: str) -> None:
-        """Refuses descriptors that are not the vocabulary's.
+        """Raises an error if features do not have the descriptors of the vocabulary.
 
         Args:
-            options: that the features were made with, as their store has them.
-            what: whose descriptors, for the message.
+            options: options that the features were made with, as in their store.
+            what: owner of the descriptors, for the message.
 
         Raises:
-            HardnetSfmError: they are of another descriptor or other weights.
+            HardnetSfmError: the features have another descriptor or other weights.
         """
         for name, words in (("descriptor", "descriptors"), ("weights_sha256", "weights")):
             ours, theirs = self.card[name], options.get(name, "")
             if ours != theirs:
                 raise HardnetSfmError(
                     f"{what}: other {words} than the vocabulary's: {_shown(theirs)} instead of {_shown(ours)}",
-                    "Words of one descriptor mean nothing to another. Use --descriptor and --weights of the "
-                    "vocabulary, or make a vocabulary of these.",
+                    "A vocabulary fits only the descriptor that it was made with. Use its --descriptor and --weights, "
+                    "or make a new vocabulary.",
                 )
 
     def assign(self, descriptors: NDArray[np.floating], count: int = 1) -> Words:
-        """The nearest words of each descriptor, nearest first.
+        """Finds the nearest words of each descriptor, nearest first.
 
         Args:
             descriptors: (N, D).
-            count: how many.
+            count: number of words for each descriptor.
 
         Returns:
             (N, count) int32.
@@ -155,21 +159,23 @@ class Vocabulary:
         return np.asarray(self._nearest.search(rows, count)[1], np.int32)
 
     def signatures(self, descriptors: NDArray[np.floating], words: Words) -> Signatures:
-        """Binary signatures within given words: which projections exceed the word's median (ECCV 2008, equation 8).
+        """Computes binary signatures within given words.
+
+        A bit says whether a projection exceeds the word's median (ECCV 2008, equation 8).
 
         Args:
             descriptors: (N, D).
-            words: (N,) of each.
+            words: (N,) word of each descriptor.
 
         Returns:
-            (N,) uint64; bit b is that of projection b.
+            (N,) uint64; bit b belongs to projection b.
         """
         projected = np.asarray(descriptors, np.float32) @ self.projection.T
         bits = np.packbits(projected > self.thresholds[words], axis=1, bitorder="little")
         return np.ascontiguousarray(bits).view("<u8").reshape(len(bits)).astype(np.uint64)
 
     def measure_recall(self, sample: Float32) -> float:
-        """Share of (N, D) descriptors whose assigned word is the nearest of all."""
+        """Returns the share of (N, D) descriptors whose assigned word is the nearest of all."""
         exact = faiss.IndexFlatL2(self.dimension)
         exact.add(self.centroids)
         return float((exact.search(sample, 1)[1] == self.assign(sample)).mean())
@@ -180,7 +186,7 @@ def _shown(value: object) -> str:
 
 
 def _nearest_index(centroids: Float32) -> Any:
-    """A faiss index over the words, exact or by cells; the same for the same words, whatever the number of threads."""
+    """Makes a faiss index over the words, exact or by cells. The result does not depend on the number of threads."""
     index = _empty_index(*centroids.shape)
     if not index.is_trained:
         index.train(centroids)
@@ -202,7 +208,7 @@ def _empty_index(words: int, dimension: int) -> Any:
 
 
 def learn_words(sample: Float32, words: int, iterations: int, seed: int, *, gpus: bool) -> Vocabulary:
-    """k-means, an orthogonal projection, and medians of the sample."""
+    """Learns a vocabulary: words by k-means, an orthogonal projection, and medians of the sample."""
     count, dimension = sample.shape
     clustering = faiss.Clustering(dimension, words)
     clustering.niter, clustering.seed = 1, seed
@@ -212,7 +218,7 @@ def learn_words(sample: Float32, words: int, iterations: int, seed: int, *, gpus
         index.train(sample[:words])
     if gpus and faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
-    # An iteration a call, so that people see progress and Ctrl-C is heard.
+    # One iteration for each call, so that progress is shown and Ctrl-C works.
     with progress("k-means", iterations) as advance:
         for _ in range(iterations):
             clustering.train(sample, index)
@@ -221,7 +227,7 @@ def learn_words(sample: Float32, words: int, iterations: int, seed: int, *, gpus
             advance()
     centroids = faiss.vector_to_array(clustering.centroids).reshape(-1, dimension).copy()
     projection = _random_projection(dimension, seed)
-    # What is kept has 16 bits, and so have all descriptors.
+    # Words are stored in 16 bits, like all descriptors.
     centroids = centroids.astype(np.float16).astype(np.float32)
     learned = Vocabulary({"objective": objective}, centroids, projection, np.zeros((len(centroids), BITS), np.float32))
     nearest = learned.assign(sample)[:, 0]
@@ -231,20 +237,23 @@ def learn_words(sample: Float32, words: int, iterations: int, seed: int, *, gpus
 
 
 def _random_projection(dimension: int, seed: int) -> Float32:
-    """(64, D) orthonormal rows, or where D is less than 64 as many sets of D as that takes."""
+    """Returns (64, D) orthonormal rows. If D is less than 64, the rows are several orthonormal sets of D."""
     random, rows = np.random.default_rng(seed), min(dimension, BITS)
     sets = [np.linalg.qr(random.standard_normal((dimension, rows)))[0].T for _ in range(-(-BITS // rows))]
     return np.concatenate(sets)[:BITS].astype(np.float32)
 
 
 def _objective(clustering: Any) -> float:
-    """Sum of squared distances after the last iteration."""
+    """Returns the sum of squared distances after the last iteration."""
     statistics = clustering.iteration_stats
     return float(statistics.at(statistics.size() - 1).obj)
 
 
 def _medians(projected: Float32, words: Words, fallback: Float32) -> Float32:
-    """(W, 64) medians of the projected descriptors of each word; of a word without any, those of its centroid."""
+    """Returns (W, 64) medians of the projected descriptors of each word.
+
+    A word without descriptors gets the projection of its centroid.
+    """
     order = np.argsort(words, kind="stable")
     bounds = np.searchsorted(words[order], np.arange(len(fallback) + 1))
     medians = fallback.copy()

@@ -1,4 +1,4 @@
-"""Augmentation of pairs of patches, on the device that trains."""
+"""Augmentation of patch pairs on the training device."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options o
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How patches are changed; 0 switches a change off. Those of a pair differ, but for the flip and quarter turns."""
+    """How patches are changed at random. 0 switches a change off. Only flips and quarter turns are the same for both
+    patches of a pair."""
 
     flip: bool = True
-    """Flip and turn pairs by quarters, as in the paper's HardNet+."""
+    """Flip pairs of patches and turn them by quarters, as in the paper's HardNet+."""
     shift: float = 0.02
-    """Standard deviation of the position, share of the patch's side."""
+    """Standard deviation of the shift, as a share of the patch's side."""
     turn: float = 3.0
-    """Standard deviation of the orientation, degrees."""
+    """Standard deviation of the rotation, in degrees."""
     scale: float = 0.06
     """Standard deviation of the logarithm of the scale."""
     light: float = 0.3
-    """Largest change of the logarithm of the gamma."""
+    """Largest change of the logarithm of gamma, up or down."""
     noise: float = 0.01
-    """Standard deviation of noise of each pixel, of a range of 1, at most; evenly drawn for each patch."""
+    """Largest standard deviation of the noise of a pixel, for grey values in [0, 1]. Each patch draws its own, from 0
+    to this."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         check_least(self, shift=0, turn=0, scale=0, light=0, noise=0)
 
 
 def augmented(anchors: Tensor, positives: Tensor, size: int, options: AugmentOptions) -> tuple[Tensor, Tensor]:
-    """Changes pairs of patches and resamples them to the network's size.
+    """Augments patch pairs at random and resamples them to the network's size.
 
-    The affine map of a patch is applied in one bilinear resampling, which for 64 to 32 pixels averages 2x2 pixels.
+    One bilinear resampling applies the affine map of a patch. From 64 to 32 pixels it averages 2x2 pixels.
 
     Args:
-        anchors, positives: (B, S, S) uint8.
-        size: side of the result, pixels.
-        options: how; what is drawn by chance comes from torch's generator of the device.
+        anchors, positives: (B, S, S) uint8 patches.
+        size: side of the result in pixels.
+        options: kinds and strengths of the changes. Random numbers come from torch's generator of the device.
 
     Returns:
-        Two (B, 1, size, size) float32, in [0, 1] but for the noise.
+        Two (B, 1, size, size) float32 tensors with values in [0, 1] before noise is added.
     """
     import torch
 
@@ -63,7 +65,7 @@ def augmented(anchors: Tensor, positives: Tensor, size: int, options: AugmentOpt
         mirror = 1 - 2 * flips.float()
         shared = torch.stack([torch.stack([cos * mirror, -sin], 1), torch.stack([sin * mirror, cos], 1)], 1)
         linear = linear @ torch.cat([shared, shared])
-    # The grid spans [-1, 1], two for the whole side.
+    # The grid spans [-1, 1], so a side has length 2 and the shift is doubled.
     theta = torch.cat([linear, normal(2 * options.shift, 2, 1)], 2)
     grid = torch.nn.functional.affine_grid(theta, [2 * count, 1, size, size], align_corners=False)
     patches = torch.nn.functional.grid_sample(patches, grid, padding_mode="reflection", align_corners=False)

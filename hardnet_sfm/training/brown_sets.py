@@ -1,6 +1,6 @@
-"""Brown's PhotoTour (Brown, Hua, Winder, PAMI 2011) as patches to train on, and back.
+"""Converts Brown's PhotoTour (Brown, Hua, Winder, PAMI 2011) to training patches, and patch sets to Brown's layout.
 
-The layout itself is read by `hardnet_sfm.evaluation.brown`.
+`hardnet_sfm.evaluation.brown` reads the layout itself.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from hardnet_sfm.files.patch_sets import Grey, PatchSet
 
 
 def read_brown(folder: Path, measurement_size: float = MEASUREMENT_SIZE) -> PatchSet:
-    """Reads a folder in Brown's layout; 4 KB of memory a patch.
+    """Reads a folder in Brown's layout into memory, 4 KB a patch.
 
-    The data sets that the authors distribute give 0 for every photo, though the patches of a point are of different
-    photos. Where that is so, the k-th patch of every point is taken for one of photo k.
+    The authors' data sets give 0 as the photo of every patch, although the patches of a point come from different
+    photos. In that case the k-th patch of every point is assigned to photo k.
 
     Args:
-        folder: with info.txt and the sheets.
-        measurement_size: sigmas across a patch, which the layout does not tell; descriptors trained on the authors'
+        folder: folder with info.txt and the sheets.
+        measurement_size: width of a patch in sigmas. The layout does not store it. Descriptors trained on the authors'
             data sets are used at 12.
 
     Raises:
-        HardnetSfmError: a file is missing or damaged, there are more or fewer sheets than info.txt needs, or no point
-            has two patches.
+        HardnetSfmError: a file is missing or damaged, the number of sheets does not match info.txt, or no point has
+            two patches.
     """
     brown = open_brown(folder)
     order = np.argsort(brown.point, kind="stable")
@@ -59,19 +59,19 @@ def read_brown(folder: Path, measurement_size: float = MEASUREMENT_SIZE) -> Patc
 
 
 def write_brown(patch_set: PatchSet, folder: Path, pairs: int = 100_000, seed: int = 0) -> None:
-    """Writes a data set in Brown's layout, for other people's trainers: the sheets, info.txt and one m50 file.
+    """Writes a patch set in Brown's layout for other trainers: the sheets, info.txt and one m50 file.
 
-    Patch k of the layout is row k of the set. Places, frames and angles are lost, and so are the names of the photos.
+    Patch k of the layout is row k of the set. The layout cannot hold positions, frames, angles and names of photos.
 
     Args:
-        patch_set: to write.
-        folder: to make; it must not exist, or be empty.
-        pairs: number of labelled pairs, half of them matching; any pair may be drawn more than once.
-        seed: of the pairs.
+        patch_set: patches to write.
+        folder: folder to create; it must be empty if it exists.
+        pairs: number of labelled pairs, half of them matching. A pair may be drawn more than once.
+        seed: random seed for drawing the pairs.
 
     Raises:
         UsageError: `pairs` is odd or less than two.
-        HardnetSfmError: the set has one point only, the folder is not empty, or the disk is full or cannot be written.
+        HardnetSfmError: all patches show the same point, the folder is not empty, or the folder cannot be written.
     """
     if pairs < 2 or pairs % 2:
         raise UsageError(
@@ -99,20 +99,23 @@ def write_brown(patch_set: PatchSet, folder: Path, pairs: int = 100_000, seed: i
 
 
 def _draw_pairs(patch_set: PatchSet, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(2 count, 2) rows: matching and non-matching pairs by turns.
+    """Draws (2 count, 2) rows: matching and non-matching pairs alternate.
 
-    The first patch of a pair is drawn from all that have such a partner, its partner from all of those.
+    The first patch of a pair is drawn from all patches that have a partner of the wanted kind. The second is drawn from
+    all partners of the first.
     """
     sizes = np.bincount(patch_set.point)
     end = np.cumsum(sizes)
     if len(patch_set) == sizes[0]:
-        raise HardnetSfmError(f"{patch_set.path}: all patches are of one point", "Non-matching pairs need two.")
+        raise HardnetSfmError(
+            f"{patch_set.path}: all patches are of one point", "Non-matching pairs need patches of two points."
+        )
     rows = np.empty((count, 2, 2), np.int64)
     first = rng.choice(np.flatnonzero(sizes[patch_set.point] >= 2), count)
     of = patch_set.point[first]
     start = end[of] - sizes[of]
     rows[:, 0] = np.stack([first, start + (first - start + rng.integers(1, sizes[of])) % sizes[of]], 1)
-    # All rows of other points follow those of a row's own, if the first row follows the last.
+    # The rows of a point are contiguous. Counted cyclically, all rows of other points follow after them.
     first = rng.integers(0, len(patch_set), count)
     of = patch_set.point[first]
     others = len(patch_set) - sizes[of]
@@ -121,7 +124,7 @@ def _draw_pairs(patch_set: PatchSet, count: int, rng: np.random.Generator) -> ND
 
 
 def _sheet(patches: Grey) -> Grey:
-    """The sheet of at most 256 patches; what is left over is black."""
+    """Arranges at most 256 patches on a sheet; unused places are black."""
     full = np.zeros((ACROSS, ACROSS, PATCH_SIZE, PATCH_SIZE), np.uint8)
     full.reshape(-1, PATCH_SIZE, PATCH_SIZE)[: len(patches)] = patches
     return full.swapaxes(1, 2).reshape(ACROSS * PATCH_SIZE, -1)

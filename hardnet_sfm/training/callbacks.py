@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: the progress bar, and the answer to Ctrl-C."""
+"""Lightning callbacks of a training run: the progress bar, and the handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Progress(lightning.Callback):
-    """The package's own progress bar: of steps, or of seconds where the budget is time."""
+    """Shows the package's own progress bar. It counts steps, or seconds if the budget is only a time."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -42,16 +42,17 @@ class Progress(lightning.Callback):
         self._shown = done
 
     def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:  # noqa: ARG002
-        self._stack.close()  # or the bar stays, as lightning then leaves out the hook below
+        self._stack.close()  # lightning does not call teardown after an exception, so the bar would stay
 
     def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:  # noqa: ARG002
         self._stack.close()
 
 
 class Interruptible(lightning.Callback):
-    """Ctrl-C or `kill` ends a run after the batch that is under way, with a checkpoint of it; a second one at once.
+    """Ends a run on Ctrl-C or `kill` after the current batch and writes a checkpoint. A second signal ends it at once.
 
-    Where it is validating, that is the batch after; when that is all that is left, the run is finished.
+    During validation, the run ends after the next training batch. If no training batch is left, the run finishes as
+    usual.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -59,8 +60,8 @@ class Interruptible(lightning.Callback):
         self._asked = False
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
-        # In the place of lightning's answer to SIGTERM, which tells the other devices in the midst of whatever they
-        # exchange: all hang.
+        # This replaces lightning's handler for SIGTERM. That handler contacts the other devices while they may be
+        # exchanging something else, and then all of them hang.
         if threading.current_thread() is threading.main_thread():
             for number in INTERRUPTS:
                 if signal.getsignal(number) != signal.SIG_IGN:
@@ -68,23 +69,25 @@ class Interruptible(lightning.Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked and rank() > 0:
-            return  # that is for rank 0 to say, which ends the others
+            return  # rank 0 decides and ends the other processes
         if self._asked:
             signal.default_int_handler(number, frame)
         self._asked = True
-        console.print("Stopping after this batch, with a checkpoint; again, and it stops at once.")
+        console.print("Stopping after this batch, with a checkpoint. Ask again to stop at once.")
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
-        # Of a finished run, whose weights may find no place on the disk; or which need less of it than this does.
+        # Keep the checkpoint of a finished run: writing the weights may still fail on a full disk. The weights need
+        # less space than a checkpoint, so a checkpoint that does not fit is no reason to stop.
         try:
             trainer.save_checkpoint(self._checkpoint)
         except OSError as error:
             if trainer.world_size > 1:
-                raise  # the other devices wait for it
-            console.print(f"no last checkpoint: {error}; the weights are written next")
+                raise  # the other devices wait for the checkpoint
+            console.print(f"cannot write the last checkpoint: {error}; writing the weights next")
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        # All devices stop after the same batch: each would wait for the others in the next, or in saving this one.
+        # All devices must stop after the same batch. Otherwise one would wait for the others in the next batch or while
+        # saving this one.
         asked = torch.tensor(float(self._asked), device=module.device)
         if trainer.strategy.reduce(asked, reduce_op="max"):
             trainer.save_checkpoint(self._checkpoint)

@@ -1,4 +1,4 @@
-"""Gradient descent by lightning: the trainer, its checkpoint and its silence."""
+"""Gradient descent with lightning: runs the trainer, checks its checkpoint and silences its messages."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _CURVES = "curves"
 
 
 def fit(module: NetworkTraining, folder: Path, options: TrainOptions, device: str, threads: int) -> dict[str, float]:
-    """Trains until the budget is spent, with checkpoints and curves in the folder. What was measured last."""
+    """Trains until the budget is spent, and writes checkpoints and curves to the folder. Returns the last measures."""
     if rank() == 0 and not options.resume and (folder / _CURVES).exists():
-        shutil.rmtree(folder / _CURVES)  # of an earlier run, whose weights these take the place of
+        shutil.rmtree(folder / _CURVES)  # the curves belong to an earlier run, whose weights this run replaces
     trainer = _trainer(module, folder, options, device)
     torch.set_num_threads(threads)
     before = [(number, signal.getsignal(number)) for number in INTERRUPTS]
     try:
         trainer.fit(module, ckpt_path=folder / LAST if options.resume else None, weights_only=True)
         if module.validation_batches and not trainer.callback_metrics.keys() & set(module.MEASURES):
-            trainer.validate(module, verbose=False)  # which a run that was stopped at its end has not done
-    except SystemExit as error:  # which is what lightning makes of Ctrl-C
+            trainer.validate(module, verbose=False)  # a run that was stopped at its very end has not validated
+    except SystemExit as error:  # lightning turns Ctrl-C into SystemExit
         raise KeyboardInterrupt from error
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, answer in before:
-                if answer is not None:  # one that Python did not set
+                if answer is not None:  # None is a handler that Python did not install and cannot restore
                     signal.signal(number, answer)
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name in module.MEASURES}
 
@@ -62,7 +62,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
         max_steps=-1 if options.steps is None else options.steps,
         val_check_interval=options.validate_every,
         check_val_every_n_epoch=None,
-        # The same batches, in turn, whatever the number of devices.
+        # The devices share the same validation batches, whatever their number.
         limit_val_batches=-(-module.validation_batches // options.devices),
         num_sanity_val_steps=0,
         log_every_n_steps=10,
@@ -78,23 +78,23 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raises HardnetSfmError where it is missing, damaged or something else."""
-    hint = "Delete the folder and begin anew."
+    """Raises HardnetSfmError if the checkpoint is missing or damaged, or if the file is something else."""
+    hint = "Delete the folder to start a new run."
     if not path.is_file():
-        raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to begin anew.")
+        raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to start a new run.")
     loaded = load_tensors(path, hint)
-    if zipfile.is_zipfile(path):  # torch's reader does not look at the checksums
+    if zipfile.is_zipfile(path):  # torch's reader does not check the checksums
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise HardnetSfmError(f"{path}: damaged, {damaged} in it has another checksum", hint)
+            raise HardnetSfmError(f"{path}: damaged: the checksum of {damaged} in it differs", hint)
     if not isinstance(loaded, dict) or not loaded.keys() >= {"state_dict", "optimizer_states", "loops", "recipe"}:
         raise HardnetSfmError(f"{path}: not a checkpoint of `train`", hint)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps lightning's hints and its dependencies' deprecations off the terminal; errors still raise."""
+    """Hides lightning's hints and its deprecation warnings on the terminal. Errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,6 +1,6 @@
-"""HPatches (Balntas et al., CVPR 2017) as patches to train on.
+"""Reads HPatches (Balntas et al., CVPR 2017) as training patches.
 
-The layout itself is read by `hardnet_sfm.evaluation.hpatches`.
+`hardnet_sfm.evaluation.hpatches` reads the layout itself.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from hardnet_sfm.patches import resize_patches
 
 
 def read_hpatches(folder: Path) -> PatchSet:
-    """Reads all sequences of a folder; 4 KB of memory a patch, so 64 KB a row of a sequence.
+    """Reads all sequences of a folder into memory, 4 KB a patch and so 64 KB a row of a sequence.
 
-    A point is one row of one sequence, a photo is one column, named `v_NAME/e1`. Patches are resampled from 65x65 to
-    64x64 by pixel area, which keeps their centre and extent, where cutting off a row and a column would move the centre
-    by half a pixel.
+    Each row of a sequence is one point. Each column is one photo, named `v_NAME/e1`. Patches are resampled by pixel
+    area from 65x65 to 64x64, which keeps their centre and extent. Cutting off a row and a column instead would move the
+    centre by half a pixel.
 
     Raises:
-        HardnetSfmError: no sequences, or a column is missing, damaged, not 65 pixels wide or of another length than its
-            sequence's `ref.png`.
+        HardnetSfmError: the folder has no sequences, or a column is missing, is damaged, is not 65 pixels wide or has
+            another length than the `ref.png` of its sequence.
     """
     sequences = find_sequences(folder)
     counts = [sequence.count for sequence in sequences]

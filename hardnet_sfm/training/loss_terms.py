@@ -1,7 +1,7 @@
-"""What losses of descriptors are made of.
+"""Building blocks of descriptor losses.
 
 `anchors` and `positives` are (N, D) float32, and row i of both describes the same point. Similarities are always
-multiplied in float32, also under autocast: 2 - 2 a b in bfloat16 would not tell distances below 0.06 from 0.
+computed in float32, also under autocast. In bfloat16, 2 - 2 a b could not distinguish distances below 0.06 from 0.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Squares below, as of distances between descriptors that float32 does not tell apart (2 - 2 a b is off by some 1e-7),
-# count as this much and have no gradient, which would be infinite at 0.
+# Smaller squared distances are raised to this value and have no gradient, because the gradient of the root is infinite
+# at 0. Float32 cannot distinguish such descriptors: the error of 2 - 2 a b is about 1e-7.
 _LEAST_SQUARE = 1e-6
 NO_SIMILARITY = -2.0
-"""Less than any similarity of vectors of unit length."""
+"""This value is below the similarity of any two vectors of unit length."""
 
 
 def negatives_of(anchors: Tensor, allowed: Tensor | None) -> Tensor:
-    """(N, N) bool: whose negative is whose."""
+    """(N, N) bool: which positive is a negative of which anchor."""
     others = ~torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     return others if allowed is None else others & allowed
 
 
 def mean_over_pairs(terms: Tensor, negatives: Tensor) -> Tensor:
-    """Of the (N,) terms of pairs that have a negative."""
+    """Mean of the (N,) terms over the pairs that have a negative."""
     used = negatives.any(1)
     return (terms * used).sum() / used.sum().clamp(min=1)
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:
-    """(N, K) and (M, K) to the (N, M) inner products of their rows."""
+    """(N, M) inner products of the rows of (N, K) and (M, K) matrices."""
     with torch.autocast(first.device.type, enabled=False):
         return first @ second.T
 
@@ -40,17 +40,17 @@ def root(squares: Tensor) -> Tensor:
 
 
 def distance_of(similarity: Tensor) -> Tensor:
-    """L2 distance of vectors of unit length whose inner product is given."""
+    """Converts the inner product of two vectors of unit length to their L2 distance."""
     return root(2 - 2 * similarity)
 
 
 def distances_between(first: Tensor, second: Tensor) -> Tensor:
-    """(N,) L2 distances of the rows of two (N, D), of any length."""
+    """(N,) L2 distances between the rows of two (N, D) matrices. The rows may have any length."""
     return root((first - second).square().sum(1))
 
 
 def hardest_in_batch(anchors: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) distances of the pairs and of the closest negative of each, 2 or more where there is none."""
+    """(N,) distances of the pairs, and (N,) distances of the closest negative of each; 2 or more if it has none."""
     similarity = products(anchors, positives).masked_fill_(~negatives, NO_SIMILARITY)
     closest = torch.maximum(similarity.amax(1), similarity.amax(0))
     return distance_of((anchors * positives).sum(1)), distance_of(closest)

@@ -1,4 +1,4 @@
-"""A network under training, as a lightning module."""
+"""The lightning module that trains a network on patches."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from hardnet_sfm.training.objectives import TrainingBatch
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
 from hardnet_sfm.training.validation import HeldOutBatches
 
-_GO_BACK = "Go on with a lower --learning-rate, with --resume where the folder beside the output has a last.ckpt."
+_GO_BACK = "Use a lower --learning-rate. Add --resume if the folder next to the output has a last.ckpt."
 _WARM_UP = 0.02
-WORKERS = 4  # that draw batches while a GPU trains
-_BLOCK = 8192  # patches that are copied to it at once
+WORKERS = 4  # processes that draw batches while a GPU trains
+_BLOCK = 8192  # number of patches that are copied to a GPU at once
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: whichever ends first.
+    """Limits on the length of training. The limit that is reached first ends it.
 
     Attributes:
-        minutes: of training, without validation, all runs that were resumed together.
-        steps: batches.
+        minutes: training time in minutes without validation, summed over a run and its resumptions. None: no limit.
+        steps: number of batches. None: no limit.
     """
 
     minutes: float | None
@@ -45,11 +45,11 @@ class Budget:
 
     @property
     def total(self) -> int:
-        """Steps, or seconds where no number of steps is given."""
+        """Number of steps, or number of seconds if steps have no limit."""
         return self.steps if self.steps is not None else round(60 * (self.minutes or 0))
 
     def spent(self, seconds: float, steps: int) -> float:
-        """Share of the budget that is spent, 0 to 1."""
+        """Returns the share of the budget that is spent, from 0 to 1."""
         of_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
         of_steps = steps / self.steps if self.steps is not None else 0.0
         return min(1.0, max(of_time, of_steps))
@@ -57,18 +57,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How a network is trained.
+    """Settings for training a network.
 
     Attributes:
-        loss: its name in `LOSSES`.
-        augment: of the patches.
-        budget: how long.
-        learning_rate: of AdamW at its highest.
-        weight_decay: of AdamW.
-        dropout: before the last layer; None for the network's default.
-        norm_batch: number of patches that share the statistics of batch normalisation; all where None.
-        seed: of what is drawn by chance.
-        fingerprint: of all that a run must not change when it is resumed.
+        loss: name of the loss in `LOSSES`.
+        augment: augmentation of the patches.
+        budget: length of training.
+        learning_rate: highest learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        dropout: dropout probability before the last layer; None means the network's default.
+        norm_batch: number of patches that share the statistics of batch normalisation; None means all.
+        seed: random seed.
+        fingerprint: fingerprint of everything that must stay the same when a run is resumed.
     """
 
     loss: str
@@ -83,12 +83,12 @@ class TrainingPlan:
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
-    """Batches as tensors by the names of their attributes, every `step`-th of them, for ever; workers take turns.
+    """Endless stream of every `step`-th batch. Each batch is a dict of tensors by attribute name. Workers take turns.
 
     Args:
-        batch: that of a number: the patches of a sampler or, for `Resident`, which ones it draws.
-        first: number of the first one.
-        step: from one number to the next.
+        batch: returns the batch of a number: the patches of a sampler or, for `Resident`, the rows that it draws.
+        first: number of the first batch.
+        step: difference between the numbers of consecutive batches.
     """
 
     def __init__(self, batch: Callable[[int], Batch | Draw], first: int, step: int) -> None:
@@ -104,17 +104,17 @@ class Batches(IterableDataset[dict[str, Tensor]]):
 
 
 class Resident:
-    """All patches of the data sets in the memory of a GPU, where batches are put together.
+    """Holds all patches of the data sets in the memory of a GPU, and assembles batches there.
 
-    Memory: 4 KB a patch, 4 GB a million. What crosses the bus for a pair is then 16 bytes and its row of `allowed`
-    instead of 8 KB, and nothing is copied on the CPU.
+    A patch takes 4 KB, so a million take 4 GB. For each pair, only 16 bytes and its row of `allowed` then cross the bus
+    instead of 8 KB, and the CPU copies nothing.
 
     Args:
-        sets: of patches, in the order of the sampler.
-        device: that trains.
+        sets: patch sets in the order of the sampler.
+        device: device that trains.
     """
 
-    # Of the memory that is free; the network's activations need some, too.
+    # Share of the free memory that patches may take. The network's activations need the rest.
     _SHARE = 0.5
 
     def __init__(self, sets: Sequence[PatchSet], device: torch.device) -> None:
@@ -129,27 +129,28 @@ class Resident:
 
     @classmethod
     def where_it_fits(cls, sets: Sequence[PatchSet], device: torch.device) -> Resident | None:
-        """None on a CPU, whose memory has the files mapped already, and where there is too little of a GPU's."""
+        """Copies the patches to a GPU. Returns None if its memory is too small, or on a CPU, which maps the files."""
         if device.type != "cuda":
             return None
         free, _ = torch.cuda.mem_get_info(device)
         return cls(sets, device) if sum(of.patches.nbytes for of in sets) <= cls._SHARE * free else None
 
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
-        """The patches of (2, B) rows on the device: anchors and positives, each (B, 64, 64) uint8."""
+        """Returns the patches of (2, B) rows on the device: anchors and positives, each (B, 64, 64) uint8."""
         return dict(zip(("anchors", "positives"), self._patches[rows], strict=True))
 
 
 def loader_of(batches: Batches, workers: int) -> DataLoader[dict[str, Tensor]]:
-    """Draws batches, in so many processes; 0: in this one."""
+    """Makes a loader that draws batches in `workers` processes; with 0, this process draws them."""
     return _Loader(batches, batch_size=None, num_workers=workers, worker_init_fn=_heedless if workers else None)
 
 
 class _Loader(DataLoader[dict[str, Tensor]]):
-    """Ctrl-C goes to all processes of a terminal: those that draw must live until the batch under way has ended.
+    """Data loader whose workers survive Ctrl-C.
 
-    They ignore it from their first line of ours on. Until then it is held back from them: a process inherits which
-    signals are blocked, and this one is given what came meanwhile. Windows can block none.
+    Ctrl-C reaches all processes of a terminal, but the workers must live until the current batch has ended. They ignore
+    the signal as soon as they run code of this package. The signal is blocked while they start, because a new process
+    inherits the blocked signals. This process receives a blocked signal afterwards. Windows cannot block signals.
     """
 
     def __iter__(self) -> Any:
@@ -169,16 +170,17 @@ def _heedless(worker: int) -> None:  # noqa: ARG001
 class NetworkTraining(lightning.LightningModule):
     """Trains a network on pairs of patches.
 
-    The learning rate rises over the first fiftieth of the budget and then falls linearly to zero, as in the paper. What
-    is drawn by chance in step k, dropout and augmentation, depends on the seed and on k alone: a run that is resumed
-    ends as if it had not been stopped, if its budget is counted in steps. Of n devices, device r takes batch k n + r in
-    step k; gradients are averaged, the running statistics of batch normalisation are those of device 0.
+    The learning rate rises over the first fiftieth of the budget and then falls linearly to zero, as in the paper. The
+    random numbers of step k, for dropout and augmentation, depend only on the seed and on k. A resumed run therefore
+    gives the same result as an uninterrupted run if its budget is a number of steps. With n devices, device r takes
+    batch k n + r in step k. The devices average their gradients. The running statistics of batch normalisation are
+    those of device 0.
 
     Args:
-        architecture: what to train.
-        sampler: of what is trained on.
-        held_out: of what is validated with, if anything.
-        plan: how it is trained.
+        architecture: network to train.
+        sampler: source of the training batches.
+        held_out: validation batches, or None.
+        plan: settings of the training.
     """
 
     MEASURES = ("fpr95", "map")
@@ -198,7 +200,8 @@ class NetworkTraining(lightning.LightningModule):
                 torch.nn.init.orthogonal_(module.weight, architecture.gain)
                 if module.bias is not None:
                     torch.nn.init.zeros_(module.bias)
-        # As the inputs are laid out, or each convolution converts its weights, and their gradients, for every batch.
+        # The inputs have this memory format. Otherwise each convolution would convert its weights and their gradients
+        # for every batch.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._architecture, self._sampler, self._held_out = architecture, sampler, held_out
         self._plan, self.budget, self._objective = plan, plan.budget, LOSSES.find(plan.loss)
@@ -233,12 +236,12 @@ class NetworkTraining(lightning.LightningModule):
 
     @property
     def validation_batches(self) -> int:
-        """How many there are; 0 where there is nothing to validate with."""
+        """Number of validation batches; 0 if there are no validation patches."""
         return 0 if self._held_out is None else self._held_out.count
 
     @property
     def _number(self) -> int:
-        """Of the next batch of this device."""
+        """Number of the next batch of this device."""
         return self.global_step * self.trainer.world_size + self.global_rank
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -248,7 +251,7 @@ class NetworkTraining(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self._began = time.monotonic()
-        if self.budget.spent(self.seconds, self.global_step) >= 1:  # finished before it was stopped
+        if self.budget.spent(self.seconds, self.global_step) >= 1:  # the run was stopped after its last step
             self.trainer.should_stop = True
 
     def on_validation_end(self) -> None:
@@ -263,24 +266,25 @@ class NetworkTraining(lightning.LightningModule):
         self.log("learning rate", rate)
 
     def _described(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, D) descriptors, and the (B, K) outputs of the layers that are kept, if any.
+        """Returns (B, D) descriptors, and the (B, K) outputs of the watched layers if there are any.
 
-        The patches go through the network in groups, each normalised by itself (Hoffer, Hubara, Soudry, Train longer,
-        generalize better, NIPS 2017, section 4), so that a group's activations stay in a CPU's cache. A group takes
-        every k-th patch: some of each data set, and both of a pair where k divides their number.
+        The patches go through the network in k groups, so that a group's activations stay in a CPU's cache. Batch
+        normalisation uses the statistics of each group alone (Hoffer, Hubara, Soudry, Train longer, generalize better,
+        NIPS 2017, section 4). A group takes every k-th patch. It thus has patches of each data set. It also has both
+        patches of a pair if k divides the number of pairs.
         """
         groups = max(1, len(patches) // (self._plan.norm_batch or len(patches)))
         every = torch.arange(len(patches), device=patches.device)
         order = torch.cat([every[first::groups] for first in range(groups)]).argsort()
         described = torch.cat([self.network(patches[first::groups]) for first in range(groups)])[order]
-        # Of each group all layers, one after the other: every k-th belongs to the same layer.
+        # The list holds all layers of the first group, then all layers of the second, and so on.
         count = len(self._layers) // groups
         layers = [torch.cat(self._layers[number::count])[order] for number in range(count)]
         self._layers.clear()
         return described, layers
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of a batch of `Batches`; all of a step but the gradient and the update."""
+        """Computes the loss of a batch of `Batches`: a whole step except the gradient and the update."""
         size = self._architecture.patch_size
         anchors, positives = augmented(batch["anchors"], batch["positives"], size, self._plan.augment)
         paired = TrainingBatch(anchors, positives, batch["allowed"])
@@ -288,7 +292,7 @@ class NetworkTraining(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         loss = self.loss_of(batch)
-        # The mean of all devices is no number if that of one is none: they stop together.
+        # If the loss of one device is not finite, the mean over all devices is not finite either, so all stop together.
         mean = self.trainer.strategy.reduce(loss.detach().clone())
         if not torch.isfinite(mean):
             raise HardnetSfmError(f"the loss is {mean.item()} at step {self.global_step}", _GO_BACK)
@@ -299,32 +303,33 @@ class NetworkTraining(lightning.LightningModule):
         patches = torch.cat([batch["anchors"], batch["positives"]]).unsqueeze(1).float() / 255
         inputs = torch.nn.functional.avg_pool2d(patches, patches.shape[-1] // self._architecture.patch_size)
         measures = self._objective.measures(self.network, self._architecture, inputs, batch["allowed"].cpu())
-        # Scenes count the same, however small their batches; those that even out the devices' numbers do not count.
+        # Scenes have equal weight, whatever the size of their batches. Every device must take the same number of
+        # batches; batches that only fill up the last round have weight 0.
         counts = batch_idx * self._devices + self.global_rank < self.validation_batches
-        # Their sum is divided by the number of devices as whole numbers are.
+        # Lightning averages the sum of the weights over the devices in integers; the weight `_devices` keeps it exact.
         self.log_dict(measures, batch_size=self._devices if counts else 0, sync_dist=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        # From the end of the last one on: waiting for a batch is training, too.
+        # The time since the end of the last batch: waiting for a batch counts as training.
         now = time.monotonic()
         seconds = torch.tensor(now - self._began, dtype=torch.float64, device=self.device)
         self._began = now
-        # All devices must learn at one rate and end with one step, so that they count the slowest one's time.
+        # All devices must use the same learning rate and end with the same step, so all count the slowest one's time.
         self.seconds += float(self.trainer.strategy.reduce(seconds, reduce_op="max"))
         if self.budget.spent(self.seconds, self.global_step) >= 1:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Gradients may be no numbers where the loss is one. Raised here, nothing is written, and the last file stays.
+        # Weights may become NaN or infinite although the loss is finite. An error here keeps the last good checkpoint.
         wrong = not_finite(self.network.state_dict())
         if wrong:
-            raise HardnetSfmError(f"after step {self.global_step} not all of {wrong[0]} are finite numbers", _GO_BACK)
+            raise HardnetSfmError(f"after step {self.global_step} not all numbers of {wrong[0]} are finite", _GO_BACK)
         checkpoint["seconds"], checkpoint["recipe"] = self.seconds, self._plan.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["recipe"] != self._plan.fingerprint:
             raise HardnetSfmError(
                 "the checkpoint is of a run on other patches or with other options",
-                "Use the same; --minutes, --steps, --validate-every, --learning-rate and --licence may change.",
+                "Use the same. Only --minutes, --steps, --validate-every, --learning-rate and --licence may change.",
             )
         self.seconds = checkpoint["seconds"]

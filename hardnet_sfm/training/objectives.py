@@ -1,4 +1,4 @@
-"""What a network is trained for: the loss of a batch, and how well it does on held-out patches."""
+"""Training objectives: the loss of a batch, and the quality of the network on held-out patches."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from hardnet_sfm.networks.architectures import Architecture
 from hardnet_sfm.training.validation import measures_of
 
 Describe = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
-"""(B, 1, S, S) patches to (B, D) descriptors and the (B, K) outputs of the layers that are watched."""
+"""Maps (B, 1, S, S) patches to (B, D) descriptors and the (B, K) outputs of the watched layers."""
 
 
 class Objective(Protocol):
-    """What `--loss` names."""
+    """Interface of an entry in the registry for `--loss`."""
 
     @property
     def watches_layers(self) -> bool:
-        """Whether it looks at the outputs of `Architecture.supervised`, too."""
+        """Whether the loss also uses the outputs of the layers in `Architecture.supervised`."""
 
     def mismatch(self, architecture: Architecture) -> str:
-        """Why a network cannot be trained for it, as the end of a sentence; empty if it can."""
+        """Says why a network cannot be trained for this objective, as the end of a sentence; empty if it can."""
 
     def loss(self, network: nn.Module, architecture: Architecture, describe: Describe, batch: TrainingBatch) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """Computes the loss of a batch, a scalar."""
 
     def measures(
         self, network: nn.Module, architecture: Architecture, inputs: Tensor, allowed: Tensor
     ) -> dict[str, float]:
-        """False positive rate at 95 % recall, "fpr95", and mean average precision of matching, "map".
+        """Measures the false positive rate at 95 % recall, "fpr95", and the mean average precision of matching, "map".
 
         Args:
-            network: under training.
-            architecture: what it is.
-            inputs: (2 B, 1, S, S) in [0, 1]: B anchors, then their positives.
-            allowed: (B, B) bool on the CPU, which positives are of another point than the anchor.
+            network: network under training.
+            architecture: architecture of the network.
+            inputs: (2 B, 1, S, S) patches in [0, 1]: B anchors, then their positives.
+            allowed: (B, B) bool on the CPU, whether a positive shows another point than an anchor.
         """
 
 
@@ -47,8 +47,8 @@ class TrainingBatch:
     """A batch of matching patches.
 
     Attributes:
-        anchors, positives: (B, 1, S, S) in [0, 1]; row i of both shows the same point.
-        allowed: (B, B) bool, which are negatives of each other.
+        anchors, positives: (B, 1, S, S) patches in [0, 1]; row i of both shows the same point.
+        allowed: (B, B) bool, whether two pairs may be negatives of each other.
     """
 
     anchors: Tensor
@@ -57,19 +57,23 @@ class TrainingBatch:
 
 
 class DescriptorLoss(Protocol):
-    """A scalar that falls as matching descriptors get closer than others, see `hardnet_sfm.training.losses`."""
+    """Loss of descriptors: a scalar that falls as matching descriptors get closer to each other than to others.
+
+    See `hardnet_sfm.training.losses`.
+    """
 
     def __call__(self, anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class DescriptorObjective:
-    """A loss of descriptors that are compared by their L2 distance.
+    """Objective for descriptors that are compared by their L2 distance.
 
     Attributes:
         function: the loss.
-        any_length: its margins are of descriptors as the network gives them; otherwise they are of unit length.
-        watches_layers: it takes `features`, pairs of (B, K) outputs of `Architecture.supervised`, too.
+        any_length: if True, the loss takes descriptors at the length that the network gives; otherwise they are scaled
+            to unit length first.
+        watches_layers: if True, the loss also takes `features`, pairs of (B, K) outputs of `Architecture.supervised`.
     """
 
     function: DescriptorLoss
@@ -102,5 +106,5 @@ class DescriptorObjective:
 
 
 def _as_used(described: Tensor, architecture: Architecture) -> Tensor:
-    """Descriptors of length 1, as they are compared in use."""
+    """Scales descriptors to unit length, as matching uses them."""
     return described if architecture.unit_length else nn.functional.normalize(described, dim=1)

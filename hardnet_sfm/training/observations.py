@@ -1,19 +1,19 @@
-"""Which observations of a model are patches of the same thing: what the frames of their keypoints must agree in.
+"""Selects the observations of a model whose patches show the same piece of surface as the rest of their track.
 
-A local affine frame, cut by a detector, says how large its keypoint is and which way it points. Where the cameras and a
-point are known, the frames of all its observations can be taken to the point itself and compared there. Let X be the
-point and m the mean of the unit rays from X to its cameras. In a camera with rotation R, X has the depth z and is seen
-at n = (x / z, y / z). A displacement D of X shifts n by [I | -n] R D / z, to first order. For displacements D = E d in
-the plane through X perpendicular to m, E its orthonormal basis, (3, 2), that is
+A detector gives each keypoint a local affine frame, which holds its size and its orientation. If the cameras and a
+point are known, the frames of all its observations can be projected to the point and compared there. Let X be the point
+and m the mean of the unit rays from X to its cameras. In a camera with rotation R, X has the depth z and is seen at
+n = (x / z, y / z). A displacement D of X shifts n by [I | -n] R D / z, to first order. Let E, (3, 2), be an orthonormal
+basis of the plane through X perpendicular to m. For displacements D = E d in that plane the shift is
 
     dn = M d / z,   M = [I | -n] R E.
 
-With J the derivative of n by the pixel and A the frame, pixels per sigma, the frame on that plane is
+Let J be the derivative of n by the pixel, and A the frame in pixels per sigma. The frame on the plane is then
 
     B = z M^-1 J A,
 
-in units of the model per sigma. Its size, sqrt |det B|, and the direction of its x axis, atan2(B_21, B_11), are the
-same for all observations of the point, as far as the detector repeats itself and the plane stands for the surface.
+in units of the model per sigma. Its size is sqrt |det B|, and the direction of its x axis is atan2(B_21, B_11). Both
+are the same for all observations of the point if the detector is repeatable and the plane approximates the surface.
 """
 
 from __future__ import annotations
@@ -35,51 +35,58 @@ Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-# Squares along the longer side of a photo, in which depths are compared.
+# Number of squares along the longer side of a photo. Depths are compared within a square.
 _SQUARES = 64
 
 
 @dataclass(frozen=True)
 class MineOptions:
-    """Which observations become patches, and how these are cut. Rates are of 128 photos of South Building."""
+    """Which observations become patches, and how patches are cut. Rates were measured on 128 photos of South
+    Building."""
 
     max_error: float = 1.5
-    """Largest reprojection error, pixels: farther off, the point that was triangulated is not what the photo shows."""
+    """Largest reprojection error, in pixels. With a larger error, the photo does not show the point that was
+    triangulated."""
     min_track: int = 3
-    """Fewest photos that see a point. Two always agree with some point where their rays meet; a third tests it."""
+    """Fewest photos that see a point. Two photos always agree on some point, where their rays meet; a third one tests
+    it."""
     max_angle: float = 50.0
-    """Largest angle between a ray and the mean ray of its track, degrees. Beyond it a circle no longer covers the same
-    piece of surface: one frame in eight contradicts its track there, one in 30 between 40 and 50 degrees."""
+    """Largest angle between a ray and the mean ray of its track, in degrees. At larger angles a circle no longer covers
+    the same piece of surface. Beyond 50 degrees one frame in eight contradicts its track; between 40 and 50 degrees it
+    is one in 30."""
     max_depth_ratio: float = 1.1
-    """Largest depth of a point, as a multiple of the lower quartile around it in the photo: deeper ones are behind
-    something, or at its edge, where a patch shows both."""
+    """Largest depth of a point, as a multiple of the lower quartile of the depths around it in the photo. Deeper points
+    lie behind something, or at its edge, where a patch shows both."""
     max_scale_ratio: float = 1.5
-    """Largest ratio of a keypoint's size on the object to that of its track, or the inverse; 99.5 % are closer."""
+    """Largest ratio between a keypoint's size on the object and that of its track, or the inverse. 99.5 % are
+    closer."""
     max_turn: float = 25.0
-    """Largest angle on the object from a keypoint's orientation to that of its track, degrees; 99.5 % are closer."""
+    """Largest angle on the object between a keypoint's orientation and that of its track, in degrees. 99.5 % are
+    closer."""
     measurement_size: float = 20.0
-    """Sigmas of the keypoint across a patch. 20 as the shipped weights have; 12 is usual in the literature."""
+    """Side of a patch, in sigmas of the keypoint. The shipped weights use 20; 12 is usual in the literature."""
     keypoints: Path | None = None
-    """features.h5 or COLMAP database with scales and orientations. Default: one that lies with the model."""
+    """features.h5 or COLMAP database with the scales and orientations of the keypoints. Default: one next to the
+    model."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         check_least(self, min_track=2, max_depth_ratio=1)
         check_above(self, max_scale_ratio=1, max_error=0, max_angle=0, max_turn=0, measurement_size=0)
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides what the patches are, fit for JSON."""
+        """Collects everything that determines the patches, in a form that JSON can hold."""
         return {name: value for name, value in asdict(self).items() if name != "keypoints"}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What the filters left.
+    """Observations that passed all filters.
 
     Attributes:
         rows: (K,) observations that become patches, sorted by point, then photo.
-        angle: (K,) float32, between each one's ray and the mean ray of its track, degrees.
-        dropped: how many observations each filter dropped, in the order in which they were applied.
+        angle: (K,) float32, angle in degrees between the ray of each observation and the mean ray of its track.
+        dropped: number of observations that each filter dropped, in the order of the filters.
     """
 
     rows: Rows
@@ -88,7 +95,7 @@ class Selection:
 
 
 class _Sieve:
-    """Row numbers that have passed every filter so far, and how many each dropped."""
+    """Keeps the row numbers that passed every filter so far, and the number that each filter dropped."""
 
     def __init__(self, count: int) -> None:
         self.rows = np.arange(count)
@@ -100,15 +107,15 @@ class _Sieve:
 
 
 def select(tracks: Tracks, axes: Float32, options: MineOptions, readable: Mask | None = None) -> Selection:
-    """Drops observations that are not, or may not be, views of the same thing as the rest of their track.
+    """Drops observations that do not show, or may not show, the same piece of surface as the rest of their track.
 
-    Each filter looks at what the ones before it left.
+    Each filter sees only the observations that passed the filters before it.
 
     Args:
         tracks: N observations of a model.
-        axes: (N, 2, 2) frame of each in COLMAP's pixels per sigma, NaN where no keypoint was found for it.
-        options: tolerances.
-        readable: (V,) which photos there are; all by default.
+        axes: (N, 2, 2) frames in COLMAP's pixels per sigma, NaN for an observation without a keypoint.
+        options: tolerances of the filters.
+        readable: (V,) bool, which photos are readable; None means all.
     """
     sieve = _Sieve(len(axes))
     if readable is not None:
@@ -134,7 +141,7 @@ def select(tracks: Tracks, axes: Float32, options: MineOptions, readable: Mask |
 
 
 def photos_of_point(tracks: Tracks, rows: Rows) -> NDArray[np.intp]:
-    """(K,) in how many photos the point of each of K observations is seen among these."""
+    """(K,) numbers of photos that see the point of each observation, counted among these K observations."""
     pairs = np.unique(np.column_stack([tracks.point[rows], tracks.photo[rows]]), axis=0)
     return np.bincount(pairs[:, 0], minlength=len(tracks.xyz))[tracks.point[rows]]
 
@@ -148,12 +155,12 @@ def rays_to_cameras(tracks: Tracks, rows: Rows) -> Float64:
 
 
 def mean_directions(rays: Float64, point: NDArray[np.int64], points: int) -> Float64:
-    """(P, 3) unit vectors, the mean of the (K, 3) rays of each point; NaN for a point that has none.
+    """(P, 3) unit vectors, the mean direction of the rays of each point; NaN for a point without rays.
 
     Args:
-        rays: unit vectors.
-        point: (K,) whose each ray is.
-        points: P.
+        rays: (K, 3) unit vectors.
+        point: (K,) number of the point that each ray belongs to.
+        points: number of points, P.
     """
     total = np.stack([np.bincount(point, axis, points) for axis in rays.T], 1)
     with np.errstate(invalid="ignore"):
@@ -161,9 +168,10 @@ def mean_directions(rays: Float64, point: NDArray[np.int64], points: int) -> Flo
 
 
 def depth_ratios(tracks: Tracks, rows: Rows) -> Float64:
-    """(K,) depth of each of K observations over the lower quartile of the depths in its square of the photo.
+    """(K,) ratios of the depth of each observation to the lower quartile of the depths in its square of the photo.
 
-    A lower quartile, because it takes more than one wrong point in front to hide the others.
+    The lower quartile is robust: among five or more points, a single wrong point in front cannot make the others look
+    hidden.
     """
     side = tracks.sizes.max(1) / _SQUARES
     photo, depth = tracks.photo[rows], tracks.depth[rows]
@@ -178,24 +186,26 @@ def depth_ratios(tracks: Tracks, rows: Rows) -> Float64:
 
 
 def on_object(tracks: Tracks, rows: Rows, axes: Float32, mean: Float64) -> tuple[Float64, Float64]:
-    """Size and direction of the frames of K observations on the planes through their points (equation above).
+    """Computes size and direction of the frames of K observations on the planes through their points.
+
+    The docstring of the module has the equation.
 
     Args:
-        tracks: the model.
-        rows: (K,) observations.
-        axes: (K, 2, 2) their frames, COLMAP's pixels per sigma.
-        mean: (P, 3) normal of each point's plane.
+        tracks: observations of a model.
+        rows: (K,) row numbers of the observations.
+        axes: (K, 2, 2) frames of the observations in COLMAP's pixels per sigma.
+        mean: (P, 3) normals of the planes of the points.
 
     Returns:
-        (K,) sizes, the model's units per sigma, and (K,) directions of the x axes, degrees from an axis that is the
-        same for all observations of a point.
+        (K,) sizes in the model's units per sigma, and (K,) directions of the x axes in degrees. Directions are measured
+        from an axis that is the same for all observations of a point.
     """
     point = tracks.point[rows]
     basis = plane_bases(mean)[point]
     in_camera = tracks.cam_from_world[tracks.photo[rows], :, :3] @ basis
     plane = in_camera[:, :2] - tracks.ray[rows, :, None] * in_camera[:, 2:]
     frames = tracks.depth[rows, None, None] * tracks.jacobian[rows] @ axes
-    # The inverse of a (2, 2) matrix is its adjugate over its determinant; that of a plane seen edge-on is infinite.
+    # The inverse of a (2, 2) matrix is its adjugate divided by its determinant. A plane seen edge-on gives infinity.
     (a, b), (c, d) = plane.transpose(1, 2, 0)
     adjugate = np.stack([np.stack([d, -b], 1), np.stack([-c, a], 1)], 1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -205,7 +215,7 @@ def on_object(tracks: Tracks, rows: Rows, axes: Float32, mean: Float64) -> tuple
 
 
 def plane_bases(normals: Float64) -> Float64:
-    """(P, 3, 2) orthonormal bases of the planes with (P, 3) unit normals."""
+    """(P, 3, 2) orthonormal bases of the planes whose unit normals are (P, 3)."""
     least = np.eye(3)[np.abs(np.nan_to_num(normals)).argmin(1)]
     first = np.cross(normals, least)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
@@ -213,16 +223,17 @@ def plane_bases(normals: Float64) -> Float64:
 
 
 def in_agreement(values: Float64, point: NDArray[np.int64], tolerance: float, period: float = np.inf) -> Mask:
-    """(K,) which observations agree with the one that most of their track agrees with.
+    """(K,) bool: which observations agree with the mode of their track.
 
-    That one is the mode of the track: where a triangular kernel as wide as the tolerance finds most. Unlike a median
-    it is always one of the values, so that of two groups that contradict each other the larger one stays whole.
+    The mode is the value with the highest density under a triangular kernel whose half width is the tolerance. Unlike a
+    median, it is always one of the values. If a track has two groups that contradict each other, the larger group
+    therefore stays whole.
 
     Args:
-        values: (K,) what to compare; NaN agrees with nothing.
-        point: (K,) whose each value is.
-        tolerance: largest difference, and the kernel's half width.
-        period: of the values, if they are angles.
+        values: (K,) values to compare; NaN agrees with nothing.
+        point: (K,) number of the point that each value belongs to.
+        tolerance: largest accepted difference, and half width of the kernel.
+        period: period of the values if they are angles.
     """
     agree = np.zeros(len(values), bool)
     order = np.argsort(point, kind="stable")

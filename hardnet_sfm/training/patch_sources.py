@@ -1,4 +1,4 @@
-"""Patches to train on, in any of the layouts there are."""
+"""Reads training patches in any supported layout."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hardnet_sfm.training.hpatches_sets import read_hpatches
 
 
 def read_any_patches(path: Path) -> PatchSet:
-    """Patches in any of the layouts there are.
+    """Reads patches from a patches.h5 file, or from a folder in Brown's or HPatches' layout.
 
     Raises:
-        HardnetSfmError: it is none of them, or damaged.
+        HardnetSfmError: the path has none of these layouts, or is damaged.
     """
     if not path.is_dir():
         return read_patches(path)
@@ -22,7 +22,7 @@ def read_any_patches(path: Path) -> PatchSet:
         return read_brown(path)
     if not any(path.glob("[iv]_*")):
         raise HardnetSfmError(
-            f"{path}: a folder with no patches in it: neither info.txt, as Brown's have, nor i_* and v_*, as HPatches'",
-            "`hardnet-sfm mine` makes a patches.h5 of a model and its photos.",
+            f"{path}: no patches in this folder: neither info.txt, as in Brown's, nor i_* and v_*, as in HPatches'",
+            "`hardnet-sfm mine` makes a patches.h5 from a model and its photos.",
         )
     return read_hpatches(path)

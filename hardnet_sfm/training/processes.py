@@ -1,7 +1,8 @@
-"""Training on several devices: a process for each, of which the one that the user started is the first, rank 0.
+"""Training on several devices with one process for each. The process that the user started is rank 0.
 
-The others are started here, with the same arguments, and find each other as lightning's processes do: by LOCAL_RANK
-and MASTER_PORT in the environment. Where a launcher such as torchrun has set these, nothing is started.
+This module starts the other processes with the same arguments. They find each other as lightning's processes do, by
+LOCAL_RANK and MASTER_PORT in the environment. If a launcher such as torchrun has set these variables, this module
+starts no process.
 """
 
 from __future__ import annotations
@@ -18,31 +19,33 @@ from threading import Event, Thread, main_thread
 
 from hardnet_sfm.errors import HardnetSfmError
 
-_PATIENCE = 30.0  # seconds for the others to end after rank 0 has
-# Interrupts rank 0. Not SIGINT, which programs ignore that a shell started in the background; Windows has no other.
+_PATIENCE = 30.0  # seconds that the other processes have to end after rank 0 has ended
+# Signal that interrupts rank 0. A program that a shell started in the background ignores SIGINT, so that signal serves
+# only on Windows, which has no SIGUSR2.
 _STOP = getattr(signal, "SIGUSR2", signal.SIGINT)
 
 
 def rank() -> int:
-    """Number of this process among those that train together, from 0 on."""
+    """Number of this process among the processes that train together, counted from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def joined(devices: int, threads: int, target: Callable[..., object], *args: object) -> Iterator[None]:
-    """While the block trains as rank 0, `devices - 1` other processes run `target(*args)`.
+    """Runs `target(*args)` in `devices - 1` other processes while the block trains as rank 0.
 
-    They end when the block does: well, if it ends well, else at once. It must be in the main thread and, as with all
-    processes that Python starts afresh, under `if __name__ == "__main__":` where a script leads to it.
+    The other processes end with the block. They finish their work if the block ends normally, and are killed if it
+    raises. The block must run in the main thread. A script that calls it needs `if __name__ == "__main__":`, because
+    Python spawns the processes.
 
     Args:
-        devices: number of processes together.
-        threads: of torch, for each.
-        target: a function of a module.
-        args: that can be pickled.
+        devices: number of processes, including rank 0.
+        threads: number of torch threads in each process.
+        target: function to run, at the top level of a module.
+        args: arguments of the function; pickle must be able to serialize them.
 
     Raises:
-        HardnetSfmError: one of the others failed, so that rank 0 was stopped.
+        HardnetSfmError: another process failed, and rank 0 was stopped for that reason.
     """
     if devices == 1 or "LOCAL_RANK" in os.environ:
         yield
@@ -71,11 +74,11 @@ def joined(devices: int, threads: int, target: Callable[..., object], *args: obj
         except HardnetSfmError:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            # Who fails takes the connection of rank 0 along, which may notice before we are told.
+            # A failing process also breaks the connection of rank 0, which may raise before the report arrives.
             if not failed.wait(0 if isinstance(error, KeyboardInterrupt) else 2):
                 raise
             raise HardnetSfmError(
-                failures[0], "Go on from the last checkpoint with --resume, or with one device, where that is wrong."
+                failures[0], "Resume from the last checkpoint with --resume. Use one device if the other is at fault."
             ) from error
         finally:
             over.set()
@@ -87,7 +90,7 @@ def joined(devices: int, threads: int, target: Callable[..., object], *args: obj
 
 
 def _forget() -> None:
-    """Lightning would keep the connection for the next run, which has other processes."""
+    """Closes the connection, because lightning would keep it for the next run, which has other processes."""
     import torch
 
     if torch.distributed.is_initialized():
@@ -97,12 +100,12 @@ def _forget() -> None:
 def _join(
     environment: Mapping[str, str], says: Connection, target: Callable[..., object], args: tuple[object, ...]
 ) -> None:
-    """What another process does: it trains along, and ends with rank 0 if not before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0 to answer, which ends the others
+    """Runs in another process: it calls the target, and ends at the latest together with rank 0."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 handles Ctrl-C and ends the others
     os.environ.update(environment)
     Thread(target=_end_with_parent, daemon=True).start()
     try:
-        with suppress(KeyboardInterrupt):  # all stopped after the same batch, which rank 0 tells
+        with suppress(KeyboardInterrupt):  # all stopped after the same batch; rank 0 reports it
             target(*args)
         says.send("")
     except HardnetSfmError as error:
@@ -117,7 +120,7 @@ def _end_with_parent() -> None:
 
 
 def _watch(pipes: list[Connection], failures: list[str], failed: Event, over: Event) -> None:
-    """Interrupts rank 0, which would wait for ever, when one of the others fails."""
+    """Interrupts rank 0 when another process fails. Otherwise rank 0 would wait for ever."""
     ranks = dict(zip(pipes, range(1, len(pipes) + 1), strict=True))
     while ranks and not over.is_set():
         for pipe in wait(list(ranks)):
@@ -126,7 +129,7 @@ def _watch(pipes: list[Connection], failures: list[str], failed: Event, over: Ev
             try:
                 said = pipe.recv()
             except EOFError:
-                said = "its process ended; what it said stands above"
+                said = "its process ended; its output is above"
             if said and not over.is_set():
                 failures.append(f"device {number}: {said}")
                 failed.set()

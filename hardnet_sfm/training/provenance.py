@@ -1,4 +1,4 @@
-"""What weights say of where they come from, in the metadata of their file."""
+"""Records the origin of weights in the metadata of their file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 def about(
     sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
 ) -> dict[str, str]:
-    """What a weights file says of where it comes from, that of what it was started from included."""
+    """Collects the metadata of a weights file about its origin, including the origin of its initial weights."""
     from hardnet_sfm.files.weight_files import recommended_ratio
     from hardnet_sfm.networks.architectures import ARCHITECTURES
 
@@ -46,7 +46,10 @@ def about(
 
 
 def _history(weights: Weights) -> dict[str, Any]:
-    """What weights say of where they come from; JSON unpacked, or each generation would quote the quotes before it."""
+    """Reads the origin of weights from their metadata.
+
+    JSON values are unpacked. Otherwise each generation of weights would escape the quotes of the previous one again.
+    """
     found: dict[str, Any] = {}
     for name in ("data", "source", "init"):
         if name in weights.metadata:
@@ -58,13 +61,13 @@ def _history(weights: Weights) -> dict[str, Any]:
 
 
 def _program() -> str:
-    """Name of what was started, without where it lies."""
+    """Returns the name of the running program without its folder."""
     name = Path(sys.argv[0]).name
     return "hardnet-sfm" if name == "__main__.py" else name
 
 
 def _commit() -> str:
-    """The commit of the package and whether it was changed since, where it runs from a clone; else nothing."""
+    """Returns the commit of the package and whether it has local changes; empty if it does not run from a clone."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -76,5 +79,5 @@ def _commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return ""  # without git nobody can look the commit up here
+        return ""  # without git the commit cannot be determined
     return described.stdout.strip()

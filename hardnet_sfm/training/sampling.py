@@ -1,4 +1,7 @@
-"""Batches of pairs: two patches of the same point from different photos, and which others may be their negatives."""
+"""Draws batches of patch pairs. A pair is two patches of the same point from different photos.
+
+A batch also records which pairs may be negatives of each other.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,28 @@ from hardnet_sfm.files.patch_sets import PatchSet
 
 Grey = NDArray[np.uint8]
 
-# Wider than any photo, pixels; a power of two, so that adding a position to it loses none of its digits.
+# A width in pixels that no photo exceeds. It is a power of two, so that adding a position to it is exact.
 _PHOTO = 2.0**20
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How pairs are drawn."""
+    """How pairs of patches are drawn."""
 
     batch_size: int = 1024
-    """Pairs in a batch; no point is in it twice. Of several devices each has its own batch of this size."""
+    """Number of pairs in a batch, no two of the same point. Each of several devices has its own batch of this size."""
     same_photos: float = 0.5
-    """Share of the pairs drawn from two photos at a time, whose other points are the negatives of real matching."""
+    """Share of the pairs that are drawn from two photos at a time. Their other points are the negatives of real
+    matching."""
     a_pair_of_photos: int = 128
-    """At most so many of them from one pair of photos."""
+    """Most pairs that --same-photos draws from one pair of photos."""
     near: float = 0.002
-    """Points of one data set closer than this share of its extent are no negatives of each other."""
+    """Points of one data set that are closer than this share of its extent are not negatives of each other."""
     near_pixels: float = 4.0
-    """Nor are points whose keypoints in one photo are closer, pixels."""
+    """Points whose keypoints in one photo are closer than this, in pixels, are not negatives of each other."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         check_least(self, batch_size=2, a_pair_of_photos=1, near=0, near_pixels=0)
         if not 0 <= self.same_photos <= 1:
             raise UsageError("--same-photos must be from 0 to 1")
@@ -41,13 +45,12 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs of patches.
+    """Patch pairs of a batch.
 
     Attributes:
-        anchors: (B, S, S) uint8.
-        positives: (B, S, S) uint8, of the same points in other photos.
-        allowed: (B, B) bool, whether positive j may be a negative of anchor i and the other way round; not on the
-            diagonal.
+        anchors: (B, S, S) uint8 patches.
+        positives: (B, S, S) uint8 patches of the same points in other photos.
+        allowed: (B, B) bool, whether positive j may be a negative of anchor i and vice versa. The diagonal is False.
     """
 
     anchors: Grey
@@ -57,10 +60,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """Which patches a batch has.
+    """Row numbers of the patches of a batch.
 
     Attributes:
-        rows: (2, B) int64, of anchors and of positives; all data sets are counted through, one after the other.
+        rows: (2, B) int64, row numbers of anchors and of positives. Rows are counted across all data sets in order.
         allowed: (B, B) bool, as in `Batch`.
     """
 
@@ -69,19 +72,20 @@ class Draw:
 
 
 class Sampler:
-    """Draws batches from data sets of patches.
+    """Draws batches from patch sets.
 
-    Batch k depends on the seed and on k alone, so that a run that goes on from batch k sees what it would have seen.
+    Batch k depends only on the seed and on k. A run that resumes from batch k therefore sees the same batches as an
+    uninterrupted run.
 
     Args:
-        sets: to draw from.
-        weights: share of the pairs from each; they are divided by their sum.
-        options: how.
-        seed: of what is drawn by chance.
+        sets: patch sets to draw from.
+        weights: share of the pairs from each set; the weights are divided by their sum.
+        options: options of drawing.
+        seed: random seed.
 
     Attributes:
-        batch_size: pairs in a batch.
-        sets: the data sets.
+        batch_size: number of pairs in a batch.
+        sets: the patch sets.
 
     Raises:
         HardnetSfmError: the sets have too few points for a batch.
@@ -102,10 +106,10 @@ class Sampler:
                 )
 
     def __call__(self, number: int) -> Batch:
-        """The batch of the given number."""
+        """Returns the batch with the given number."""
         draw = self.draw(number)
         first = np.cumsum([0, *map(len, self.sets)])
-        # The pairs of one data set come one after the other.
+        # The pairs of one data set are contiguous in a batch.
         ends = np.searchsorted(draw.rows[0], first)
         taken = [
             of.take(draw.rows[:, start:end] - before)
@@ -115,9 +119,9 @@ class Sampler:
         return Batch(anchors, positives, draw.allowed)
 
     def draw(self, number: int) -> Draw:
-        """What is in the batch of the given number, without its patches."""
+        """Draws the rows of the batch with the given number, without reading patches."""
         rng = np.random.default_rng((self._seed, number))
-        # Whole numbers of pairs, which are right on average.
+        # The number of pairs from each set is an integer whose expectation is the set's exact share.
         ends = np.floor(np.concatenate([[0], np.cumsum(self._shares)]) * self.batch_size + rng.random())
         counts = np.diff(np.clip(ends, 0, self.batch_size).astype(int))
         counts[-1] += self.batch_size - counts.sum()
@@ -136,11 +140,11 @@ class Sampler:
 
 
 class _Index:
-    """Which patches belong to which point and photo.
+    """Looks up the patches of a point or of a photo.
 
     Attributes:
-        set: the patches.
-        points: numbers of the points that are seen in two photos or more.
+        set: the patch set.
+        points: numbers of the points that two or more photos see.
     """
 
     def __init__(self, patch_set: PatchSet) -> None:
@@ -155,10 +159,10 @@ class _Index:
         self._image_starts = np.searchsorted(image[self._by_image], np.arange(int(image.max()) + 2))
 
     def draw(self, count: int, options: SamplingOptions, rng: np.random.Generator) -> NDArray[np.int64]:
-        """(2, count) rows of pairs of `count` different points."""
+        """Draws (2, count) rows: pairs of `count` different points."""
         rows = np.zeros((2, 0), np.int64)
         wanted = round(count * options.same_photos)
-        # Photos may share few points: then the rest is drawn from all.
+        # Photos may share few points. The rest is then drawn from all photos.
         for _ in range(4 * wanted // options.a_pair_of_photos + 1):
             if rows.shape[1] >= wanted:
                 break
@@ -169,7 +173,7 @@ class _Index:
         return rows
 
     def _with(self, rows: NDArray[np.int64], more: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Both one after the other, without points that came before."""
+        """Appends pairs, and drops each pair whose point already occurred."""
         both = np.concatenate([rows, more], 1)
         first = np.unique(self.set.point[both[0]], return_index=True)[1]
         return both[:, np.sort(first)]
@@ -181,7 +185,7 @@ class _Index:
         return np.asarray(rows[:, self.set.image[rows[0]] != self.set.image[rows[1]]])
 
     def _of_two_photos(self, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Pairs of points that two photos share; the photos are those of a pair drawn from all."""
+        """Draws pairs of points that two photos share. The two photos come from a pair drawn from all points."""
         seed = self._of_any_photos(8, rng)
         if not seed.shape[1]:
             return seed
@@ -194,7 +198,7 @@ class _Index:
         return self._by_image[self._image_starts[image] : self._image_starts[image + 1]]
 
     def apart(self, rows: NDArray[np.int64], options: SamplingOptions) -> NDArray[np.bool_]:
-        """(B, B) whether two of the pairs are so far from each other that they may be negatives."""
+        """(B, B) bool: whether two pairs are far enough from each other to be negatives."""
         count = rows.shape[1]
         apart = np.ones((count, count), bool)
         xyz = self.set.xyz[self.set.point[rows[0]]]
@@ -211,9 +215,9 @@ class _Index:
 
 
 def _within(values: NDArray[np.float64], reach: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """All pairs of (N,) values that differ by no more than `reach`: the rows of one and of the other.
+    """Finds all pairs of (N,) values that differ by at most `reach`. Returns the rows of both values of each pair.
 
-    Unknown values (NaN) are in no pair, and of an unknown reach there is none. Lower bound: a sort, and the pairs.
+    Unknown values (NaN) are in no pair. An unknown reach gives no pairs. The cost is one sort plus the number of pairs.
     """
     known = np.flatnonzero(np.isfinite(values)) if np.isfinite(reach) else np.zeros(0, np.intp)
     order = known[np.argsort(values[known])]

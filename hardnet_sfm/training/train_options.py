@@ -1,4 +1,4 @@
-"""Options of the stage `train`."""
+"""Options of the command `train`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hardnet_sfm.errors import UsageError, check_above, check_least
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.sampling import SamplingOptions
 
-_SEEDS = 2**40  # torch takes 64 bits, and that of a step is made of the run's
-# What is of gradient descent alone, and nothing to a network that is learned in another way.
+_SEEDS = 2**40  # limit on the run's seed; the seed of a step derives from it and must fit torch's 64 bits
+# Options of gradient descent. A network that is trained in another way does not use them.
 _OF_DESCENT = (
     "minutes",
     "steps",
@@ -30,45 +30,50 @@ class TrainOptions:
     """How a network is learned."""
 
     network: str = "hardnet"
-    """hardnet, l2net, l2net-cs, convexopt, tfeat, deepdesc, matchnet, deepcompare-2ch, deepcompare-2ch2stream,
-    deepcompare-siam, deepcompare-pseudo-siam, deepcompare-siam2stream, deepcompare-siam-l2 or
+    """Network to learn: hardnet, l2net, l2net-cs, convexopt, tfeat, deepdesc, matchnet, deepcompare-2ch,
+    deepcompare-2ch2stream, deepcompare-siam, deepcompare-pseudo-siam, deepcompare-siam2stream, deepcompare-siam-l2 or
     deepcompare-siam2stream-l2; see `hardnet_sfm.networks.architectures`."""
     minutes: float | None = None
-    """Time to train, validation not counted; the learning rate falls to zero in it. Default: 60, unless --steps."""
+    """Train for this many minutes, without counting validation. The learning rate falls to zero over this time.
+    Default: 60, or no limit with --steps."""
     steps: int | None = None
-    """Batches to train; together with --minutes, whichever ends first."""
+    """Stop after this many batches, or after --minutes if that comes first."""
     loss: str | None = None
-    """For networks whose descriptors are compared by distance: hardnet (hardest in the batch), hardnet+gor,
-    hardnet+sos, dynamic-margin, contrastive, softmax, hardest-softmax, l2net, random-triplet, triplet-swap or
-    mined-contrastive; for those that score pairs, as matchnet: hinge or cross-entropy; see
-    `hardnet_sfm.training.losses`. Default: what the network was published with; contrastive for deepcompare-siam-l2 and
-    deepcompare-siam2stream-l2, which were published as parts of deepcompare-siam and deepcompare-siam2stream."""
+    """Loss to minimise. For networks whose descriptors are compared by distance: hardnet (hardest in the batch),
+    hardnet+gor, hardnet+sos, dynamic-margin, contrastive, softmax, hardest-softmax, l2net, random-triplet, triplet-swap
+    or mined-contrastive. For networks that score pairs, such as matchnet: hinge or cross-entropy. See
+    `hardnet_sfm.training.losses`. Default: the loss that the network was published with. deepcompare-siam-l2 and
+    deepcompare-siam2stream-l2 were published as parts of deepcompare-siam and deepcompare-siam2stream; their default is
+    contrastive."""
     learning_rate: float | None = None
-    """Of AdamW, at its highest. Default: 3e-3 for networks with batch normalisation, as hardnet, else 3e-4."""
+    """Highest learning rate of AdamW. Default: 3e-3 for networks with batch normalisation, such as hardnet, and 3e-4
+    for others."""
     weight_decay: float = 1e-4
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     dropout: float | None = None
-    """Probability, before the last layer. Default: 0.1, where the network has any, as hardnet and l2net."""
+    """Probability of dropout before the last layer. Default: 0.1, in networks that have dropout, such as hardnet and
+    l2net."""
     norm_batch: int | None = None
-    """Patches that share the statistics of batch normalisation. Default: 256 on a CPU, to fit its cache, else all."""
+    """Number of patches that share the statistics of batch normalisation. Default: 256 on a CPU, which fits its cache,
+    and all patches on a GPU."""
     devices: int = 1
-    """GPUs, or processes on a CPU, that each train on batches of their own, of --batch-size pairs; gradients are
-    averaged."""
+    """Number of GPUs, or of processes on a CPU. Each trains on its own batches of --batch-size pairs, and the gradients
+    are averaged."""
     validate_every: int = 100
-    """Batches between two validations and checkpoints."""
+    """Number of batches between two validations and checkpoints."""
     resume: bool = False
-    """Go on from the checkpoint beside the output."""
+    """Resume an unfinished run from its checkpoint next to the output."""
     init: str | None = None
-    """Weights to start from, a file or the name of shipped ones. Default: random orthogonal ones."""
+    """Weights to start from: a file, or the name of shipped weights. Default: random orthogonal weights."""
     seed: int = 0
-    """Of everything that is drawn by chance."""
+    """Random seed for everything in training."""
     licence: str = "not stated"
-    """Under which others may use the weights, for their metadata."""
+    """Licence under which others may use the weights, for their metadata."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         self.sampling.check()
         self.augment.check()
         check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0)
@@ -79,10 +84,11 @@ class TrainOptions:
             raise UsageError("--dropout must be from 0 to below 1")
 
     def completed(self) -> TrainOptions:
-        """With the defaults of the network in the place of what is not given.
+        """Fills in the defaults of the network for all options that are not set.
 
         Raises:
-            UsageError: there is no such network or loss, or one does not go with the other.
+            UsageError: there is no such network or loss, the loss does not fit the network, or an option has no effect
+                on the network.
         """
         from hardnet_sfm.networks.architectures import ARCHITECTURES
         from hardnet_sfm.training.losses import LOSSES

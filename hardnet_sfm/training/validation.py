@@ -1,4 +1,4 @@
-"""How well a network tells held-out points apart."""
+"""Measures how well a network distinguishes held-out points."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.files.patch_sets import PatchSet
 from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 
-BATCHES = 4  # of each scene
+BATCHES = 4  # number of batches from each scene
 BATCH_SIZE = 512
 
 
 class HeldOutBatches:
-    """Batches to validate on, the same in every run: each of one scene, all of two photos where these share enough.
+    """Validation batches, the same in every run.
+
+    Each batch comes from one scene. All its pairs come from the same two photos if these share enough points.
 
     Args:
-        scenes: patches of each.
-        batch_size: pairs in each; 512 where nothing is said, or all points of a scene that has fewer. Measures change
-            with this number.
+        scenes: patch set of each scene.
+        batch_size: number of pairs in a batch. The default is 512, or all points of a scene that has fewer. The
+            measures depend on this number.
 
     Attributes:
-        count: of the batches, `BATCHES` a scene.
+        count: number of batches, `BATCHES` for each scene.
 
     Raises:
-        HardnetSfmError: a scene has too few points for a batch, or they are all too near each other.
+        HardnetSfmError: a scene has too few points for a batch, or all its points are too close to each other.
     """
 
     def __init__(self, scenes: Sequence[PatchSet], batch_size: int | None = None) -> None:
@@ -45,7 +47,7 @@ class HeldOutBatches:
             self._samplers.append(sampler)
 
     def __call__(self, number: int) -> Batch:
-        """The batch of the given number; scenes take turns."""
+        """Returns the batch with the given number. Scenes take turns."""
         turn, scene = divmod(number, len(self._samplers))
         return self._samplers[scene](turn)
 
@@ -55,17 +57,17 @@ def _too_small(patches: PatchSet, why: str) -> HardnetSfmError:
 
 
 def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:
-    """False positive rate at 95 % recall, and mean average precision of matching.
+    """Computes the false positive rate at 95 % recall and the mean average precision of matching.
 
     Args:
-        distances: (A, P) between anchors and positives.
-        same: (A, P) bool, which are of one point; one in each row.
-        others: (A, P) bool, which are of two.
-        scores: whether they are scores, turned about, which have no zero.
+        distances: (A, P) distances between anchors and positives.
+        same: (A, P) bool, whether both patches show the same point; exactly one in each row does.
+        others: (A, P) bool, whether the patches show different points.
+        scores: True if the distances are negated scores. Ratios are then meaningless, because scores have no zero.
     """
     compared = same | others
-    # Matching: every anchor takes its nearest, ranked by how much nearer it is than the next: by the ratio of the
-    # distances or by the difference of the scores. Of several that are equally near, none is found.
+    # Matching: every anchor is matched to its nearest positive. Matches are ranked by how much nearer that is than the
+    # second nearest: by the ratio of the distances, or by the difference of the scores. A tie counts as wrong.
     candidates = distances.masked_fill(~compared, torch.inf)
     nearest, second = candidates.topk(2, dim=1, largest=False).values.unbind(1)
     tied = nearest == second
@@ -79,7 +81,7 @@ def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool
 
 @torch.inference_mode()
 def validated(network: nn.Module, batches: HeldOutBatches, patch_size: int, device: str) -> dict[str, float]:
-    """The measures of a network whose descriptors are of unit length, means over the batches."""
+    """Computes the measures of a network whose descriptors have unit length, as means over the batches."""
     found = []
     for number in range(batches.count):
         batch = batches(number)

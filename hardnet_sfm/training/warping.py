@@ -1,4 +1,4 @@
-"""Training patches of one photo: it is warped by random homographies, and its keypoints are found again."""
+"""Makes training patches from one photo: random homographies warp it, and a detector finds its keypoints again."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ Homography = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WarpOptions:
-    """Views that are made of each photo, and which points count as found again."""
+    """How each photo is warped, and which points count as found again."""
 
     views: int = 5
-    """Warped copies of each photo."""
+    """Number of warped copies of each photo."""
     still: float = 0.3
-    """Share of the views that are not warped, only in other light, blurred, noisy or compressed."""
+    """Share of the copies that keep their geometry. They differ only in light, blur, noise or compression."""
     points: int = 1500
-    """At most so many points of a photo, drawn by chance from those found again in some view."""
+    """Most points per photo, drawn at random from those that were found again in some copy."""
     max_keypoints: int = 4000
-    """Keypoints that are looked for in each view, the strongest."""
+    """Most keypoints in the photo and in each of its copies; the strongest are kept."""
     max_image_size: int = 1200
-    """Larger photos are shrunk, longer side, pixels."""
+    """Shrink larger photos until no side is longer than this, in pixels."""
     detector: str = "opencv-dog"
-    """What finds the points."""
+    """Keypoint detector, as in `extract`."""
     measurement_size: float = 20.0
-    """Sigmas of the keypoint across a patch. 20 as the shipped weights have; 12 is usual in the literature."""
+    """Side of a patch, in sigmas of the keypoint. The shipped weights use 20; 12 is usual in the literature."""
     max_distance: float = 0.6
-    """From where the homography puts a keypoint to where it is found again, sigmas, and at most 3 pixels."""
+    """Largest distance between the expected and the found place of a keypoint, in sigmas. It is never above 3
+    pixels."""
     max_scale: float = 0.4
-    """Difference of the scales, octaves."""
+    """Largest difference between the expected and the found scale, in octaves."""
     max_turn: float = 25.0
-    """Difference of the orientations, degrees."""
+    """Largest difference between the expected and the found orientation, in degrees."""
     seed: int = 0
-    """Of everything that is drawn by chance."""
+    """Random seed for the copies and the choice of points."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         check_least(self, views=1, points=2, max_keypoints=2, max_image_size=64, seed=0)
         check_above(self, measurement_size=0, max_distance=0, max_scale=0, max_turn=0)
         if not 0 <= self.still <= 1:
@@ -57,13 +58,13 @@ class WarpOptions:
 
 @dataclass(frozen=True)
 class WarpedPatches:
-    """Patches of one photo's points, as they look in the photo and in its warped views.
+    """Patches of the points of one photo, cut from the photo and from its warped views.
 
     Attributes:
-        patches: (N, S, S) uint8.
-        point: (N,) int64, number of the point within this photo; each occurs at least twice.
-        view: (N,) int32, 0 for the photo itself, then the warped ones.
-        frame: (N, 2, 3) float32, local affine frame and position in the pixels of the view.
+        patches: (N, S, S) uint8 patches.
+        point: (N,) int64, number of the point within this photo; each point occurs at least twice.
+        view: (N,) int32, number of the view; 0 is the photo itself.
+        frame: (N, 2, 3) float32, local affine frame and position in pixels of the view.
         xy: (P, 2) float32, position of each point in the photo.
     """
 
@@ -75,16 +76,16 @@ class WarpedPatches:
 
 
 def warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np.random.Generator) -> WarpedPatches:
-    """Finds keypoints in a photo and again in warped and spoilt views of it, and cuts patches around both.
+    """Finds keypoints in a photo and again in its warped and degraded views, and cuts patches in all of them.
 
-    A patch is cut by the frame that the detector found in its own view, so that position, scale and orientation err
-    as they do between real photos.
+    Each patch is cut by the frame that the detector found in its own view. Position, scale and orientation therefore
+    have the same errors as between real photos.
 
     Args:
-        grey: (H, W) uint8.
-        detect: as features.detectors makes them.
-        options: how.
-        rng: what is drawn by chance.
+        grey: (H, W) uint8 photo.
+        detect: detector from `features.detectors`.
+        options: views, and tolerances for keypoints that are found again.
+        rng: source of random numbers.
     """
     found = detect(grey)
     views, keypoints, rows = [grey], [found], [np.arange(len(found))]
@@ -117,13 +118,14 @@ def warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np.ran
 
 
 def random_homography(size: tuple[int, int], rng: np.random.Generator) -> Homography:
-    """A view of a plane from elsewhere: turned, tilted, nearer or farther, with perspective; the centre stays.
+    """Draws a homography that rotates, tilts and scales a photo and adds perspective. The centre stays fixed.
 
-    The tilt is a compression in one direction, up to 2.5 (Morel and Yu, ASIFT, 2009, equation 1).
+    The tilt is a compression in one direction by up to 2.5 (Morel and Yu, ASIFT, 2009, equation 1).
 
     Args:
         size: (width, height) of the photo and of the view.
-        rng: turn by 20 degrees (standard deviation), scale 0.5 to 1.6, tilt 1 to 2.5, each evenly in its logarithm.
+        rng: source of random numbers. The rotation is normal with a standard deviation of 20 degrees. The scale is in
+            0.5 to 1.6 and the tilt in 1 to 2.5, both uniform in the logarithm.
     """
     turn, direction = np.deg2rad(rng.normal(0, 20)), rng.uniform(0, np.pi)
     scale, tilt = np.exp(rng.uniform(np.log(0.5), np.log(1.6))), np.exp(rng.uniform(0, np.log(2.5)))
@@ -142,11 +144,12 @@ def _rotation(angle: float) -> NDArray[np.float64]:
 
 
 def warped(grey: Grey, homography: Homography) -> Grey:
-    """(H, W) uint8, the photo through a homography, blurred before as far as it shrinks; its borders are mirrored."""
+    """(H, W) uint8: warps a photo by a homography. It is blurred first against aliasing; its borders are mirrored."""
     height, width = grey.shape
     linear = jacobians(homography, np.array([[(width - 1) / 2, (height - 1) / 2]]))[0]
     shrinking = 1 / np.linalg.svd(linear, compute_uv=False)
-    # The blur of a pixel of the view, taken to the photo, less the blur that a photo's own pixel has (sigma 0.5).
+    # A pixel has a blur of sigma 0.5. The pixel blur of the view, mapped to the photo, minus the photo's own pixel blur
+    # is the blur to add.
     covariance = np.linalg.inv(linear) @ np.linalg.inv(linear).T * 0.25 - 0.25 * np.eye(2)
     if shrinking.max() > 1:
         grey = _blurred(grey, covariance)
@@ -155,7 +158,7 @@ def warped(grey: Grey, homography: Homography) -> Grey:
 
 
 def _blurred(grey: Grey, covariance: NDArray[np.float64]) -> Grey:
-    """Convolution with a Gaussian of the given covariance, square pixels; directions that it shrinks stay sharp."""
+    """Convolves with a Gaussian of the given covariance, square pixels; directions of negative variance stay sharp."""
     values, vectors = np.linalg.eigh(covariance)
     values = values.clip(0.01)
     inverse = vectors @ np.diag(1 / values) @ vectors.T
@@ -166,18 +169,19 @@ def _blurred(grey: Grey, covariance: NDArray[np.float64]) -> Grey:
 
 
 def spoilt(grey: Grey, rng: np.random.Generator) -> Grey:
-    """(H, W) uint8, the photo in other light, out of focus or shaken, noisy and compressed, each more or less.
+    """(H, W) uint8: degrades a photo at random by light, defocus or motion blur, noise and compression.
 
     Args:
-        grey: (H, W) uint8.
-        rng: half of the views are blurred, with sigma 0.5 to 5 pixels or by motion of 3 to 15; half are compressed to
-            JPEG of quality 6 to 80; gamma is 0.5 to 2, gain 0.5 to 1.3, noise up to 10 grey levels.
+        grey: (H, W) uint8 photo.
+        rng: source of random numbers. Half of the views are blurred: 70 % of these with sigma 0.5 to 5 pixels, the
+            others by motion of 3 to 15 pixels. Half are compressed to JPEG of quality 6 to 80. Gamma is 0.5 to 2, gain
+            0.5 to 1.3, and noise up to 10 grey levels.
     """
     height, width = grey.shape
     if rng.random() < 0.5:
         along = across = np.exp(rng.uniform(np.log(0.5), np.log(5))) ** 2
         if rng.random() < 0.3:
-            # Motion of constant speed has a twelfth of its squared length as variance.
+            # The variance of motion at constant speed is a twelfth of its squared length.
             along, across = rng.uniform(3, 15) ** 2 / 12, 0.25
         turn = _rotation(rng.uniform(0, np.pi))
         grey = _blurred(grey, turn @ np.diag([along, across]) @ turn.T)
@@ -195,7 +199,7 @@ def spoilt(grey: Grey, rng: np.random.Generator) -> Grey:
 
 
 def through(homography: Homography, xy: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N, 2) positions through a homography."""
+    """Maps (N, 2) positions by a homography."""
     homogeneous = np.column_stack([xy, np.ones(len(xy))]) @ homography.T
     return np.asarray(homogeneous[:, :2] / homogeneous[:, 2:])
 
@@ -210,9 +214,9 @@ def jacobians(homography: Homography, xy: NDArray[np.floating]) -> NDArray[np.fl
 def found_again(
     first: Keypoints, second: Keypoints, homography: Homography, options: WarpOptions
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row numbers of keypoints of a photo and of those of its warped view that are the same points.
+    """Finds the keypoints of a photo that occur again in its warped view. Returns the row numbers in both.
 
-    A point is the nearest one that agrees in position, scale and orientation, in both directions.
+    Two keypoints are the same point if they agree in position, scale and orientation and are mutual nearest neighbours.
     """
     if not len(first) or not len(second):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
@@ -221,7 +225,7 @@ def found_again(
     seen_scale, seen_turn = _scale_and_turn(second.frames())
     reach = np.minimum(3, options.max_distance * scale)
     row, column = within_reach(expected, second.xy, reach)
-    # In units of what is allowed, so that position, scale and orientation count alike.
+    # Differences are relative to their tolerances, so that position, scale and orientation have equal weight.
     differences = np.stack(
         [
             np.linalg.norm(expected[row] - second.xy[column], axis=1) / reach[row],
@@ -233,12 +237,12 @@ def found_again(
     row, column, cost = row[agree], column[agree], differences[:, agree].sum(0)
     by_cost = np.argsort(-cost, kind="stable")
     nearest, nearest_back = np.full(len(first), -1), np.full(len(second), -1)
-    # The last of several written to one place stays: the cheapest.
+    # If several values are assigned to one place, the last one stays. The order makes it the one with the lowest cost.
     nearest[row[by_cost]], nearest_back[column[by_cost]] = column[by_cost], row[by_cost]
     mutual = np.flatnonzero((nearest >= 0) & (nearest_back[nearest] == np.arange(len(first))))
     return mutual, nearest[mutual]
 
 
 def _scale_and_turn(frames: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """(N,) pixels per sigma and (N,) degrees of the x axis of (N, 2, 2) local affine frames."""
+    """(N,) scales in pixels per sigma and (N,) x axis directions in degrees of (N, 2, 2) local affine frames."""
     return np.sqrt(np.abs(np.linalg.det(frames))), np.rad2deg(np.arctan2(frames[:, 1, 0], frames[:, 0, 0]))

@@ -1,1 +1,1 @@
-"""One file per verb of `--help`: its options, its result, its function and its command line."""
+"""Each file implements one verb of `--help`: its options, its result, its function and its command line."""

@@ -1,4 +1,4 @@
-"""The command `demo`: a rendered scene with known cameras, reconstructed and held against the truth."""
+"""The command `demo` renders a scene with known cameras, reconstructs it and compares the cameras with the truth."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _PHOTOS = 24
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
+    """Result of the demo.
 
     Attributes:
         model: the reconstruction.
-        photos: number of photos that were rendered.
-        errors: of the recovered cameras, against those that the photos were rendered with; positions in metres.
+        photos: number of rendered photos.
+        errors: errors of the recovered cameras relative to the cameras of the rendering; positions in metres.
     """
 
     model: Model
@@ -48,13 +48,14 @@ def demo(
     """Renders a small town square, reconstructs it and compares the cameras with the truth.
 
     Args:
-        workspace: photos go to `workspace/photos`, the truth to `workspace/truth.json`, the rest as in `reconstruct`.
-        seed: of the scene.
-        resources: how much of the machine.
-        on_stage: told the name and the result of each stage as it ends.
+        workspace: folder to write to. The photos go to `workspace/photos` and the true cameras to
+            `workspace/truth.json`. All other files are those of `reconstruct`.
+        seed: random seed of the scene.
+        resources: threads and device to use.
+        on_stage: called with the name and the result of each stage as it ends.
 
     Raises:
-        UsageError: a negative seed.
+        UsageError: the seed is negative.
     """
     from hardnet_sfm.evaluation.poses import pose_errors
 
@@ -81,9 +82,9 @@ class DemoCommand:
     )
 
     workspace: Path = Path("demo-out")
-    """Folder for the photos and everything made of them."""
+    """Folder for the photos and all results."""
     seed: int = 0
-    """Of the scene."""
+    """Random seed for the scene."""
     debug: bool = False
     """Show where in the program an error came from."""
     resources: Resources = field(default_factory=Resources)

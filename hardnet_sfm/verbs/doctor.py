@@ -1,4 +1,4 @@
-"""The command `doctor`: check the installation or a store of features."""
+"""The command `doctor` checks the installation or a store of features."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class DoctorCommand:
 
     store: Annotated[Path | None, Positional, arg(metavar="STORE")] = None
     """Features to check: features.h5, a file of another program in hloc's layout, or a workspace. Default: check the
-    installation, with a short self test."""
+    installation with a short self test."""
     images: Path | None = None
-    """Folder of the store's photos, by which conventions are told for certain. Default: where the store says."""
+    """Folder of the store's photos. With them the conventions are certain. Default: the folder that the store names."""
     json: bool = False
-    """Print a JSON object."""
+    """Print the findings as a JSON object."""
     debug: bool = False
     """Show where in the program an error came from."""
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
         if self.images is not None and self.store is None:
-            raise UsageError("--images has no effect without a store", "Give the store whose photos they are.")
+            raise UsageError("--images has no effect without a store", "Give the store that these photos belong to.")
         if self.images is not None and not self.images.is_dir():
             raise UsageError(f"no such folder: {self.images}", "Give the folder of the store's photos.")
         if self.store is not None:
@@ -63,4 +63,4 @@ class DoctorCommand:
                 if found.hint:
                     output.print(f"         [dim]{escape(found.hint)}[/]")
         if broken:
-            raise HardnetSfmError(f"broken: {', '.join(broken)}", "What to do is said beside each above.")
+            raise HardnetSfmError(f"broken: {', '.join(broken)}", "The lines above say what to do.")

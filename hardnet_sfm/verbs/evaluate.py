@@ -1,4 +1,7 @@
-"""The verb `evaluate`: a data set of the literature to the table of its measures. Each data set is a subcommand."""
+"""The command `evaluate` measures descriptors on a benchmark data set and prints a table of the results.
+
+Each data set is a subcommand.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,20 @@ from hardnet_sfm.verbs.vocabulary import VocabularyOptions
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
     from hardnet_sfm.benchmark.competitors import Competitor
 
-_NAMED = 10  # photos that cannot be read; --json has them all
+_NAMED = 10  # unreadable photos to print; --json lists all
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What is compared, and where it goes."""
+    """What to compare, and where to write the results."""
 
     descriptor: tuple[str, ...] = ("rootsift", "hardnet")
-    """Rows of the table. hardnet: with the weights that come with the package; other networks: with those of --weights
-    that are of them."""
+    """Rows of the table. hardnet uses the shipped weights; other networks use the files of --weights that belong to
+    them."""
     weights: tuple[str, ...] = ()
-    """.safetensors files. Those that no --descriptor takes are more rows, of the networks that they are of."""
+    """.safetensors files. A file that no --descriptor uses adds a row for its own network."""
     json: Path | None = None
-    """Write everything here, the score of each query, pair or sequence included."""
+    """Write all results here, with the score of each query, pair or sequence."""
     csv: Path | None = None
     """Write the table here."""
     debug: bool = False
@@ -49,7 +52,7 @@ class TableOptions:
     resources: Resources = field(default_factory=Resources)
 
     def rows(self) -> list[Competitor]:
-        """The descriptors that are asked for; what cannot be made or written is told before the work."""
+        """Makes the rows of the table. Errors in descriptors and output files appear before the work begins."""
         from hardnet_sfm.benchmark.competitors import competitors
 
         given = [path for path in (self.json, self.csv) if path is not None]
@@ -75,12 +78,12 @@ class TableOptions:
 
 @dataclass(frozen=True)
 class LandmarkOptions(TableOptions):
-    """What is compared, and where it goes."""
+    """What to compare, and where to write the results."""
 
     method: tuple[Method, ...] = METHODS
-    """Columns of the table."""
+    """Columns of the table: methods of `retrieve`."""
     workspace: Path = DEFAULT
-    """Folder for everything that is made. Features, vocabularies and indexes of each descriptor are kept there."""
+    """Folder for all results. It keeps the features, vocabularies and indexes of each descriptor."""
     keypoints: KeypointOptions = field(default_factory=KeypointOptions)
     words: VocabularyOptions = field(default_factory=VocabularyOptions)
 
@@ -109,11 +112,11 @@ class _LandmarkBenchmark:
     name: ClassVar[LandmarkSetName]
 
     folder: Annotated[Path, Positional, arg(metavar="DATASET")]
-    """The data set: photos in images/ or jpg/, ground truth in gt/ or lab/ (revisited: gnd_NAME.pkl), and crops of
-    queries whose photos are missing in queries/."""
+    """The data set: photos in images/ or jpg/, ground truth in gt/ or lab/ (revisited: gnd_NAME.pkl). Crops of queries
+    whose photos are missing are in queries/."""
     vocabulary: tuple[Path, ...]
-    """What `vocabulary` made, one for each descriptor; or one data set or folder of photos to learn them from. The
-    literature takes those of the other city."""
+    """Vocabularies that `vocabulary` made, one for each descriptor; or one data set or folder of photos to learn them
+    from. The literature uses the photos of the other city."""
     table: LandmarkOptions = field(default_factory=LandmarkOptions)
 
     def run(self) -> None:
@@ -122,7 +125,7 @@ class _LandmarkBenchmark:
 
 @dataclass(frozen=True)
 class Oxford5k(_LandmarkBenchmark):
-    """Philbin et al., CVPR 2007: 55 queries, 11 buildings, 5063 photos; good and ok ones count, junk is passed over."""
+    """Philbin et al., CVPR 2007: 55 queries, 11 buildings, 5063 photos; good and ok photos count, junk is ignored."""
 
     name = "oxford5k"
 
@@ -168,8 +171,8 @@ class _ScoreBenchmark(ABC):
 
 @dataclass(frozen=True)
 class Brown(_ScoreBenchmark):
-    """Brown et al., PAMI 2011: patches of liberty, notredame and yosemite, whichever are there; FPR at 95 % recall of
-    the official pairs. Rows that say they were trained on a set, by name or metadata, have a star there."""
+    """Brown et al., PAMI 2011: patches of liberty, notredame and yosemite, if they are there; FPR at 95 % recall of the
+    official pairs. A star marks rows that were trained on the set, as their name or metadata says."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
         from hardnet_sfm.benchmark.patch_scores import evaluate_brown
@@ -194,7 +197,7 @@ class Hpatches(_ScoreBenchmark):
     tasks: Path | None = None
     """Folder of the task files and splits.json, from the authors' repository. Default: tasks/ in the data set."""
     split: str = "full"
-    """Sequences that are tested: a, b, c, full; illum or view for those of illumination or of viewpoint alone."""
+    """Sequences to test: a, b, c or full; illum or view for changes of illumination or of viewpoint alone."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
         from hardnet_sfm.benchmark.patch_scores import evaluate_hpatches
@@ -204,11 +207,11 @@ class Hpatches(_ScoreBenchmark):
 
 @dataclass(frozen=True)
 class Homography(_ScoreBenchmark):
-    """Sequences of six photos that are related by homographies, of Oxford affine or HPatches: MMA, right matches, mAP,
-    all on COLMAP's keypoints. COLMAP's own RootSIFT always takes part."""
+    """Sequences of six photos that are related by homographies, as in Oxford affine or HPatches: MMA, right matches and
+    mAP, all on COLMAP's keypoints. COLMAP's own RootSIFT is always compared, too."""
 
     max_features: int = 4000
-    """COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations."""
+    """COLMAP's limit on keypoints per photo. A keypoint with two orientations counts once and gives two rows."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
         from hardnet_sfm.benchmark.photo_scores import evaluate_homographies
@@ -218,11 +221,12 @@ class Homography(_ScoreBenchmark):
 
 @dataclass(frozen=True)
 class Pairs(_ScoreBenchmark):
-    """Pairs of photos with a wide baseline. Layout of EVD (1/, 2/, h/): right matches and mAP by the homography.
-    Of WxBS (GROUP/NAME/01.png, 02.png, corrs.txt): recall of true correspondences by the epipolar geometry."""
+    """Pairs of photos with a wide baseline. In the layout of EVD (1/, 2/, h/): right matches and mAP by the homography.
+    In the layout of WxBS (GROUP/NAME/01.png, 02.png, corrs.txt): recall of true correspondences by the epipolar
+    geometry."""
 
     max_features: int = 4000
-    """COLMAP's limit on keypoints a photo, each of which may give a row for each of two orientations."""
+    """COLMAP's limit on keypoints per photo. A keypoint with two orientations counts once and gives two rows."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
         from hardnet_sfm.benchmark.photo_scores import evaluate_pairs
@@ -267,24 +271,24 @@ def _print_extracted(what: str, result: ExtractResult) -> None:
 
 
 def _print_missing(table: LandmarkTable) -> None:
-    """Says what of the data set is not there, and so is treated as if the ground truth did not name it."""
+    """Prints which parts of the data set are missing; the evaluation ignores the ground truth about them."""
     for why in list(table.skipped.values())[:_NAMED]:
         errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
     if len(table.skipped) > _NAMED:
         errors.print(f"and {len(table.skipped) - _NAMED} more photos: --json FILE has their names", soft_wrap=True)
     if table.unknown:
         errors.print(
-            f"[yellow]not there:[/] {_some(table.unknown)} of the photos that the ground truth names; they count as "
-            "outside the collection, and the figures are not comparable with those of the whole data set",
+            f"[yellow]missing:[/] {_some(table.unknown)} of the photos in the ground truth. They count as outside the "
+            "collection, so the results are not comparable with those of the whole data set",
             soft_wrap=True,
         )
     for why in dict.fromkeys(table.left_out.values()):
         names = [name for name, reason in table.left_out.items() if reason == why]
-        errors.print(f"[yellow]not asked:[/] {_some(names)} of the queries: {escape(why)}", soft_wrap=True)
+        errors.print(f"[yellow]not used:[/] {_some(names)} of the queries: {escape(why)}", soft_wrap=True)
 
 
 def _some(names: Sequence[str]) -> str:
-    """How many, and the first three by name."""
+    """Formats the number of names and the first three of them."""
     return f"{len(names)} ({escape(', '.join(names[:3]))}{' ...' if len(names) > 3 else ''})"
 
 

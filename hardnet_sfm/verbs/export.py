@@ -1,4 +1,4 @@
-"""The stage `export`: a workspace in the forms that other programs take."""
+"""The command `export` writes a workspace in formats that other programs read."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ Form = Literal["binary", "text", "ply", "pairs", "database"]
 
 
 def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form, ...] | None = None) -> list[Path]:
-    """Writes what is in a workspace for other programs; a file that is there already is replaced.
+    """Writes the contents of a workspace for other programs. Existing files are replaced.
 
-    - binary: every model as COLMAP writes it, `sparse/0` and so on.
-    - text: the same in COLMAP's text form, `text/0` and so on.
-    - ply: the points of every model with their colours, `points/0/points3D.ply` and so on.
-    - pairs: `pairs.txt`, the matched pairs, two names a line as hloc reads them.
-    - database: `database.db` without the table that we add.
+    - binary: every model in COLMAP's binary format, in `sparse/0`, `sparse/1` and so on.
+    - text: every model in COLMAP's text format, in `text/0`, `text/1` and so on.
+    - ply: the points of every model with their colours, in `points/0/points3D.ply` and so on.
+    - pairs: `pairs.txt` with the matched pairs, two names a line, in hloc's format.
+    - database: `database.db` without the table that this package adds.
 
     Args:
-        workspace: that a model was made in.
-        to: folder, made if missing.
-        forms: which; by default all, but for pairs where a photo's name has a space in it, which hloc cannot read.
+        workspace: workspace that holds a model.
+        to: folder to write to; it is created if missing.
+        forms: formats to write. The default is all, but without pairs if the name of a photo contains a space: hloc
+            cannot read such names.
 
     Returns:
-        What was written, folders for models.
+        Paths of the written files; for models, paths of their folders.
 
     Raises:
-        HardnetSfmError: the workspace does not hold what is asked for.
-        UsageError: there is no such form.
+        HardnetSfmError: the workspace does not hold what the formats need, or a photo's name in the pairs has a space.
+        UsageError: there is no such format.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     target = Path(to)
@@ -56,7 +57,7 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
     spaced = next((name for pair in pairs for name in pair if " " in name), None)
     if spaced and "pairs" in (forms or ()):
         raise HardnetSfmError(
-            f"hloc takes no spaces in the names of photos, as in {spaced}", "Rename them, or leave out the form pairs."
+            f"hloc cannot read photo names with spaces, such as {spaced}", "Rename them, or leave out the form pairs."
         )
     chosen = forms or tuple(form for form in get_args(Form) if form != "pairs" or not spaced)
     prepare_folder(target)
@@ -100,7 +101,7 @@ def _database(place: Workspace, target: Path) -> Path:
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """Write models and more for COLMAP, hloc and viewers."""
+    """Write the results in forms that COLMAP, hloc and viewers read."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm export hardnet-sfm-out/ --to elsewhere/",
@@ -108,12 +109,13 @@ class ExportCommand:
     )
 
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")]
-    """Folder that `reconstruct` made a model in."""
+    """Workspace in which `reconstruct` made a model."""
     to: Path
-    """Folder to write to, made if missing."""
+    """Folder to write to. It is made if it does not exist."""
     forms: tuple[Form, ...] | None = None
-    """Which: COLMAP models as binary or text, points as ply, pairs for hloc, database without our own table. Default:
-    all, but no pairs for hloc where names of photos have spaces, which it cannot read."""
+    """What to write. binary and text: COLMAP models. ply: points. pairs: the list of pairs for hloc. database: COLMAP's
+    database without our own table. Default: everything, but no pairs if the name of a photo has a space, which hloc
+    cannot read."""
     debug: bool = False
     """Show where in the program an error came from."""
 
@@ -122,4 +124,4 @@ class ExportCommand:
         for path in written:
             output.print(escape(str(path)))
         if self.forms is None and not any(path.name == "pairs.txt" for path in written):
-            errors.print("[yellow]left out:[/] pairs.txt: hloc cannot read names of photos that have spaces")
+            errors.print("[yellow]left out:[/] pairs.txt: hloc cannot read photo names with spaces")

@@ -1,4 +1,4 @@
-"""The command `extract`: photos to features.h5."""
+"""The command `extract` detects and describes keypoints in photos and writes features.h5."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hardnet_sfm.features.extraction import (
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
 from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
-from hardnet_sfm.files.stores import FEATURES, FeatureStore, StoreWriter, check_names_apart, feature_arrays
+from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
@@ -34,15 +34,15 @@ if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `in
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
         photos: number of photos with features in the store.
-        keypoints: of all of them together.
-        computed: number of photos done in this run; the others were up to date.
-        reason: why any had to be computed, for people; empty where none.
-        skipped: why a photo could not be read, by its name.
-        orientation: "upright", "estimated" or "both", and why where a trial decided.
+        keypoints: number of keypoints in all photos together.
+        computed: number of photos processed in this run; the others were up to date.
+        reason: why photos had to be computed, as text for the user; empty if none had to be.
+        skipped: maps the name of each unreadable photo to the reason.
+        orientation: "upright", "estimated" or "both"; if a trial decided, the reason follows.
     """
 
     photos: int
@@ -53,7 +53,7 @@ class ExtractResult:
     orientation: str = ""
 
     def summary(self) -> str:
-        """One line: what there is now, and what had to be computed for it."""
+        """One line about the contents of the store and the work of this run."""
         made = f"computed {self.computed} ({self.reason})" if self.computed else "up to date"
         return f"{self.keypoints} keypoints in {self.photos} photos, {self.orientation}; {made}"
 
@@ -63,20 +63,22 @@ def extract(
 ) -> ExtractResult:
     """Detects and describes keypoints in all photos of a folder.
 
-    Photos stream: threads decode, detect and cut patches, others describe patches, several photos' in one batch, and
-    this one writes. At any moment there are no more than `threads + 2` photos in memory, so the peak is bounded
-    by (threads + 2) times one decoded photo with its pyramid plus `max_keypoints` patches of 1 KB, whatever the number
-    of photos. The result does not depend on the number of threads, nor on what an earlier, killed run had finished.
+    Photos are processed as a stream. Some threads decode photos, detect keypoints and cut patches. Others describe
+    the patches of several photos in one batch. The calling thread writes the store. At most `threads + 2` photos are
+    in memory at any time. The peak is therefore at most (threads + 2) times one decoded photo with its pyramid and
+    `max_keypoints` patches of 1 KB, independent of the number of photos. The result depends neither on the number of
+    threads nor on which photos an earlier, killed run had finished.
 
     Args:
         images: folder of photos, searched recursively.
-        features: the store to make or continue.
-        options: how.
-        resources: how much of the machine.
+        features: store to create or to continue.
+        options: options of detection and description.
+        resources: threads and device to use.
 
     Raises:
-        HardnetSfmError: no photos, weights that do not fit, an unreadable photo with `strict`, no photo readable.
-        UsageError: contradictory options.
+        HardnetSfmError: the folder has no photos, the weights do not fit the descriptor, a photo is unreadable and
+            `strict` is set, or no photo can be read.
+        UsageError: the options contradict each other.
     """
     from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
     from hardnet_sfm.features.detectors import make_detector
@@ -88,8 +90,8 @@ def extract(
     names = list_photos(images)
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
-    make_detector(options.detector, detector_options(options))  # refuses options that it does not have
-    # Made when the first photo has to be described: a run that is up to date needs none.
+    make_detector(options.detector, detector_options(options))  # refuses options that the detector does not have
+    # Created only when the first photo has to be described: a run that is up to date does not need it.
     describer = cache(lambda: PatchDescriber(descriptor, resolve_device(resources.device)))
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
         found = None
@@ -140,8 +142,7 @@ def extract(
             header["trial"] = found.facts()
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
-    with FeatureStore(features) as store:
-        keypoints = sum(store.counts().values())
+        keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
     return ExtractResult(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
 
 
@@ -153,7 +154,10 @@ def _orientations(
     threads: int,
     header: Mapping[str, Any],
 ) -> Orientations:
-    """What a trial finds; of an earlier run with the same descriptor and detector what it found, for its photos."""
+    """Decides the orientation mode and the turn of each photo by a trial.
+
+    An earlier trial with the same descriptor and detector is reused for the photos that it covers.
+    """
     from hardnet_sfm.orientation import Orientations, choose_orientations
 
     earlier, known = None, []
@@ -168,7 +172,7 @@ def _orientations(
 def _due(
     images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
 ) -> list[str]:
-    """The photos whose features are missing or out of date."""
+    """Lists the photos whose features are missing or out of date."""
 
     def current(name: str) -> bool:
         if name not in finished:
@@ -176,7 +180,7 @@ def _due(
         try:
             return finished[name] == feature_fingerprint(recipe, sha256_of(images / name), turned.get(name, 0))
         except OSError:
-            return False  # reading it again gives the error its proper place
+            return False  # the later attempt to read the photo reports the error
 
     return [name for name in names if not current(name)]
 
@@ -189,7 +193,7 @@ def _detected(
     strict: bool,
     advance: Advance,
 ) -> Iterator[DetectedPhoto]:
-    """Photos in the given order, cut by `threads` threads, with at most two finished ones waiting."""
+    """Yields photos with their cut patches in the given order; `threads` threads work, at most two results wait."""
     with ThreadPoolExecutor(threads, "detect") as pool, closing(in_order(pool, cut, names, threads + 2)) as stream:
         for name, future in stream:
             try:

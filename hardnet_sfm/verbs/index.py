@@ -1,4 +1,4 @@
-"""The command `index`: photos to an index that follows them as they come and go."""
+"""The command `index` makes a folder of photos searchable, and updates the index when photos are added or removed."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:  # faiss and numba take seconds to import
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How photos are put into an index. None of it changes what a query finds."""
+    """How photos are added to an index. This does not change what a query finds."""
 
     checkpoint: int = 256
-    """Photos between two states that a killed run goes on from."""
+    """Photos between two checkpoints. A killed run resumes from its last checkpoint. Lower it to repeat less work."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         if not 1 <= self.checkpoint <= MOST_PHOTOS:
             raise UsageError(f"--checkpoint must be from 1 to {MOST_PHOTOS}")
 
 
 @dataclass(frozen=True)
 class IndexResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
         photos: number of photos in the index.
-        features: of them all.
-        added, removed: number of photos; a changed one counts as both.
-        bytes_a_feature: of all files of the index but the vocabulary.
+        features: number of features in the index.
+        added, removed: number of photos added and removed; a changed photo counts as both.
+        bytes_a_feature: size of all index files except the vocabulary, divided by the number of features.
     """
 
     photos: int
@@ -58,7 +58,7 @@ class IndexResult:
     bytes_a_feature: float
 
     def summary(self) -> str:
-        """One line: what there is now."""
+        """One line about the contents of the index and the changes of this run."""
         size = f"{self.bytes_a_feature:.2f} bytes a feature"
         changed = f"added {self.added}, removed {self.removed}" if self.added or self.removed else "up to date"
         return f"{self.features} features of {self.photos} photos, {size}; {changed}"
@@ -73,24 +73,24 @@ def index(
     *,
     names: Collection[str] | None = None,
 ) -> IndexResult:
-    """Makes an index hold exactly the photos of a store of features, or some of them.
+    """Makes an index hold exactly the photos of a store of features, or a selection of them.
 
-    Photos that are new or have other features are added, those that are gone are removed, the others are left as they
-    are; with another vocabulary or another descriptor all are added anew. Until it is complete, readers find the index
-    as it was, and a killed run loses the photos since its last checkpoint.
+    The stage adds photos that are new or whose features changed, and removes photos that are gone. All other photos
+    stay as they are. If the vocabulary or the descriptor changed, it adds all photos again. Readers see the old index
+    until the new one is complete. A killed run loses only the photos since its last checkpoint.
 
     Args:
-        features: store of the photos.
+        features: store with the features of the photos.
         vocabulary: folder of the vocabulary, or a workspace that has one.
-        output: folder of the index to make or bring up to date.
-        options: how.
-        resources: how much of the machine.
-        names: of the photos; all of the store where None.
+        output: folder of the index to create or to update.
+        options: options of the index.
+        resources: threads and device to use.
+        names: names of the photos to index. None means all photos of the store.
 
     Raises:
-        HardnetSfmError: the features are of another descriptor or other weights than the vocabulary; the index is
-            damaged; the disk is full.
-        UsageError: an option makes no sense.
+        HardnetSfmError: the features and the vocabulary come from different descriptors or weights, the index is
+            damaged, or the disk is full.
+        UsageError: an option is invalid.
     """
     import faiss
 
@@ -139,19 +139,22 @@ def index_photos(
     resources: Resources | None = None,
     on_stage: OnStage | None = None,
 ) -> Index:
-    """Extracts, learns a vocabulary where none is given, and indexes; a second call does what is missing.
+    """Extracts features, learns a vocabulary if none is given, and indexes the photos.
+
+    A second call does only what is missing.
 
     Args:
-        images: folder of photos, searched recursively; never written to.
-        workspace: folder for all that is made.
-        vocabulary_folder: a vocabulary made elsewhere, or a workspace that has one.
-        extract_options, vocabulary_options, index_options: of the stages.
-        resources: how much of the machine.
-        on_stage: told the name and the result of each stage as it ends.
+        images: folder of photos, searched recursively and never written to.
+        workspace: folder for all outputs.
+        vocabulary_folder: folder of an existing vocabulary, or another workspace that has one.
+        extract_options, vocabulary_options, index_options: options of the three stages.
+        resources: threads and device to use.
+        on_stage: called with the name and the result of each stage as it ends.
 
     Raises:
-        HardnetSfmError: no photos; the vocabulary is of another descriptor; too few descriptors for it.
-        UsageError: contradictory options.
+        HardnetSfmError: the folder has no photos, the vocabulary is for another descriptor, or the photos have too
+            few descriptors to learn a vocabulary.
+        UsageError: the options contradict each other.
     """
     from hardnet_sfm.photo_index import Index
 
@@ -183,8 +186,9 @@ def update_index(
 ) -> None:
     """Brings a workspace's index up to date with its features.
 
-    The vocabulary is the one given, else the one that the index has where it fits, else one that is learned from the
-    features: photos that come or go do not change the words, only a vocabulary asked for does.
+    A given vocabulary is used first. Otherwise the index keeps its own vocabulary if that fits the descriptor and no
+    `vocabulary_options` are set. Otherwise a new one is learned from the features. Added or removed photos therefore
+    do not change the visual words.
     """
 
     def told(name: str, result: StageResult) -> None:
@@ -202,7 +206,7 @@ def update_index(
 
 
 def _fitting_vocabulary(place: Workspace) -> Path | None:
-    """The vocabulary of the workspace's index, where the features are still of its descriptor."""
+    """Returns the vocabulary of the workspace's index if the features still come from the same descriptor."""
     from hardnet_sfm.retrieval.inverted_index import Manifest
 
     if not (place.index / MANIFEST).is_file():
@@ -217,7 +221,7 @@ def _fitting_vocabulary(place: Workspace) -> Path | None:
 
 @dataclass(frozen=True)
 class IndexCommand:
-    """Make photos searchable; run it again when they change."""
+    """Make the photos of one folder searchable."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm index photos/",
@@ -225,10 +229,12 @@ class IndexCommand:
     )
 
     images: Images
-    """Folder of photos, searched recursively, never written to."""
+    """Folder of photos, searched recursively, never written to. Run again after adding or deleting files in that
+    folder."""
     common: Common = field(default_factory=Common)
     vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """A vocabulary made elsewhere, or a workspace that has one. Default: that of the index as it is, or a new one."""
+    """Vocabulary to use: a folder that `vocabulary` made, or a workspace that has one. Default: the vocabulary of the
+    existing index, or a new one."""
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     learn: VocabularyOptions = field(default_factory=VocabularyOptions)
     index: IndexOptions = field(default_factory=IndexOptions)
@@ -238,7 +244,7 @@ class IndexCommand:
         if self.vocabulary is not None and self.learn != VocabularyOptions():
             raise UsageError(
                 "options of a new vocabulary have no effect with --vocabulary",
-                "Leave out --vocabulary to learn a new one, or those options to use it.",
+                "Leave out --vocabulary to learn a new one, or leave out those options to use it.",
             )
         index_photos(
             self.images,

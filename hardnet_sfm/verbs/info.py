@@ -1,4 +1,4 @@
-"""The command `info`: what is in a workspace, and what is out of date."""
+"""The command `info` lists the contents of a workspace and the parts that are out of date."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Part:
     """One part of a workspace.
 
     Attributes:
-        name: features, matches, model, words (the vocabulary), index.
-        holds: counts, for people.
-        options: that it was made with.
-        stale: why it is out of date; empty where it is not.
+        name: "features", "matches", "model", "words" (the vocabulary) or "index".
+        holds: counts, as text for the user.
+        options: options that the part was made with.
+        stale: why the part is out of date; empty if it is up to date.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Part:
 
 
 def info(workspace: Workspace | Path | str) -> list[Part]:
-    """Describes what is in a workspace, and compares it with the photos and with each other.
+    """Describes the parts of a workspace, and compares them with the photos and with each other.
 
     Raises:
         HardnetSfmError: there is no workspace, or a file in it is damaged.
@@ -71,19 +71,19 @@ def _features(features: FeatureStore) -> Part:
 
 
 def _current(fingerprint: str, options: Mapping[str, Any], photo_sha256: str) -> str:
-    """The fingerprint where it is of this photo, else empty."""
+    """Returns the fingerprint if it belongs to this photo, else an empty string."""
     return fingerprint if are_features_of(fingerprint, options, photo_sha256) else ""
 
 
 def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """How many photos came, went and changed, by their fingerprints; empty where all are the same."""
+    """Says how many photos are new, gone and changed, judged by fingerprints; empty if nothing differs."""
     changed = [name for name in now.keys() & then.keys() if now[name] != then[name]]
     differences = (("new", now.keys() - then.keys()), ("gone", then.keys() - now.keys()), ("changed", changed))
     return ", ".join(f"{len(names)} photos {what}" for what, names in differences if names)
 
 
 def _retrieval(place: Workspace, features: FeatureStore | None) -> list[Part]:
-    """The vocabulary and the index, where there are any; without features nothing says that they are stale."""
+    """Describes the vocabulary and the index if they exist. Without features they cannot be recognised as stale."""
     parts = []
     card, manifest = place.vocabulary / CARD, place.index / MANIFEST
     for path, describe in ((card, _vocabulary), (manifest, _index)):
@@ -149,7 +149,7 @@ def _model(place: Workspace, inputs: str) -> Part:
 
 @dataclass(frozen=True)
 class InfoCommand:
-    """Say what is in a workspace, and what is stale."""
+    """Show what is in a workspace, and what is out of date."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm info",

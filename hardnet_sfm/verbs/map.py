@@ -1,4 +1,4 @@
-"""The command `map`: features.h5 and matches.h5 to database.db, sparse/ and summary.json."""
+"""The command `map` turns features.h5 and matches.h5 into database.db, sparse/ and summary.json."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.mapping import Mapping
     from hardnet_sfm.colmap.model import Model
 
-_GROUPS = 3  # groups of photos by camera; the summary has them all
-_NAMED = 20  # photos that are not in the model; the summary has them all
-# Of the mapper's bundle adjustments. The robust adjustment follows, so all iterations would take a fifth of the time of
-# mapping for nothing: lund-door and saharov32 have the same points and errors.
+_GROUPS = 3  # camera groups to print; the summary lists all
+_NAMED = 20  # photos outside the model to print; the summary lists all
+# Convergence threshold of the mapper's bundle adjustments. A robust adjustment follows, so running all iterations would
+# cost a fifth of the mapping time without a gain: lund-door and saharov32 get the same points and errors.
 _CONVERGED = 1e-5
 
 
@@ -44,24 +44,25 @@ def map_photos(
 ) -> Model:
     """Imports photos, keypoints and matches into a COLMAP database, verifies each pair and maps.
 
-    Makes `database.db`, `sparse/0` (the largest model), `sparse/1` and so on, and `summary.json`. A second run does
-    what is left: pairs that were verified stay so, and the incremental mapper resumes from its last snapshot. Pairs may
-    have been matched for photos that the models left out, see `hardnet_sfm.reconstruction.left_out`. Then these alone
-    are verified, and the incremental mapper resumes from the models.
+    The stage writes `database.db`, `sparse/0` (the largest model), `sparse/1` and so on, and `summary.json`. A second
+    run does only the remaining work: verified pairs stay verified, and the incremental mapper resumes from its last
+    snapshot. A retry may have added pairs for photos that the models left out, see
+    `hardnet_sfm.reconstruction.left_out`. In that case only the added pairs are verified, and the incremental mapper
+    resumes from the models.
 
     Args:
-        workspace: with features.h5 and matches.h5.
-        options: how.
-        resources: how much of the machine.
-        images: folder of the photos, where it is no longer the one that features were made from.
+        workspace: workspace with features.h5 and matches.h5.
+        options: options of verification and mapping.
+        resources: threads and device to use.
+        images: folder of the photos, if they moved since their features were extracted.
 
     Returns:
         The largest model.
 
     Raises:
-        HardnetSfmError: no model could be made (it says what was found), inputs are missing or damaged, or matches are
-            not those of the features and the list of pairs that are there now.
-        UsageError: an option makes no sense.
+        HardnetSfmError: no model could be made (the message says what was found), an input is missing or damaged, or
+            the matches do not belong to the present features and list of pairs.
+        UsageError: an option is invalid.
     """
     from hardnet_sfm.colmap.database import read_fact
 
@@ -95,7 +96,7 @@ def map_photos(
 
 
 def _check_matched(workspace: Workspace, features: FeatureStore, matches: MatchStore) -> None:
-    """Raises HardnetSfmError where matches were made of other features, or for another list of pairs."""
+    """Raises HardnetSfmError if the matches were made from other features or for another list of pairs."""
     stale = stale_pairs(features, matches)
     if stale:
         raise HardnetSfmError(
@@ -105,13 +106,13 @@ def _check_matched(workspace: Workspace, features: FeatureStore, matches: MatchS
         )
     if workspace.pairs.is_file() and sha256_of(workspace.pairs) != matches.header["pairs"]:
         raise HardnetSfmError(
-            f"{workspace.matches}: matches of another list of pairs than {workspace.pairs.name}",
+            f"{workspace.matches}: made from another list of pairs than {workspace.pairs.name}",
             "Run `hardnet-sfm match` first.",
         )
 
 
 def _mapping_of(options: MapOptions, resources: Resources) -> Mapping:
-    """The options of the mapper in COLMAP's terms."""
+    """Translates the options of the mapper into COLMAP's terms."""
     from hardnet_sfm.colmap.mapping import Mapping
 
     return Mapping(
@@ -138,8 +139,8 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
         guessed = database.guessed_cameras() if options.fix_intrinsics and not options.camera_params else 0
         if guessed:
             raise HardnetSfmError(
-                f"--fix-intrinsics: nothing is known of {guessed} of {database.cameras()} cameras: no focal length in "
-                "their photos' EXIF data",
+                f"--fix-intrinsics: {guessed} of {database.cameras()} cameras have no focal length in the EXIF data of "
+                "their photos",
                 "State the camera with --camera-params, or leave out --fix-intrinsics.",
             )
         verified = database.verified()
@@ -165,7 +166,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
 def _go_on(
     workspace: Workspace, images: Path, options: MapOptions, resources: Resources, start: list[Model], new: str
 ) -> Mapped:
-    """Goes on from models whose database has got matches from a round for photos that they left out."""
+    """Extends existing models after a retry added matches to the database for photos that the models left out."""
     from hardnet_sfm.colmap.cameras import readable_folder
     from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.log import native_log
@@ -185,12 +186,12 @@ def _go_on(
 
 
 def _replace_models(workspace: Workspace, models: list[Model]) -> None:
-    """Puts models in the place of those of the workspace, and removes its summary, which is of those."""
+    """Replaces the models of the workspace, and removes the summary of the old models."""
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):
         model.write(beside / str(number))
-    # From here until the new summary is there, a killed run leaves none that vouches for another run's models.
+    # If the run is killed before the new summary is written, no old summary may declare the models up to date.
     workspace.summary.unlink(missing_ok=True)
     left = (path for pattern in (".snapshot-*", ".global-*", ".recovery-*") for path in workspace.root.glob(pattern))
     for old in (workspace.sparse, workspace.readable, *left):
@@ -200,7 +201,7 @@ def _replace_models(workspace: Workspace, models: list[Model]) -> None:
 
 
 def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:
-    """The models of an earlier run, where they are up to date."""
+    """Reads the models of an earlier run if they are up to date."""
     from hardnet_sfm.colmap.model import Model
 
     try:
@@ -209,29 +210,29 @@ def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:
             return []
         return [Model.read(workspace.sparse / str(number)) for number in range(len(summary["models"]))]
     except HardnetSfmError:
-        return []  # damaged, so they are made again
+        return []  # damaged models are made again
 
 
 def _describe_growth(summary: dict[str, Any]) -> str:
-    """Which camera models the cameras of sparse/0 grew to, such as " (OPENCV, grown from SIMPLE_RADIAL)"."""
+    """Names the camera models that the cameras of sparse/0 grew to: " (OPENCV, grown from SIMPLE_RADIAL)"."""
     alone = summary["cameras"] == 1
     grown = ", ".join(name if alone else f"{count} {name}" for name, count in summary["grown_cameras"].items())
     return f" ({grown}, grown from SIMPLE_RADIAL)" if grown else ""
 
 
 def _describe_cameras(count: int, groups: Sequence[dict[str, Any]]) -> str:
-    """How many cameras there are, which photos share one, and why."""
+    """Says how many cameras there are, which photos share one, and why."""
     lines = []
     for group in groups[:_GROUPS]:
         verb = "share one" if group["shared"] else "have one each" if group["photos"] > 1 else "has its own"
         lines.append(f"{group['photos']} photo{'s' * (group['photos'] != 1)} {verb}: {group['reason']}")
     if len(groups) > _GROUPS:
-        lines.append(f"{len(groups) - _GROUPS} more groups, which summary.json has")
+        lines.append(f"{len(groups) - _GROUPS} more groups in summary.json")
     return f"{count} ({'; '.join(lines)})" if lines else str(count)
 
 
 def print_summary(place: Workspace) -> None:
-    """Prints what `map` found, for the person at the terminal."""
+    """Prints the summary of `map` on the terminal."""
     summary = read_json(place.summary)
 
     def row(name: str, text: str) -> None:
@@ -278,7 +279,7 @@ class MapCommand:
 
     common: Common = field(default_factory=Common)
     images: Path | None = None
-    """Where the photos are now, if no longer where features were extracted from."""
+    """Where the photos are now, if they moved after `extract`."""
     map: MapOptions = field(default_factory=MapOptions)
     resources: Resources = field(default_factory=Resources)
 

@@ -1,8 +1,8 @@
-"""The stage `match`: features.h5 and pairs.txt to matches.h5."""
+"""The command `match` matches the descriptors of the listed pairs and writes matches.h5."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.again import Again, read_again
+from hardnet_sfm.files.again import Again, Round, read_again
 from hardnet_sfm.files.fingerprints import match_fingerprint, what_changed
+from hardnet_sfm.files.journal import Facts
 from hardnet_sfm.files.pair_list import read_pairs
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.stores import (
     MATCHES,
     FeatureStore,
-    MatchStore,
     StoreWriter,
     check_names_apart,
     match_arrays,
@@ -35,7 +35,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.matching.nearest import Acceptance
     from hardnet_sfm.networks.architectures import LoadedNetwork
 
-# Photos whose descriptors are kept ready, 0.8 KB a keypoint in int8, 1.5 KB in float32: 0.8 GB at 8192 each at most.
+# Number of photos whose prepared descriptors stay in memory. A keypoint takes 0.8 KB in int8 or 1.5 KB in float32, so
+# 64 photos of 8192 keypoints take at most 0.8 GB.
 _PHOTOS_AT_HAND = 64
 _OF_RESCORING = ("short_list", "min_score")
 _RATIO_OF_ODDS = 0.8
@@ -43,27 +44,29 @@ _RATIO_OF_ODDS = 0.8
 
 @dataclass(frozen=True)
 class MatchOptions:
-    """Which nearest neighbours are believed."""
+    """Which nearest neighbours count as matches."""
 
     max_ratio: float | None = None
-    """Largest ratio of the distances to the nearest and the second nearest neighbour, in both directions. 1: any. By
-    default the descriptor recommends it: 0.9 for the shipped HardNet and for RootSIFT, 0.8 if its weights say
-    nothing. Lower: fewer and safer matches."""
+    """Largest ratio of the distances to the nearest and to the second nearest neighbour, in both directions. Lower it
+    for fewer and safer matches; 1 accepts any ratio. Default: what the descriptor recommends, which is 0.9 for the
+    shipped HardNet and for RootSIFT, and 0.8 if its weights say nothing."""
     max_distance: float = 2.0
-    """Largest L2 distance of two descriptors, which are of unit length. 2: any."""
+    """Largest L2 distance between two descriptors, which have unit length. 2 accepts any distance."""
     rescore: Path | None = None
-    """Weights of a network that compares patches (matchnet, deepcompare-2ch and its like), .safetensors: it scores each
-    keypoint's nearest neighbours, and the best of both sides is the match; --max-ratio is then of the odds that it
-    gives the next best. Slow: up to 10 evaluations a keypoint with the default short list, so two photos of 8192
-    keypoints take 82 thousand. With deepcompare-2ch these are 3 TFLOP, 10 seconds on two cores; matchnet and
-    deepcompare-siam need a third of that and a tenth for each photo, once, and then a second for a pair."""
+    """Weights of a network that compares patches, such as matchnet or deepcompare-2ch, a .safetensors file. The network
+    scores the nearest neighbours of each keypoint. A match is the best one for both of its keypoints. --max-ratio then
+    compares the odds of the next best match with those of the best; its default is 0.8. This is slow: two photos of
+    8192 keypoints take up to 82 thousand evaluations, 10 for each keypoint with the default short list. With
+    deepcompare-2ch these are 3 TFLOP, or 10 seconds on two cores. matchnet needs a third of that once for each photo,
+    deepcompare-siam a tenth, and then both take a second for a pair."""
     short_list: int = 5
-    """Neighbours of each keypoint, by descriptor, that --rescore looks at; its cost grows with them."""
+    """How many nearest neighbours of each keypoint --rescore scores. The time grows with this number."""
     min_score: float = 0.0
-    """Smallest score of a match with --rescore, the logarithm of the odds that it is right. 0: even odds."""
+    """Smallest score of a match with --rescore: the logarithm of the odds that the match is right. 0 means even
+    odds."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         if self.rescore is None:
             for of in fields(self):
                 if of.name in _OF_RESCORING and getattr(self, of.name) != of.default:
@@ -84,7 +87,7 @@ class MatchOptions:
         return features.max_ratio() if self.rescore is None else _RATIO_OF_ODDS
 
     def recipe(self, features: FeatureStore, rescore_sha256: str = "") -> dict[str, Any]:
-        """Everything that decides what the matches of these features are, fit for JSON."""
+        """Collects everything that determines the matches of these features, in a form that JSON can hold."""
         kept: dict[str, Any] = {"max_ratio": self.ratio(features), "max_distance": self.max_distance}
         if self.rescore is not None:
             kept |= {"rescore_sha256": rescore_sha256, **{name: getattr(self, name) for name in _OF_RESCORING}}
@@ -93,14 +96,14 @@ class MatchOptions:
 
 @dataclass(frozen=True)
 class MatchResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
         pairs: number of pairs in the store.
-        matches: of all of them together.
-        computed: number of pairs done in this run; the others were up to date.
-        reason: why any had to be computed, for people; empty where none.
-        by_views: number of pairs whose matches are of synthetic views, too; None: no views were to be tried.
+        matches: number of matches in all pairs together.
+        computed: number of pairs processed in this run; the others were up to date.
+        reason: why pairs had to be computed, as text for the user; empty if none had to be.
+        by_views: number of pairs with matches from synthetic views; None if no pair was to be tried with views.
     """
 
     pairs: int
@@ -110,19 +113,19 @@ class MatchResult:
     by_views: int | None = None
 
     def summary(self) -> str:
-        """One line: what there is now, and what had to be computed for it."""
+        """One line about the contents of the store and the work of this run."""
         views = "" if self.by_views is None else f", {self.by_views} of them with synthetic views"
         made = f"computed {self.computed} ({self.reason})" if self.computed else "up to date"
         return f"{self.matches} matches in {self.pairs} pairs{views}; {made}"
 
 
 def check_together(match_options: MatchOptions, view_options: ViewSynthesisOptions) -> None:
-    """Raises UsageError where options of matching make no sense, each by itself or together."""
+    """Raises UsageError if a matching option is invalid or two of them exclude each other."""
     match_options.check()
     view_options.check()
     if view_options.view_synthesis and match_options.rescore is not None:
         raise UsageError(
-            "--rescore and --view-synthesis cannot be combined: views are matched by the distances of descriptors",
+            "--rescore and --view-synthesis cannot be combined: views are matched by distances between descriptors",
             "Choose one of them.",
         )
 
@@ -136,7 +139,7 @@ def match_photos(
     images: Path | str | None = None,
     weights: Path | None = None,
 ) -> MatchResult:
-    """Matches all pairs of a workspace, see `match`."""
+    """Matches all pairs of a workspace. See `match` for the arguments."""
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     return match(
         place.features,
@@ -165,34 +168,35 @@ def match(
 ) -> MatchResult:
     """Finds mutual nearest neighbours between the descriptors of each pair of photos.
 
-    With `rescore` in the options the few nearest are compared by a network instead, see
-    `hardnet_sfm.matching.rescore.Rescorer`. With `view_synthesis`, pairs with too few verified matches are matched with
-    views of both photos, see `hardnet_sfm.view_synthesis`; their keypoints go into `keypoints-views.h5` next to the
-    matches. A pair that has enough without views gets the same matches as without the option. A second run does what is
-    left; neither it nor the number of threads changes the result.
+    With the option `rescore`, a network compares the few nearest neighbours instead, see
+    `hardnet_sfm.matching.rescore.Rescorer`. With `view_synthesis`, pairs with too few verified matches are matched
+    again with synthetic views of both photos, see `hardnet_sfm.view_synthesis`. The keypoints of the views go into
+    `keypoints-views.h5` next to the matches. A pair with enough matches keeps them unchanged under this option.
+    A second run does only the remaining pairs. The result depends neither on interruptions nor on the number of
+    threads.
 
-    Memory is bounded by 64 photos' descriptors (1.5 KB a keypoint), or 16 photos' patches (4 KB a keypoint), and, on
-    each thread, a block of a similarity matrix. Views take the descriptions of 8 photos in all their views, and of two
-    more on each thread, 1.5 KB each at most; and on each thread a view while it is rendered.
+    Peak memory is the descriptors of 64 photos (1.5 KB a keypoint), or the patches of 16 photos (4 KB a keypoint), and
+    one block of a similarity matrix for each thread. Views add the descriptors of 8 photos in all their views, and of
+    two more photos for each thread, at most 1.5 KB each. Each thread also holds the view that it renders.
 
     Args:
-        features: store of the photos.
-        pairs: list of pairs, as `pair` writes it.
-        matches: the store to make or continue.
-        options: which neighbours are believed, in photos and views alike.
-        resources: how much of the machine.
-        view_options: whether there are views, which, and how many matches are enough.
-        images: folder of the photos, which views and a network for re-scoring need. Default: where features were
-            extracted.
-        weights: of the descriptor, which views need where photos were not described with those that come with the
-            package.
-        again: file of pairs beyond the list, and of pairs to match with views, for photos that a model of these matches
-            left out; it need not exist.
+        features: store with the features of the photos.
+        pairs: list of pairs in the format of `pair`.
+        matches: store to create or to continue.
+        options: which neighbours are accepted as matches, in photos and in views.
+        resources: threads and device to use.
+        view_options: whether to use views, which views, and how many matches are enough without them.
+        images: folder of the photos, needed for views and for re-scoring. The default is the folder that the features
+            were extracted from.
+        weights: weights of the descriptor, needed for views if the features were not described with the shipped
+            weights.
+        again: file that a retry writes for photos that a model left out. It lists additional pairs, and pairs to match
+            with views. The file need not exist.
 
     Raises:
-        HardnetSfmError: a store or the list is missing or damaged, or was made for other photos; weights do not fit; a
-            photo is gone or was changed since its features were extracted.
-        UsageError: an option makes no sense.
+        HardnetSfmError: a store or the list is missing, damaged or made for other photos, the weights do not fit, or a
+            photo is missing or has changed since its features were extracted.
+        UsageError: an option is invalid.
     """
     from hardnet_sfm.networks.device import resolve_device
 
@@ -207,24 +211,14 @@ def match(
         writer = stack.enter_context(StoreWriter(matches, MATCHES))
         check_names_apart(store.names())
         photos = Path(store.header["images"] if images is None else images)
-        plain = options.recipe(store, network.sha256 if network else "")
-        listed, made_from = read_pairs(pairs, store.names()), store.fingerprints()
-        made_of = digest("matched", plain, made_from, listed)
-        more = read_again(again, made_of) if again else Again(made_of)
-        wanted = [*listed, *more.pairs]
-        with_views = set(wanted if view_options.view_synthesis else () if network else more.views)
+        plan = _plan(store, pairs, again, options, view_options, network)
         views = None
-        if with_views:
+        if plan.with_views:
             place, accept = Workspace(matches.parent), _acceptance(options, store)
             matcher = ViewMatcher(store, photos, place, accept, view_options, resources, weights)
             views = stack.enter_context(matcher)
-        recipe = {**plain, **(view_options.recipe() if views else {})}
-        prints = {
-            pair: match_fingerprint(recipe if pair in with_views else plain, *(made_from[name] for name in pair))
-            for pair in wanted
-        }
-        due = [pair for pair in wanted if writer.fingerprints.get(pair_key(*pair)) != prints[pair]]
-        reason = what_changed(writer.header, recipe) or f"{len(due)} pairs are new or have new features"
+        due = [pair for pair in plan.wanted if writer.fingerprints.get(pair_key(*pair)) != plan.prints[pair]]
+        reason = what_changed(writer.header, plan.recipe) or f"{len(due)} pairs are new or have new features"
         if due:
             device, counts = resolve_device(resources.device), store.counts()
             if network is None:
@@ -234,36 +228,89 @@ def match(
 
             def match_one(pair: PhotoPair) -> MatchedPair:
                 found = find_matches(pair)
-                return views(pair, found) if views and pair in with_views else MatchedPair(found, counts[pair[0]])
+                if views is not None and pair in plan.with_views:
+                    return views(pair, found)
+                return MatchedPair(found, counts[pair[0]])
 
             threads = resources.threads if device == "cpu" else 1
             ordered = _by_blocks(due, store.names(), at_hand)
-            with (
-                progress("match", len(wanted), len(wanted) - len(due)) as advance,
-                torch_threads(threads) as pool,
-                closing(in_order(pool, match_one, ordered, threads + 2)) as stream,
-            ):
-                for pair, future in stream:
-                    found = future.result()
-                    facts: dict[str, str | int] = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
-                    if views and pair in with_views:
+            with progress("match", len(plan.wanted), len(plan.wanted) - len(due)) as advance:
+                for pair, found in _stream(match_one, ordered, threads):
+                    facts: Facts = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
+                    if views and pair in plan.with_views:
                         views.keep(pair, found.view_steps)
-                        facts["view_steps"] = found.view_steps
-                    writer.put(pair_key(*pair), prints[pair], match_arrays(found.matches, found.keypoints), facts)
+                        facts = {**facts, "view_steps": found.view_steps}
+                    arrays = match_arrays(found.matches, found.keypoints)
+                    writer.put(pair_key(*pair), plan.prints[pair], arrays, facts)
                     advance(note=f"{pair[0]} {pair[1]}")
         if views:
-            for pair in with_views:  # those of an earlier run, too, whose keypoints may have been deleted
+            for pair in plan.with_views:  # also pairs of an earlier run: their keypoints may have been deleted
                 views.keep(pair, int(writer.facts[pair_key(*pair)]["view_steps"]))
             views.finish()
-        header = {"options": recipe, "pairs": sha256_of(pairs), "made_of": made_of, "rounds": list(more.rounds)}
-        writer.commit([pair_key(*pair) for pair in wanted], header)
-    with MatchStore(matches) as result:
-        total, by_views = result.total(), result.by_views() if views else None
-    return MatchResult(len(wanted), total, len(due), reason if due else "", by_views)
+        writer.commit([pair_key(*pair) for pair in plan.wanted], {"pairs": sha256_of(pairs), **plan.header()})
+        known = [writer.facts[pair_key(*pair)] for pair in plan.wanted]
+    total, by_views = sum(int(of["matches"]) for of in known), sum(int(of.get("view_steps", 0)) > 0 for of in known)
+    return MatchResult(len(known), total, len(due), reason if due else "", by_views if views else None)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Plan of a run: the pairs to match, and how to match them.
+
+    Attributes:
+        wanted: all pairs of the store.
+        with_views: pairs that are matched with synthetic views if plain matching fails.
+        prints: fingerprint of each pair's matches.
+        recipe: everything that determines the matches, in a form that JSON can hold.
+        made_of: digest of the features, the list and the options.
+        rounds: retries for photos that a model left out; some of the pairs come from them.
+    """
+
+    wanted: list[PhotoPair]
+    with_views: set[PhotoPair]
+    prints: dict[PhotoPair, str]
+    recipe: dict[str, Any]
+    made_of: str
+    rounds: tuple[Round, ...]
+
+    def header(self) -> dict[str, Any]:
+        """Returns what the store says of itself."""
+        return {"options": self.recipe, "made_of": self.made_of, "rounds": list(self.rounds)}
+
+
+def _plan(
+    store: FeatureStore,
+    pairs: Path,
+    again: Path | None,
+    options: MatchOptions,
+    view_options: ViewSynthesisOptions,
+    network: LoadedNetwork | None,
+) -> _Plan:
+    plain = options.recipe(store, network.sha256 if network else "")
+    listed, made_from = read_pairs(pairs, store.names()), store.fingerprints()
+    made_of = digest("matched", plain, made_from, listed)
+    more = read_again(again, made_of) if again else Again(made_of)
+    wanted = [*listed, *more.pairs]
+    with_views = set(wanted if view_options.view_synthesis else () if network else more.views)
+    recipe = {**plain, **(view_options.recipe() if with_views else {})}
+    prints = {
+        pair: match_fingerprint(recipe if pair in with_views else plain, *(made_from[name] for name in pair))
+        for pair in wanted
+    }
+    return _Plan(wanted, with_views, prints, recipe, made_of, more.rounds)
+
+
+def _stream(
+    match_one: Callable[[PhotoPair], MatchedPair], pairs: list[PhotoPair], threads: int
+) -> Iterator[tuple[PhotoPair, MatchedPair]]:
+    """Yields pairs with their matches in the given order; threads match the next ones meanwhile."""
+    with torch_threads(threads) as pool, closing(in_order(pool, match_one, pairs, threads + 2)) as stream:
+        for pair, future in stream:
+            yield pair, future.result()
 
 
 def _read_network(options: MatchOptions) -> LoadedNetwork | None:
-    """The network that compares patches, where the options have one."""
+    """Reads the network that compares patches if the options name one."""
     if options.rescore is None:
         return None
     from hardnet_sfm.networks.loading import check_compares, load_network
@@ -280,7 +327,7 @@ def _acceptance(options: MatchOptions, store: FeatureStore) -> Acceptance:
 
 
 def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> Callable[[PhotoPair], Matches]:
-    """Matches pairs by nearest neighbours."""
+    """Returns a function that matches a pair by nearest neighbours."""
     from hardnet_sfm.matching.nearest import PreparedDescriptors, mutual_nearest_neighbours, prepare, rounding_for
 
     counts, accept = store.counts(), _acceptance(options, store)
@@ -303,7 +350,7 @@ def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> 
 def _by_network(
     store: FeatureStore, network: LoadedNetwork, options: MatchOptions, device: str, images: Path
 ) -> tuple[Callable[[PhotoPair], Matches], int]:
-    """Matches pairs by a network's scores, and how many photos are kept ready."""
+    """Returns a function that matches a pair by a network's scores, and the number of photos it keeps in memory."""
     from hardnet_sfm.matching.rescore import PHOTOS_AT_HAND, Rescorer
 
     rescore = Rescorer(
@@ -320,7 +367,10 @@ def _by_network(
 
 
 def _by_blocks(pairs: list[PhotoPair], names: list[str], at_hand: int) -> list[PhotoPair]:
-    """Orders pairs so that half as many photos as are kept ready serve many pairs in turn."""
+    """Orders pairs by blocks of photos so that the photos in memory serve many consecutive pairs.
+
+    A block has half as many photos as stay in memory, so both blocks of a pair fit.
+    """
     block = {name: number // (at_hand // 2) for number, name in enumerate(names)}
     return sorted(pairs, key=lambda pair: sorted((block[pair[0]], block[pair[1]])))
 
@@ -338,11 +388,11 @@ class MatchCommand:
 
     common: Common = field(default_factory=Common)
     images: Path | None = None
-    """With --rescore or --view-synthesis: where the photos are now, if no longer where features were extracted from."""
+    """With --rescore or --view-synthesis: where the photos are now, if they moved after `extract`."""
     match: MatchOptions = field(default_factory=MatchOptions)
     views: ViewSynthesisOptions = field(default_factory=ViewSynthesisOptions)
     weights: Path | None = None
-    """--view-synthesis: weights of the descriptor, where photos were described with other ones than the package's."""
+    """With --view-synthesis: weights of the descriptor, if `extract` did not use those of the package."""
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
@@ -351,7 +401,7 @@ class MatchCommand:
         if self.weights is not None and not self.views.view_synthesis:
             raise UsageError(
                 "--weights has no effect without --view-synthesis",
-                "Features are described by `hardnet-sfm extract`, which takes it.",
+                "`hardnet-sfm extract` describes the keypoints: give --weights there.",
             )
         result = match_photos(
             self.common.place, self.match, self.views, self.resources, images=self.images, weights=self.weights

@@ -1,4 +1,4 @@
-"""The stage `mine`: a COLMAP model and its photos to patches.h5."""
+"""The command `mine` cuts training patches from a COLMAP model and its photos and writes patches.h5."""
 
 from __future__ import annotations
 
@@ -41,23 +41,24 @@ if TYPE_CHECKING:  # pycolmap takes a second to import
 Size = tuple[int, int]
 Detect = Callable[[NDArray[np.uint8]], Keypoints]
 
-# From an observation to a keypoint that another detector found, pixels: its positions differ from the model's.
+# Largest distance in pixels from an observation to a newly detected keypoint. A second detection does not reproduce the
+# positions of the model's keypoints exactly.
 _REACH_OF_DETECTED = 1.0
-_NAMED = 5  # photos in an error
+_NAMED = 5  # photos to name in an error
 
 
 @dataclass(frozen=True)
 class MineResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
         photos: number of photos that patches were cut from.
-        points: number of points, the classes.
-        patches: of all of them together.
+        points: number of points; each point is a class for training.
+        patches: number of patches of all points together.
         observations: number of observations in the model.
-        dropped: how many of these each filter dropped, in the order in which they were applied.
-        computed: number of photos done in this run; the others were up to date.
-        skipped: why a photo could not be read, by its name.
+        dropped: number of observations that each filter dropped, in the order of the filters.
+        computed: number of photos processed in this run; the others were up to date.
+        skipped: maps the name of each unreadable photo to the reason.
     """
 
     photos: int
@@ -70,7 +71,10 @@ class MineResult:
 
 
 class _View(NamedTuple):
-    """A photo of the model, and the frames of its observations, in COLMAP's pixels, NaN where no keypoint was found."""
+    """A photo of the model and the local affine frames of its observations.
+
+    Frames are in COLMAP's pixel coordinates. An observation without a keypoint has NaN.
+    """
 
     sha256: str
     orientation: int
@@ -87,24 +91,26 @@ def mine(
     *,
     detect: Detect | None = None,
 ) -> MineResult:
-    """Cuts a patch for every observation of a model that agrees with the others of its point.
+    """Cuts a patch for each observation of a model that agrees with the other observations of its point.
 
-    The photos are read twice: to see that they are the model's, and, when it is known which observations are kept, to
-    cut the patches. Both times no more than `threads + 2` of them are in memory, whatever their number; besides there
-    is about 1 KB for each observation of the model. A killed run goes on with the photo whose patches it was cutting.
+    Each photo is read twice. The first pass checks that the photos belong to the model and finds the keypoint of each
+    observation. After the filters have selected observations, the second pass cuts the patches. At most `threads + 2`
+    photos are in memory at any time, independent of their number. About 1 KB for each observation of the model adds to
+    that. A killed run resumes with the photo whose patches it was cutting.
 
     Args:
-        model: workspace of ours (its largest model is taken), or folder of any COLMAP model, binary or text.
+        model: workspace of this package, whose largest model is used, or folder of any COLMAP model, binary or text.
         images: folder of the model's photos.
-        output: patches.h5 to make.
-        options: filters, and where scales and orientations come from.
-        resources: how much of the machine.
-        detect: finds keypoints in photos of which none with scale and orientation are known.
+        output: patches.h5 to create.
+        options: filters, and the source of scales and orientations.
+        resources: threads and device to use.
+        detect: finds keypoints in photos whose keypoints have no known scale and orientation.
 
     Raises:
-        HardnetSfmError: no model, no tracks in it, none of its photos, photos of another size than their cameras,
-            no scales and orientations, nothing left by the filters, a full disk.
-        UsageError: an option makes no sense.
+        HardnetSfmError: there is no model, the model has no tracks, none of its photos can be read, a photo and its
+            camera differ in size, scales and orientations are unknown, the filters drop every observation, or the disk
+            is full.
+        UsageError: an option is invalid.
     """
     from hardnet_sfm.colmap.model import models_in
     from hardnet_sfm.colmap.tracks import read_tracks
@@ -126,8 +132,8 @@ def mine(
         drops = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
         raise HardnetSfmError(
             f"{folder}: none of the {len(tracks.point)} observations can be used (dropped: {drops})",
-            "Where most have no photo, give the folder with all of them; where most have no keypoint, features or "
-            "database belong to another model; else weaken the filter.",
+            "If most have no photo, give the folder with all photos. If most have no keypoint, the features or the "
+            "database belong to another model. Otherwise weaken the filter.",
         )
     columns = _columns(tracks, views, selection)
     with locked(output.parent, output.name):
@@ -146,10 +152,10 @@ def mine(
 def _look(
     tracks: Tracks, images: Path, known: Callable[[str], Frames | None], detect: Detect | None, threads: int
 ) -> tuple[dict[int, _View], dict[str, str]]:
-    """Reads every photo and finds the keypoint behind every observation.
+    """Reads every photo and finds the keypoint of every observation.
 
     Returns:
-        Photos by their number in the model, and why the others could not be read, by name.
+        Readable photos by their number in the model, and the reasons why the others could not be read, by name.
     """
 
     def look(item: tuple[int, Frames | None]) -> _View | str:
@@ -202,17 +208,17 @@ def _check_sizes(tracks: Tracks, views: dict[int, _View], images: Path) -> None:
         more = f" and {len(resized) - _NAMED} more" if len(resized) > _NAMED else ""
         raise HardnetSfmError(
             f"{images}: photos of another size than when the model was made: {'; '.join(resized[:_NAMED])}{more}",
-            "Give the folder of the very photos that the model was made of.",
+            "Give the folder of the photos that the model was made from.",
         )
 
 
 def _turned(size: Size, orientation: int) -> Size:
-    """Width and height as stored of a photo that is upright of the given size."""
+    """Converts the width and height of an upright photo to those of the stored photo."""
     return (size[1], size[0]) if orientation >= 5 else size
 
 
 def _columns(tracks: Tracks, views: dict[int, _View], selection: Selection) -> dict[int, dict[str, NDArray[Any]]]:
-    """What is known of the selected patches beside their pixels, by the number of the photo."""
+    """Collects the columns of the selected patches other than the pixels, by the number of the photo."""
     order = np.argsort(tracks.photo[selection.rows], kind="stable")
     photos, first = np.unique(tracks.photo[selection.rows[order]], return_index=True)
     columns = {}
@@ -238,7 +244,7 @@ def _cut_all(
     options: MineOptions,
     threads: int,
 ) -> int:
-    """Cuts the selected patches, photo by photo, and makes the file. The number of photos that were not done before."""
+    """Cuts the selected patches, photo by photo, and writes the file. Returns the number of photos cut in this run."""
     from hardnet_sfm.patches import extract_patches
 
     prints = {
@@ -275,9 +281,10 @@ def _cut_all(
 
 
 def extent(tracks: Tracks) -> float:
-    """Size of a model in its units: the diagonal of the box that holds the middle nine tenths along each axis.
+    """Measures the size of a model in its own units.
 
-    A box of all points would be as large as the farthest wrong point is away.
+    The size is the diagonal of the box that spans the middle nine tenths of the points along each axis. A box around
+    all points would depend on the farthest wrong point.
     """
     low, high = np.quantile(tracks.xyz, [0.05, 0.95], axis=0)
     return float(np.linalg.norm(high - low))
@@ -293,15 +300,15 @@ class MineCommand:
     )
 
     model: Annotated[Path, Positional, arg(metavar="MODEL")]
-    """Workspace that `reconstruct` made, or folder of any COLMAP model."""
+    """Workspace that `reconstruct` made, or the folder of any COLMAP model."""
     images: Path
     """Folder of the model's photos."""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """patches.h5 to make."""
+    """File of patches to write, such as patches.h5."""
     sheet: Path | None = None
-    """PNG to draw some of the patches on, a row a point."""
+    """PNG picture to draw some of the patches on, one point in each row."""
     as_brown: Path | None = None
-    """Folder to make with the same patches in the layout of Brown's PhotoTour, for other trainers."""
+    """Folder to write the same patches to in the layout of Brown's PhotoTour, for other training programs."""
     debug: bool = False
     """Show where in the program an error came from."""
     mine: MineOptions = field(default_factory=MineOptions)
@@ -320,7 +327,7 @@ class MineCommand:
 
 
 def print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> None:
-    """Draws and writes what was asked for beside the patches, and says where all of it is."""
+    """Draws the sheet and writes Brown's layout if they were asked for, and prints where the files are."""
     output.print(escape(str(patches)))
     if sheet is not None:
         from hardnet_sfm.pages.sheets import sheet as draw

@@ -1,4 +1,4 @@
-"""The command `pair`: which photos are matched with which, into pairs.txt."""
+"""The command `pair` chooses which photos to match with each other and writes pairs.txt."""
 
 from __future__ import annotations
 
@@ -29,31 +29,33 @@ _LOOP_INTERVAL = 10
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which photos are matched with which."""
+    """Which photos are matched with each other."""
 
     pairing: Pairing = "auto"
-    """exhaustive: all with all. retrieval: each with those that look most alike. sequential: each with those that
-    follow it in the order of their names. file: those of --pairs-file. auto: exhaustive up to 200 photos, beyond that
-    retrieval."""
+    """How pairs are chosen. exhaustive: each photo with all others. retrieval: each photo with its most similar photos.
+    sequential: each photo with the next ones in the order of their names. file: the pairs in --pairs-file. auto:
+    exhaustive up to 200 photos, retrieval for more."""
     retrieval: int | None = None
-    """With how many of the photos that look most alike each is matched. Implies --pairing retrieval. Default 20."""
+    """Match each photo with this many of its most similar photos. Implies --pairing retrieval. Default 20."""
     window: int | None = None
-    """sequential: how many of the following photos each is matched with. Default 10."""
+    """With --pairing sequential: match each photo with this many of the next photos. Default 10."""
     loop_interval: int | None = None
-    """sequential: every so many photos one is matched with all others of that interval, to close loops. 0: none.
-    Default 10."""
+    """With --pairing sequential: take one photo in this many, and match all of these with each other to close loops. 0
+    does not close loops. Default 10."""
     pairs_file: Path | None = None
-    """Names of two photos a line, as hloc and COLMAP write them. Implies --pairing file."""
+    """Text file with the names of two photos in each line, as hloc and COLMAP write it. Implies --pairing file."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense or has no effect."""
+        """Raises UsageError if a value is invalid or has no effect."""
         check_choice("pairing", self.pairing, Pairing)
         if self.pairing == "file" and self.pairs_file is None:
-            raise UsageError("--pairing file needs --pairs-file FILE", "It has two names of photos a line.")
+            raise UsageError(
+                "--pairing file needs --pairs-file FILE", "The file has the names of two photos in each line."
+            )
         if self.pairs_file is not None and self.pairing not in ("auto", "file"):
             raise UsageError(
                 f"--pairs-file has no effect with --pairing {self.pairing}",
-                "Say --pairing file to match the pairs of a file.",
+                "Use --pairing file to match the pairs of a file.",
             )
         if self.retrieval is not None and (self.pairing not in ("auto", "retrieval") or self.pairs_file is not None):
             raise UsageError(
@@ -72,11 +74,11 @@ class PairOptions:
 
     @property
     def neighbours(self) -> int:
-        """For how many photos the index is asked for each."""
+        """Number of similar photos that the index proposes for each photo."""
         return self.retrieval or _NEIGHBOURS
 
     def how(self, photos: int) -> Pairing:
-        """Which pairing these options mean for a number of photos; never auto."""
+        """Returns the pairing that these options mean for a number of photos. It is never auto."""
         if self.pairs_file is not None:
             return "file"
         if self.retrieval is not None:
@@ -88,12 +90,12 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class PairResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
         pairs: number of pairs in pairs.txt.
         photos: number of photos in the store.
-        how: "exhaustive", "retrieval", "sequential" or "file".
+        how: how pairs were chosen: "exhaustive", "retrieval", "sequential" or "file".
     """
 
     pairs: int
@@ -101,7 +103,7 @@ class PairResult:
     how: str
 
     def summary(self) -> str:
-        """One line: what there is now."""
+        """One line about the chosen pairs."""
         return f"{self.pairs} pairs of {self.photos} photos ({self.how})"
 
 
@@ -111,14 +113,16 @@ def pair(
     """Writes the list of pairs to match.
 
     Args:
-        features: store of the photos.
-        pairs: text file to make: two names a line, separated by a space, or by a tab where a name has a space in it.
-        options: which.
-        proposed: pairs of photos that look alike, as `retrieval.neighbours.propose` writes them.
+        features: store with the features of the photos.
+        pairs: text file to create, with two names a line. A space separates the names, or a tab if a name contains a
+            space.
+        options: how to choose pairs.
+        proposed: file of pairs of similar photos, as `retrieval.neighbours.propose` writes it.
 
     Raises:
-        HardnetSfmError: fewer than two photos have features; the pairs file is missing, empty or names unknown photos.
-        UsageError: contradictory options.
+        HardnetSfmError: fewer than two photos have features, or the pairs file is missing, is empty or names unknown
+            photos.
+        UsageError: the options contradict each other, or pairing by retrieval has no proposed pairs.
     """
     options = options or PairOptions()
     options.check()
@@ -127,7 +131,7 @@ def pair(
         names = store.names()
     if len(names) < 2:
         raise HardnetSfmError(
-            f"{features}: features of {len(names)} photo only, and a pair takes two", "Add more photos and run again."
+            f"{features}: features of only {len(names)} photo, but a pair needs two", "Add more photos and run again."
         )
     how = options.how(len(names))
     if how == "file":
@@ -136,7 +140,7 @@ def pair(
     elif how == "retrieval":
         if proposed is None:
             raise UsageError(
-                f"{len(names)} photos are paired by retrieval, which takes proposed pairs",
+                f"retrieval of pairs for {len(names)} photos needs proposed pairs",
                 "Use `hardnet-sfm pair` or `reconstruct`, which make them, or --pairing sequential.",
             )
         chosen = read_pairs(Path(proposed), names)
@@ -152,7 +156,7 @@ def pair(
 
 
 def sequential(names: list[str], window: int, loop_interval: int) -> Iterator[PhotoPair]:
-    """Each photo with the `window` that follow it; then the pairs of every `loop_interval`-th."""
+    """Pairs each photo with the next `window` photos; then pairs every `loop_interval`-th photo with each other."""
     for number, name in enumerate(names):
         for other in names[number + 1 : number + 1 + window]:
             yield name, other
@@ -165,7 +169,7 @@ def sequential(names: list[str], window: int, loop_interval: int) -> Iterator[Ph
 def propose_where_needed(
     place: Workspace, options: PairOptions, resources: Resources, on_stage: OnStage | None
 ) -> Path | None:
-    """Has the index propose pairs where the options mean that, and returns their file."""
+    """Lets the index propose pairs if the options choose pairing by retrieval, and returns the file of pairs."""
     with FeatureStore(place.features) as store:
         photos = len(store.names())
     if options.how(photos) != "retrieval":
@@ -191,7 +195,7 @@ class PairCommand:
     )
 
     images: Annotated[Path | None, Positional, arg(metavar="IMAGES")] = None
-    """Folder of photos to extract features of, where the workspace has none yet."""
+    """Folder of photos to extract features from, if the workspace has no features yet."""
     common: Common = field(default_factory=Common)
     pair: PairOptions = field(default_factory=PairOptions)
     resources: Resources = field(default_factory=Resources)

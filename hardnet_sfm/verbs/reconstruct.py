@@ -1,20 +1,22 @@
-"""The command `reconstruct`: extract, pair, match and map, one after the other."""
+"""The command `reconstruct` runs extract, pair, match and map in order."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from tyro import MISSING
 
 from hardnet_sfm.errors import NoModel, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.photo_files import list_photos
-from hardnet_sfm.files.workspace import DEFAULT, Workspace, locked, read_json, write_json
+from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, locked, read_json, write_json
+from hardnet_sfm.pages.page import read_mark
 from hardnet_sfm.reconstruction.left_out import retry_left_out
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
@@ -36,26 +38,27 @@ PresetName = Literal["fast", "default", "thorough", "internet", "video"]
 
 @dataclass(frozen=True)
 class RetryOptions:
-    """What is tried for photos that the model left out."""
+    """How photos that the model left out are tried again."""
 
     retry_views: bool = False
-    """Match them again with synthetic views, each with the five photos of the model that have most matches with it. A
-    photo takes 6 times the time to describe, and a pair 36 times the time to match."""
+    """Match photos that the model left out again, with synthetic views. Each is matched with the five photos of the
+    model that it has most matches with. A photo takes 6 times the time to describe, and a pair 36 times the time to
+    match."""
 
     def check_with(self, match: MatchOptions, views: ViewSynthesisOptions, mapping: MapOptions) -> None:
-        """Raises UsageError where it has no effect with options of the stages."""
+        """Raises UsageError if the retry has no effect with, or contradicts, the options of the stages."""
         if not self.retry_views:
             return
         if not mapping.retry:
             raise UsageError("--retry-views has no effect with --no-retry", "Leave one of them out.")
         if views.view_synthesis:
             raise UsageError(
-                "--retry-views has no effect with --view-synthesis, which matches all weak pairs so",
+                "--retry-views has no effect with --view-synthesis, which already matches all weak pairs with views",
                 "Leave one of them out.",
             )
         if match.rescore is not None:
             raise UsageError(
-                "--rescore and --retry-views cannot be combined: views are matched by the distances of descriptors",
+                "--rescore and --retry-views cannot be combined: views are matched by distances between descriptors",
                 "Choose one of them.",
             )
 
@@ -70,6 +73,13 @@ class Preset:
     views: ViewSynthesisOptions = field(default_factory=ViewSynthesisOptions)
     map: MapOptions = field(default_factory=MapOptions)
     retry: RetryOptions = field(default_factory=RetryOptions)
+
+    def check(self) -> None:
+        """Raises UsageError if an option is invalid or two options exclude each other."""
+        self.pair.check()
+        self.map.check()
+        check_together(self.match, self.views)
+        self.retry.check_with(self.match, self.views, self.map)
 
 
 PRESETS: dict[PresetName, Preset] = {
@@ -86,7 +96,7 @@ PRESETS: dict[PresetName, Preset] = {
 
 
 def find_preset(name: PresetName = "default") -> Preset:
-    """The options of a preset.
+    """Returns the options of a preset.
 
     Raises:
         UsageError: there is no such preset.
@@ -116,120 +126,122 @@ def reconstruct(
 ) -> Model:
     """Turns a folder of photos into a COLMAP model.
 
-    Everything is kept in the workspace: a second call does only what is missing or what changed options touch.
+    The workspace keeps all results. A second call does only what is missing or what changed options affect.
 
     Args:
-        images: folder of photos, searched recursively; never written to.
-        workspace: folder for all that is made, see `hardnet_sfm.files.workspace.Workspace`.
+        images: folder of photos, searched recursively and never written to.
+        workspace: folder for all outputs, see `hardnet_sfm.files.workspace.Workspace`.
         preset: set of options for the stages, see `find_preset`.
-        extract_options, pair_options, match_options, map_options: of the four stages, instead of the preset's.
-        view_options: whether pairs that fail plain matching are matched with synthetic views, and how.
-        retry_options: what is tried for photos that the model left out.
-        resources: how much of the machine.
-        on_stage: told the name and the result of each stage as it ends.
-        report: write report.html, the page to look at, where there is none of this model yet; also where no model
-            could be made, to see why.
+        extract_options, pair_options, match_options, map_options: options of the four stages; each replaces the
+            options of the preset.
+        view_options: whether and how to match pairs with synthetic views after plain matching failed.
+        retry_options: how to retry photos that the model left out.
+        resources: threads and device to use.
+        on_stage: called with the name and the result of each stage as it ends.
+        report: write report.html if there is no page about this model yet. The page is also written if no model could
+            be made, to show why.
 
     Returns:
-        The largest model; the others are beside it in `workspace/sparse`.
+        The largest model. `workspace/sparse` also holds the other models.
 
     Raises:
-        HardnetSfmError: no photos, or no model could be made; the message says what was found.
-        UsageError: contradictory options.
+        HardnetSfmError: the folder has no photos, or no model could be made; the message says what was found.
+        UsageError: the options contradict each other.
 
     Examples:
         >>> model = hardnet_sfm.reconstruct("images/")  # doctest: +SKIP
         >>> len(model.names), model.mean_track_length  # doctest: +SKIP
         (11, 4.6)
     """
-    resources, place = resources or Resources(), Workspace(Path(workspace))
-    chosen = find_preset(preset)
-    extract_options, pair_options = extract_options or chosen.extract, pair_options or chosen.pair
-    match_options, view_options = match_options or chosen.match, view_options or chosen.views
-    map_options, retry_options = map_options or chosen.map, retry_options or chosen.retry
-    # What can be refused is refused before the first photo is read.
-    for options in (pair_options, map_options):
-        options.check()
-    check_together(match_options, view_options)
-    retry_options.check_with(match_options, view_options, map_options)
-    images = Path(images)
+    resources, place, images = resources or Resources(), Workspace(Path(workspace)), Path(images)
+    given: dict[str, Any] = {
+        "extract": extract_options,
+        "pair": pair_options,
+        "match": match_options,
+        "views": view_options,
+        "map": map_options,
+        "retry": retry_options,
+    }
+    chosen = replace(find_preset(preset), **{name: options for name, options in given.items() if options is not None})
+    # Invalid options are refused before the first photo is read.
+    chosen.check()
     place.check_apart(images)
-    seconds: dict[str, float] = {}
-    memory: dict[str, int] = {}
+    list_photos(images)
+    clock = _Clock()
 
-    def spend(name: str, start: float) -> None:
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-        memory[name] = peak_memory_mb()
-
-    def run(name: str, stage: Callable[[], StageResult]) -> None:
-        start = time.perf_counter()
-        done = stage()
-        spend(name, start)
+    def ended(name: str, result: StageResult) -> None:
         if on_stage:
-            on_stage(name, done)
+            on_stage(name, result)
 
     def match_and_map() -> Model | NoModel:
-        run(
-            "match",
-            lambda: match_photos(
-                place, match_options, view_options, resources, images=images, weights=extract_options.weights
-            ),
-        )
-        start = time.perf_counter()
-        try:
-            return map_photos(place, map_options, resources)
-        except NoModel as failure:
-            return failure
-        finally:
-            spend("map", start)
+        with clock.stage("match"):
+            weights = chosen.extract.weights
+            matched = match_photos(place, chosen.match, chosen.views, resources, images=images, weights=weights)
+        ended("match", matched)
+        with clock.stage("map"):
+            try:
+                return map_photos(place, chosen.map, resources)
+            except NoModel as failure:
+                return failure
 
-    list_photos(images)
     with locked(place.root):
-        run("extract", lambda: extract(images, place.features, extract_options, resources))
-        start = time.perf_counter()
-        proposed = propose_where_needed(place, pair_options, resources, on_stage)
-        proposing = time.perf_counter() - start
-        neighbours = None if proposed is None else pair_options.neighbours
-        run("pair", lambda: pair(place.features, place.pairs, pair_options, proposed))
-        seconds["pair"] += proposing
-        before = _time_of(place.summary)
+        with clock.stage("extract"):
+            extracted = extract(images, place.features, chosen.extract, resources)
+        ended("extract", extracted)
+        with clock.stage("pair"):
+            proposed = propose_where_needed(place, chosen.pair, resources, on_stage)
+            paired = pair(place.features, place.pairs, chosen.pair, proposed)
+        ended("pair", paired)
+        before = _read_summary(place)
         model = match_and_map()
-        if map_options.retry:
-            model = retry_left_out(
-                place,
-                model,
-                match_and_map,
-                neighbours=neighbours,
-                views=retry_options.retry_views,
-                resources=resources,
-            )
-        if _changed(place, before):
-            spent = {
-                "preset": preset,
-                "seconds": {name: round(value, 2) for name, value in seconds.items()},
-                "peak_memory_mb": memory["map"],
-                "peak_memory_mb_by_stage": memory,
-            }
-            write_json(place.summary, {**read_json(place.summary), **spent})
-        if report and _time_of(place.report) < _time_of(place.summary):
+        if chosen.map.retry:
+            neighbours = None if proposed is None else chosen.pair.neighbours
+            views = chosen.retry.retry_views
+            model = retry_left_out(place, model, match_and_map, neighbours=neighbours, views=views, resources=resources)
+        summary = _read_summary(place)
+        if summary != before:
+            summary |= {"preset": preset, **clock.facts()}
+            write_json(place.summary, summary)
+        if report and summary and read_mark(place.report) != digest(summary):
             write_report(place, resources=resources)
     if isinstance(model, NoModel):
         raise model
     return model
 
 
-def _time_of(path: Path) -> int:
-    """When a file was written, ns; 0 where there is none."""
-    return path.stat().st_mtime_ns if path.is_file() else 0
+def _read_summary(place: Workspace) -> dict[str, Any]:
+    """Returns the summary of the last model, or an empty dictionary before the first one."""
+    return read_json(place.summary) if place.summary.is_file() else {}
 
 
-def _changed(place: Workspace, before: int) -> bool:
-    """Whether there is another summary than that written at a time."""
-    return _time_of(place.summary) not in (0, before)
+class _Clock:
+    """Measures the stages of a run."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._memory: dict[str, int] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to the stage, and notes the peak memory after it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            self._memory[name] = peak_memory_mb()
+
+    def facts(self) -> dict[str, Any]:
+        """Returns seconds and MB by stage, fit for the summary."""
+        return {
+            "seconds": {name: round(value, 2) for name, value in self._seconds.items()},
+            "peak_memory_mb": self._memory["map"],
+            "peak_memory_mb_by_stage": dict(self._memory),
+        }
 
 
 def peak_memory_mb() -> int:
-    """The most memory this process has had resident, MB (1e6 bytes); 0 on Windows, where Python cannot tell."""
+    """Returns the peak resident memory of this process in MB (1e6 bytes); 0 on Windows, where Python cannot tell."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -240,7 +252,7 @@ def peak_memory_mb() -> int:
 
 @dataclass(frozen=True)
 class ReconstructCommand:
-    """Photos to a COLMAP model in one go; run it again to continue."""
+    """Turn photos into a COLMAP model; run it again to continue."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm reconstruct images/",
@@ -250,12 +262,12 @@ class ReconstructCommand:
     images: Images
     """Folder of photos, searched recursively, never written to."""
     preset: PresetName = "default"
-    """Set of options to start from; single options override it, and --help with it shows its values. fast: fewer
-    keypoints from smaller photos. thorough: more keypoints, guided matching, and synthetic views for photos that the
-    model left out. internet: each photo has a camera of its own, and pairs are proposed by similarity. video: one
-    camera, and each photo is matched with those that follow it."""
+    """Set of options to start from. Single options override it, and `--preset NAME --help` shows its values. fast:
+    fewer keypoints from smaller photos. thorough: more keypoints, guided matching, and synthetic views for photos that
+    the model left out. internet: each photo has its own camera, and similar photos are paired. video: one camera for
+    all photos, and each photo is matched with the next ones."""
     report: bool = True
-    """Write report.html, the page to look at."""
+    """Write report.html, a page that shows the result in a browser."""
     common: Common = field(default_factory=Common)
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     pair: PairOptions = field(default_factory=PairOptions)

@@ -1,4 +1,4 @@
-"""The command `report`: a page about whatever it is given."""
+"""The command `report` writes an HTML page about a reconstruction, a training run or an evaluation."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def write_report(
     patches: Path | str | None = None,
     resources: Resources | None = None,
 ) -> Path:
-    """Writes a page that needs no network and nothing beside it, to be opened in any browser of 2024 or later.
+    """Writes a self-contained page. It opens without a network in any browser of 2024 or later.
 
     Args:
-        source: a workspace with a reconstruction; a .safetensors file that `train` made or is making; or a .json file
-            that `evaluate` wrote, of any data set.
-        output: the .html file to write. Default: report.html in the workspace, or NAME.html beside the file.
-        images: of a workspace: folder of the photos, where it is no longer the one that features were made from. Where
-            there is none, the page does without photos. Of an evaluation on landmarks: the data set, or the folder of
-            its photos; without it the page does not show what was found.
-        patches: of weights: a patches.h5 to find the hardest positives and negatives in.
-        resources: how much of the machine.
+        source: a workspace with a reconstruction, a .safetensors file that `train` has written or is writing, or a
+            .json file that `evaluate` wrote for any data set.
+        output: the .html file to write. The default is report.html in the workspace, or NAME.html next to the file.
+        images: for a workspace, the folder of the photos if they moved since their features were extracted. If the
+            folder does not exist, the page has no photos. For an evaluation on landmarks, the data set or the folder of
+            its photos; without it, the page does not show the photos found for each query.
+        patches: for weights, a patches.h5 in which to find the hardest positives and negatives.
+        resources: threads and device to use.
 
     Returns:
         The path of the page.
 
     Raises:
         HardnetSfmError: there is nothing to report on, a file is damaged, or the page cannot be written.
-        UsageError: the output is no .html file, or images or patches are given for something that has none.
+        UsageError: the output is not an .html file, or images or patches are given for a source that does not use them.
     """
     if output is not None:
         check_page(Path(output))
@@ -74,7 +74,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Draw a page of a reconstruction, training or evaluation."""
+    """Draw a page about a reconstruction, training or evaluation."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm report",
@@ -85,16 +85,17 @@ class ReportCommand:
     )
 
     source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
-    """Workspace with a model: cameras and points, photos, matches, statistics. Or .safetensors file that `train` made
-    or is making: learning curves, hardest patches. Or .json file that `evaluate` made, of any data set: its tables,
-    curves of precision over recall, ROC or matching accuracy, each query, pair or sequence."""
+    """What the page is about. A workspace with a model: cameras and points, photos, matches, statistics. A .safetensors
+    file that `train` made or is making: learning curves, hardest patches. A .json file that `evaluate` wrote: its
+    tables, curves of precision over recall, ROC or matching accuracy, and each query, pair or sequence."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """.html file to write. Default: report.html in the workspace, or NAME.html beside the file."""
+    """.html file to write. Default: report.html in the workspace, or NAME.html next to the file."""
     images: Path | None = None
-    """Workspace: where the photos are now, if no longer where features were extracted from. Evaluation on landmarks:
-    the data set, to show the first photos found for each query."""
+    """For a workspace: where the photos are now, if they moved after `extract`. For an evaluation on landmarks: the
+    data set, to show the first photos found for each query."""
     patches: Path | None = None
-    """Weights: a patches.h5 to find the hardest positives and negatives in, best of scenes not trained on."""
+    """For weights: a file of patches to find the hardest positives and negatives in. Take scenes that were not trained
+    on."""
     debug: bool = False
     """Show where in the program an error came from."""
     resources: Resources = field(default_factory=Resources)

@@ -1,4 +1,4 @@
-"""The command `retrieve`: ranked photos that show what a photo shows."""
+"""The command `retrieve` finds and ranks photos that show the same objects as a query photo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.photo_files import list_photos
 from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.files.workspace import MANIFEST, Workspace
+from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
@@ -26,8 +26,43 @@ if TYPE_CHECKING:  # faiss and numba take seconds to import
     from hardnet_sfm.photo_index import Box, Index
     from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 
-# Results whose files are held against the index: reading more would take longer than the search.
+# Number of results whose files are compared with the index. Reading more would take longer than the search.
 _CHECKED = 20
+
+
+def retrieve(
+    query: Path | str,
+    workspace: Workspace | Path | str = DEFAULT,
+    *,
+    top: int | None = 20,
+    method: Method = DEFAULT_METHOD,
+    bbox: Box | None = None,
+    weights: Path | None = None,
+    resources: Resources | None = None,
+) -> list[RankedImage]:
+    """Ranks the photos of a workspace by how likely they show what a photo shows.
+
+    The index is brought up to date with the features first. `hardnet_sfm.Index` searches without that, and answers
+    several queries without opening the index again.
+
+    Args:
+        query: photo to search with.
+        workspace: folder with an index, or with features to make one of.
+        top: number of photos at most, or None for all that have anything in common with the query.
+        method: one of `METHODS`.
+        bbox: part of the query to search for: x0, y0, x1, y1 in pixels of the upright photo.
+        weights: weights of the descriptor, if the photos were not described with those that come with the package.
+        resources: threads and device to use. The answer does not depend on it.
+
+    Returns:
+        The photos, best first.
+
+    Raises:
+        HardnetSfmError: there is neither an index nor features, the index is damaged, or the query cannot be read.
+        UsageError: the box is empty or outside the photo, or the method is unknown.
+    """
+    place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+    return open_current(place, weights=weights, resources=resources).search(query, top, method, bbox)
 
 
 def open_current(
@@ -37,16 +72,16 @@ def open_current(
     resources: Resources | None = None,
     on_update: Callable[[], None] | None = None,
 ) -> Index:
-    """Opens a workspace's index, once it is up to date with the features, where the workspace has any.
+    """Opens a workspace's index. If the workspace has features, the index is first brought up to date with them.
 
     Args:
         place: the workspace.
         weights: see `Index.open`.
-        resources: how much of the machine.
-        on_update: called before an index that is missing or older than the features is made.
+        resources: threads and device to use.
+        on_update: called before an index is made because it is missing or older than the features.
 
     Raises:
-        HardnetSfmError: there is neither an index nor features; or see `Index.open`.
+        HardnetSfmError: there is neither an index nor features, or `Index.open` raises it.
     """
     from hardnet_sfm.photo_index import Index
     from hardnet_sfm.retrieval.inverted_index import InvertedIndex
@@ -65,7 +100,7 @@ def open_current(
 
 
 def _is_current(lists: InvertedIndex, features: Path) -> bool:
-    """Whether an index has what a store of features has; one without a store cannot be brought up to date."""
+    """Tells whether an index holds the present features. Without a store it counts as current: no update can follow."""
     if not features.is_file():
         return True
     with FeatureStore(features) as store:
@@ -74,7 +109,7 @@ def _is_current(lists: InvertedIndex, features: Path) -> bool:
 
 @dataclass(frozen=True)
 class RetrieveCommand:
-    """Find photos that show what a photo shows."""
+    """Find photos that show the same thing as a query photo."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm retrieve --query q.jpg",
@@ -83,23 +118,25 @@ class RetrieveCommand:
     )
 
     query: tuple[Path, ...]
-    """One or more photos, or a folder of them."""
+    """One or more photos, or a folder of photos."""
     common: Common = field(default_factory=Common)
     bbox: tuple[float, float, float, float] | None = None
-    """What of the query is meant: x0 y0 x1 y1, pixels of the upright photo. One query only."""
+    """Search only for what is in this box: left top right bottom, in pixels. The box is in the upright photo. Works
+    with one query only."""
     top: int = 20
-    """At most so many photos."""
+    """List at most this many photos."""
     method: Method = DEFAULT_METHOD
-    """bow: bag of words. he: Hamming embedding. hqe: Hamming query expansion. +ma: several words for each feature of
-    the query. +sv: spatial verification. +qe: average query expansion. asmk: aggregated selective match kernel."""
+    """How photos are ranked. bow: bag of words. he: Hamming embedding. hqe: Hamming query expansion. +ma: several words
+    for each feature of the query. +sv: spatial verification. +qe: average query expansion. asmk: aggregated selective
+    match kernel."""
     weights: Path | None = None
-    """Weights of the descriptor, where the photos were indexed with your own."""
+    """Weights of the descriptor, if `index` used weights of your own."""
     json: bool = False
-    """Print a JSON object a query, one a line."""
+    """Print one JSON object for each query, each on its own line."""
     montage: Path | None = None
-    """Draw the answer: .jpg, .png or .webp. One query only."""
+    """Draw the result of one query as a picture: .jpg, .png or .webp."""
     report: Path | None = None
-    """Draw a page of the answers, .html: each query with its box, the ranked photos, and the inliers of each."""
+    """Write a page of the results, .html: each query with its box, the ranked photos, and the inliers of each."""
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
@@ -136,17 +173,17 @@ class RetrieveCommand:
         if failed:
             raise HardnetSfmError(
                 f"{len(failed)} of {len(queries)} queries could not be answered",
-                "What is wrong with each is said above; the others were answered.",
+                "The lines above say why. The other queries were answered.",
             )
 
     def _check_targets(self, queries: int) -> None:
-        """Raises UsageError where what is asked for cannot be drawn; before anything is searched."""
+        """Raises UsageError before the search if the requested picture or page cannot be written."""
         from hardnet_sfm.pages.montage import check_target
         from hardnet_sfm.pages.page import check_page
 
         for name in ("bbox", "montage"):
             if getattr(self, name) is not None and queries > 1:
-                raise UsageError(f"--{name} is of one query, not of {queries}", "Give one photo at a time.")
+                raise UsageError(f"--{name} works with one query, not with {queries}", "Give one photo at a time.")
         if self.montage is not None:
             check_target(self.montage)
         if self.report is not None:
@@ -183,7 +220,7 @@ class RetrieveCommand:
         """Says so where the box goes beyond the photo, by more than the pixel in which conventions differ."""
         if box and self.bbox and any(abs(asked - left) > 1 for asked, left in zip(self.bbox, box, strict=True)):
             kept = " ".join(f"{at:g}" for at in box)
-            errors.print(f"[yellow]cut:[/] the box goes beyond {escape(str(query))}; {kept} is left", soft_wrap=True)
+            errors.print(f"[yellow]cut:[/] the box goes beyond {escape(str(query))}; {kept} remains", soft_wrap=True)
 
     def _print(self, query: Path, results: list[RankedImage], index: Index) -> None:
         if self.json:
@@ -205,7 +242,7 @@ class RetrieveCommand:
 
 
 def _queries(given: tuple[Path, ...]) -> list[Path]:
-    """Photos given by themselves or by their folder."""
+    """Lists the query photos: single files, and all photos of given folders."""
     queries: list[Path] = []
     for path in given:
         queries += [path / name for name in list_photos(path)] if path.is_dir() else [path]
@@ -213,4 +250,4 @@ def _queries(given: tuple[Path, ...]) -> list[Path]:
 
 
 def _say_it_is_made() -> None:
-    errors.print("The index is missing or older than the features: making it first.")
+    errors.print("The index is missing or older than the features: updating it first.")

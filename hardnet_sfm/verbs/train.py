@@ -1,4 +1,4 @@
-"""The stage `train`: patches.h5 files to a weights file."""
+"""The command `train` trains a network on patches and writes a weights file."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:  # torch and lightning take seconds to import
     from hardnet_sfm.training.validation import HeldOutBatches
 
 NORM_BATCH = {"cpu": 256, "cuda": None}
-# What may change when a run is resumed, and does not change what the weights are.
+# Options that may change when a run is resumed. They are not part of the recipe of a run.
 _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
 
 
 def check_installed() -> None:
-    """Raises HardnetSfmError where the packages that training needs beyond the others are missing."""
+    """Raises HardnetSfmError if the additional packages for training are not installed."""
     try:
         import pytorch_lightning  # noqa: F401
     except ImportError as error:
@@ -50,14 +50,14 @@ def check_installed() -> None:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
-        steps: batches trained, with those of runs that were resumed.
-        minutes: of training.
-        measures: of the last validation: false positive rate at 95 % recall and mean average precision of matching;
-            empty without patches to validate with.
-        computed: whether it trained now, or found what it would have made.
+        steps: number of batches trained, including those before the run was resumed.
+        minutes: training time in minutes.
+        measures: results of the last validation: false positive rate at 95 % recall and mean average precision of
+            matching. Empty if there are no validation patches.
+        computed: True if this call trained; False if the weights file was up to date.
     """
 
     steps: int
@@ -67,7 +67,7 @@ class TrainResult:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """For the weights file."""
+        """Metadata to store in the weights file."""
         return {"minutes": f"{self.minutes:.2f}", "steps": str(self.steps), "measures": json.dumps(self.measures)}
 
 
@@ -81,25 +81,27 @@ def train(
     shares: Sequence[float] | None = None,
     learner_options: LearnerOptions | None = None,
 ) -> TrainResult:
-    """Learns a network from patches, and writes a weights file. One that was made of the same before is left as it is.
+    """Trains a network on patches and writes a weights file. An up-to-date weights file is left unchanged.
 
-    The folder `NAME.training` beside the output has curves for TensorBoard and, until the run is finished, its last
-    checkpoint. Ctrl-C, or SIGTERM, makes one of the batch that is under way; a crash loses five minutes at most.
+    The folder `NAME.training` next to the output has curves for TensorBoard. It also has the last checkpoint until the
+    run is finished. Ctrl-C or SIGTERM writes a checkpoint after the current batch. A crash loses at most five minutes.
 
     Args:
-        patches: patches.h5 files, or folders in the layout of Brown's PhotoTour or of HPatches' patches.
-        output: the .safetensors file to make.
-        options: how.
-        resources: how much of the machine.
-        validation: the same, each of a scene that is not trained on; measures are means over scenes.
-        shares: of each of `patches` in a batch; by default as many as the root of its number of points.
-        learner_options: of a network that is not learned by gradient descent, see
+        patches: patches.h5 files, or folders in the layout of Brown's PhotoTour or of HPatches.
+        output: the .safetensors file to create.
+        options: options of training.
+        resources: threads and device to use.
+        validation: patches in the same formats, each file or folder from a scene that is not trained on. Measures are
+            means over these scenes.
+        shares: share of each of `patches` in a batch. By default it is proportional to the square root of the number
+            of points.
+        learner_options: options of a network that is not trained by gradient descent, see
             `hardnet_sfm.networks.architectures.Learner`.
 
     Raises:
-        HardnetSfmError: lightning is not installed, patches or a checkpoint are damaged, patches have too few points or
-            were cut in different sizes, or the loss or a weight is not a finite number.
-        UsageError: an option makes no sense.
+        HardnetSfmError: lightning is not installed, patches or a checkpoint are damaged, patches have too few points,
+            patches were cut in different sizes, or the loss or a weight is not a finite number.
+        UsageError: an option is invalid.
     """
     check_installed()
 
@@ -122,13 +124,14 @@ def train(
     if shares is None:
         shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
     if len(shares) != len(sets) or not all(0 < share < float("inf") for share in shares):
-        raise UsageError(f"{len(shares)} shares for {len(sets)} files of patches: one above 0 is needed for each")
+        raise UsageError(f"{len(shares)} shares for {len(sets)} files of patches: give one above 0 for each file")
     start = read_weights(find_weights(options.init)) if options.init is not None else None
     recipe = _recipe(sets, shares, options, start, learner_options)
     minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
     changeable = (minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
     watched_by = [_identity(of) for of in held_out]
-    # Of none and of one set as before there could be several: what was made then is still up to date.
+    # Earlier versions allowed at most one validation set. None or one set keeps the old fingerprint, so that weights
+    # from those versions stay up to date.
     fingerprint = digest(recipe, changeable, watched_by if len(watched_by) > 1 else next(iter(watched_by), None))
     if output.is_file():
         made = read_weights(output).metadata
@@ -163,13 +166,14 @@ def train(
 
 @dataclass(frozen=True)
 class _Learning:
-    """A network that is not learned by gradient descent.
+    """Training of a network that is not trained by gradient descent.
 
     Attributes:
-        options, learner_options: how.
-        threads: to use.
+        options: options of training.
+        learner_options: options of the network's own learner.
+        threads: number of threads to use.
         device: "cpu" or "cuda".
-        recipe: fingerprint of all that a run must not change when it is resumed.
+        recipe: fingerprint of everything that must stay the same when a run is resumed.
     """
 
     options: TrainOptions
@@ -181,7 +185,7 @@ class _Learning:
     def run(
         self, sampler: Sampler, held_out: HeldOutBatches | None, output: Path, facts: dict[str, str]
     ) -> TrainResult:
-        """Learns and writes the weights; the minutes are those of the last run."""
+        """Trains the network and writes the weights. The reported minutes are those of this run only."""
         import torch
 
         from hardnet_sfm.files.weight_files import write_weights
@@ -215,19 +219,23 @@ class _Learning:
 
 
 def _journal(path: Path, resume: bool) -> Journal:
-    """Of a run that goes on, or a new one; raises HardnetSfmError where there is not what is asked for."""
+    """Opens the journal of a resumed run, or a new journal.
+
+    Raises:
+        HardnetSfmError: there is no journal to resume from, or there is one and `resume` is not set.
+    """
     from hardnet_sfm.files.journal import Journal
 
     if path.exists() and not resume:
         raise _unfinished(path.parent)
     if resume and not path.is_file():
-        raise HardnetSfmError(f"no journal at {path}", "Leave out --resume to begin anew.")
+        raise HardnetSfmError(f"no journal at {path}", "Leave out --resume to start a new run.")
     return Journal(path)
 
 
 def _unfinished(folder: Path) -> HardnetSfmError:
     return HardnetSfmError(
-        f"{folder}: a run that did not finish", "Go on with --resume, or delete the folder to begin anew."
+        f"{folder}: a run that did not finish", "Add --resume to continue it, or delete the folder to start a new run."
     )
 
 
@@ -239,21 +247,21 @@ def _train_along(
     validation: Sequence[Path],
     shares: Sequence[float],
 ) -> None:
-    """What the process of another device runs."""
+    """Trains in the process of an additional device."""
     train(patches, output, options, resources, validation=validation, shares=shares)
 
 
 def _check(
     patches: Sequence[Path], validation: Sequence[Path], output: Path, options: TrainOptions, resources: Resources
 ) -> str:
-    """The device to train on; raises UsageError where something that was asked for makes no sense."""
+    """Checks the inputs and returns the device to train on; raises UsageError if an input is invalid."""
     import torch
 
     from hardnet_sfm.networks.device import resolve_device
 
     options.check()
     if output.suffix != ".safetensors":
-        raise UsageError(f"{output}: weights are files that end in .safetensors", "Give --output a name that ends so.")
+        raise UsageError(f"{output}: not a .safetensors file", "Give --output a name that ends in .safetensors.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder", "Give --output the name of a file.")
     for paths, why in (
@@ -262,17 +270,17 @@ def _check(
     ):
         places = [path.resolve() for path in paths]
         if twice := [str(path) for number, path in enumerate(paths) if places[number] in places[:number]]:
-            raise UsageError(f"{twice[0]} is there twice", why)
+            raise UsageError(f"{twice[0]} is given twice", why)
     if not patches:
         hint = "Make some with `hardnet-sfm mine` or `hardnet-sfm warp`."
         if validation:
-            hint += " Those after --validation are to measure with: name those to train on first."
+            hint += " Files after --validation are only measured on: name the files to train on first."
         raise UsageError("no patches to train on", hint)
     device = resolve_device(resources.device)
     if device == "cuda" and options.devices > torch.cuda.device_count():
         raise UsageError(
             f"--devices {options.devices}: torch finds {torch.cuda.device_count()} CUDA devices",
-            "Ask for at most so many, or train on the CPU with --device cpu.",
+            "Use no more than that, or train on the CPU with --device cpu.",
         )
     return device
 
@@ -284,18 +292,21 @@ def _recipe(
     start: Weights | None,
     learner_options: LearnerOptions | None,
 ) -> str:
-    """Fingerprint of all that a run must not change when it is resumed."""
+    """Returns the fingerprint of everything that must stay the same when a run is resumed."""
     data = [_identity(of) for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
     if options.network == "hardnet":
-        del kept["network"]  # runs from before there was a choice are of it, and go on
+        del kept["network"]  # older runs, made before the option existed, trained hardnet and must still resume
     if learner_options is not None:
         kept["learner"] = asdict(learner_options)
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
 
 
 def _identity(of: PatchSet) -> tuple[object, ...]:
-    """What tells patches from others: what made them, or where that is not known, as of others' layouts, themselves."""
+    """Identifies a patch set by the options that made it.
+
+    Patch sets in other programs' layouts do not record their options. They are identified by a hash of their contents.
+    """
     made_of = dict(of.options) or [
         sha256(np.ascontiguousarray(array).data).hexdigest() for array in (of.patches, of.point)
     ]
@@ -329,14 +340,14 @@ def _module(
 
 
 def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:
-    """Those to train on, and to validate with; raises HardnetSfmError where they were cut in different sizes."""
+    """Reads the training and the validation patches; raises HardnetSfmError if they were cut in different sizes."""
     sets, held_out = [read_any_patches(path) for path in patches], [read_any_patches(path) for path in validation]
     everything = [*sets, *held_out]
     if len({patch_set.measurement_size for patch_set in everything}) > 1:
         sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in everything)
         raise HardnetSfmError(
             f"patches of different size, in sigmas: {sizes}",
-            "Mine them anew, all in one size; Brown's have 12, HPatches' 10.",
+            "Mine them again with one --measurement-size. Brown's patches have 12, those of HPatches 10.",
         )
     return sets, held_out
 
@@ -351,18 +362,18 @@ class TrainCommand:
         "hardnet-sfm train patches.h5 -o tfeat.safetensors --network tfeat --steps 5000",
     )
     interrupted: ClassVar[str] = (
-        "Interrupted. Go on with the same command, and --resume where the folder beside the output has a last.ckpt or "
-        "journal."
+        "Interrupted. Run the same command again. Add --resume if the folder NAME.training next to the output has a "
+        "last.ckpt or a journal."
     )
 
     patches: Annotated[tuple[Path, ...], Positional, arg(metavar="PATCHES")]
-    """patches.h5 files, as `mine` and `warp` make them."""
+    """Files of patches that `mine` and `warp` wrote, or folders in the layout of Brown's PhotoTour or of HPatches."""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """.safetensors file to make."""
+    """.safetensors file to write the weights to."""
     validation: tuple[Path, ...] = ()
-    """patches.h5 files of scenes that are not trained on, to measure with."""
+    """Patches to measure with, in the same forms. Take scenes that are not trained on."""
     shares: tuple[float, ...] | None = None
-    """Share of each of PATCHES in a batch. Default: as the root of its number of points."""
+    """Share of each of PATCHES in a batch. Default: in proportion to the square root of its number of points."""
     debug: bool = False
     """Show where in the program an error came from."""
     train: TrainOptions = field(default_factory=TrainOptions)

@@ -1,4 +1,4 @@
-"""The command `view`: look at a model in the browser."""
+"""The command `view` shows a model in the browser."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ViewCommand:
     )
 
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")] = DEFAULT
-    """Workspace that `reconstruct` made, or folder of any COLMAP model."""
+    """Workspace that `reconstruct` made, or the folder of any COLMAP model."""
     images: Path | None = None
-    """Where the photos are, if not where features were extracted from."""
+    """Where the photos are now, if they moved after `extract`."""
     debug: bool = False
     """Show where in the program an error came from."""
     view: ViewOptions = field(default_factory=ViewOptions)

@@ -1,4 +1,4 @@
-"""The command `vocabulary`: visual words of a folder of photos."""
+"""The command `vocabulary` learns visual words from a folder of photos."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ class VocabularyOptions:
     """How visual words are learned."""
 
     words: int | None = None
-    """How many visual words, 2 to 1048576. Default: the power of two that leaves 32 descriptors or more for each, at
-    most 65536."""
+    """Number of visual words, 2 to 1048576. Default: the largest power of two that leaves 32 descriptors for each word,
+    at most 65536."""
     sample: int | None = None
-    """How many descriptors to learn from, drawn at random from all photos alike. Default: 32 a word, or all."""
+    """Number of descriptors to learn from, drawn at random from all photos. Default: 32 for each word, or all if there
+    are fewer."""
     iterations: int = 12
-    """Of k-means."""
+    """Iterations of k-means."""
     vocabulary_seed: int = 0
-    """Of the sample, the first words and the projection."""
+    """Random seed for the sample, the first words and the projection."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         if self.words is not None and not 2 <= self.words <= 2**20:
             raise UsageError("--words must be from 2 to 1048576")
         if self.sample is not None and self.sample < (self.words or 2):
@@ -52,14 +53,14 @@ class VocabularyOptions:
 
 @dataclass(frozen=True)
 class VocabularyResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
-        words: how many.
-        descriptors: that they were learned from.
-        recall: share of descriptors that get their nearest word; less than 1 where assignment is approximate.
-        objective: mean squared distance of the sample to its words.
-        computed: False where the vocabulary was up to date.
+        words: number of visual words.
+        descriptors: number of descriptors that the words were learned from.
+        recall: share of descriptors that are assigned to their nearest word; below 1 if assignment is approximate.
+        objective: mean squared distance of the sampled descriptors to their words.
+        computed: False if the vocabulary was up to date.
     """
 
     words: int
@@ -69,7 +70,7 @@ class VocabularyResult:
     computed: bool
 
     def summary(self) -> str:
-        """One line: what there is now."""
+        """One line about the vocabulary."""
         found = f"{100 * self.recall:.1f} % of descriptors get their nearest word"
         words = f"{self.words} words of {self.descriptors} descriptors, objective {self.objective:.4f}; {found}"
         return words if self.computed else f"{words}; up to date"
@@ -83,19 +84,20 @@ def vocabulary(
 ) -> VocabularyResult:
     """Learns visual words from a store of features by k-means (Sivic and Zisserman, ICCV 2003).
 
-    From 4096 words on, k-means assigns approximately, as Philbin et al. (CVPR 2007) do; the share of descriptors that
-    get their nearest word all the same is measured, and is part of the card. Where the faiss that is installed has GPUs
-    (conda's faiss-gpu), they assign; sums in another order then give other words than the CPU, by rounding.
+    From 4096 words on, k-means assigns descriptors approximately, as Philbin et al. (CVPR 2007) do. The stage measures
+    the share of descriptors that are still assigned to their nearest word, and records it in the vocabulary's card. If
+    the installed faiss supports GPUs (conda's faiss-gpu), the GPUs assign. A GPU sums in another order than the CPU, so
+    rounding then gives slightly different words.
 
     Args:
-        features: store of the photos.
-        output: folder to make.
-        options: how.
-        resources: how much of the machine.
+        features: store with the features of the photos.
+        output: folder to create.
+        options: options of the vocabulary.
+        resources: threads and device to use.
 
     Raises:
-        HardnetSfmError: there are fewer descriptors than words; or the disk is full.
-        UsageError: contradictory options.
+        HardnetSfmError: there are fewer descriptors than words, or the disk is full.
+        UsageError: the options contradict each other.
     """
     import faiss
 
@@ -136,7 +138,7 @@ def _result(card: dict[str, Any], *, computed: bool) -> VocabularyResult:
 
 
 def _made_of(store: FeatureStore, options: VocabularyOptions) -> dict[str, Any]:
-    """Everything that decides what the vocabulary is, fit for JSON."""
+    """Collects everything that determines the vocabulary, in a form that JSON can hold."""
     there = sum(store.counts().values())
     words = options.words
     if words is None:
@@ -157,7 +159,7 @@ def _made_of(store: FeatureStore, options: VocabularyOptions) -> dict[str, Any]:
 
 
 def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
-    """(count, D) descriptors, drawn from all of the store without repetition, in random order."""
+    """Draws (count, D) descriptors from the whole store without repetition, in random order."""
     counts = store.counts()
     random = np.random.default_rng(seed)
     chosen = np.sort(random.permutation(sum(counts.values()))[:count])
@@ -179,7 +181,7 @@ def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
 
 @dataclass(frozen=True)
 class VocabularyCommand:
-    """Learn visual words, for any collection."""
+    """Learn a vocabulary of visual words, for any collection."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm vocabulary photos/ --words 65536",

@@ -1,4 +1,7 @@
-"""Training patches from photos alone: a detector finds the same points again in views warped by known homographies."""
+"""The command `warp` makes training patches from photos alone.
+
+It warps each photo by known homographies and keeps the points that a detector finds again in the warped views.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,14 @@ Homography = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WarpResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes:
         patches: number of patches in the file.
         points: number of points they show.
         photos: number of photos they come from.
-        computed: number of photos done in this run; the others were up to date.
-        skipped: why a photo gave nothing, by its name.
+        computed: number of photos processed in this run; the others were up to date.
+        skipped: maps the name of each photo without patches to the reason.
     """
 
     patches: int
@@ -53,20 +56,20 @@ class WarpResult:
 def warp(
     images: Path, output: Path, options: WarpOptions | None = None, resources: Resources | None = None
 ) -> WarpResult:
-    """Makes a patches.h5 of a folder of photos that need not show anything together.
+    """Makes a patches.h5 from a folder of photos. The photos need not show the same scene.
 
-    A point's xyz is its position in its photo in pixels, and as third coordinate a number that sets the photo far apart
-    from others; the extent is 1000 pixels.
+    The xyz of a point has its position in its photo in pixels as x and y. The z coordinate depends on the photo and
+    puts the points of different photos far apart. The extent is 1000 pixels.
 
     Args:
         images: folder of photos, searched recursively.
-        output: the patches.h5 to make or continue.
-        options: how.
-        resources: how much of the machine.
+        output: patches.h5 to create or to continue.
+        options: options of the warps and of the detector.
+        resources: threads and device to use.
 
     Raises:
-        HardnetSfmError: no photos, none readable, or no point was found again.
-        UsageError: an option makes no sense.
+        HardnetSfmError: the folder has no photos, none of them can be read, or no point was found again.
+        UsageError: an option is invalid.
     """
     from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 
@@ -78,13 +81,14 @@ def warp(
 
     def make(name: str) -> WarpedPatches:
         photo = read_photo(images / name)
-        # By its content, so that the same photos give the same patches in any folder and on any number of threads.
+        # The seed depends on the photo's content, so that the same photo gives the same patches in any folder and with
+        # any number of threads.
         rng = np.random.default_rng((options.seed, int(photo.sha256[:8], 16)))
         return warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
 
     photos = {name: sha256_of(images / name) for name in names}
     first = {sha256: name for name, sha256 in reversed(photos.items())}
-    # Their points would have the same numbers, and pixels that are equal in what should be two looks.
+    # The points of a copy would have the same numbers, and the patches of one point would have identical pixels.
     copies = {name: f"the same photo as {first[of]}" for name, of in photos.items() if first[of] != name}
     names = [name for name in names if name not in copies]
     skipped: dict[str, str] = {}
@@ -118,7 +122,7 @@ def warp(
 
 
 def _views(name: str, views: int) -> list[str]:
-    """Names of a photo's views; the photo itself keeps its name and is finished last."""
+    """Names the views of a photo. The photo itself keeps its name and comes last, so it marks all views as finished."""
     return [f"{name}#{view}" for view in range(1, views + 1)] + [name]
 
 
@@ -128,7 +132,8 @@ def _put(writer: PatchWriter, name: str, fingerprint: str, made: WarpedPatches, 
         xy = made.xy[made.point[rows]]
         arrays: dict[str, NDArray[Any]] = {
             "patches": made.patches[rows],
-            # By the photo's content: a resumed run may list other photos, and numbers in the list would shift.
+            # The number depends on the photo's content. A position in the list of photos would shift if a resumed run
+            # finds other photos.
             "point": made.point[rows] + (int(sha256[:10], 16) << 20),
             "frame": made.frame[rows],
             "angle": np.full(len(rows), np.nan, np.float32),
@@ -149,9 +154,9 @@ class WarpCommand:
     images: Images
     """Folder of photos, searched recursively, never written to. They need not show the same thing."""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """patches.h5 to make."""
+    """File of patches to write, such as patches.h5."""
     sheet: Path | None = None
-    """PNG to draw some of the patches on, a row a point."""
+    """PNG picture to draw some of the patches on, one point in each row."""
     debug: bool = False
     """Show where in the program an error came from."""
     warp: WarpOptions = field(default_factory=WarpOptions)

@@ -1,4 +1,4 @@
-"""The command `weights`: list, show, check and convert weights."""
+"""The command `weights` lists, shows, checks and converts weights."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def convert(
 ) -> Path:
     """Writes the state dict of a PyTorch checkpoint as a safetensors file.
 
-    The checkpoint is read by PyTorch's reader for tensors only, which runs no code that is in the file. Tensors get the
-    names that the network has for them here, see `hardnet_sfm.networks.architectures.under_names_of`.
+    PyTorch reads the checkpoint in its tensors-only mode, which runs no code from the file. The tensors are renamed to
+    the names in this package's network, see `hardnet_sfm.networks.architectures.under_names_of`.
 
     Args:
-        source: .pth file with a state dict, bare or under "state_dict" as the authors of HardNet have it.
-        target: .safetensors file to make; by default beside the source, where nothing of that name is there yet.
-        architecture: what the weights are of, or what is to be taken of them, as the towers of "deepcompare-siam" for
-            "deepcompare-siam-l2". Where None, they are recognised by their names and shapes.
-        measurement_size: sigmas of the keypoint across the patches they were trained with; 12 by default.
+        source: .pth file with a state dict, at the top level or under "state_dict" as in the HardNet authors' files.
+        target: .safetensors file to create. The default is next to the source, provided that it does not exist yet.
+        architecture: network that the weights belong to. It may also be a part of that network: "deepcompare-siam-l2"
+            takes the towers of "deepcompare-siam". If None, the names and shapes of the tensors decide.
+        measurement_size: width of the training patches in sigmas of the keypoint; 12 by default.
 
     Returns:
-        The file that was made.
+        The created file.
 
     Raises:
-        HardnetSfmError: the file is missing, damaged, holds something else, or the disk is full.
-        UsageError: there is no such architecture or size, the source is a safetensors file or the target, or no target
-            is given and there is a file of its name.
+        HardnetSfmError: the file is missing, is damaged or holds something else, or the disk is full.
+        UsageError: there is no such architecture or size, the source is a safetensors file, the source and the target
+            are the same file, or no target is given and the default target exists.
     """
     from torch import Tensor
 
@@ -55,7 +55,7 @@ def convert(
         if target.exists():
             raise UsageError(f"{target} is there already", "Give --output to say which file to write.")
     if target.resolve() == source.resolve():
-        raise UsageError(f"{source} would be written over by what is made of it", "Give another name for --output.")
+        raise UsageError(f"{source} would be overwritten by its conversion", "Give another name for --output.")
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     named_tensors = isinstance(tensors, dict) and all(
@@ -66,8 +66,8 @@ def convert(
     name = architecture or recognised(tensors)
     if name is None:
         raise HardnetSfmError(
-            f"{source}: weights of no network that is known here",
-            f"Known are: {names_of(ARCHITECTURES)}. "
+            f"{source}: weights of an unknown network",
+            f"Known networks: {names_of(ARCHITECTURES)}. "
             "If a network has two towers, its tensors have to be named after them.",
         )
     of = ARCHITECTURES.find(name)
@@ -75,7 +75,7 @@ def convert(
     if named is None:
         hint = f"Name them after their towers, {' and '.join(of.towers)}." if of.towers else ""
         raise HardnetSfmError(
-            f"{source}: not weights of {of.title}", f"Leave out --architecture to have it found. {hint}".strip()
+            f"{source}: not weights of {of.title}", f"Leave out --architecture to have it recognised. {hint}".strip()
         )
     write_weights(target, named, {**of.metadata(), "measurement_size": str(size), "source": source.name})
     return target
@@ -83,7 +83,7 @@ def convert(
 
 @dataclass(frozen=True)
 class WeightsCommand:
-    """Look at, verify or convert weights."""
+    """List, show, verify or convert weights."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "hardnet-sfm weights list",
@@ -91,17 +91,17 @@ class WeightsCommand:
     )
 
     action: Annotated[Literal["list", "show", "verify", "convert"], Positional]
-    """list: what comes with the package. show: what a file says of itself. verify: hold it against its card. convert: a
-    PyTorch checkpoint to safetensors."""
+    """list: the weights that come with the package. show: the metadata of a file. verify: compare a file with its card.
+    convert: turn a PyTorch checkpoint into safetensors."""
     name: Annotated[str | None, Positional, arg(metavar="NAME")] = None
-    """A shipped name or a file."""
+    """Name of shipped weights, or a file."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """convert: .safetensors file to make. Default: beside the checkpoint."""
+    """convert: .safetensors file to write. Default: next to the checkpoint."""
     architecture: str | None = None
-    """convert: the network that they are of, as `train --network` has it, or that is to be taken of them, as
-    deepcompare-siam-l2 is of deepcompare-siam. Default: recognised by names and shapes."""
+    """convert: network of the weights, as in `train --network`. It may also be a part to take from them, such as
+    deepcompare-siam-l2 from deepcompare-siam. Default: recognised by names and shapes."""
     measurement_size: float | None = None
-    """convert: sigmas of the keypoint across the patches they were trained with. Default: 12."""
+    """convert: side of the patches that the weights were trained with, in sigmas of the keypoint. Default: 12."""
     debug: bool = False
     """Show where in the program an error came from."""
 
@@ -111,7 +111,7 @@ class WeightsCommand:
         if (self.name is None) != (self.action == "list"):
             raise UsageError(
                 f"weights {self.action} takes {'no name' if self.name else 'a name or a file'}",
-                "`hardnet-sfm weights list` has the names of those that come with the package.",
+                "`hardnet-sfm weights list` lists the weights that come with the package.",
             )
         for option in ("output", "architecture", "measurement_size"):
             if getattr(self, option) is not None and self.action != "convert":
@@ -136,5 +136,5 @@ class WeightsCommand:
         weights = read_weights(path)
         numbers = sum(tensor.numel() for tensor in weights.tensors.values())
         facts = {**weights.metadata, "numbers": str(numbers), "sha256": weights.sha256}
-        for name, value in sorted(facts.items()):  # a safetensors file has them in no order
+        for name, value in sorted(facts.items()):  # a safetensors file does not order its metadata
             output.print(f"[bold]{escape(name)}[/]  {escape(value)}")

@@ -1,1 +1,1 @@
-"""The verb `view`: a model in the browser, with the photos behind its cameras and the patches behind its points."""
+"""The command `view` shows a model in the browser, with the photos of its cameras and the patches of its points."""

@@ -1,9 +1,9 @@
-"""A viser server that asks who is there before it answers.
+"""A viser server that authenticates requests before it answers them.
 
-viser 1.1 has no authentication. It serves its page and its websocket through one function of the library websockets,
-which offers a hook that sees every request, plain or upgrading to a websocket, before anything else does. viser uses
-that hook for its page; here a gate is put in front of it, and whether it is there is checked before anything is shown.
-So there is no second port, as there would be behind a proxy, that other accounts of this machine could reach.
+viser 1.1 has no authentication. It serves its page and its websocket through one function of the library websockets.
+That function has a hook that sees every request first, plain requests and upgrades to a websocket alike. viser uses
+the hook for its page. This module puts a gate in front of viser's hook, and verifies that the gate is in use before
+anything is shown. A proxy would need a second port for viser, which other accounts of this machine could reach.
 """
 
 from __future__ import annotations
@@ -38,23 +38,24 @@ _HIDDEN_TOKEN = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 @dataclass
 class Gate:
-    """Which requests are answered.
+    """Decides which requests are answered.
 
-    With a token: those that bring it, in the address (`?token=`, answered by a cookie and the address without it) or in
-    that cookie. Without: those that name this machine in their Host header, so that no web page can reach the viewer
-    through a name of its own that it makes point here (DNS rebinding). Either way a websocket that a page of another
-    origin opens is refused: browsers let any page open one to any address.
+    With a token, a request must carry it in the address (`?token=`) or in a cookie. The reply to the address sets the
+    cookie and redirects to the address without the token. Without a token, the Host header of a request must name this
+    machine. Otherwise a web page could reach the viewer through its own domain name that resolves to this machine (DNS
+    rebinding). In both cases, a websocket from a page of another origin is refused, because browsers let any page open
+    a websocket to any address.
 
     Attributes:
-        token: None where it is not asked for.
-        used: whether a server asks here.
+        token: the required token; None if no token is needed.
+        used: whether a server uses this gate.
     """
 
     token: str | None
     used: bool = False
 
     def answer(self, request: Request) -> Response | None:
-        """The refusal or the redirection of a request; None lets it pass."""
+        """Returns the refusal or the redirection of a request; None lets it pass."""
         headers = request.headers
         host = headers.get("Host", "")
         origin = headers.get("Origin")
@@ -64,7 +65,7 @@ class Gate:
             if _is_of_this_machine(host):
                 return None
             return _refusal("Open the viewer by the address that it said when it started.")
-        # Cookies are sent to all ports of a host: another viewer's must not be overwritten.
+        # Browsers send cookies to all ports of a host. The port in the name keeps the cookies of viewers apart.
         name = f"hardnet-sfm-{urlsplit(f'//{host}').port or 80}"
         if self._is_right(_cookie(headers, name)):
             return None
@@ -79,7 +80,7 @@ class Gate:
         return secrets.compare_digest(given.encode(), self.token.encode())
 
     def before(self, process_request: ProcessRequest | None) -> ProcessRequest:
-        """The gate in front of what else looks at requests."""
+        """Puts the gate in front of another handler of requests."""
         self.used = True
 
         def ask(connection: ServerConnection, request: Request) -> Any:
@@ -98,7 +99,7 @@ def _refusal(why: str) -> Response:
 
 
 def _token(path: str) -> str:
-    """The token in an address; empty where there is none."""
+    """Reads the token from an address; empty if there is none."""
     return parse_qs(urlsplit(path).query).get("token", [""])[0]
 
 
@@ -111,7 +112,7 @@ def _cookie(headers: Headers, name: str) -> str:
 
 
 def _is_of_this_machine(host: str) -> bool:
-    """Whether a Host header, a name or an address with or without a port, means this machine and no other."""
+    """Tells whether a Host header means only this machine. It is a name or an address, with or without a port."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name in _LOCAL_NAMES or ipaddress.ip_address(name).is_loopback
@@ -121,17 +122,17 @@ def _is_of_this_machine(host: str) -> bool:
 
 class _Server(viser.ViserServer):
     def request_share_url(self, verbose: bool = True) -> None:
-        """Never: any page that is connected could ask viser for a tunnel that opens it to the internet."""
+        """Does nothing: otherwise any connected page could ask viser for a tunnel to the internet."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A running server, and where it is.
+    """A running server and its addresses.
 
     Attributes:
         viser: the server.
-        address: to open on this machine, with the token where there is one.
-        elsewhere: to open on others, if they may.
+        address: address to open on this machine, with the token if there is one.
+        elsewhere: address to open on other machines; None if they have no access.
     """
 
     viser: viser.ViserServer
@@ -141,28 +142,29 @@ class Served:
 
 @contextmanager
 def serving(host: str, port: int, *, token: bool, label: str) -> Iterator[Served]:
-    """Runs a guarded server, empty yet, while the block runs.
+    """Runs a guarded server without contents while the block runs.
 
     Args:
         host: address or name to listen on.
-        port: 0 for any that is free.
-        token: whether to ask for one on this machine too; elsewhere one is asked for in any case.
+        port: port to listen on; 0 means any free port.
+        token: require a token on this machine, too. If other machines have access, a token is always required.
         label: title of the page's panel.
 
     Raises:
-        UsageError: there is no such host, or port.
-        HardnetSfmError: the port is taken, or may not be listened on.
+        UsageError: there is no such host or port.
+        HardnetSfmError: the port is taken or not permitted, or viser does not use the gate.
     """
     local = _check_free(host, port)
     gate = Gate(secrets.token_urlsafe(16) if token or not local else None)
     with _quiet(), _asked_first(gate):
         server = _Server(host, port, label=label, verbose=False)
     try:
-        if not gate.used:  # another version of viser, which listens in another way
+        if not gate.used:  # another version of viser listens in another way
             raise HardnetSfmError(
-                f"viser {viser.__version__} cannot be guarded", "Install another: pip install 'hardnet-sfm[view]'"
+                f"viser {viser.__version__} cannot be given a token",
+                "Install another version: pip install 'hardnet-sfm[view]'",
             )
-        if port not in (0, server.get_port()):  # taken in the meantime: viser goes on to the next
+        if port not in (0, server.get_port()):  # the port was taken in the meantime, and viser chose the next one
             raise _taken(host, port)
         end = f":{server.get_port()}/" + (f"?token={gate.token}" if gate.token else "")
         here = _in_address("127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host)
@@ -173,9 +175,12 @@ def serving(host: str, port: int, *, token: bool, label: str) -> Iterator[Served
 
 
 def _check_free(host: str, port: int) -> bool:
-    """Whether a host is this machine alone. Where viser cannot bind it tries a thousand ports, then waits for ever."""
+    """Checks that the port is free. Returns True if only this machine can reach the host.
+
+    viser itself would try a thousand ports if it cannot bind one, and then wait for ever.
+    """
     if not 0 <= port < 65536:
-        raise UsageError(f"--port {port}: not a port", "It is from 1 to 65535, or 0 for any that is free.")
+        raise UsageError(f"--port {port}: not a port", "Use a number from 1 to 65535, or 0 for a free port.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) if host else []
     except (socket.gaierror, UnicodeError):
@@ -199,13 +204,13 @@ def _check_free(host: str, port: int) -> bool:
 def _taken(host: str, port: int) -> HardnetSfmError:
     return HardnetSfmError(
         f"port {port} of {host} is in use",
-        "Another viewer may run there. Choose another --port; 0 takes one that is free.",
+        "Another viewer may run there. Choose another --port; 0 takes a free one.",
     )
 
 
 @contextmanager
 def _asked_first(gate: Gate) -> Iterator[None]:
-    """While the block runs, servers of the library websockets that are made ask the gate first."""
+    """Makes every server of the library websockets that is created in the block use the gate."""
     plain = websockets.asyncio.server.serve
 
     class Guarded(plain):  # type: ignore[misc, valid-type]
@@ -221,7 +226,7 @@ def _asked_first(gate: Gate) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """viser says where it is, without the token, and that it stops."""
+    """Hides the messages of viser: they name its address without the token, and say that it stops."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 

@@ -9,18 +9,19 @@ from hardnet_sfm.errors import UsageError
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """How the viewer is reached, and how much it shows."""
+    """Where the viewer listens, and how much it shows."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Where others can reach it, as 0.0.0.0, a token is asked for; nothing is encrypted."""
+    """Address to listen on. If others can reach it, as with 0.0.0.0, the viewer asks for a token. Nothing is
+    encrypted."""
     port: int = 8080
-    """Port to listen on; 0 takes one that is free."""
+    """Port to listen on. 0 takes a free one."""
     token: bool = False
-    """Ask for a token on this machine too, where others have accounts."""
+    """Ask for a token on this machine, too. Use it if others have accounts on it."""
     max_points: int = 200_000
-    """Most points to show: of more with tracks long enough, some are left out evenly along COLMAP's numbers."""
+    """Most points to show. If more have tracks that are long enough, the viewer shows a part of them, spread evenly."""
 
     def check(self) -> None:
-        """Raises UsageError where a value makes no sense."""
+        """Raises UsageError if a value is invalid."""
         if self.max_points < 1:
             raise UsageError("--max-points must be at least 1")

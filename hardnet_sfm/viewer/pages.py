@@ -1,4 +1,4 @@
-"""HTML of what was clicked. Names of photos are a user's text, and pass through `escape`."""
+"""Makes the HTML for a clicked camera or point. Names of photos are user text, so they pass through `escape`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WELCOME = (
 
 
 def notice(title: str, text: str) -> str:
-    """Why something cannot be shown."""
+    """Says why something cannot be shown."""
     return f'<div style="{_FRAME}"><b>{escape(title)}</b><p role="alert">{escape(text)}</p></div>'
 
 
 def photo(world: World, number: int, drawn: Drawn, by: KeypointColour) -> str:
-    """A photo with its keypoints, and what their colours mean."""
+    """Shows a photo with its keypoints, and explains their colours."""
     name = escape(world.tracks.names[number])
     loose = drawn.keypoints - drawn.triangulated
     said = f"{drawn.keypoints} keypoints, {drawn.triangulated} of them see a point"
@@ -44,7 +44,7 @@ def photo(world: World, number: int, drawn: Drawn, by: KeypointColour) -> str:
 
 
 def point(world: World, number: int, cuts: Sequence[Cut]) -> str:
-    """The patches of a point, each with the name of its photo."""
+    """Shows the patches of a point, each with the name of its photo."""
     x, y, z = world.tracks.xyz[number]
     said = (
         f"seen by {len(cuts)} photos, mean reprojection error {world.errors[number]:.2f} px, "
@@ -70,7 +70,7 @@ def _figure(name: str, cut: Cut) -> str:
 
 
 def legend(what: str, low: float, high: float, unit: str = "") -> str:
-    """The ramp of colours with the values at its ends."""
+    """Shows the colour ramp with the values at its ends."""
     stops = ramp(np.linspace(low, high, _STOPS), low, high).tolist()
     colours = ",".join(f"rgb({r},{g},{b})" for r, g, b in stops)
     bar = f"flex:1;height:0.7em;border-radius:3px;background:linear-gradient(90deg,{colours})"
@@ -82,7 +82,7 @@ def legend(what: str, low: float, high: float, unit: str = "") -> str:
 
 
 def _image(pixels: NDArray[np.uint8], suffix: str, alt: str, style: str) -> str:
-    """Grey or RGB pixels within the page itself; lossless where the suffix is .png."""
+    """Embeds grey or RGB pixels in the page. The suffix .png makes it lossless."""
     bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     quality = [cv2.IMWRITE_JPEG_QUALITY, 88] if suffix == ".jpg" else []
     packed = base64.b64encode(cv2.imencode(suffix, bgr, quality)[1].tobytes()).decode()

@@ -1,4 +1,4 @@
-"""The photos behind a model: with their keypoints drawn, and cut into the patches of a point."""
+"""Draws the keypoints on the photos of a model, and cuts the patches of a point from them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Picture = NDArray[np.uint8]
 KeypointColour = Literal["track length", "triangulated or not"]
 KEYPOINT_COLOURS: tuple[KeypointColour, ...] = get_args(KeypointColour)
 
-SIZE = 96  # of a patch, pixels
-MEASUREMENT_SIZE = 20.0  # sigmas across a patch, as `mine` cuts them
-LONGEST_SIDE = 1400  # of a photo in the page, pixels
-_SMALL_SIDE = 512  # of a photo in its frustum
-_GUESSED = 4.0  # sigma of a keypoint of which only the position is known, pixels
-_KEPT = 16  # decoded photos, 12 MB each where they have 12 megapixels
+SIZE = 96  # side of a patch, pixels
+MEASUREMENT_SIZE = 20.0  # width of a patch in sigmas, the default of `mine`
+LONGEST_SIDE = 1400  # longest side of a photo in the page, pixels
+_SMALL_SIDE = 512  # longest side of a photo in its frustum, pixels
+_GUESSED = 4.0  # assumed sigma of a keypoint with unknown scale, pixels
+_KEPT = 16  # number of decoded photos to keep; one of 12 megapixels takes 12 MB
 _LOOSE, _SEEN = (205, 205, 205), (60, 220, 90)
 
 
@@ -36,13 +36,13 @@ class Drawn:
     """A photo with its keypoints.
 
     Attributes:
-        picture: (H, W, 3) RGB, upright.
-        stored: (H, W, 3) RGB, the photo alone and small, as its camera has it: not turned upright.
-        keypoints: number of all of them.
-        triangulated: number of those that see a point.
+        picture: (H, W, 3) RGB, upright, with the keypoints.
+        stored: (H, W, 3) RGB, the photo without keypoints, small, and as stored instead of upright.
+        keypoints: number of all keypoints.
+        triangulated: number of keypoints that see a point.
         low: track length at the low end of the ramp.
-        high: track length at its high end.
-        notice: why no keypoints could be drawn; empty where they are.
+        high: track length at the high end of the ramp.
+        notice: why no keypoints could be drawn; empty if they are drawn.
     """
 
     picture: Picture
@@ -56,13 +56,13 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """What one photo shows of a point.
+    """The patch of a point in one photo.
 
     Attributes:
-        photo: its row.
-        error: reprojection error, pixels.
-        patch: (S, S) uint8; None where it could not be cut.
-        notice: why not, or what is special about it; empty in the common case.
+        photo: row of the photo.
+        error: reprojection error in pixels.
+        patch: (S, S) uint8; None if it could not be cut.
+        notice: why there is no patch, or what is special about it; empty in the common case.
     """
 
     photo: int
@@ -76,8 +76,8 @@ class Photos:
 
     Args:
         world: the model.
-        folder: of the photos; None where it is not known.
-        known: from a photo's name to the frames of its keypoints, in COLMAP's pixels.
+        folder: folder of the photos; None if it is not known.
+        known: maps a photo's name to the frames of its keypoints in COLMAP's pixels, or to None.
     """
 
     def __init__(self, world: World, folder: Path | None, known: Callable[[str], Frames | None]) -> None:
@@ -85,27 +85,27 @@ class Photos:
         self._grey = lru_cache(_KEPT)(self._read)
 
     def path(self, photo: int) -> Path:
-        """Where a photo should be.
+        """Returns the path that a photo should have.
 
         Raises:
             HardnetSfmError: the folder of the photos is not known.
         """
         if self._folder is None:
-            raise HardnetSfmError("where the photos are is not known", "Start the viewer with --images FOLDER.")
+            raise HardnetSfmError("the folder of the photos is not known", "Start the viewer with --images FOLDER.")
         return self._folder / self._world.tracks.names[photo]
 
     def _read(self, photo: int) -> Photo:
         return read_photo(self.path(photo))
 
     def orientation(self, photo: int) -> int:
-        """EXIF orientation of a photo, 1 to 8; 1, as stored, where it cannot be read."""
+        """Reads the EXIF orientation of a photo, 1 to 8. It is 1, which means as stored, if the photo is unreadable."""
         try:
             return exif_orientation(self.path(photo).read_bytes())
         except (HardnetSfmError, OSError):
             return 1
 
     def drawn(self, photo: int, by: KeypointColour) -> Drawn:
-        """A photo with its keypoints: large dots see a point, small ones do not.
+        """Draws a photo with its keypoints. Keypoints that see a point are large dots, others are small dots.
 
         Raises:
             HardnetSfmError: the photo cannot be read.
@@ -114,7 +114,7 @@ class Photos:
         height, width = colours.shape[:2]
         factor = min(1.0, LONGEST_SIDE / max(height, width))
         picture = _shrunk(colours, factor)
-        back = {6: 8, 8: 6}.get(grey.orientation, grey.orientation)  # the other orientations undo themselves
+        back = {6: 8, 8: 6}.get(grey.orientation, grey.orientation)  # the other orientations are their own inverse
         small = upright(_shrunk(colours, min(1.0, _SMALL_SIDE / max(height, width))), back)
         tracks, world = self._world.tracks, self._world
         notice = self._of_another_size(photo, grey)
@@ -126,18 +126,19 @@ class Photos:
         if notice:
             return Drawn(picture, small, *counts, low, high, notice)
         affine = upright_from_stored(grey.orientation, grey.size)
-        # In the resized picture's pixels: the corner of the photo stays where it is, not the centre of its first pixel.
+        # Positions in the resized picture. Resizing keeps the corner of the photo fixed, not the centre of the first
+        # pixel.
         at = (stored @ affine[:, :2].T + affine[:, 2] + 0.5) * factor - 0.5
         loose = np.ones(len(at), bool)
         loose[tracks.row[rows]] = False
         inks = ramp(lengths, low, high) if by == "track length" else np.full((len(lengths), 3), _SEEN, np.uint8)
-        order = np.argsort(lengths, kind="stable")  # the long tracks above the short ones
+        order = np.argsort(lengths, kind="stable")  # long tracks are drawn on top of short ones
         _draw_dots(picture, at[loose], np.full((int(loose.sum()), 3), _LOOSE, np.uint8), 1)
         _draw_dots(picture, at[tracks.row[rows]][order], inks[order], 3)
         return Drawn(picture, small, *counts, low, high)
 
     def cuts(self, point: int, size: int = SIZE) -> list[Cut]:
-        """The patches of a point in all of its photos, in the order of COLMAP's numbers."""
+        """Cuts the patches of a point in all of its photos, in the order of COLMAP's numbers."""
         tracks = self._world.tracks
         cuts = []
         for row in np.flatnonzero(tracks.point == point).tolist():
@@ -184,7 +185,7 @@ def _shrunk(colours: Picture, factor: float) -> Picture:
 
 
 def _draw_dots(picture: Picture, at: NDArray[np.float64], inks: NDArray[np.uint8], radius: int) -> None:
-    """Filled circles with sub-pixel positions, with a dark rim where there is room for one."""
+    """Draws filled circles at sub-pixel positions. Circles with a radius above 1 get a dark rim."""
     for (x, y), ink in zip((at * 16).round().astype(int).tolist(), inks.tolist(), strict=True):
         if radius > 1:
             cv2.circle(picture, (x, y), 16 * radius + 12, (0, 0, 0), -1, cv2.LINE_AA, 4)

@@ -1,4 +1,4 @@
-"""The viewer's page: the model in 3D, controls on its right, and on its left what was clicked."""
+"""The viewer's page: the model in 3D, controls on the right, and the clicked photo or point on the left."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, span
 
 T = TypeVar("T")
 
-_MOST_CAMERAS = 1000  # each is a node of its own in the browser
-_ASKED = 12  # photos that tell where up is
+_MOST_CAMERAS = 1000  # each camera is a separate node in the browser
+_ASKED = 12  # number of photos that decide the up direction
 _CAMERA, _CHOSEN = (120, 160, 255), (255, 120, 0)
 _NOTHING = "(choose)"
-_CLOSE = 1e-3  # of the screen: one click, as its two messages say where it was
+_CLOSE = 1e-3  # share of the screen within which two messages describe the same click
 
 
 class Window:
-    """One model at a time, in the pages of all who are connected: they see the same.
+    """Shows one model at a time. All connected pages show the same.
 
-    What the callbacks do is done one after the other.
+    A lock makes the callbacks run one after the other.
 
     Args:
-        server: to show it on.
+        server: server that shows the model.
         world: the model to show first.
-        folders: of all models that there are.
-        images: folder of the photos; None where it is not known.
-        known: from a photo's name to the frames of its keypoints, in COLMAP's pixels.
-        options: how much is shown.
+        folders: folders of all available models.
+        images: folder of the photos; None if it is not known.
+        known: maps a photo's name to the frames of its keypoints in COLMAP's pixels, or to None.
+        options: options of the viewer.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Window:
         self._add_left_panel()
         self._add_controls()
         self._show_model()
-        server.scene.on_click()(self._on_click)  # type: ignore[arg-type]  # viser awaits it, but its type does not say
+        server.scene.on_click()(self._on_click)  # type: ignore[arg-type]  # viser awaits it; its type omits that
 
     def _add_left_panel(self) -> None:
         gui = self.server.gui
@@ -117,7 +117,7 @@ class Window:
         self._show_model()
 
     def _show_model(self) -> None:
-        """Draws all of a model anew."""
+        """Redraws the whole model."""
         world, server = self.world, self.server
         self._files = Photos(world, self._images, self._known)
         self._unit = world.distance / 100
@@ -145,7 +145,7 @@ class Window:
         self._show_names()
 
     def _up(self) -> NDArray[np.float64]:
-        """(3,) unit vector that points up in most photos, as people hold cameras; a few tell."""
+        """(3,) unit vector: the mean up direction of a few upright photos."""
         some = self.world.shown_cameras(_ASKED).tolist()
         mean = np.mean([self.world.up_of(number, self._files.orientation(number)) for number in some], axis=0)
         length = np.linalg.norm(mean)
@@ -153,7 +153,7 @@ class Window:
 
     @property
     def notice(self) -> str:
-        """Why there are no photos to look at; empty where there are."""
+        """Why there are no photos to show; empty if there are."""
         if self._images is None:
             return "where they are is not known; start the viewer with --images FOLDER"
         return "" if self._images.is_dir() else f"{self._images} is gone; start the viewer with --images FOLDER"
@@ -173,7 +173,7 @@ class Window:
             position=world.centres[number],
             cast_shadow=False,
             receive_shadow=False,
-            variant="filled",  # lines alone are hard to hit
+            variant="filled",  # lines alone are hard to click
         )
 
         @frustum.on_click
@@ -184,7 +184,7 @@ class Window:
         return frustum
 
     def _show_points(self) -> None:
-        """Draws the points anew: which and how coloured."""
+        """Redraws the points with the present selection and colours."""
         world, by = self.world, self.point_colour.value
         self._rows: Rows = world.shown(int(self.least_track.value), self._options.max_points)
         if not len(self._rows):
@@ -228,7 +228,7 @@ class Window:
                 frustum.scale = 2 * self._unit * self.frustum_size.value
 
     def _show_names(self) -> None:
-        """Labels at all cameras that are drawn, or at the chosen one alone."""
+        """Draws name labels at all drawn cameras, or only at the chosen one."""
         for label in self._labels:
             label.remove()
         numbers = set(self.frusta) if self.name_labels.value else set()
@@ -248,14 +248,14 @@ class Window:
                 self.open_photo(number)
 
     def open_photo(self, number: int) -> None:
-        """Shows a photo, by its row, with its keypoints, as a click on its camera does."""
+        """Shows the photo of a row with its keypoints, as a click on its camera does."""
         with self._lock:
             self.server.scene.remove_by_name("/chosen")
             self._choose(number)
             self._show_photo()
 
     def _choose(self, number: int | None) -> None:
-        """Makes one camera, or none, the one that stands out."""
+        """Highlights one camera, or none."""
         if self._photo in self.frusta:
             self.frusta[self._photo].color, self.frusta[self._photo].image = _CAMERA, None
         self._photo = number
@@ -280,7 +280,7 @@ class Window:
             self.page.content = pages.photo(self.world, self._photo, drawn, by)
 
     async def _on_click(self, event: viser.SceneClickEvent) -> None:
-        """A click beside all cameras; one on a camera comes here too, after the camera's own callback."""
+        """Handles a click that hits no camera. A click on a camera also arrives here, after the camera's callback."""
         client, at = self._camera_hit
         if event.client_id == client and np.allclose(event.screen_pos, at, atol=_CLOSE):
             self._camera_hit = -1, (0.0, 0.0)
@@ -298,7 +298,7 @@ class Window:
                 self.open_point(point)
 
     def open_point(self, point: int) -> None:
-        """Shows a point's patches in all of its photos, by its row, as a click on it does."""
+        """Shows the patches of the point of a row in all of its photos, as a click on the point does."""
         with self._lock:
             self._choose(None)
             world, scene = self.world, self.server.scene
@@ -318,7 +318,7 @@ class Window:
             self.page.content = pages.point(world, point, cuts)
 
     def _look_through(self, event: viser.GuiEvent[viser.GuiButtonHandle]) -> None:
-        """Puts one visitor's eye where the chosen camera is."""
+        """Moves the viewpoint of one client to the chosen camera."""
         with self._lock:
             if event.client is None or self._photo is None:
                 return
@@ -332,17 +332,17 @@ class Window:
 
 
 def _set(control: viser.GuiInputHandle[T], value: T) -> None:
-    """Sets what a control holds; its callbacks run before this returns."""
+    """Sets the value of a control. Its callbacks run before this returns."""
     control.value = value  # type: ignore[misc]  # viser defines the setter too far from the getter for mypy
 
 
 def _title(folder: Path) -> str:
-    """sparse/0 and the like."""
+    """Makes the title of a model, for example "sparse/0"."""
     return folder.name if not folder.name.isdecimal() else f"{folder.parent.name}/{folder.name}"
 
 
 def _images_of(keypoints: Path | None) -> Path | None:
-    """The folder of photos that features were extracted from; None where there are none, or COLMAP's."""
+    """Returns the folder that features were extracted from; None if there are no features of this package."""
     if keypoints is None or keypoints.name != Workspace().features.name:
         return None
     with FeatureStore(keypoints) as features:
@@ -356,16 +356,18 @@ def viewing(
     """Serves a viewer while the block runs.
 
     Args:
-        place: workspace of ours or of COLMAP's, or folder of any COLMAP model.
-        images: folder of the photos. Default: where the workspace's features were extracted from.
-        options: how it is reached, and how much it shows.
+        place: workspace of this package or of COLMAP, or folder of any COLMAP model.
+        images: folder of the photos. The default is the folder that the workspace's features were extracted from.
+        options: options of the viewer.
 
     Yields:
-        The window, the address to open on this machine, and the one to open on others, if they may.
+        The window, the address to open on this machine, and the address to open on other machines; None if they have
+        no access.
 
     Raises:
-        HardnetSfmError: no model, a damaged one, no such folder of photos, a port that is taken.
-        UsageError: an option makes no sense.
+        HardnetSfmError: there is no model, the model is damaged, the folder of photos does not exist, or the port is
+            taken.
+        UsageError: an option is invalid.
     """
     options = options or ViewOptions()
     options.check()

@@ -1,4 +1,4 @@
-"""What of a model is shown: where its cameras and points are, in which colours, and what a click means."""
+"""Prepares a model for the viewer: positions of cameras and points, their colours, and the point that a click hits."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Colours = NDArray[np.uint8]
 PointColour = Literal["photos", "track length", "reprojection error"]
 POINT_COLOURS: tuple[PointColour, ...] = get_args(PointColour)
 
-_REACH = 8.0  # pixels that a click may miss a point by
+_REACH = 8.0  # largest distance in pixels by which a click may miss a point
 _UNSEEN = (128, 128, 128)
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A model as it is drawn: V cameras and P points, in the model's units.
+    """A model for drawing: V cameras and P points, in the model's units.
 
     Attributes:
-        folder: it was read from.
-        model: as COLMAP has it.
-        tracks: its observations.
+        folder: folder that the model was read from.
+        model: the model as COLMAP stores it.
+        tracks: observations of the model.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class World:
         """Reads a binary or text model.
 
         Raises:
-            HardnetSfmError: there is none, it is damaged, or it has no tracks.
+            HardnetSfmError: there is no model, the model is damaged, or it has no tracks.
         """
         model = Model.read(folder)
         return cls(folder, model, tracks_of(model, folder))
@@ -58,52 +58,52 @@ class World:
 
     @cached_property
     def errors(self) -> Float64:
-        """(P,) mean reprojection error of each point, pixels; infinite where one of its photos cannot see it."""
+        """(P,) mean reprojection error of each point in pixels; infinite if one of its photos cannot see it."""
         return np.bincount(self.tracks.point, self.tracks.error, len(self.tracks.xyz)) / np.maximum(self.lengths, 1)
 
     @cached_property
     def fields_of_view(self) -> Float64:
-        """(V,) from top to bottom, radians."""
+        """(V,) vertical fields of view in radians."""
         return self.model.fields_of_view()
 
     @cached_property
     def centres(self) -> Float64:
-        """(V, 3) where the cameras are."""
+        """(V, 3) centres of the cameras."""
         return self.tracks.centres()
 
     @cached_property
     def wxyz(self) -> Float64:
-        """(V, 4) which way the cameras look: unit quaternions, real part first, of the rotations camera to world."""
+        """(V, 4) unit quaternions, real part first, of the rotations from camera to world."""
         return np.asarray(SO3.from_matrix(self.tracks.cam_from_world[:, :, :3].swapaxes(1, 2)).wxyz, np.float64)
 
     @cached_property
     def distance(self) -> float:
-        """From a camera to what it sees, the median: what sizes on the screen go by. Far backgrounds do not count."""
+        """Median distance from a camera to its points. Sizes on the screen scale with it; far points hardly matter."""
         return float(np.median(np.abs(self.tracks.depth))) or 1.0
 
     def up_of(self, photo: int, orientation: int) -> Float64:
-        """(3,) unit vector that points up in a photo, which was taken with an EXIF orientation, 1 to 8."""
+        """(3,) unit vector that points up in a photo with the given EXIF orientation, 1 to 8."""
         x, y = sensor_from_upright(orientation, (1, 1))[:, :2] @ (0.0, -1.0)
         return np.array([x, y, 0.0]) @ self.tracks.cam_from_world[photo, :, :3]
 
     def first_look(self, up: Float64) -> tuple[Float64, Float64]:
-        """(3,) where to look from at first, and (3,) at what: from behind and above the middle one of the cameras."""
+        """Returns the initial (3,) viewpoint and (3,) target. The viewpoint is behind and above the middle camera."""
         target = np.median(self.tracks.xyz[self.tracks.point], axis=0)
         behind = 1.6 * (self.centres[len(self.centres) // 2] - target)
         return target + behind + 0.3 * np.linalg.norm(behind) * up, target
 
     def shown(self, least_track: int, most: int) -> Rows:
-        """Points with tracks at least so long; where they are more than `most`, evenly many of them are left out."""
+        """Selects points with tracks of at least the given length; more than `most` points are thinned evenly."""
         rows = np.flatnonzero(self.lengths >= least_track)
         return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(np.intp)]
 
     def shown_cameras(self, most: int) -> Rows:
-        """Cameras, thinned as points are."""
+        """Selects at most `most` cameras, thinned evenly."""
         count = len(self.tracks.names)
         return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(np.intp)
 
     def values(self, by: PointColour) -> Float64 | None:
-        """(P,) what points are coloured by; None where it is their own colour."""
+        """(P,) values that the colours of points show; None for the colours in the photos."""
         match by:
             case "photos":
                 return None
@@ -113,24 +113,24 @@ class World:
                 return self.errors
 
     def colours(self, by: PointColour) -> Colours:
-        """(P, 3) RGB of all points."""
+        """(P, 3) RGB colours of all points."""
         values = self.values(by)
         return self.tracks.colours if values is None else ramp(values, *span(values))
 
     def pick(self, rows: Rows, origin: Float64, direction: Float64, pixel: float, radius: float) -> int | None:
-        """The point that a click on the screen means: the nearest of those whose disc is hit, else the least missed.
+        """Finds the point that a click hits: the nearest point whose disc is hit, else the point that it misses least.
 
-        Lower bound: one pass over the points that are shown, 24 bytes each.
+        Lower bound of the cost: one pass over the shown points, 24 bytes each.
 
         Args:
-            rows: points that are shown.
-            origin: (3,) where the ray of the click starts.
-            direction: (3,) where it goes.
-            pixel: angle that a pixel of the screen covers, radians.
-            radius: of a point's disc, the model's units.
+            rows: shown points.
+            origin: (3,) start of the ray of the click.
+            direction: (3,) direction of the ray.
+            pixel: angle of a pixel of the screen in radians.
+            radius: radius of a point's disc in the model's units.
 
         Returns:
-            The point's row; None where none is within 8 pixels.
+            The row of the point; None if no point is within 8 pixels.
         """
         direction = direction / np.linalg.norm(direction)
         away = self.tracks.xyz[rows] - origin
@@ -145,17 +145,17 @@ class World:
 
 
 def span(values: Float64) -> tuple[float, float]:
-    """Values at the two ends of the ramp: the least, and one that 95 % do not exceed, as single ones may be huge."""
+    """Returns the values at the ends of the ramp: the minimum and the 95 % quantile, because a few may be huge."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(np.quantile(finite, 0.95))) if len(finite) else (0.0, 1.0)
     return low, max(high, low + 1e-6)
 
 
 def ramp(values: Float64, low: float, high: float) -> Colours:
-    """(N, 3) RGB of N values, from dark blue over green and yellow to red; grey where infinite."""
+    """(N, 3) RGB colours of N values, from dark blue over green and yellow to red. Infinite values are grey."""
     finite = np.isfinite(values)
     share = np.clip((np.where(finite, values, low) - low) / (high - low), 0, 1)
-    # The ends of the map are nearly black, which neither a dark page nor a dark photo shows.
+    # The ends of the colour map are nearly black and would not be visible on a dark page or photo.
     steps = (20 + 225 * share).round().astype(np.uint8)
     if not len(steps):
         return np.zeros((0, 3), np.uint8)

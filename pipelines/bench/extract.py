@@ -1,9 +1,9 @@
-"""Keypoints a second by phase, peak memory, and describing beside the machine's matrix-product ceiling.
+"""Measures keypoints a second by phase, peak memory, and describing relative to the matrix-product ceiling.
 
     python pipelines/bench/extract.py IMAGES
 
-The phases run one after another here, each on all photos; the stage overlaps them. HardNet is timed with random
-weights, which cost what trained ones do.
+This script runs the phases one after another, each on all photos. The stage overlaps them. HardNet is timed with random
+weights, which cost the same as trained ones.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Pairs matched a second, beside COLMAP's matcher on the same descriptors and beside the matrix product alone.
+"""Measures pairs matched a second, compared with COLMAP's matcher and with the matrix product alone.
 
     python pipelines/bench/match.py IMAGES
 
-Both find mutual nearest neighbours with a ratio test of 0.8 in both directions, of the same RootSIFT descriptors.
-COLMAP's takes them as bytes, and uses an index by default; its brute force takes a minute a pair and is left out.
+Both matchers find mutual nearest neighbours of the same RootSIFT descriptors, with a ratio test of 0.8 in both
+directions. COLMAP's matcher takes descriptors as bytes and uses an index by default. Its brute force takes a minute a
+pair and is left out.
 """
 
 from __future__ import annotations

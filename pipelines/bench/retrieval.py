@@ -1,13 +1,14 @@
-"""Building and searching an index of synthetic photos at scale: time, bytes, and how near the memory's speed that is.
+"""Builds and searches a large index of synthetic photos: time, bytes, and speed relative to memory bandwidth.
 
     python pipelines/bench/retrieval.py
     python pipelines/bench/retrieval.py --photos 10000
 
-Words follow Zipf's law, flattened so that lists are as uneven as those of real photos with a vocabulary from another
+Words follow a flattened Zipf's law. Lists are then as uneven as those of real photos with a vocabulary from another
 city (imbalance factor 1.6 and 1.8 measured; 1 is even). Every query has ten photos in the index that share some of its
-features, with signatures a few bits away, so that expansion has something to expand. Times are those of ranking: of a
-query that is described and assigned to words. The peer is faiss's IndexBinaryIVF with the same words, signatures and
-queries, which finds the same matches but neither weighs nor adds them up, and takes 16 bytes a feature.
+features, with signatures that differ by a few bits. Query expansion can therefore find photos to expand with. Times are
+those of ranking alone, for a query that is already described and assigned to words. The peer is faiss's IndexBinaryIVF
+with the same words, signatures and queries. It finds the same matches but neither weighs nor sums them, and takes 16
+bytes a feature.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from hardnet_sfm.terminal import report_errors
 
 RELEVANT, SHARED, FLIPPED = 10, 0.15, 8
 SIZE = (1024, 768)
-_MADE_WITH = "made-with.json"  # beside the index: the options that decide what is in it
+_MADE_WITH = "made-with.json"  # file next to the index with the options that decide its contents
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Peer:
         multiple, found = int(query.starts[1]), 0
         self._index.nprobe = 1
         reach = int(np.flatnonzero(distance_weights())[-1]) + 1
-        # One signature a query is all it takes: with several words, a call for each.
+        # faiss takes one signature for each query, so several words need a call for each.
         for turn in range(multiple):
             words = np.ascontiguousarray(query.words[turn::multiple, None].astype(np.int64))
             signatures = np.ascontiguousarray(query.signatures[turn::multiple]).view(np.uint8).reshape(-1, 8)

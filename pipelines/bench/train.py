@@ -1,11 +1,11 @@
-"""Pairs trained a second, by what they cost, beside the machine's matrix-product ceiling.
+"""Measures pairs trained a second and their cost, relative to the machine's matrix-product ceiling.
 
     python pipelines/bench/train.py PATCHES [PATCHES ...]
 
-The steps are those of `train`, by its own code. Its peer in the same run is the plain way: weights laid out as torch
-makes them, and the whole batch through the network at once.
+The steps are those of `train` and run its code. The peer in the same run is the plain way: weights in torch's default
+memory format, and the whole batch through the network at once.
 
-Lower bound: HardNet takes 78 MFLOP a patch forward and twice that backward, so a pair of patches takes 470 MFLOP.
+Lower bound: HardNet takes 78 MFLOP a patch forward and twice that backward, so a patch pair takes 470 MFLOP.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> None:
     ceiling = 2 * _SIDE**3 / least_seconds(lambda: square @ square, device)
     count = options.batch_size
     anchors, positives = batch["anchors"], batch["positives"]
-    # On a GPU workers draw batches while it trains; on a CPU the cores do one after the other.
+    # On a GPU, workers draw batches while it trains. On a CPU, the cores draw and train in turn.
     resident = Resident.where_it_fits(sets, torch.device(device))
     draw, workers = sampler if resident is None else sampler.draw, WORKERS if device == "cuda" else 1
     drawing = least_seconds(lambda: draw(next(numbers)), device) / workers

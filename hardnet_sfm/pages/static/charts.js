@@ -1,4 +1,4 @@
-// Charts: SVG that CSS colours, so that they turn dark with the page, and a canvas for the matrix.
+// Charts. They are SVG with colours from CSS, so they follow the dark mode of the page. The matrix is a canvas.
 
 function svg(tag, attributes = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -7,7 +7,7 @@ function svg(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Keeps a node filled with what `drawn(width, height)` makes, whatever size it takes. */
+/** Fills a node with the result of `drawn(width, height)`, and redraws it when its size changes. */
 function fitted(node, drawn) {
   let before = "";
   new ResizeObserver(() => {
@@ -18,7 +18,7 @@ function fitted(node, drawn) {
   }).observe(node);
 }
 
-/** Round values from low to high, about as many as asked for. */
+/** Round values from low to high, about `count` of them. */
 function ticks(low, high, count) {
   const raw = (high - low) / Math.max(1, count), power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find(factor => factor * power >= raw);
@@ -26,7 +26,7 @@ function ticks(low, high, count) {
   return Array.from({length: last - first + 1}, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-/** Of ticks those that leave room for what they say, the last among them. */
+/** Drops ticks whose labels would overlap. The last tick always stays. */
 function apart(values, toX) {
   return values.toReversed().reduce((kept, value) => kept.length && toX(kept[0]) - toX(value) < 34 ? kept : [value, ...kept], []);
 }
@@ -34,8 +34,8 @@ function apart(values, toX) {
 const short = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 4}).format;
 
 /**
- * The frame that charts are drawn in: axes with ticks and titles around a plot.
- * x, y: {low, high, title, ticks}; x may be logarithmic: {log: true}. Returns scales to pixels and the nodes of the axes.
+ * Makes the frame of a chart: axes with ticks and titles around a plot.
+ * x, y: {low, high, title, ticks}; x may be logarithmic: {log: true}. Returns the scales to pixels and the axis nodes.
  */
 function frame(width, height, x, y) {
   const left = 46, bottom = 42, top = 8, right = 12;
@@ -57,7 +57,7 @@ function picture(label, className = "") {
   return make("div", {class: `chart ${className}`.trim(), role: "img", "aria-label": label});
 }
 
-/** A histogram as `histogram` of page.py counted it; integers: its bins stand for whole numbers. */
+/** Draws a histogram counted by `histogram` in page.py. Bins around whole numbers are labelled by the number. */
 function histogramChart(label, unit, {edges, counts}, digits) {
   const node = picture(label), integers = edges[0] % 1 !== 0 && edges[1] - edges[0] === 1;
   fitted(node, (width, height) => {
@@ -79,10 +79,10 @@ function histogramCard(title, unit, counted, digits) {
   const {median, mean} = counted;
   return make("div", {class: "card"}, make("h3", {}, title),
     histogramChart(`${title}: histogram, median ${fixed(median, digits)} ${unit}`, unit, counted, digits),
-    make("p", {class: "caption"}, `Median ${fixed(median, digits)}, mean ${fixed(mean, 2)} ${unit}. The last bar has all beyond.`));
+    make("p", {class: "caption"}, `Median ${fixed(median, digits)}, mean ${fixed(mean, 2)} ${unit}. The last bar also counts all larger values.`));
 }
 
-/** Lying bars: [name, value, what is said of it] each. */
+/** Horizontal bars. Each entry is [name, value, label]. */
 function bars(entries) {
   const most = Math.max(...entries.map(([, value]) => value), 1e-9);
   return make("dl", {class: "bars"}, ...entries.flatMap(([name, value, said]) => [make("dt", {}, name),
@@ -90,8 +90,8 @@ function bars(entries) {
 }
 
 /**
- * Lines: series {name, x, y} each, drawn over one another; pointing at the chart says the values there.
- * x, y: as in `frame`; digits: of the values said.
+ * Draws lines in one chart. Each series is {name, x, y}. A tooltip shows the values at the pointer.
+ * x, y: as in `frame`; digits: decimal places of the values in the tooltip.
  */
 function lineChart(label, series, x, y, digits) {
   const node = picture(label), tip = make("output", {class: "tip", hidden: true});
@@ -118,12 +118,12 @@ function lineChart(label, series, x, y, digits) {
   return make("div", {}, node, series.length > 1 ? legend(series.map(one => one.name)) : null);
 }
 
-/** Which colour is whose. */
+/** The legend: the colour of each name. */
 function legend(names) {
   return make("ul", {class: "legend"}, ...names.map((name, i) => make("li", {}, make("span", {class: `swatch line-${i % 6}`}), name)));
 }
 
-/** Lying bars in groups. groups: [name, values]; a value for each of `names`, or null; say(value): what is said of it. */
+/** Horizontal bars in groups. groups: [name, values], with a value or null for each of `names`; say(value): its label. */
 function groupedBars(label, names, groups, say) {
   const most = Math.max(...groups.flatMap(([, values]) => values.filter(value => value !== null)), 1e-9);
   const bar = (value, i, name) => value === null ? null : make("dd", {title: `${names[i]}, ${name}: ${say(value)}`},
@@ -132,7 +132,7 @@ function groupedBars(label, names, groups, say) {
     make("dt", {}, name), ...values.map((value, i) => bar(value, i, name))))), names.length > 1 ? legend(names) : null);
 }
 
-/** Says something beside a place of a node, within it. */
+/** Shows a tooltip next to a position in a node, and keeps it within the node. */
 function showTip(tip, node, x, y, lines) {
   tip.replaceChildren(...lines.map(line => make("div", {}, line)));
   tip.hidden = false;
@@ -141,8 +141,8 @@ function showTip(tip, node, x, y, lines) {
 }
 
 /**
- * A symmetric matrix as a square of colours on a logarithmic scale.
- * cells: [row, column, value] each, of one of both triangles; said(row, column, value): lines for the pointer.
+ * Draws a symmetric matrix as a square of colours on a logarithmic scale.
+ * cells: [row, column, value] of one triangle; said(row, column, value): lines of the tooltip.
  */
 function matrixChart(label, rows, cells, said, onChoose) {
   const canvas = make("canvas", {}), tip = make("output", {class: "tip", hidden: true}), node = picture(label, "square matrix");
@@ -173,7 +173,7 @@ function matrixChart(label, rows, cells, said, onChoose) {
 }
 
 /**
- * A graph. places: [x, y] from -1 to 1 of each vertex; edges: [from, to, strength 0 to 1], strongest first.
+ * Draws a graph. places: [x, y] of each vertex; edges: [from, to, strength 0 to 1], strongest first.
  * look(vertex): {said, className}.
  */
 function graphChart(label, places, edges, look, onChoose) {
@@ -197,7 +197,7 @@ function graphChart(label, places, edges, look, onChoose) {
   return node;
 }
 
-/** A colour between two, as palette() gives them. */
+/** Mixes two colours in the format of palette(). */
 function mixed(from, to, share) {
   const [a, b] = [from, to].map(colour => colour.match(/[\d.]+/g).map(Number));
   return `rgb(${[0, 1, 2].map(i => Math.round(a[i] + share * (b[i] - a[i]))).join(" ")})`;

@@ -47,7 +47,7 @@ section("table", "Mean average precision", "In per cent; the best of each table 
     curves.replaceChildren(...(series.length ? [make("h3", {}, "Precision over recall"),
       lineChart(`Precision over recall of ${method.value}`, series, {low: 0, high: 1, title: "recall"}, {low: 0, high: 1}, 3),
       series.length === 1 ? make("p", {class: "caption"}, series[0].name) : "", make("p", {class: "caption"}, "Interpolated, mean over the queries.")]
-      : [make("p", {class: "caption"}, "This file was written by a version that did not note the ranks of what was found.")]));
+      : [make("p", {class: "caption"}, "The version that wrote this file did not record the ranks of the photos found.")]));
     const names = data.queries.filter(name => some.some(row => name in row.setups[setup.value].queries));
     const table = sortedTable("Average precision of each query", [
       {title: "Query", text: true, value: name => name, cell: name => answers ? make("button", {type: "button", class: "link", onclick: () => { ask(name); answers.scrollIntoView(); }}, name) : name},
@@ -57,7 +57,7 @@ section("table", "Mean average precision", "In per cent; the best of each table 
     if (answers) ask(names.includes(asked) ? asked : names[0]);
   }
 
-  /** The query, and the first photos that each descriptor found for it. */
+  /** Shows a query, and the first photos that each descriptor found for it. */
   function ask(name) {
     asked = name;
     if (!name) return answers.replaceChildren();

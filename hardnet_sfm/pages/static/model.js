@@ -1,6 +1,6 @@
-// The model in 3D, in WebGL: as many points as a page holds are two buffers and one call to draw.
+// The model in 3D with WebGL. All points of a page are in two buffers, and one call draws them.
 
-/** Matrices are column-major, as WebGL takes them. */
+/** Multiplies two matrices. They are column-major, as WebGL requires. */
 function multiplied(a, b) {
   return Float64Array.from({length: 16}, (_, i) => [0, 1, 2, 3].reduce((sum, k) => sum + a[i % 4 + 4 * k] * b[k + i - i % 4], 0));
 }
@@ -9,7 +9,7 @@ const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a
 const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
 const unit = a => a.map(value => value / Math.hypot(...a));
 
-/** World to clip coordinates of a camera at `eye` that looks at `target`, z up. */
+/** Computes the matrix from world to clip coordinates for a camera at `eye` that looks at `target`, with z up. */
 function projection(eye, target, aspect, near, far) {
   const back = unit(eye.map((value, i) => value - target[i])), right = unit(cross([0, 0, 1], back)), up = cross(back, right);
   const view = [right[0], up[0], back[0], 0, right[1], up[1], back[1], 0, right[2], up[2], back[2], 0,
@@ -46,11 +46,11 @@ void main() {
 }`;
 
 /**
- * Draws points and cameras on a canvas, and lets a person move about.
+ * Draws points and cameras on a canvas, and lets the user navigate.
  * world: {low, high: corners of the box; xyz: Uint16Array along its sides; rgb: Uint8Array; tips, corners of pyramids;
- * target, reach: what is seen at first, and how far around it}.
- * onCamera: told which camera is pointed at, or null, and where; onChoose: which was clicked.
- * Returns what changes it, or null where the browser has no WebGL 2.
+ * target, reach: centre and radius of the initial view}.
+ * onCamera: called with the camera under the pointer and its position, or null; onChoose: called with a clicked camera.
+ * Returns functions that change the view, or null if the browser has no WebGL 2.
  */
 function modelView(canvas, world, {onCamera, onChoose}) {
   const gl = canvas.getContext("webgl2", {antialias: true, alpha: true});
@@ -138,13 +138,13 @@ function modelView(canvas, world, {onCamera, onChoose}) {
     ask();
   }
 
-  /** Where a point of the world is on the canvas, in pixels of CSS; null where it is behind the person. */
+  /** Projects a point of the world to the canvas, in CSS pixels. Returns null if the point is behind the camera. */
   function placeOf(point) {
     const [x, y, , w] = [0, 1, 2, 3].map(row => dot([matrix[row], matrix[4 + row], matrix[8 + row]], point) + matrix[12 + row]);
     return w > 0 ? [(x / w + 1) / 2 * canvas.clientWidth, (1 - y / w) / 2 * canvas.clientHeight] : null;
   }
 
-  /** The camera nearest to a place on the canvas, if it is near, and where it is drawn. */
+  /** Finds the camera nearest to a position on the canvas, if it is within `reach`, and where it is drawn. */
   function cameraAt(x, y, reach) {
     if (!shown.cameras || !matrix) return null;
     let found = null;
@@ -155,7 +155,8 @@ function modelView(canvas, world, {onCamera, onChoose}) {
     return found;
   }
 
-  // One finger or button turns; a second finger, the right button or Shift shifts; pinching and the wheel come closer.
+  // One finger or the left button turns the model. Two fingers, the right button or Shift move it. Pinching and the
+  // wheel zoom.
   const down = new Map();
   let moved = 0;
   canvas.addEventListener("pointerdown", event => {
@@ -186,7 +187,7 @@ function modelView(canvas, world, {onCamera, onChoose}) {
   canvas.addEventListener("pointerleave", () => onCamera(null));
   canvas.addEventListener("contextmenu", event => event.preventDefault());
   canvas.addEventListener("wheel", event => {
-    if (document.activeElement !== canvas) return; // the page scrolls until the model was clicked
+    if (document.activeElement !== canvas) return; // until the user clicks the model, the wheel scrolls the page
     event.preventDefault();
     approach(Math.exp(Math.sign(event.deltaY) * Math.min(0.25, Math.abs(event.deltaY) * 0.002)));
   }, {passive: false});

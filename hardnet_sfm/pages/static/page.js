@@ -1,10 +1,10 @@
 "use strict";
-// What all pages share: their data, making elements, the page's colours, tables that sort.
+// Code that all pages share: their data, elements, colours and sortable tables.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
 
-/** Makes an element. Children that are no elements become text, never markup: photos may have any name. */
+/** Makes an element. Children that are not elements become text and never markup, because photos may have any name. */
 function make(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -27,7 +27,7 @@ function section(id, title, lead, ...children) {
 
 const ARRAYS = {uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array};
 
-/** The typed array that `packed` of page.py wrote. */
+/** Decodes a typed array that `packed` in page.py wrote. */
 function unpack({type, bytes}) {
   const text = atob(bytes), raw = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) raw[i] = text.charCodeAt(i);
@@ -42,13 +42,13 @@ function facts(entries) {
   return make("dl", {class: "facts"}, ...entries.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
 }
 
-/** Large figures: [name, value, detail] each. */
+/** Large figures. Each entry is [name, value, detail]. */
 function figures(entries) {
   return make("dl", {class: "grid figures"}, ...entries.map(([name, value, detail]) => make("div", {class: "card"},
     make("dt", {}, name), make("dd", {}, value), detail ? make("dd", {class: "detail"}, detail) : null)));
 }
 
-/** Cards of what things, by their names, were made with, and of the versions that made the page. */
+/** Makes cards with the facts about each named thing, and a card with the versions that made the page. */
 function provenance(made, versions) {
   const flat = said => Object.entries(said).flatMap(([key, value]) => value && typeof value === "object" && !Array.isArray(value)
     ? Object.entries(value).filter(([, inner]) => typeof inner !== "object").map(([inner, one]) => [`${key} ${inner}`, one])
@@ -57,11 +57,11 @@ function provenance(made, versions) {
     make("div", {class: "card"}, make("h3", {}, "Versions that made this page"), facts(Object.entries(versions))));
 }
 
-// What is drawn on canvases is drawn again when the person's system turns dark or light.
+// Canvases are redrawn when the system switches between dark and light mode.
 const redraws = [];
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach(redraw => redraw()));
 
-/** The page's colours, as they are now. */
+/** Reads the present colours of the page. */
 function palette() {
   const probe = make("i");
   document.body.append(probe);
@@ -74,9 +74,9 @@ function palette() {
 }
 
 /**
- * A table that sorts by any column.
- * columns: {title, value(row) to sort by, cell(row) what is shown, text: whether it is no number, className}.
- * rows: anything; `shown` at first, more on demand.
+ * Makes a table that sorts by any column.
+ * columns: {title, value(row): the sort key, cell(row): the contents, text: true if it is not a number, className}.
+ * rows: any objects; `shown` of them at first, more on demand.
  */
 function sortedTable(caption, columns, rows, shown = 100) {
   const body = make("tbody"), more = make("button", {type: "button", onclick: () => { limit += shown; fill(); }});
@@ -97,7 +97,7 @@ function sortedTable(caption, columns, rows, shown = 100) {
 
   function compare(a, b) {
     const [first, second] = [sorting.value(a), sorting.value(b)];
-    if (first === null || second === null) return (first === null) - (second === null); // unknown ones last, either way
+    if (first === null || second === null) return (first === null) - (second === null); // unknown values come last in both directions
     const order = sorting.text ? String(first).localeCompare(second, undefined, {numeric: true}) : first - second;
     return descending ? -order : order;
   }

@@ -1,21 +1,21 @@
-// Photos on a page: two side by side with lines between them, and one at a time over the page.
+// Photos on a page: two side by side with lines between them, and single photos in a dialog.
 
 const RAMP = ["#2b6fb3", "#00b7c4", "#7fdc8b", "#f5ee6b", "#f6a63a", "#d7301f"].map(hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)));
 
-/** The colour of a share from 0 to 1 of the ramp from short tracks to long ones. */
+/** Returns the colour at a share, 0 to 1, of the ramp from short tracks to long ones. */
 function ramp(share) {
   const at = Math.min(0.9999, Math.max(0, share)) * (RAMP.length - 1), i = Math.floor(at);
   return `rgb(${RAMP[i].map((low, k) => Math.round(low + (at - i) * (RAMP[i + 1][k] - low))).join(" ")})`;
 }
 
 /**
- * Two photos side by side, of the same height, and lines between them.
- * ends: {name, source, size, box} each; box: x0, y0, x1, y1 as shares of the sides, or nothing.
- * lines: x, y in the first and x, y in the second each, as `along_sides` of page.py wrote them.
+ * Draws two photos of the same height side by side, and lines between them.
+ * ends: two of {name, source, size, box}; box: x0, y0, x1, y1 as shares of the sides, or nothing.
+ * lines: x, y in the first and x, y in the second photo for each line, as `along_sides` in page.py wrote them.
  */
 function pairPicture(ends, lines) {
   const canvas = make("canvas", {"aria-hidden": "true"}), shape = ({size}) => size ? size[0] / size[1] : 4 / 3;
-  // The widths are to each other as the shapes.
+  // With equal heights, the widths have the ratio of the aspect ratios.
   const halves = ends.map(end => make("div", {class: "half", style: `flex: ${shape(end)} 1 0; aspect-ratio: ${shape(end)}`}, ...boxedPhoto(end)));
   const frame = make("div", {class: "pair", style: `max-width: ${Math.round(420 * ends.reduce((sum, end) => sum + shape(end), 0))}px`}, ...halves, canvas);
 
@@ -31,7 +31,7 @@ function pairPicture(ends, lines) {
       boxes[end].y - outer.y + lines[4 * i + 2 * end + 1] / 65535 * boxes[end].height];
     for (let i = 0; i < lines.length / 4; i++) {
       const [from, to] = [at(i, 0), at(i, 1)];
-      // Colours run down the first photo, so that lines that cross stand out.
+      // The colour depends on the height in the first photo, so that crossing lines stand out.
       context.strokeStyle = context.fillStyle = ramp(lines[4 * i + 1] / 65535);
       context.globalAlpha = 0.75;
       context.lineWidth = 1;
@@ -47,14 +47,14 @@ function pairPicture(ends, lines) {
   return frame;
 }
 
-/** A photo that fills its parent, with a box where there is one. */
+/** Makes a photo that fills its parent, with a box if one is given. */
 function boxedPhoto({name, source, box}) {
   const [x0, y0, x1, y1] = (box ?? [0, 0, 0, 0]).map(share => 100 * share);
   return [source ? make("img", {src: source, alt: name}) : make("div", {class: "blank"}, "The photo is not here"),
     box ? make("div", {class: "box", style: `left: ${x0}%; top: ${y0}%; width: ${x1 - x0}%; height: ${y1 - y0}%`}) : ""];
 }
 
-/** A dialog for one photo at a time. step(by) shows the next one or the one before, by arrow keys, too. */
+/** Makes a dialog for one photo at a time. Buttons and arrow keys call step(by) to show the next or previous photo. */
 function steppingDialog(step, ...body) {
   const title = make("h2", {id: "photo-title"});
   const button = by => make("button", {type: "button", "aria-label": by < 0 ? "Previous photo" : "Next photo", onclick: () => step(by)}, by < 0 ? "←" : "→");

@@ -19,25 +19,25 @@ for (const note of data.notes) main.append(make("p", {class: "note", role: "note
     ["Keypoints", whole(summary.keypoints), `${whole(Math.round(summary.keypoints / Math.max(1, photoCount)))} a photo`],
     ["Verified pairs", whole(summary.verified_pairs), `of ${whole(summary.pairs)} matched; ${whole(summary.verified_matches)} of ${whole(summary.matches)} matches`],
   ]));
-  if (others.length) overview.append(make("p", {class: "lead"}, `Models beside the largest: ${others.join("; ")}.`));
+  if (others.length) overview.append(make("p", {class: "lead"}, `Other models: ${others.join("; ")}.`));
   for (const group of summary.camera_groups ?? []) overview.append(make("p", {class: "lead cameras"}, cameras(group)));
   if (summary.orientation) overview.append(make("p", {class: "lead"}, `Keypoints are described ${described(summary.orientation)}.`));
   if (summary.seconds) overview.append(stages());
 }
 
-/** Along which orientations, and why. */
+/** Says along which orientations keypoints are described, and why. */
 function described(orientation) {
   const [decided, reason] = orientation.split(": ");
   const along = {upright: "upright", estimated: "along their estimated orientations", both: "upright and along their estimated orientations"}[decided] ?? decided;
   return reason ? `${along}: ${reason}` : along;
 }
 
-/** Which photos share a camera, and why. */
+/** Says which photos share a camera, and why. */
 function cameras({photos: count, shared, reason}) {
   return `${plural(count, "photo")} ${shared ? "share a camera" : count === 1 ? "has a camera of its own" : "have a camera each"}: ${reason}.`;
 }
 
-/** Time and memory of each stage. */
+/** Charts time and memory of each stage. */
 function stages() {
   const seconds = Object.entries(summary.seconds), memory = summary.peak_memory_mb_by_stage;
   const total = seconds.reduce((sum, [, value]) => sum + value, 0);
@@ -45,7 +45,7 @@ function stages() {
     make("div", {class: "card"}, make("h3", {}, "Time by stage"), bars(seconds.map(([name, value]) => [name, value, `${value.toFixed(1)} s`])),
       make("p", {class: "caption"}, `${total.toFixed(1)} s in all, in the run that made the model. Work that was up to date took no time.`)),
     memory ? make("div", {class: "card"}, make("h3", {}, "Memory by stage"), bars(Object.entries(memory).map(([name, value]) => [name, value, `${whole(value)} MB`])),
-      make("p", {class: "caption"}, "The most that the process had had by the end of each stage: the stage where it rises needs it."))
+      make("p", {class: "caption"}, "Peak memory of the process up to the end of each stage. If the peak rises at a stage, that stage needs the memory."))
       : make("div", {class: "card"}, make("h3", {}, "Memory"), make("p", {}, `${whole(summary.peak_memory_mb)} MB at most`)));
 }
 
@@ -55,15 +55,15 @@ let view = null;
 if (data.cloud) {
   const {cloud} = data;
   const rule = cloud.cell
-    ? `${whole(cloud.shown)} of ${whole(cloud.points)} points are drawn: of each cell of a grid of ${cloud.cell.toPrecision(2)} units, the one with the longest track.`
+    ? `${whole(cloud.shown)} of ${whole(cloud.points)} points are drawn: the point with the longest track in each cell of a grid with ${cloud.cell.toPrecision(2)} units a side.`
     : `All ${whole(cloud.shown)} points in the box are drawn.`;
   const outside = cloud.outside ? ` ${plural(cloud.outside, "point")} far outside the box ${cloud.outside === 1 ? "is" : "are"} left out.` : "";
-  const canvas = make("canvas", {tabindex: 0, role: "img", "aria-label": `The model in 3D: ${plural(cloud.points, "point")} and ${plural(cloud.tips.length, "camera")}. Arrow keys turn it, plus and minus come closer and go away, 0 goes back.`});
+  const canvas = make("canvas", {tabindex: 0, role: "img", "aria-label": `The model in 3D: ${plural(cloud.points, "point")} and ${plural(cloud.tips.length, "camera")}. Arrow keys turn it, plus and minus zoom in and out, and 0 resets the view.`});
   const tip = make("output", {class: "tip", hidden: true}), node = make("div", {class: "model"}, canvas, tip);
   const size = make("input", {type: "range", min: 0.5, max: 6, step: 0.5, value: cloud.shown > 60000 ? 1.5 : 2.5});
   const cameras = make("input", {type: "checkbox", checked: true});
   const reset = make("button", {type: "button"}, "Reset view");
-  section("model", "Model", `Drag to turn, with Shift or the right button to shift; click it, then scroll to come closer. A camera says its photo's name; click it to see the photo. ${rule}${outside}`,
+  section("model", "Model", `Drag to turn the model. Drag with Shift or the right button to move it. Click it, then scroll to zoom. Point at a camera to read the name of its photo, and click it to see the photo. ${rule}${outside}`,
     node, make("div", {class: "controls"}, make("label", {}, "Size of points", size), make("label", {}, cameras, "Cameras"), reset));
   view = modelView(canvas, {...cloud, xyz: unpack(cloud.xyz), rgb: unpack(cloud.rgb)}, {
     onCamera(camera) {
@@ -116,7 +116,7 @@ function thumbnail(number) {
     table.filter(n => (!state.value || photos.state[n] === state.value)
       && words.every(word => `${photos.name[n]} ${photos.reason[n]}`.toLocaleLowerCase().includes(word)));
   }
-  section("photos", "Photos", "Matches of verified pairs, and observations of points of the largest model. Choose a column to sort by it, a photo to see its keypoints.",
+  section("photos", "Photos", "Verified matches are those of verified pairs. Observations are those of the largest model. Choose a column to sort by it, or a photo to see its keypoints.",
     make("div", {class: "controls"}, search, state), table.node, table.foot);
 }
 
@@ -124,7 +124,7 @@ function thumbnail(number) {
 
 const keypoints = data.keypoints && {xy: unpack(data.keypoints.xy), length: unpack(data.keypoints.length),
   first: data.keypoints.count.reduce((all, count) => [...all, all.at(-1) + count], [0])};
-// Half of all keypoints with a track have a shorter one than the middle of the ramp; few exceed its end.
+// The ramp ends at the 98 % quantile of the track lengths, so that few tracks exceed it.
 const longest = (() => {
   const sorted = keypoints ? keypoints.length.filter(length => length > 0).sort() : [];
   return Math.max(4, sorted[Math.floor(0.98 * sorted.length)] ?? 4);
@@ -150,7 +150,8 @@ const viewer = (() => {
     if (!canvas || !keypoints || now >= data.keypoints.count.length) return;
     const ratio = devicePixelRatio || 1, width = canvas.width = stage.clientWidth * ratio, height = canvas.height = stage.clientHeight * ratio;
     const context = canvas.getContext("2d"), radius = Math.max(1.6, stage.clientWidth / 360) * ratio;
-    // A path for each track length, the long ones on top: thousands of paths would keep a phone busy for seconds.
+    // There is one path for each track length, with long tracks on top. A path for each of thousands of keypoints would
+    // keep a phone busy for seconds.
     const paths = new Map();
     for (let i = keypoints.first[now + 1] - 1; i >= keypoints.first[now]; i--) {
       const length = keypoints.length[i];
@@ -189,7 +190,7 @@ const viewer = (() => {
     return make("div", {}, make("h3", {}, "Keypoints by track length"),
       make("div", {class: "ramp", style: `background: linear-gradient(to right, ${stops})`}),
       make("div", {class: "ends"}, make("span", {}, "2"), make("span", {}, `${longest} and more`)),
-      make("p", {class: "caption"}, `White: of no point. ${kept < all ? `${whole(kept)} of ${whole(all)}, those with the longest tracks and the strongest.` : `All ${whole(all)}.`}`),
+      make("p", {class: "caption"}, `White keypoints belong to no point. ${kept < all ? `${whole(kept)} of ${whole(all)} are shown: those with the longest tracks, then the strongest.` : `All ${whole(all)} are shown.`}`),
       make("label", {}, "Tracks", least, leastSaid));
   }
 
@@ -231,20 +232,20 @@ if (data.graph.places.length) {
     return {said: `${rowName(row)}\n${state}`, className: stateClass[state] ?? "missing"};
   };
   const said = (row, column, value) => [rowName(row), ...(row === column ? [] : [rowName(column)]), value ? plural(value, "verified match").replace("matchs", "matches") : row === column && group === 1 ? "itself" : "not verified"];
-  section("matches", "Matches", `Which photos were geometrically verified with which.${group > 1 ? ` Each vertex and row stands for a group of ${group} photos that follow each other.` : ""}`,
+  section("matches", "Matches", `Pairs of photos that passed geometric verification.${group > 1 ? ` Each vertex and row stands for a group of ${group} photos that follow each other.` : ""}`,
     make("div", {class: "grid", style: "--least: 24rem"},
       make("div", {class: "card"}, make("h3", {}, "Match graph"), graphChart(`Match graph of ${plural(rows, of)}`, graph.places, edges, look, row => openPhoto(row * group)),
         make("p", {class: "caption"}, make("span", {class: "key registered"}), " registered ", make("span", {class: "key elsewhere"}), " in another model ", make("span", {class: "key missing"}), " not registered"),
         make("p", {class: "caption"}, `Photos with many verified matches stand close together. ${whole(graph.edges.length)} of ${plural(edgesOf.joining, "connection")} drawn: the strongest of each photo, and the strongest of all.`)),
       make("div", {class: "card"}, make("h3", {}, "Matrix of verified matches"),
         matrixChart(`Matrix of verified matches of ${plural(rows, of)}`, rows, Array.from(first, (row, i) => [row, second[i], matches[i]]), said, row => openPhoto(row * group)),
-        make("p", {class: "caption"}, "Rows and columns are the photos in their order; the stronger the colour, the more matches."))));
+        make("p", {class: "caption"}, "Rows and columns are the photos in their order. A stronger colour means more matches."))));
 }
 
 /* Pairs of photos */
 
 if (data.pairs.length) {
-  const made = section("pairs", "Pairs", "The verified pairs with the most and with the fewest matches that agree with one geometry. Wrong ones among the weakest join what does not belong together.");
+  const made = section("pairs", "Pairs", "The verified pairs with the most and with the fewest matches that agree with one geometry. A wrong pair among the weakest joins parts of the scene that do not belong together.");
   for (const [title, best] of [["Most inliers", true], ["Fewest inliers", false]]) {
     const some = data.pairs.filter(pair => pair.best === best);
     if (some.length) made.append(make("h3", {}, title), ...some.map((pair, i) => pairPanel(pair, i === 0)));

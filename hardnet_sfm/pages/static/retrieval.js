@@ -1,4 +1,4 @@
-// The page about what was found.
+// The page about the results of a search.
 
 const {answers, search, names} = data;
 const MOST_SHOWN = 60;
@@ -57,7 +57,7 @@ function show(number) {
   fill();
 }
 
-/* One photo beside the query */
+/* One photo next to the query */
 
 const viewer = (() => {
   const pair = make("div", {}), aside = make("div", {class: "aside"});
@@ -71,7 +71,7 @@ const viewer = (() => {
     pair.replaceChildren(pairPicture([queryEnd(answer), {name: names[image], source: data.previews[image], size}], lines));
     aside.replaceChildren(facts([["Score", score(answer.score[place])],
       ["Inliers", inliers === null ? "not verified" : whole(inliers)], ["Size", size ? `${size[0]} × ${size[1]} px` : "–"]]),
-      inliers ? make("p", {class: "caption"}, drawn < inliers ? `${whole(drawn)} of ${plural(inliers, "inlier")} drawn.` : "Lines join what was spatially verified.") : "");
+      inliers ? make("p", {class: "caption"}, drawn < inliers ? `${whole(drawn)} of ${plural(inliers, "inlier")} drawn.` : "Lines join spatially verified matches.") : "");
     if (!dialog.open) dialog.showModal();
   };
 })();
@@ -89,7 +89,7 @@ if (answers.length > 1) {
     ...(verifying ? [{title: "Verified", value: n => answers[n].verified, cell: n => whole(answers[n].verified)}] : []),
     {title: "Best", text: true, className: "wide", value: n => best(answers[n]), cell: n => best(answers[n])},
   ], [...answers.keys()]);
-  section("queries", "Queries", "Choose a query to see what was found for it.", table.node, table.foot);
+  section("queries", "Queries", "Choose a query to see its results.", table.node, table.foot);
 }
 
 function choose(number) {
@@ -97,7 +97,7 @@ function choose(number) {
   document.getElementById("results").scrollIntoView();
 }
 
-section("results", "Results", `Best first. Choose a photo to see it beside the query${verifying ? ", with lines between what was spatially verified" : ""}.`, asked, found, make("div", {class: "controls"}, more));
+section("results", "Results", `Best first. Choose a photo to see it next to the query${verifying ? ", with lines between spatially verified matches" : ""}.`, asked, found, make("div", {class: "controls"}, more));
 show(0);
 
 section("options", "Options and versions", null, provenance({Search: search, Features: data.features, Weights: data.weights}, data.versions));

@@ -4,11 +4,11 @@ const MEAN = "mean", MOST_GROUPS = 12;
 
 const said = (measure, value) => value === null ? "–" : (measure.per_cent ? 100 * value : value).toFixed(measure.digits);
 
-/** The value of a descriptor in a column; null where it was not measured. */
+/** Returns the value of a descriptor in a column; null if it was not measured. */
 const valueOf = (measure, descriptor, column) => measure.values[measure.descriptors.indexOf(descriptor)][measure.columns.indexOf(column)];
 const isMarked = (measure, descriptor, column) => measure.marked[measure.descriptors.indexOf(descriptor)][measure.columns.indexOf(column)];
 
-/** The best value of a column, of those that may be compared; undefined where there is nothing to compare. */
+/** Returns the best value of a column among the unmarked values; undefined if there are none. */
 function best(measure, column) {
   const found = measure.descriptors.filter(name => !isMarked(measure, name, column)).map(name => valueOf(measure, name, column)).filter(value => value !== null);
   return found.length ? Math[measure.lower_is_better ? "min" : "max"](...found) : undefined;
@@ -21,7 +21,7 @@ function cell(measure, descriptor, column) {
   return measure.descriptors.length > 1 && value === best(measure, column) ? make("strong", {}, text) : text;
 }
 
-/** Descriptors as rows, or as columns where there are many things that they were measured on. */
+/** Makes the table of a measure. Descriptors are rows, or columns if `measure.across` is true. */
 function table(measure) {
   const trained = name => (data.descriptors[name]?.trained_on ?? []).join(", ");
   const rows = measure.across ? measure.columns : measure.descriptors, columns = measure.across ? measure.descriptors : measure.columns;
@@ -34,14 +34,14 @@ function table(measure) {
   return make("div", {class: "table"}, made.node, rows.length > 100 ? made.foot : null, measure.marked.flat().some(Boolean) ? make("p", {class: "caption"}, `* ${measure.mark}`) : null);
 }
 
-/** The measure's values as bars; of their means alone where there are too many to look at. */
+/** Draws the values of a measure as bars. With many columns it draws only the means. */
 function chart(measure) {
   const columns = measure.columns.length <= MOST_GROUPS ? measure.columns : measure.columns.filter(column => column === MEAN);
   return columns.length ? make("div", {class: "card"}, groupedBars(`${measure.title}, as bars`, measure.descriptors,
     columns.map(column => [column, measure.descriptors.map(name => valueOf(measure, name, column))]), value => said(measure, value))) : null;
 }
 
-/** A card with a line for each descriptor, in a column that is chosen. */
+/** Makes a card with a line for each descriptor in the chosen column. */
 function curveCard({title, lead, x, y, series}) {
   const columns = Object.keys(series), place = make("div", {});
   const choice = make("select", {"aria-label": `${title} of`, onchange: show}, ...columns.map(name => make("option", {value: name}, name)));
@@ -70,7 +70,7 @@ section("overview", "Overview", null, figures([
 if (data.curves.length)
   section("curves", "Curves", "Point at a curve to read it.", make("div", {class: "grid", style: "--least: 26rem"}, ...data.curves.map(curveCard)));
 
-section("measures", "Measures", "The best of those that may be compared is bold. Choose a column to sort by it.", ...data.measures.flatMap(measure => [
+section("measures", "Measures", "The best of the comparable values is bold. Choose a column to sort by it.", ...data.measures.flatMap(measure => [
   make("h3", {}, `${measure.title}${measure.lower_is_better ? "; lower is better" : ""}`), table(measure), chart(measure)]));
 
 if (data.details.length)

@@ -1,4 +1,4 @@
-// The page about a training.
+// The page about a training run.
 
 for (const note of data.notes) main.append(make("p", {class: "note", role: "note"}, note));
 
@@ -11,7 +11,7 @@ section("overview", "Overview", null, figures([
   ["Steps", whole(Number(metadata.steps ?? lastStep)), metadata.minutes ? `in ${metadata.minutes} minutes` : "so far"],
   ["FPR95", atEnd("fpr95") === null ? "–" : `${(100 * atEnd("fpr95")).toFixed(2)} %`, "false positives at 95 % recall, last validation"],
   ["mAP", atEnd("map") === null ? "–" : atEnd("map").toFixed(3), "of matching, last validation"],
-  ["Loss", fixed(curves.loss?.value.at(-1), 3), "of the last batch that was noted"],
+  ["Loss", fixed(curves.loss?.value.at(-1), 3), "of the last logged batch"],
 ]));
 
 const CURVES = [["loss", "Loss", 3], ["fpr95", "FPR95, validation", 4], ["map", "mAP of matching, validation", 4], ["learning rate", "Learning rate", 6]];
@@ -19,7 +19,7 @@ const drawn = CURVES.filter(([name]) => curves[name]?.step.length > 0);
 if (drawn.length) {
   section("curves", "Learning curves", "Point at a curve to read it.", make("div", {class: "grid", style: "--least: 26rem"}, ...drawn.map(([name, title, digits]) => {
     const {step, value} = curves[name], [low, high] = [Math.min(...value), Math.max(...value)];
-    // From 0 where that leaves the curve room enough to be seen.
+    // The axis starts at 0 if the curve then still fills enough of the chart.
     const from = low > 0.6 * high ? low - 0.1 * (high - low) - 1e-9 : Math.min(0, low);
     return make("div", {class: "card"}, make("h3", {}, title),
       lineChart(`${title}: ${fixed(value[0], digits)} at first, ${fixed(value.at(-1), digits)} at last`, [{name: title, x: step, y: value}],
