@@ -25,6 +25,7 @@ from .training.observations import MineOptions as MineOptions
 from .training.train_options import TrainOptions as TrainOptions
 from .training.warping import WarpOptions as WarpOptions
 from .verbs.demo import demo as demo
+from .verbs.doctor import doctor as doctor
 from .verbs.export import export as export
 from .verbs.extract import extract as extract
 from .verbs.index import IndexOptions as IndexOptions

@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32, Float64
 from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
+from hardnet_sfm.keypoints import Keypoints, within_reach
 
-Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 # Largest distance from an observation to its keypoint, pixels. A model stores the positions of the keypoints that it

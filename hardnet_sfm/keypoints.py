@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
+from hardnet_sfm.arrays import Float32
+
 PhotoPair = tuple[str, str]
 """Names of two photos."""
 # Lowe's threshold of the ratio test for SIFT (IJCV 2004, section 7.1). It serves descriptors that recommend no ratio of

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.keypoints import Float32
+from hardnet_sfm.arrays import Float32
 
 _SMALLEST_LEVEL = 32
 # cv2.remap accepts maps of fewer than 32768 rows, and patches are stacked below each other.

@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float64
 from hardnet_sfm.files.workspace import read_json, replacing, write_json
 
-FloatArray = NDArray[np.float64]
 Image = NDArray[np.uint8]
 Layout = Literal["square", "walk", "twins", "tower"]
-_Quad = tuple[FloatArray, FloatArray, FloatArray]  # top-left corner, edge to the right and edge down, in metres
+_Quad = tuple[Float64, Float64, Float64]  # top-left corner, edge to the right and edge down, in metres
 
 _RELATIVE_FOCAL_LENGTH = 1.1  # share of the photo's width
 _SUPERSAMPLING = 2
@@ -88,16 +88,16 @@ class Scene:
     names: tuple[str, ...]
     size: tuple[int, int]
     focal_length: float
-    cam_from_world: FloatArray
+    cam_from_world: Float64
 
     @property
-    def centres(self) -> FloatArray:
+    def centres(self) -> Float64:
         """(V, 3) camera centres in metres."""
         rotations, translations = self.cam_from_world[:, :, :3], self.cam_from_world[:, :, 3:]
         return -(rotations.transpose(0, 2, 1) @ translations)[:, :, 0]
 
     @property
-    def calibration(self) -> FloatArray:
+    def calibration(self) -> Float64:
         """(3, 3) calibration matrix in pixels; the centre of the top-left pixel is (0.5, 0.5)."""
         width, height = self.size
         return np.array([[self.focal_length, 0, width / 2], [0, self.focal_length, height / 2], [0, 0, 1]])
@@ -118,7 +118,7 @@ class Scene:
 class _Face:
     """A textured quad. It is visible only from the side on which its texture is not mirrored."""
 
-    world_from_texel: FloatArray  # (3, 3), maps (u, v, 1) in texels of level 0 to a point in metres
+    world_from_texel: Float64  # (3, 3), maps (u, v, 1) in texels of level 0 to a point in metres
     pyramid: tuple[Image, ...]  # (H / 2^k, W / 2^k, 3) for k = 0, 1, ...
 
 
@@ -166,7 +166,7 @@ def render(
     return scene
 
 
-def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
+def _place_cameras(count: int, rng: np.random.Generator) -> Float64:
     """Returns (count, 3, 4) poses on an arc in front of the square.
 
     Angles are evenly spaced, the rest varies randomly.
@@ -178,7 +178,7 @@ def _place_cameras(count: int, rng: np.random.Generator) -> FloatArray:
     return _look_at(centres, _TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
-def _place_ring(count: int, rng: np.random.Generator) -> FloatArray:
+def _place_ring(count: int, rng: np.random.Generator) -> Float64:
     """Returns (count, 3, 4) poses on a full circle around the tower.
 
     Angles are evenly spaced, the rest varies randomly.
@@ -189,14 +189,14 @@ def _place_ring(count: int, rng: np.random.Generator) -> FloatArray:
     return _look_at(centres, _RING_TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
-def _place_walk(count: int, rng: np.random.Generator) -> FloatArray:
+def _place_walk(count: int, rng: np.random.Generator) -> Float64:
     """Returns (count, 3, 4) poses on a line to the square that look along it. The walker sways by a hand's width."""
     centres = np.array([_WALK_X, _WALK_START, _WALK_HEIGHT]) + rng.uniform(-0.1, 0.1, (count, 3))
     centres[:, 1] += _WALK_STEP * np.arange(count)
     return _look_at(centres, centres + np.array([0, 20, -1]) + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
-def _look_at(centres: FloatArray, targets: FloatArray) -> FloatArray:
+def _look_at(centres: Float64, targets: Float64) -> Float64:
     """Returns (V, 3, 4) poses of upright cameras at (V, 3) centres that look at (V, 3) targets."""
     forward = targets - centres
     right = np.cross(forward, [0, 0, 1])
@@ -244,7 +244,7 @@ def _make_ground(rng: np.random.Generator) -> _Face:
     return _make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)
 
 
-def _sign_on(facade: _Quad, place: FloatArray) -> _Quad:
+def _sign_on(facade: _Quad, place: Float64) -> _Quad:
     """Places a sign in front of a facade.
 
     The place is given as shares of the free width and height, from the top left.
@@ -323,7 +323,7 @@ def _draw_leaves(width: int, height: int, rng: np.random.Generator) -> Image:
     return canvas
 
 
-def _expose(faces: list[_Face], projection: FloatArray, size: tuple[int, int], rng: np.random.Generator) -> Image:
+def _expose(faces: list[_Face], projection: Float64, size: tuple[int, int], rng: np.random.Generator) -> Image:
     """Takes a (height, width, 3) noisy photo of faces and sky through a (3, 4) projection from metres to pixels."""
     width, height = _SUPERSAMPLING * size[0], _SUPERSAMPLING * size[1]
     sky = np.linspace((215, 165, 125), (235, 225, 215), height).astype(np.uint8)
@@ -335,7 +335,7 @@ def _expose(faces: list[_Face], projection: FloatArray, size: tuple[int, int], r
     return np.clip(np.rint(_shrink(canvas, _SUPERSAMPLING) + noise), 0, 255).astype(np.uint8)
 
 
-def _draw(face: _Face, projection: FloatArray, canvas: Image, inverse_depth: NDArray[np.float32]) -> None:
+def _draw(face: _Face, projection: Float64, canvas: Image, inverse_depth: NDArray[np.float32]) -> None:
     """Draws a face where it is nearer than the content of the (H, W, 3) canvas and the (H, W) depth buffer."""
     image_from_texel = projection @ np.vstack([face.world_from_texel, [0, 0, 1]])
     if np.linalg.det(image_from_texel) <= 0:  # seen from behind
@@ -359,7 +359,7 @@ def _draw(face: _Face, projection: FloatArray, canvas: Image, inverse_depth: NDA
         _paint(canvas[top:bottom, left:right], level == k, texture, level_from_image)
 
 
-def _paint(canvas: Image, mask: NDArray[np.bool_], texture: Image, texture_from_canvas: FloatArray) -> None:
+def _paint(canvas: Image, mask: NDArray[np.bool_], texture: Image, texture_from_canvas: Float64) -> None:
     """Warps a texture by a (3, 3) homography onto the part of an (H, W, 3) canvas that an (H, W) mask selects."""
     if not mask.any():
         return
@@ -371,7 +371,7 @@ def _paint(canvas: Image, mask: NDArray[np.bool_], texture: Image, texture_from_
     np.copyto(canvas[window], warped, where=mask[window][..., None])
 
 
-def _bounds(image_from_texel: FloatArray, texture_size: tuple[int, int], canvas: Image) -> tuple[int, int, int, int]:
+def _bounds(image_from_texel: Float64, texture_size: tuple[int, int], canvas: Image) -> tuple[int, int, int, int]:
     """Returns left, top, right and bottom of the part of the canvas that can show a texture."""
     u, v = texture_size
     x, y, depth = image_from_texel @ np.array([[0, u, u, 0], [0, 0, v, v], [1, 1, 1, 1]])
@@ -389,7 +389,7 @@ def _shrink(image: Image, factor: int) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _translation(x: float, y: float) -> FloatArray:
+def _translation(x: float, y: float) -> Float64:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
 
 
@@ -399,7 +399,7 @@ def _write_jpeg(path: Path, photo: Image) -> None:
         beside.write_bytes(data.tobytes())
 
 
-_LAYOUTS: dict[Layout, tuple[Callable[..., list[_Face]], Callable[..., FloatArray]]] = {
+_LAYOUTS: dict[Layout, tuple[Callable[..., list[_Face]], Callable[..., Float64]]] = {
     "square": (_build_square, _place_cameras),
     "walk": (_build_square, _place_walk),
     "twins": (_build_twins, _place_cameras),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.homographies import HomographySequence, read_sequences
 from hardnet_sfm.evaluation.hpatches import (
@@ -43,7 +44,7 @@ from hardnet_sfm.evaluation.hpatches import (
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.flags import flag_rules
-from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
+from hardnet_sfm.keypoints import Keypoints, within_reach
 from hardnet_sfm.literature.interest_points import dominant_orientations, harris_laplace_points, hessian_points
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.progress import progress

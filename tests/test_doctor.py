@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hardnet_sfm.checks import machine as machine_checks
+from hardnet_sfm.checks import selftest
+from hardnet_sfm.checks.findings import Finding
+from hardnet_sfm.checks.store import check_store
 from hardnet_sfm.cli import main
-from hardnet_sfm.doctor import machine as machine_checks
-from hardnet_sfm.doctor import selftest
-from hardnet_sfm.doctor.findings import Finding
-from hardnet_sfm.doctor.store import check_store
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files import weight_files

@@ -18,7 +18,7 @@ FLOORS = (
     ("cli", "literature"),
     # These verbs run other verbs to measure or to check them.
     ("verbs.demo", "verbs.doctor", "verbs.evaluate"),
-    ("benchmark", "doctor"),
+    ("benchmark", "checks"),
     ("verbs",),
     ("photo_index", "view_synthesis"),
     ("orientation", "reconstruction"),
@@ -29,7 +29,7 @@ FLOORS = (
     ("patches", "scene"),
     ("files",),
     ("flags", "keypoints", "progress", "registry", "resources", "sights", "stages", "versions", "workers"),
-    ("errors",),
+    ("arrays", "errors"),
 )
 LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
 FILES = {

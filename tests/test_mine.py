@@ -24,6 +24,7 @@ from PIL import Image
 from processes import last_words, running
 
 import hardnet_sfm
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.database import colmap_keypoints
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.tracks import Tracks, keypoint_tables, read_tracks
@@ -35,7 +36,7 @@ from hardnet_sfm.files.photo_files import exif_orientation, read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.pages.sheets import sheet
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources

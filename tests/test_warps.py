@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.files.patch_sets import read_patches
@@ -25,7 +26,7 @@ from hardnet_sfm.training.warping import (
     warped,
     warped_patches,
 )
-from hardnet_sfm.verbs.warp import Grey, warp
+from hardnet_sfm.verbs.warp import warp
 
 FEW = WarpOptions(views=3, points=200, max_keypoints=600, measurement_size=12.0)
 

@@ -10,15 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hardnet_sfm.arrays import Grey, Ints
 from hardnet_sfm.benchmark.describing import in_batches
 from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.networks.loading import scorer_of
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workers import in_order, torch_threads
-
-Grey = NDArray[np.uint8]
-Ints = NDArray[np.int64]
 
 
 class PairStream:

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workers import in_order, torch_threads
-
-Grey = NDArray[np.uint8]
 
 
 class PatchStream:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float16
 from hardnet_sfm.benchmark.comparing import PairStream
 from hardnet_sfm.benchmark.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
 from hardnet_sfm.benchmark.describing import PatchStream
@@ -30,7 +31,6 @@ from hardnet_sfm.evaluation.w1bs import NUISANCES, column_score, find_columns
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 
-Float16 = NDArray[np.float16]
 _Verified = Mapping[tuple[hpatches.Level, str], VerificationScore]
 _PAIRS = 2**16
 # Spellings of the names of Brown's sets in papers and files. "Statue of Liberty" names other sets of photos.

@@ -15,13 +15,14 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.sift import distinct_rows
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.keypoints import Keypoints
 
 Cost = TypeVar("Cost")
 

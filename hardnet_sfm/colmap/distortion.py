@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from hardnet_sfm.arrays import Float64
+
 # The model that cameras start with, and which may grow.
 GROWING = "SIMPLE_RADIAL"
 # One in this many observations is held out. At least this many stay with each point.

@@ -6,8 +6,9 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.log import native_log
-from hardnet_sfm.keypoints import SCALE_DECIMALS, Float32, Keypoints, strongest
+from hardnet_sfm.keypoints import SCALE_DECIMALS, Keypoints, strongest
 
 
 def distinct_rows(found: pycolmap.FeatureKeypoints) -> tuple[Float32, NDArray[np.intp]]:

@@ -11,11 +11,10 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32, Float64
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.keypoints import Float32
 
-Float64 = NDArray[np.float64]
 _HINT = "Give the features.h5 or database.db of the model."
 _ANGLES_AT_ONCE = 1_000_000  # number of pairs of rays, 8 MB
 

@@ -11,11 +11,11 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.database import Database
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.two_view import Verification
-from hardnet_sfm.keypoints import Float32
 
 Pair = tuple[str, str]
 # COLMAP's guess of an unknown focal length, as a multiple of the photo's longer side.

@@ -8,7 +8,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from hardnet_sfm.keypoints import Float32
+from hardnet_sfm.arrays import Float32
 
 # Largest number of RANSAC trials, a quarter of COLMAP's. Photos without common content have matches at wide thresholds
 # and use up all trials. On 240 pairs of rock, 2500 trials take a quarter of the time. They lose 7 of 148 verified

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.columns import Grey
 from hardnet_sfm.files.photo_files import read_photo
 
 PATCH_SIZE = 64

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import read_photo
-
-Grey = NDArray[np.uint8]
 
 
 def read_column(path: Path, side: int | None = None, count: int | None = None) -> Grey:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32, Float64
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision
 from hardnet_sfm.files.photo_files import EXTENSIONS
-from hardnet_sfm.keypoints import Float32
 
 PHOTOS = 6
 TOLERANCE = 3.0
@@ -29,8 +29,6 @@ TOLERANCES = np.arange(1, 11)
 _LAYOUT = "A sequence has photos 1 to 6 (or img1 to img6) and homographies H_1_2 to H_1_6 (or H1to2p to H1to6p)."
 # Number of rows of the distance matrix between two photos' keypoints that are computed at once.
 _ROWS = 1024
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

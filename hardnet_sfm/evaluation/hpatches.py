@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Grey, Ints
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.columns import Grey, read_column
+from hardnet_sfm.evaluation.columns import read_column
 
 Level = Literal["easy", "hard", "tough"]
 LEVELS: tuple[Level, ...] = ("easy", "hard", "tough")
@@ -32,8 +32,6 @@ VERIFICATION_HEADER = "s1,t1,idx1,s2,t2,idx2"
 RETRIEVAL_HEADER = "s,idx"
 _RELEASE = "Give the folder `hpatches-release`."
 _TASKS = "The task files are in the folder `tasks` of the authors' repository hpatches-benchmark: give it with --tasks."
-
-Ints = NDArray[np.int64]
 
 
 def column_of(level: Level, photo: int | Ints) -> Any:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float16, Ints
 from hardnet_sfm.evaluation.hpatches import LEVELS, PHOTOS, Level, Tasks, column_of
 from hardnet_sfm.evaluation.measures import squared_distances, trapezoid_average_precision
 
@@ -23,9 +24,7 @@ _FEW = 0.2
 _PAIRS = 2**16
 _QUERIES = 64
 
-Float16 = NDArray[np.float16]
 Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
 # The string in a key is the kind of negatives or the name of a sequence.
 ByPhotos = Mapping[tuple[Level, str], "VerificationScore"]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.columns import Grey, read_column
+from hardnet_sfm.evaluation.columns import read_column
 from hardnet_sfm.evaluation.measures import squared_distances, threshold_area
 
 NUISANCES = {"A": "appearance", "G": "geometry", "L": "lighting", "S": "sensor", "map2photo": "map2photo"}

@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32, Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.journal import Arrays, Journal
 from hardnet_sfm.files.workspace import replacing
-from hardnet_sfm.keypoints import Float32
 
 FORMAT = "hardnet-sfm patches 1"
 PATCH_SIZE = 64
@@ -45,8 +45,6 @@ _PUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "angle": (np.float32, ()),
     "xyz": (np.float32, (3,)),
 }
-
-Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.descriptors import Descriptor
@@ -21,8 +21,6 @@ from hardnet_sfm.networks.loading import check_compares
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.validation import BATCH_SIZE, HeldOutBatches, measures_of
-
-Grey = NDArray[np.uint8]
 
 
 class HeldOut:

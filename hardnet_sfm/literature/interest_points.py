@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.arrays import Float32
+from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.patches import extract_patches
 
 _FIRST_SIGMA = 1.6

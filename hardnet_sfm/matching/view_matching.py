@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hardnet_sfm.keypoints import Float32, Matches, within_reach
+from hardnet_sfm.arrays import Float32
+from hardnet_sfm.keypoints import Matches, within_reach
 from hardnet_sfm.matching.nearest import Acceptance, PreparedDescriptors, mutual_nearest_neighbours
 
 # A rival of a neighbour is farther from it than this, pixels (MODS).

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.colmap.tracks import Float64, Tracks
+from hardnet_sfm.arrays import Float64
+from hardnet_sfm.colmap.tracks import Tracks
 from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.pages.page import packed
 

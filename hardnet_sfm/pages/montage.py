@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.photo_files import read_colours
 from hardnet_sfm.files.workspace import replacing
-from hardnet_sfm.keypoints import Float32, RankedImage
+from hardnet_sfm.keypoints import RankedImage
 
 Box = tuple[float, float, float, float]
 Picture = NDArray[np.uint8]

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.pages.page import picture, write_page
 from hardnet_sfm.versions import versions
 

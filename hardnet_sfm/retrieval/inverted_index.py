@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.workspace import MANIFEST, digest, read_json, write_json
-from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.methods import MOST_PHOTOS

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.keypoints import Float32, RankedImage
+from hardnet_sfm.arrays import Float32
+from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.retrieval.expansion import (
     Region,
     expand_query,

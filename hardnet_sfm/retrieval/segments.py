@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.workspace import PHOTOS, digest
-from hardnet_sfm.keypoints import Float32, Keypoints
+from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.methods import MOST_PHOTOS
 from hardnet_sfm.retrieval.visual_words import Signatures, Words

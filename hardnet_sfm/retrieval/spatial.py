@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.keypoints import Float32
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.consensus import best_transformation
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex

@@ -17,10 +17,10 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import CARD, prepare_folder, read_json, replacing, write_json
-from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.progress import progress
 
 FORMAT = "hardnet-sfm vocabulary"

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.brown import ACROSS, MEASUREMENT_SIZE, ON_A_SHEET, PATCH_SIZE, open_brown
-from hardnet_sfm.files.patch_sets import Grey, PatchSet
+from hardnet_sfm.files.patch_sets import PatchSet
 
 
 def read_brown(folder: Path, measurement_size: float = MEASUREMENT_SIZE) -> PatchSet:

@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32, Float64
 from hardnet_sfm.errors import check_above, check_least
-from hardnet_sfm.keypoints import Float32
 
 if TYPE_CHECKING:  # pycolmap takes a second to import
     from hardnet_sfm.colmap.tracks import Tracks
 
-Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_least
 from hardnet_sfm.files.patch_sets import PatchSet
-
-Grey = NDArray[np.uint8]
 
 # A width in pixels that no photo exceeds. It is a power of two, so that adding a position to it is exact.
 _PHOTO = 2.0**20

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Float32, Grey
 from hardnet_sfm.errors import UsageError, check_above, check_least
 from hardnet_sfm.files.patch_sets import PATCH_SIZE
-from hardnet_sfm.keypoints import Float32, Keypoints, within_reach
+from hardnet_sfm.keypoints import Keypoints, within_reach
 from hardnet_sfm.patches import extract_patches
 
 _EXTENT = 1000.0  # pixels
-Grey = NDArray[np.uint8]
 Detect = Callable[[Grey], Keypoints]
 Homography = NDArray[np.float64]
 

@@ -10,11 +10,43 @@ from typing import Annotated, ClassVar
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
+from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
 
 _COLOURS = {"ok": "green", "note": "yellow", "unknown": "yellow", "broken": "bold red"}
+
+
+def doctor(
+    store: Path | str | None = None, images: Path | str | None = None, resources: Resources | None = None
+) -> list[Finding]:
+    """Checks the installation with a short self test, or a store of features.
+
+    Args:
+        store: features.h5, a file of another program in hloc's layout, or a workspace; None for the installation.
+        images: folder of the store's photos, which make its conventions certain. Default: the folder that it names.
+        resources: threads and device that the self test uses.
+
+    Returns:
+        What was found. A finding whose state is "broken" needs to be mended.
+
+    Raises:
+        HardnetSfmError: there is no such store.
+        UsageError: images are given without a store, or there is no such folder.
+    """
+    if store is None:
+        if images is not None:
+            raise UsageError("--images has no effect without a store", "Give the store that these photos belong to.")
+        from hardnet_sfm.checks.machine import machine
+        from hardnet_sfm.checks.selftest import self_test
+
+        return machine() + self_test(resources or Resources())
+    from hardnet_sfm.checks.store import check_store
+
+    if images is not None and not Path(images).is_dir():
+        raise UsageError(f"no such folder: {images}", "Give the folder of the store's photos.")
+    return check_store(Path(store), None if images is None else Path(images))
 
 
 @dataclass(frozen=True)
@@ -39,19 +71,7 @@ class DoctorCommand:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        if self.images is not None and self.store is None:
-            raise UsageError("--images has no effect without a store", "Give the store that these photos belong to.")
-        if self.images is not None and not self.images.is_dir():
-            raise UsageError(f"no such folder: {self.images}", "Give the folder of the store's photos.")
-        if self.store is not None:
-            from hardnet_sfm.doctor.store import check_store
-
-            findings = check_store(self.store, self.images)
-        else:
-            from hardnet_sfm.doctor.machine import machine
-            from hardnet_sfm.doctor.selftest import self_test
-
-            findings = machine() + self_test(self.resources)
+        findings = doctor(self.store, self.images, self.resources)
         broken = [found.what for found in findings if found.state == "broken"]
         if self.json:
             content = {"broken": broken, "findings": [asdict(found) for found in findings]}

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from rich.markup import escape
 
+from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import CARD, locked, read_json
-from hardnet_sfm.keypoints import Float32
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, Images, output, print_result

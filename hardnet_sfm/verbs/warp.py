@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
+from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
 from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit, sha256_of
@@ -29,7 +30,6 @@ from hardnet_sfm.verbs.mine import print_patches
 from hardnet_sfm.workers import in_order
 
 _EXTENT = 1000.0  # pixels
-Grey = NDArray[np.uint8]
 Detect = Callable[[Grey], Keypoints]
 Homography = NDArray[np.float64]
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from viser.transforms import SO3
 
+from hardnet_sfm.arrays import Float64
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.tracks import Tracks, tracks_of
 from hardnet_sfm.files.photo_files import sensor_from_upright
 
-Float64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Colours = NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.doctor.findings import Finding
+from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import match_fingerprint
 from hardnet_sfm.files.stores import (

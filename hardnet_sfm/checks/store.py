@@ -14,9 +14,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hardnet_sfm.doctor.conventions import Photographed, compared_with_photos
-from hardnet_sfm.doctor.facts import Grid, PhotoFacts, arrays_of, is_transposed, read_facts
-from hardnet_sfm.doctor.findings import Finding
+from hardnet_sfm.checks.conventions import Photographed, compared_with_photos
+from hardnet_sfm.checks.facts import Grid, PhotoFacts, arrays_of, is_transposed, read_facts
+from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.workspace import Workspace
 

@@ -9,7 +9,7 @@ from importlib.metadata import requires
 
 from packaging.requirements import Requirement
 
-from hardnet_sfm.doctor.findings import Finding
+from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.weight_files import find_weights, shipped_names, verify
 from hardnet_sfm.resources import Resources

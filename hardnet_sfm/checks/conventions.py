@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.doctor.findings import Finding
+from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import Photo, read_photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
