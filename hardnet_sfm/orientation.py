@@ -26,6 +26,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import Ints
 from hardnet_sfm.colmap.two_view import Verification, verified_rows
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.detectors import make_detector
@@ -60,8 +61,9 @@ _ACCEPT = Acceptance(max_ratio=0.8)
 _VERIFY = Verification(max_error=3.0, min_inliers=15, seed=0)
 # More matches than this give no further evidence: the pair matches in either way.
 _ENOUGH = 100
-# Estimated orientations win if they give this many times as many verified matches.
-_BETTER = 1.05
+# Estimated orientations win if they give the first number of times as many verified matches, or the second number if
+# the sum of the gains of all pairs is this many standard deviations above 0.
+_FAR_BETTER, _BETTER, _SIGNIFICANT = 1.5, 1.05, 3.0
 # Angles within this many degrees agree. A turn counts if this share of a pair's matches agrees with it.
 _SPREAD, _AGREEING = 20.0, 0.5
 
@@ -161,6 +163,21 @@ def choose_orientations(
     return replace(found, turned={name: turned[name] for name in names if name in turned})
 
 
+def estimated_is_better(upright: Ints, estimated: Ints) -> bool:
+    """Says whether estimated orientations are clearly better than upright ones.
+
+    People hold cameras upright, so weak evidence does not count: ten verified pairs of strangers' photos of a city
+    differ by a tenth either way by chance.
+
+    Args:
+        upright: (P,) verified matches of each pair of photos described upright.
+        estimated: (P,) the same with estimated orientations.
+    """
+    gains, before, after = estimated - upright, upright.sum(), estimated.sum()
+    significant = gains.sum() > _SIGNIFICANT * np.sqrt((gains**2).sum())
+    return bool(after > _FAR_BETTER * before or (after > _BETTER * before and significant))
+
+
 def sample_of(names: list[str]) -> list[str]:
     """Returns at most 24 names, in evenly spread runs of four neighbours."""
     if len(names) <= _SAMPLE:
@@ -229,11 +246,11 @@ class _Trial:
         turned = quarter_turns(between)
         upright = self.upright(estimated, turned)
         straight = dict(zip(pairs, self._matched([(upright[a], upright[b]) for a, b in pairs]), strict=True))
-        scores = [sum(min(len(rows), _ENOUGH) for rows in found.values()) for found in (straight, oriented)]
-        verified = sum(len(straight[pair]) > 0 or len(oriented[pair]) > 0 for pair in pairs)
-        if scores[1] > _BETTER * scores[0]:
-            return Orientations("estimated", {}, verified, scores[0], scores[1]), upright
-        return Orientations("upright", turned, verified, scores[0], scores[1]), upright
+        counts = [np.array([min(len(found[pair]), _ENOUGH) for pair in pairs], int) for found in (straight, oriented)]
+        facts = int(((counts[0] + counts[1]) > 0).sum()), int(counts[0].sum()), int(counts[1].sum())
+        if estimated_is_better(*counts):
+            return Orientations("estimated", {}, *facts), upright
+        return Orientations("upright", turned, *facts), upright
 
     def turned(
         self,

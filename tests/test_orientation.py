@@ -15,7 +15,7 @@ from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Keypoints, strongest
-from hardnet_sfm.orientation import quarter_turns, sample_of, turn_between
+from hardnet_sfm.orientation import estimated_is_better, quarter_turns, sample_of, turn_between
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.verbs.extract import extract
@@ -78,6 +78,21 @@ class TestQuarterTurns:
     def test_judges_each_connected_part_by_itself(self) -> None:
         between = {("a", "b"): (0.0, 90), ("x", "y"): (90.0, 90), ("y", "z"): (0.0, 90)}
         assert quarter_turns(between) == {"x": 270}
+
+
+@pytest.mark.parametrize(
+    ("gains", "before", "better"),
+    [
+        ([24, 3, 4, 10, -2, -3, 6, 4, -10, 0], 34.6, False),  # ten pairs of strangers' photos of Paris
+        ([20, -10, 15, -5, 8] * 40, 150, False),  # less than a twentieth, though hardly by chance
+        ([20, -10, 15, -5, 8] * 40, 40, True),
+        ([60, 70, 80], 5, True),  # three photos at odd angles
+        ([], 0, False),
+    ],
+)
+def test_estimated_orientations_win_by_clear_evidence_alone(gains: list[int], before: float, better: bool) -> None:
+    upright = np.full(len(gains), before)
+    assert estimated_is_better(upright, upright + gains) == better
 
 
 def test_the_sample_has_runs_of_neighbours() -> None:
