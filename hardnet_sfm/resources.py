@@ -17,7 +17,7 @@ class Resources:
     """How much of the machine a run may use."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run networks, matching and, if faiss was built for GPUs, k-means. auto: CUDA if torch finds a device."""
+    """Device for networks, matching and, if faiss was built for GPUs, k-means. auto: CUDA if torch finds a device."""
     workers: int = 0
     """Threads for work on the CPU. 0: one for each CPU core that this process may use. Features and matches do not
     depend on it. Models are the same to the last bit only with 1."""

@@ -228,7 +228,7 @@ class TestMatch:
         assert "--images" in raised.value.hint
 
     def test_a_descriptor_does_not_score_pairs(self, place: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="TFeat describes patches and compares none") as raised:
+        with pytest.raises(UsageError, match="TFeat describes patches and cannot compare them") as raised:
             matched(place, MatchOptions(rescore=saved("tfeat", tmp_path)), tmp_path / "matches.h5")
         assert "--descriptor tfeat" in raised.value.hint
 

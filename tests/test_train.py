@@ -710,5 +710,5 @@ def test_an_error_while_it_trains_leaves_ctrl_c_as_it_was(patches: Path, tmp_pat
 def test_what_cannot_be_resumed_or_written_is_refused(patches: Path, tmp_path: Path) -> None:
     with pytest.raises(HardnetSfmError, match="no checkpoint"):
         train([patches], tmp_path / "out.safetensors", _resumed(BRIEF), CPU)
-    with pytest.raises(UsageError, match=r"end in \.safetensors"):
+    with pytest.raises(UsageError, match=r"not a \.safetensors file"):
         train([patches], tmp_path / "out.pth", BRIEF, CPU)

@@ -36,7 +36,7 @@ _NAMED = 10  # unreadable photos to print; --json lists all
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What to compare, and where to write the results."""
+    """Descriptors to compare, and files to write."""
 
     descriptor: tuple[str, ...] = ("rootsift", "hardnet")
     """Rows of the table. hardnet uses the shipped weights; other networks use the files of --weights that belong to
@@ -78,7 +78,7 @@ class TableOptions:
 
 @dataclass(frozen=True)
 class LandmarkOptions(TableOptions):
-    """What to compare, and where to write the results."""
+    """Descriptors to compare, and files to write."""
 
     method: tuple[Method, ...] = METHODS
     """Columns of the table: methods of `retrieve`."""

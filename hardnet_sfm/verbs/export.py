@@ -113,8 +113,8 @@ class ExportCommand:
     to: Path
     """Folder to write to. It is made if it does not exist."""
     forms: tuple[Form, ...] | None = None
-    """What to write. binary and text: COLMAP models. ply: points. pairs: the list of pairs for hloc. database: COLMAP's
-    database without our own table. Default: everything, but no pairs if the name of a photo has a space, which hloc
+    """Forms to write. binary and text: COLMAP models. ply: points. pairs: the list of pairs for hloc. database:
+    COLMAP's database without our own table. Default: all, but no pairs if the name of a photo has a space, which hloc
     cannot read."""
     debug: bool = False
     """Show where in the program an error came from."""

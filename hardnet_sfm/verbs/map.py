@@ -279,7 +279,7 @@ class MapCommand:
 
     common: Common = field(default_factory=Common)
     images: Path | None = None
-    """Where the photos are now, if they moved after `extract`."""
+    """Folder of the photos, if they moved after `extract`."""
     map: MapOptions = field(default_factory=MapOptions)
     resources: Resources = field(default_factory=Resources)
 

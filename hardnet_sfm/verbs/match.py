@@ -388,7 +388,7 @@ class MatchCommand:
 
     common: Common = field(default_factory=Common)
     images: Path | None = None
-    """With --rescore or --view-synthesis: where the photos are now, if they moved after `extract`."""
+    """With --rescore or --view-synthesis: folder of the photos, if they moved after `extract`."""
     match: MatchOptions = field(default_factory=MatchOptions)
     views: ViewSynthesisOptions = field(default_factory=ViewSynthesisOptions)
     weights: Path | None = None

@@ -85,14 +85,14 @@ class ReportCommand:
     )
 
     source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
-    """What the page is about. A workspace with a model: cameras and points, photos, matches, statistics. A .safetensors
-    file that `train` made or is making: learning curves, hardest patches. A .json file that `evaluate` wrote: its
-    tables, curves of precision over recall, ROC or matching accuracy, and each query, pair or sequence."""
+    """Workspace or file to show. A workspace with a model: cameras and points, photos, matches, statistics. A
+    .safetensors file that `train` made or is making: learning curves, hardest patches. A .json file that `evaluate`
+    wrote: its tables, curves of precision over recall, ROC or matching accuracy, and each query, pair or sequence."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """.html file to write. Default: report.html in the workspace, or NAME.html next to the file."""
     images: Path | None = None
-    """For a workspace: where the photos are now, if they moved after `extract`. For an evaluation on landmarks: the
-    data set, to show the first photos found for each query."""
+    """For a workspace: folder of the photos, if they moved after `extract`. For an evaluation on landmarks: the data
+    set, to show the first photos found for each query."""
     patches: Path | None = None
     """For weights: a file of patches to find the hardest positives and negatives in. Take scenes that were not trained
     on."""

@@ -220,7 +220,7 @@ class RetrieveCommand:
         """Says so where the box goes beyond the photo, by more than the pixel in which conventions differ."""
         if box and self.bbox and any(abs(asked - left) > 1 for asked, left in zip(self.bbox, box, strict=True)):
             kept = " ".join(f"{at:g}" for at in box)
-            errors.print(f"[yellow]cut:[/] the box goes beyond {escape(str(query))}; {kept} remains", soft_wrap=True)
+            errors.print(f"[yellow]cut:[/] the box goes beyond {escape(str(query))}; {kept} is left", soft_wrap=True)
 
     def _print(self, query: Path, results: list[RankedImage], index: Index) -> None:
         if self.json:

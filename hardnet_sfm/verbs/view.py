@@ -28,7 +28,7 @@ class ViewCommand:
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")] = DEFAULT
     """Workspace that `reconstruct` made, or the folder of any COLMAP model."""
     images: Path | None = None
-    """Where the photos are now, if they moved after `extract`."""
+    """Folder of the photos, if they moved after `extract`."""
     debug: bool = False
     """Show where in the program an error came from."""
     view: ViewOptions = field(default_factory=ViewOptions)

@@ -9,7 +9,7 @@ from hardnet_sfm.errors import UsageError
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Where the viewer listens, and how much it shows."""
+    """Address of the viewer, and how much it shows."""
 
     host: str = "127.0.0.1"
     """Address to listen on. If others can reach it, as with 0.0.0.0, the viewer asks for a token. Nothing is
