@@ -17,7 +17,7 @@ class Registry(Mapping[str, T], Generic[T]):
     """Maps names to built-in objects and to objects that other packages offer by entry points.
 
     A package adds an object by an entry point. The name of the entry point is the name on the command line. The object
-    is loaded when it is first requested. A removed package offers nothing.
+    is loaded when it is first requested. Names of a removed package are not listed. Loading one says what is missing.
 
     Args:
         what: kind of the objects, in the singular, for messages.
@@ -30,15 +30,17 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _offered(self) -> dict[str, EntryPoint]:
         found = {entry_point.name: entry_point for entry_point in entry_points(group=self.group)}
-        return {name: found[name] for name in sorted(found) if name not in self.built_in and _is_there(found[name])}
+        return {name: found[name] for name in sorted(found) if name not in self.built_in}
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self.built_in, *self._offered()])
+        """Yields the names of what can be loaded."""
+        return iter([*self.built_in, *(name for name, offered in self._offered().items() if _is_there(offered))])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
+        """Says whether there is an entry of that name. One of a removed package cannot be loaded."""
         return name in self.built_in or name in self._offered()
 
     def __getitem__(self, name: str) -> T:

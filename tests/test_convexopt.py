@@ -357,7 +357,7 @@ class TestRegions:
 
     def test_of_pairs_that_nothing_tells_apart_are_refused(self) -> None:
         same = torch.rand(10, 3)
-        with pytest.raises(HardnetSfmError, match="nothing tells matching"):
+        with pytest.raises(HardnetSfmError, match="no feature tells matching"):
             learn_weights(same, same - 0.1, torch.ones(3), self.OPTIONS)
 
 

@@ -201,7 +201,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty split": (_write("splits.json", '{"b": {"test": []}}'), "no sequences to test"),
     "no file": (lambda folder: (folder / "verif_neg_inter_split-b.csv").unlink(), "no such file: .*neg_inter"),
     "unknown sequence": (_append("retr_queries_split-b.csv", "v_cat,0\n"), "v_cat is no sequence of split b"),
-    "unknown patch": (_append("retr_queries_split-b.csv", "v_wall,4\n"), "patch 4 of v_wall, which has 4"),
+    "unknown patch": (_append("retr_queries_split-b.csv", "v_wall,4\n"), "patch 4 of v_wall, which has only 4"),
     "unknown photo": (_append("verif_pos_split-b.csv", "v_wall,6,1,v_wall,0,1\n"), "not from 0 to 5"),
     "truncated": (_append("verif_pos_split-b.csv", "v_wall,1,1,v_wa"), "verif_pos.*truncated"),
     "words": (_append("retr_distractors_split-b.csv", "v_wall,one\n"), "retr_distractors.*truncated, or not a task"),
@@ -227,5 +227,5 @@ def test_an_unknown_split_and_one_of_which_sequences_are_missing(tmp_path: Path)
     with pytest.raises(UsageError, match=r"no split c") as refused:
         read_tasks(folder / "tasks", "c", find_sequences(folder))
     assert refused.value.hint == "There are: b, x."
-    with pytest.raises(HardnetSfmError, match="not there: v_gone"):
+    with pytest.raises(HardnetSfmError, match="sequences of split x are missing: v_gone"):
         read_tasks(folder / "tasks", "x", find_sequences(folder))

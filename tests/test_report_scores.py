@@ -174,5 +174,5 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
 def test_what_is_missing_in_a_file_is_named(tmp_path: Path) -> None:
     other = tmp_path / "summary.json"
     other.write_text("{}")
-    with pytest.raises(HardnetSfmError, match="nothing of the name 'data_set' in it"):
+    with pytest.raises(HardnetSfmError, match="it has no 'data_set'"):
         hardnet_sfm.write_report(other)

@@ -245,7 +245,7 @@ def test_help_names_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name in [*losses.LOSSES, *ARCHITECTURES]:
-        assert re.search(rf"[ ,.]{re.escape(name)}[ ,;]", said), name
+        assert re.search(rf"[ ,.]{re.escape(name)}[ ,;.]", said), name
 
 
 @contextmanager
