@@ -130,7 +130,7 @@ def test_views_are_tried_with_the_photos_of_the_model_that_most_speaks_for(
         return NoModel("")
 
     for _ in range(2):
-        retry_left_out(place, PairOptions(), MapOptions(), RetryOptions(True), CPU, NoModel(""), match_and_map)
+        retry_left_out(place, NoModel(""), match_and_map, neighbours=None, views=True, resources=CPU)
     expected = {names[0], *sorted(counts, key=lambda name: (name != names[0], -counts[name]))[1:5]}
     (again,) = calls  # and not once more
     assert again.rounds == ("view synthesis",) and again.pairs == ()

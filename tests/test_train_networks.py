@@ -17,6 +17,7 @@ from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.literature.pair_scoring import PairNetwork
+from hardnet_sfm.literature.published_losses import l2net
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.training import losses
@@ -129,7 +130,7 @@ def test_the_layers_of_both_towers_are_supervised() -> None:
         patches = torch.cat([batch["anchors"], batch["positives"]])[:, None].float() / 255
         described = module.network(patches)
         layers = [tuple(seen[name].chunk(2)) for name in names]
-        expected = losses.l2net(*described.chunk(2), batch["allowed"], layers)
+        expected = l2net(*described.chunk(2), batch["allowed"], layers)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
