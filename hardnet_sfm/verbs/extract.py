@@ -117,33 +117,37 @@ def extract(
                 )
                 for photo, descriptors in describe_stream(stream, describe, describing):
                     arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
-                    facts: dict[str, str | int] = {
-                        "photo_sha256": photo.sha256,
-                        "exif_orientation": photo.exif_orientation,
-                        "keypoints": len(photo.keypoints),
-                        "turn": photo.turn,
-                    }
-                    writer.put(photo.name, feature_fingerprint(recipe, photo.sha256, photo.turn), arrays, facts)
+                    print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
+                    writer.put(photo.name, print_of, arrays, _facts_of(photo))
                     advance(note=photo.name)
         done = [name for name in names if name not in skipped]
         if not done:
             first = next(iter(skipped.values()))
             raise HardnetSfmError(f"{images}: none of the {len(names)} photos can be read", first)
+        orientation = f"{options.orientation}: {found.reason}" if found else options.orientation
         header = {
             "images": str(images.resolve()),
             "names": done,
             "options": recipe,
             "skipped": skipped,
             "max_ratio": descriptor.max_ratio,
+            "orientation": orientation,
+            **({"trial": found.facts()} if found else {}),
         }
-        orientation = f"{options.orientation}: {found.reason}" if found else options.orientation
-        header["orientation"] = orientation
-        if found:
-            header["trial"] = found.facts()
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
     return ExtractResult(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
+
+
+def _facts_of(photo: DetectedPhoto) -> dict[str, str | int]:
+    """Returns what the store says about one photo."""
+    return {
+        "photo_sha256": photo.sha256,
+        "exif_orientation": photo.exif_orientation,
+        "keypoints": len(photo.keypoints),
+        "turn": photo.turn,
+    }
 
 
 def _orientations(

@@ -74,6 +74,10 @@ class Preset:
     map: MapOptions = field(default_factory=MapOptions)
     retry: RetryOptions = field(default_factory=RetryOptions)
 
+    def with_options(self, **given: Any) -> Preset:
+        """Returns the same options with the given ones in their places. None keeps those of the preset."""
+        return replace(self, **{name: options for name, options in given.items() if options is not None})
+
     def check(self) -> None:
         """Raises UsageError if an option is invalid or two options exclude each other."""
         self.pair.check()
@@ -154,15 +158,14 @@ def reconstruct(
         (11, 4.6)
     """
     resources, place, images = resources or Resources(), Workspace(Path(workspace)), Path(images)
-    given: dict[str, Any] = {
-        "extract": extract_options,
-        "pair": pair_options,
-        "match": match_options,
-        "views": view_options,
-        "map": map_options,
-        "retry": retry_options,
-    }
-    chosen = replace(find_preset(preset), **{name: options for name, options in given.items() if options is not None})
+    chosen = find_preset(preset).with_options(
+        extract=extract_options,
+        pair=pair_options,
+        match=match_options,
+        views=view_options,
+        map=map_options,
+        retry=retry_options,
+    )
     # Invalid options are refused before the first photo is read.
     chosen.check()
     place.check_apart(images)

@@ -106,7 +106,6 @@ def train(
     check_installed()
 
     from hardnet_sfm.files.weight_files import find_weights, read_weights, write_weights
-    from hardnet_sfm.networks.architectures import ARCHITECTURES
     from hardnet_sfm.networks.loading import load_into
     from hardnet_sfm.training.fitting import LAST, check_checkpoint, fit, quiet
     from hardnet_sfm.training.validation import HeldOutBatches
@@ -114,12 +113,7 @@ def train(
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, validation, output, options, resources)
     options = options.completed()
-    learner = ARCHITECTURES[options.network].learner
-    if learner is not None:
-        learner_options = learner_options or learner.options()
-        learner_options.check()
-    elif learner_options is not None:
-        raise UsageError(f"{options.network} is learned by gradient descent", "Leave out the options of a learner.")
+    learner_options = _learner_options(options.network, learner_options)
     sets, held_out = _read_all(patches, validation)
     if shares is None:
         shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
@@ -133,10 +127,9 @@ def train(
     # Earlier versions allowed at most one validation set. None or one set keeps the old fingerprint, so that weights
     # from those versions stay up to date.
     fingerprint = digest(recipe, changeable, watched_by if len(watched_by) > 1 else next(iter(watched_by), None))
-    if output.is_file():
-        made = read_weights(output).metadata
-        if made.get("fingerprint") == fingerprint:
-            return TrainResult(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
+    made = _made_before(output, fingerprint)
+    if made is not None:
+        return made
     sampler = Sampler(sets, shares, options.sampling, options.seed)
     watched = HeldOutBatches(held_out) if held_out else None
     facts = about(sets, options, fingerprint, start)
@@ -162,6 +155,30 @@ def train(
             write_weights(output, module.network.state_dict(), facts | report.metadata)
             last.unlink(missing_ok=True)
     return TrainResult(module.global_step, module.seconds / 60, measures)
+
+
+def _learner_options(network: str, given: LearnerOptions | None) -> LearnerOptions | None:
+    """Returns the options of the network's learner, or None if it is trained by gradient descent."""
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
+
+    learner = ARCHITECTURES[network].learner
+    if learner is None:
+        if given is not None:
+            raise UsageError(f"{network} is learned by gradient descent", "Leave out the options of a learner.")
+        return None
+    options: LearnerOptions = given or learner.options()
+    options.check()
+    return options
+
+
+def _made_before(output: Path, fingerprint: str) -> TrainResult | None:
+    """Returns the result of an earlier run that made these very weights."""
+    from hardnet_sfm.files.weight_files import read_weights
+
+    made = read_weights(output).metadata if output.is_file() else {}
+    if made.get("fingerprint") != fingerprint:
+        return None
+    return TrainResult(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
 
 
 @dataclass(frozen=True)
