@@ -145,8 +145,8 @@ def _descriptor(summary: dict[str, Any]) -> str:
 
 def main() -> None:
     options = tyro.cli(Options, registry=flag_rules())
-    goes_on = "Interrupted. The same command goes on from here; where it was learning, with --resume."
-    with report_errors(interrupted=goes_on):
+    resumes = "Interrupted. The same command resumes; if it was training, add --resume."
+    with report_errors(interrupted=resumes):
         print_gain(*closed_loop(options))
 
 
