@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 
@@ -83,8 +83,3 @@ def _is_there(entry_point: EntryPoint) -> bool:
         return find_spec(entry_point.module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def names_of(registry: Mapping[str, Any]) -> str:
-    """Lists the names in a registry, for messages."""
-    return ", ".join(registry)

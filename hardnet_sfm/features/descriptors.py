@@ -131,7 +131,7 @@ def make_descriptor(name: str, weights: Path | None) -> Descriptor:
         UsageError: no descriptor has this name, or it takes no weights.
         HardnetSfmError: the weights cannot be used, or the descriptor recommends an impossible ratio.
     """
-    if name in ARCHITECTURES and name not in DESCRIPTORS:
+    if name not in DESCRIPTORS and name in ARCHITECTURES:
         return learned(ARCHITECTURES[name], weights)
     descriptor = DESCRIPTORS.find(name)(weights)
     if not 0 < descriptor.max_ratio <= 1:

@@ -9,7 +9,6 @@ from torch import nn
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.weight_files import Weights, not_finite, read_weights, recommended_ratio
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork, PairScorer, part_of_whole, recognised
-from hardnet_sfm.registry import names_of
 
 CUSTOMARY_SIZE = 12.0  # sigmas across a patch, usual since Brown's data set
 
@@ -23,7 +22,7 @@ def architecture_of(weights: Weights) -> str:
     name = weights.metadata.get("architecture") or recognised(weights.tensors)
     if name is None or name not in ARCHITECTURES:
         what = f"weights of {name}, an unknown network" if name else "weights of an unknown network"
-        raise HardnetSfmError(f"{weights.path}: {what}", f"Known networks: {names_of(ARCHITECTURES)}.")
+        raise HardnetSfmError(f"{weights.path}: {what}", f"Known networks: {', '.join(ARCHITECTURES)}.")
     return name
 
 

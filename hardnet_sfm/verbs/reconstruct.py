@@ -287,17 +287,7 @@ class ReconstructCommand:
         Raises:
             UsageError: there is no such preset.
         """
-        chosen = find_preset(name)
-        return cls(
-            MISSING,
-            name,
-            extract=chosen.extract,
-            pair=chosen.pair,
-            match=chosen.match,
-            views=chosen.views,
-            map=chosen.map,
-            retry=chosen.retry,
-        )
+        return cls(MISSING, name, **vars(find_preset(name)))
 
     def run(self) -> None:
         reconstruct(

@@ -41,7 +41,6 @@ def convert(
     from hardnet_sfm.files.weight_files import load_tensors, write_weights
     from hardnet_sfm.networks.architectures import ARCHITECTURES, recognised, under_names_of
     from hardnet_sfm.networks.loading import CUSTOMARY_SIZE
-    from hardnet_sfm.registry import names_of
 
     if not source.is_file():
         raise HardnetSfmError(f"no such file: {source}", "Give the path of a PyTorch checkpoint.")
@@ -67,7 +66,7 @@ def convert(
     if name is None:
         raise HardnetSfmError(
             f"{source}: weights of an unknown network",
-            f"Known networks: {names_of(ARCHITECTURES)}. "
+            f"Known networks: {', '.join(ARCHITECTURES)}. "
             "If a network has two towers, its tensors have to be named after them.",
         )
     of = ARCHITECTURES.find(name)
