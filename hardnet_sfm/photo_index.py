@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
 from hardnet_sfm.files.fingerprints import are_features_of
-from hardnet_sfm.files.photo_files import Photo, read_photo, sha256_of
+from hardnet_sfm.files.photo_files import read_photo, sha256_of
 from hardnet_sfm.files.workspace import DEFAULT
 from hardnet_sfm.keypoints import Keypoints, RankedImage
+from hardnet_sfm.photos import Photo
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method

@@ -28,7 +28,7 @@ FLOORS = (
     ("terminal",),
     ("patches", "scene"),
     ("files",),
-    ("flags", "keypoints", "progress", "registry", "resources", "sights", "stages", "versions", "workers"),
+    ("flags", "keypoints", "photos", "progress", "registry", "resources", "sights", "stages", "versions", "workers"),
     ("arrays", "errors"),
 )
 LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}

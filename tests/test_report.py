@@ -22,13 +22,14 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.tracks import read_tracks
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import read_colours, read_small, resize_to_fit
+from hardnet_sfm.files.photo_files import read_colours, read_small
 from hardnet_sfm.files.workspace import Workspace, read_json, write_json
 from hardnet_sfm.pages.cloud import MOST_POINTS, thin, upright_turn
 from hardnet_sfm.pages.matchgraph import MOST_ROWS, match_graph
 from hardnet_sfm.pages.model_page import MOST_KEYPOINTS, PAIR_PREVIEW_BYTES, PREVIEW_BYTES
 from hardnet_sfm.pages.page import MOST_BYTES, histogram, page
 from hardnet_sfm.pages.previews import make_previews
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene

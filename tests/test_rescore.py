@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.weight_files import write_weights
 from hardnet_sfm.literature import pair_scoring
@@ -26,6 +26,7 @@ from hardnet_sfm.matching.rescore import Rescorer, best_of_both, short_lists
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.verbs.match import MatchOptions, match

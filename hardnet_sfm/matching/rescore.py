@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Matches
 from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.loading import scorer_of
 from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.photos import resize_to_fit
 
 # Number of photos whose patches stay in memory, described or as pixels: 2 or 4 KB a keypoint, so at most 0.5 GB with
 # 8192 keypoints each.

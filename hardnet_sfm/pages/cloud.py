@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float64
 from hardnet_sfm.colmap.tracks import Tracks
-from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.pages.page import packed
+from hardnet_sfm.photos import sensor_from_upright
 
 MOST_POINTS = 200_000
 # The box to draw ignores this share of the points on either side. A few far points would shrink the rest to a dot.

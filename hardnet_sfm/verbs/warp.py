@@ -19,9 +19,10 @@ from tyro.conf import arg
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
-from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit, sha256_of
+from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Images, output, print_skipped

@@ -15,7 +15,7 @@ from viser.transforms import SO3
 from hardnet_sfm.arrays import Float64
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.tracks import Tracks, tracks_of
-from hardnet_sfm.files.photo_files import sensor_from_upright
+from hardnet_sfm.photos import sensor_from_upright
 
 Rows = NDArray[np.intp]
 Colours = NDArray[np.uint8]
