@@ -16,7 +16,6 @@ from .files.workspace import Workspace as Workspace
 from .keypoints import Keypoints as Keypoints
 from .keypoints import Matches as Matches
 from .keypoints import RankedImage as RankedImage
-from .pages.montage import montage as montage
 from .photo_index import Index as Index
 from .reconstruction.map_options import MapOptions as MapOptions
 from .resources import Resources as Resources
@@ -42,6 +41,7 @@ from .verbs.pair import pair as pair
 from .verbs.reconstruct import RetryOptions as RetryOptions
 from .verbs.reconstruct import reconstruct as reconstruct
 from .verbs.report import write_report as write_report
+from .verbs.retrieve import montage as montage
 from .verbs.retrieve import retrieve as retrieve
 from .verbs.train import train as train
 from .verbs.vocabulary import VocabularyOptions as VocabularyOptions

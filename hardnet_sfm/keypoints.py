@@ -11,6 +11,8 @@ from hardnet_sfm.arrays import Float32
 
 PhotoPair = tuple[str, str]
 """Names of two photos."""
+Box = tuple[float, float, float, float]
+"""A part of a photo: left, top, right and bottom in pixels of the upright photo."""
 # Lowe's threshold of the ratio test for SIFT (IJCV 2004, section 7.1). It serves descriptors that recommend no ratio of
 # their own.
 LOWES_RATIO = 0.8

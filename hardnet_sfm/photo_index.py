@@ -15,16 +15,13 @@ from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
 from hardnet_sfm.files.fingerprints import are_features_of
 from hardnet_sfm.files.photo_files import read_photo, sha256_of
 from hardnet_sfm.files.workspace import DEFAULT
-from hardnet_sfm.keypoints import Keypoints, RankedImage
+from hardnet_sfm.keypoints import Box, Keypoints, RankedImage
 from hardnet_sfm.photos import Photo
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
 from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of
-
-Box = tuple[float, float, float, float]
-
 
 # An answer with this many inliers is certainly right, so no other turn of the query needs to be tried.
 _SURE = 20

@@ -1,8 +1,9 @@
-"""A decoded photo, the camera data of its file, and what turns or shrinks its pixels."""
+"""A decoded photo, the camera data of its file, where photos come from, and what turns or shrinks pixels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -53,6 +54,28 @@ class Lens:
     def knows_focal_length(self) -> bool:
         """Whether the file states a focal length."""
         return max(self.focal_length, self.focal_length_35mm) > 0
+
+
+class PhotoSource(Protocol):
+    """Gives photos by their names. Its methods raise HardnetSfmError for a photo that cannot be read."""
+
+    def names(self) -> list[str]:
+        """Lists the names of all photos."""
+
+    def photo(self, name: str) -> Photo:
+        """Returns the decoded photo."""
+
+    def colours(self, name: str) -> NDArray[np.uint8]:
+        """Returns the upright (H, W, 3) RGB photo."""
+
+    def small(self, name: str, longest_side: int) -> NDArray[np.uint8]:
+        """Returns the upright (H, W, 3) RGB photo, shrunk so that no side is longer than `longest_side` pixels."""
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Returns width and height of the upright photo, pixels."""
+
+    def orientation(self, name: str) -> int:
+        """Returns the EXIF orientation, 1 to 8; 1 if the photo cannot be read."""
 
 
 def upright(sensor: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -37,7 +37,6 @@ from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.pages.sheets import sheet
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
@@ -51,7 +50,7 @@ from hardnet_sfm.training.observations import (
     rays_to_cameras,
     select,
 )
-from hardnet_sfm.verbs.mine import mine
+from hardnet_sfm.verbs.mine import mine, write_sheet
 
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500, orientation="estimated")  # as `made` has
 # Patches as wide as the bounds on how alike they look were measured with: the wider, the more parallax changes.
@@ -685,7 +684,7 @@ class TestBadInput:
 
 class TestSheet:
     def test_has_a_row_for_a_point_and_a_column_for_a_patch(self, mined: PatchSet, tmp_path: Path) -> None:
-        sheet(mined.path, tmp_path / "sheet.png", points=5, columns=3)
+        write_sheet(mined.path, tmp_path / "sheet.png", points=5, columns=3)
         picture = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
         assert picture.shape == (5 * 66 - 2, 3 * 66 - 2)
         np.testing.assert_array_equal(picture[:64, 66:130], mined.patches[1])
@@ -696,7 +695,7 @@ class TestSheet:
 
     def test_without_patches(self, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no patches"):
-            sheet(tmp_path / "p.h5", tmp_path / "sheet.png")
+            write_sheet(tmp_path / "p.h5", tmp_path / "sheet.png")
         (tmp_path / "p.h5").write_bytes(b"no HDF5")
         with pytest.raises(HardnetSfmError, match="damaged"):
-            sheet(tmp_path / "p.h5", tmp_path / "sheet.png")
+            write_sheet(tmp_path / "p.h5", tmp_path / "sheet.png")

@@ -23,11 +23,12 @@ from hardnet_sfm.colmap.tracks import read_tracks
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.photo_files import read_colours, read_small
+from hardnet_sfm.files.photo_folder import PhotoFolder
 from hardnet_sfm.files.workspace import Workspace, read_json, write_json
 from hardnet_sfm.pages.cloud import MOST_POINTS, thin, upright_turn
 from hardnet_sfm.pages.matchgraph import MOST_ROWS, match_graph
 from hardnet_sfm.pages.model_page import MOST_KEYPOINTS, PAIR_PREVIEW_BYTES, PREVIEW_BYTES
-from hardnet_sfm.pages.page import MOST_BYTES, histogram, page
+from hardnet_sfm.pages.page import MOST_BYTES, histogram, make_page
 from hardnet_sfm.pages.previews import make_previews
 from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.reconstruction.map_options import MapOptions
@@ -254,13 +255,13 @@ def test_previews_stay_within_their_budget(small_scene: tuple[Path, Scene], tmp_
     rng = np.random.default_rng(0)
     (tmp_path / "noise.png").write_bytes(encoded(rng.integers(0, 255, (700, 500, 3), np.uint8), "PNG"))
     for budget in (400_000, 40_000):
-        previews = make_previews(folder, names, budget, 1)
+        previews = make_previews(PhotoFolder(folder), names, budget, 1)
         assert not previews.missing and sum(map(len, previews.webp.values())) <= budget
-    assert len(make_previews(tmp_path, ["noise.png"], 3000, 1).webp["noise.png"]) <= 3000
-    few = make_previews(folder, [*names, "gone.jpg"], 2000, 1)
+    assert len(make_previews(PhotoFolder(tmp_path), ["noise.png"], 3000, 1).webp["noise.png"]) <= 3000
+    few = make_previews(PhotoFolder(folder), [*names, "gone.jpg"], 2000, 1)
     assert list(few.webp) == names[:2]
     assert few.missing["gone.jpg"] == few.missing[names[-1]] == "too many photos to show all"
-    assert "gone.jpg" in make_previews(folder, ["gone.jpg"], 2000, 1).missing["gone.jpg"]
+    assert "gone.jpg" in make_previews(PhotoFolder(folder), ["gone.jpg"], 2000, 1).missing["gone.jpg"]
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8, 4])
@@ -280,7 +281,7 @@ def test_small_photos_are_upright_and_look_the_same(
 def test_no_name_of_a_photo_becomes_markup(made: Workspace, shown: dict[str, Any]) -> None:
     assert "<script>alert(1)<&'script>.jpg" in shown["photos"]["name"]
     assert "<script>alert(1)" not in made.report.read_text("utf-8")
-    text = page("a </title><b>&", "reconstruction", {"name": "</script>@@title@@<!--"})
+    text = make_page("a </title><b>&", "reconstruction", {"name": "</script>@@title@@<!--"})
     assert "<title>a &lt;/title&gt;&lt;b&gt;&amp;</title>" in text
     assert '{"name":"\\u003c/script>@@title@@\\u003c!--"}' in text
 
@@ -377,7 +378,7 @@ def test_shares_of_a_page_are_no_more_than_all_of_it() -> None:
     """What 1000 photos with everything there can be of them take; base64 makes four bytes of three."""
     points, graph = MOST_POINTS * (3 * 2 + 3), MOST_ROWS * (MOST_ROWS + 1) // 2 * (2 + 2 + 4)
     in_base64 = PREVIEW_BYTES + PAIR_PREVIEW_BYTES + 5 * MOST_KEYPOINTS + points + graph
-    scripts = len(page("", "reconstruction", {}).encode())
+    scripts = len(make_page("", "reconstruction", {}).encode())
     table = 1000 * 300 + 1000 * 30  # a row of text, and the head of each picture
     assert in_base64 * 4 / 3 + scripts + table < MOST_BYTES
 

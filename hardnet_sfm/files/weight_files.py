@@ -72,6 +72,20 @@ def find_weights(name: str) -> Path:
     return path
 
 
+def describe_weights(extract: Mapping[str, Any]) -> dict[str, str]:
+    """Names the descriptor that made the features of a store, and its weights.
+
+    Args:
+        extract: options of the extraction, from the header of the store.
+    """
+    found = {"descriptor": str(extract.get("descriptor", ""))}
+    if sha256 := extract.get("weights_sha256"):
+        name = next((name for name in shipped_names() if sha256_of(find_weights(name)) == sha256), None)
+        found["weights"] = f"{name}, as shipped" if name else "your own"
+        found["sha256"] = str(sha256)
+    return found
+
+
 def verify(path: Path) -> str:
     """Checks a weights file against the sha256 in the card next to it, NAME.md, and returns the sha256.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float64
-from hardnet_sfm.colmap.tracks import Tracks
 from hardnet_sfm.pages.page import packed
 from hardnet_sfm.photos import sensor_from_upright
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.tracks import Tracks
 
 MOST_POINTS = 200_000
 # The box to draw ignores this share of the points on either side. A few far points would shrink the rest to a dot.

@@ -5,20 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.workspace import replacing
-
 Kind = Literal["reconstruction", "training", "retrieval", "landmarks", "scores"]
-_HEAD = 4096  # number of characters at the beginning of a page that contain its mark
 _SCRIPTS: dict[Kind, tuple[str, ...]] = {
     "reconstruction": ("page.js", "charts.js", "model.js", "pictures.js", "reconstruction.js"),
     "training": ("page.js", "charts.js", "training.js"),
@@ -65,46 +59,15 @@ def histogram(values: NDArray[Any], edges: Sequence[float] | NDArray[Any]) -> di
     }
 
 
-def check_page(target: Path) -> None:
-    """Raises UsageError if the page cannot be written: its name is not that of a page, or its folder is missing."""
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{target}: not a page", "Give it a name that ends in .html.")
-    if not target.parent.is_dir():
-        raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
-
-
-def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any], mark: str = "") -> None:
-    """Writes a page.
+def make_page(title: str, kind: Kind, data: Mapping[str, Any], mark: str = "") -> str:
+    """Makes the HTML of a page.
 
     Args:
-        target: the .html file.
         title: title of the page; any text.
         kind: kind of page, which selects the scripts.
         data: contents of the page, in a form that JSON can hold.
-        mark: digest of the inputs of the page. `read_mark` reads it again.
-
-    Raises:
-        HardnetSfmError: the file cannot be written.
+        mark: digest of what the page was made from, kept in the page.
     """
-    text = page(title, kind, data, mark)
-    try:
-        with replacing(target) as beside:
-            beside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error
-
-
-def read_mark(path: Path) -> str:
-    """Returns the mark of a page, or an empty text if there is no page or it has no mark."""
-    if not path.is_file():
-        return ""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        found = re.search(r'<meta name="made-of" content="([0-9a-f]+)">', file.read(_HEAD))
-    return found[1] if found else ""
-
-
-def page(title: str, kind: Kind, data: Mapping[str, Any], mark: str = "") -> str:
-    """Makes the text of a page, see `write_page`."""
     static = files("hardnet_sfm.pages") / "static"
 
     def read(name: str) -> str:

@@ -16,7 +16,8 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchWriter, is_made
+from hardnet_sfm.files.outputs import write_picture
+from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchWriter, is_made, read_patches
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.frames import (
@@ -330,13 +331,22 @@ def print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> N
     """Draws the sheet and writes Brown's layout if they were asked for, and prints where the files are."""
     output.print(escape(str(patches)))
     if sheet is not None:
-        from hardnet_sfm.pages.sheets import sheet as draw
-
-        draw(patches, sheet)
+        write_sheet(patches, sheet)
         output.print(escape(str(sheet)))
     if as_brown is not None:
-        from hardnet_sfm.files.patch_sets import read_patches
         from hardnet_sfm.training.brown_sets import write_brown
 
         write_brown(read_patches(patches), as_brown)
         output.print(escape(str(as_brown)))
+
+
+def write_sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> None:
+    """Writes a picture of some patches of a file, see `hardnet_sfm.pages.sheets.draw_sheet`.
+
+    Raises:
+        HardnetSfmError: the file of patches is missing or damaged, or the picture cannot be written.
+    """
+    from hardnet_sfm.pages.sheets import draw_sheet
+
+    read = read_patches(patches)
+    write_picture(png, draw_sheet(read.patches, read.point, points=points, columns=columns))

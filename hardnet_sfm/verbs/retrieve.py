@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.markup import escape
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.outputs import check_page, check_picture, write_page, write_picture
+from hardnet_sfm.files.photo_files import list_photos, read_colours
+from hardnet_sfm.files.photo_folder import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace
-from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.keypoints import Box, RankedImage
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
@@ -23,7 +27,7 @@ from hardnet_sfm.terminal import Common, output
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
     from hardnet_sfm.pages.answer_page import Answer
-    from hardnet_sfm.photo_index import Box, Index
+    from hardnet_sfm.photo_index import Index
     from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 
 # Number of results whose files are compared with the index. Reading more would take longer than the search.
@@ -99,6 +103,37 @@ def open_current(
     return Index(lists, weights, resources)
 
 
+def montage(
+    query: Path | NDArray[np.uint8],
+    results: Sequence[RankedImage],
+    images: Path,
+    target: Path,
+    *,
+    bbox: Box | None = None,
+    facts: Sequence[str] = (),
+) -> None:
+    """Draws the answer to a query as one picture: the query with its box, the ranked photos, and their matches.
+
+    Args:
+        query: path of the photo, or its upright pixels, (H, W) or (H, W, 3) RGB.
+        results: ranked photos, best first. The first 60 are drawn, each with at most 100 lines if it has any.
+        images: folder of the ranked photos. If a photo is no longer readable, its place shows the reason.
+        target: picture to write, .jpg, .png or .webp.
+        bbox: x0, y0, x1, y1 of the query in pixels; None means the whole photo.
+        facts: lines to print next to the query, for instance the method.
+
+    Raises:
+        HardnetSfmError: the query cannot be read, or the picture cannot be written.
+        UsageError: the format of the target is unknown, or the box does not overlap the photo.
+    """
+    from hardnet_sfm.pages.montage import draw_montage
+
+    check_picture(target)
+    name, pixels = (query.name, read_colours(query)) if isinstance(query, Path) else ("query", query)
+    drawn = draw_montage(name, pixels, results, PhotoFolder(images), bbox=bbox, facts=facts)
+    write_picture(target, drawn)
+
+
 def _is_current(lists: InvertedIndex, features: Path) -> bool:
     """Tells whether an index holds the present features. Without a store it counts as current: no update can follow."""
     if not features.is_file():
@@ -166,7 +201,7 @@ class RetrieveCommand:
                         self._say_what_was_cut(query, box)
                         self._print(query, results, index)
                     if self.montage is not None or self.report is not None:
-                        answers.append(Answer(query, results, box))
+                        answers.append(Answer(query.as_posix(), results, box))
                 advance(note=query.name)
         if answers:
             self._draw(answers, index, failed)
@@ -178,42 +213,35 @@ class RetrieveCommand:
 
     def _check_targets(self, queries: int) -> None:
         """Raises UsageError before the search if the requested picture or page cannot be written."""
-        from hardnet_sfm.pages.montage import check_target
-        from hardnet_sfm.pages.page import check_page
-
         for name in ("bbox", "montage"):
             if getattr(self, name) is not None and queries > 1:
                 raise UsageError(f"--{name} works with one query, not with {queries}", "Give one photo at a time.")
         if self.montage is not None:
-            check_target(self.montage)
+            check_picture(self.montage)
         if self.report is not None:
             check_page(self.report)
 
     def _draw(self, answers: list[Answer], index: Index, failed: list[str]) -> None:
         """Writes the picture and the page that were asked for."""
-        from hardnet_sfm.pages.answer_page import retrieval_page
-        from hardnet_sfm.pages.montage import montage
+        from hardnet_sfm.files.weight_files import describe_weights
+        from hardnet_sfm.pages.answer_page import SearchFacts, make_retrieval_page
 
         if self.montage is not None:
             facts = [f"{self.method}, {len(index.names)} photos"]
             asked = answers[0]
-            montage(asked.query, asked.results, index.images, self.montage, bbox=asked.bbox, facts=facts)
+            montage(Path(asked.query), asked.results, index.images, self.montage, bbox=asked.bbox, facts=facts)
         if self.report is not None:
-            retrieval_page(
-                answers,
-                index.images,
-                self.report,
-                search={
-                    "method": self.method,
-                    "top": self.top,
-                    "photos": len(index.names),
-                    "features": index.features,
-                    "words": index.words,
-                },
-                features=index.options,
-                notes=[f"Not answered: {why}" for why in failed],
-                resources=self.resources,
-            )
+            search = {
+                "method": self.method,
+                "top": self.top,
+                "photos": len(index.names),
+                "features": index.features,
+                "words": index.words,
+            }
+            notes = [f"Not answered: {why}" for why in failed]
+            about = SearchFacts(search, index.options, describe_weights(index.options), notes)
+            photos, queries = PhotoFolder(index.images), PhotoFolder(Path())
+            write_page(self.report, make_retrieval_page(answers, about, photos, queries, self.resources.threads))
             errors.print(escape(str(self.report)))
 
     def _say_what_was_cut(self, query: Path, box: Box | None) -> None:
