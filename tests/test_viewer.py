@@ -27,11 +27,13 @@ from PIL import Image
 from hardnet_sfm.colmap.model import Model, models_in
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.files.photo_folder import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import known_frames
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.verbs.mine import mine
+from hardnet_sfm.verbs.view import read_world, viewing
 
 viser = pytest.importorskip("viser", reason="viser is not installed: pip install hardnet-sfm[view]")
 
@@ -41,11 +43,11 @@ from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 from websockets.typing import Subprotocol  # noqa: E402
 
-from hardnet_sfm.viewer import guard, pages  # noqa: E402
+from hardnet_sfm.viewer import guard, selection  # noqa: E402
 from hardnet_sfm.viewer.guard import Served, serving  # noqa: E402
 from hardnet_sfm.viewer.options import ViewOptions  # noqa: E402
-from hardnet_sfm.viewer.photo_panel import Cut, Photos  # noqa: E402
-from hardnet_sfm.viewer.window import Window, viewing  # noqa: E402
+from hardnet_sfm.viewer.photo_panel import Cut, ModelPhotos  # noqa: E402
+from hardnet_sfm.viewer.window import Window  # noqa: E402
 from hardnet_sfm.viewer.world import World, ramp, span  # noqa: E402
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ CANVAS = "canvas[data-engine]"
 
 @pytest.fixture(scope="module")
 def world(made: Workspace) -> World:
-    return World.read(made.sparse / "0")
+    return read_world(made.sparse / "0")
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,9 @@ def theirs(made: Workspace) -> pycolmap.Reconstruction:
 
 
 @pytest.fixture
-def photos(made: Workspace, small_scene: tuple[Path, Scene], world: World) -> Iterator[Photos]:
+def photos(made: Workspace, small_scene: tuple[Path, Scene], world: World) -> Iterator[ModelPhotos]:
     with known_frames(made.features) as known:
-        yield Photos(world, small_scene[0], known)
+        yield ModelPhotos(world, PhotoFolder(small_scene[0]), known)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,7 @@ class TestWorld:
 
 class TestPhotos:
     def test_patches_are_those_that_are_mined(
-        self, made: Workspace, small_scene: tuple[Path, Scene], world: World, photos: Photos, tmp_path: Path
+        self, made: Workspace, small_scene: tuple[Path, Scene], world: World, photos: ModelPhotos, tmp_path: Path
     ) -> None:
         mine(made.root, small_scene[0], tmp_path / "patches.h5")
         mined = read_patches(tmp_path / "patches.h5")
@@ -227,7 +229,7 @@ class TestPhotos:
         assert compared > 20
 
     def test_every_photo_of_a_point_is_there(
-        self, world: World, theirs: pycolmap.Reconstruction, photos: Photos
+        self, world: World, theirs: pycolmap.Reconstruction, photos: ModelPhotos
     ) -> None:
         point = int(world.lengths.argmax())
         track = theirs.point3D(int(world.tracks.point_ids[point])).track.elements
@@ -235,7 +237,7 @@ class TestPhotos:
         assert {world.tracks.names[cut.photo] for cut in photos.cuts(point)} == names
 
     def test_a_photo_that_is_stored_turned_gives_the_same_patches(
-        self, small_scene: tuple[Path, Scene], made: Workspace, world: World, photos: Photos, tmp_path: Path
+        self, small_scene: tuple[Path, Scene], made: Workspace, world: World, photos: ModelPhotos, tmp_path: Path
     ) -> None:
         """The pixels in the file are the same, and only its EXIF orientation says that the camera was turned."""
         for name in world.tracks.names:
@@ -245,7 +247,7 @@ class TestPhotos:
             picture.save(tmp_path / name, "PNG", exif=exif)
         # COLMAP's database has keypoints in the pixels as stored, whichever way the photo is turned.
         with known_frames(made.database) as known:
-            turned = Photos(world, tmp_path, known)
+            turned = ModelPhotos(world, PhotoFolder(tmp_path), known)
             assert turned.orientation(0) == 6
             for point in range(0, len(world.tracks.xyz), 60):
                 for ours, same in zip(turned.cuts(point), photos.cuts(point), strict=True):
@@ -262,7 +264,7 @@ class TestPhotos:
         np.testing.assert_array_equal(drawn.stored, as_stored)
 
     def test_keypoints_are_drawn_where_they_are_in_the_colour_of_their_track(
-        self, world: World, photos: Photos, made: Workspace
+        self, world: World, photos: ModelPhotos, made: Workspace
     ) -> None:
         drawn = photos.drawn(3, "track length")
         with FeatureStore(made.features) as store:
@@ -283,7 +285,7 @@ class TestPhotos:
     def test_without_features_the_patch_says_that_it_is_a_guess(
         self, small_scene: tuple[Path, Scene], world: World
     ) -> None:
-        cut = Photos(world, small_scene[0], lambda _: None).cuts(0)[0]
+        cut = ModelPhotos(world, PhotoFolder(small_scene[0]), lambda _: None).cuts(0)[0]
         assert cut.patch is not None
         assert cut.notice == "scale and orientation not known"
 
@@ -292,7 +294,7 @@ class TestPhotos:
     ) -> None:
         name = world.tracks.names[0]
         Image.open(small_scene[0] / name).resize((96, 72)).save(tmp_path / name)
-        other = Photos(world, tmp_path, lambda _: None)
+        other = ModelPhotos(world, PhotoFolder(tmp_path), lambda _: None)
         assert "96x72 pixels, its camera 480x360" in other.drawn(0, "track length").notice
         point = int(world.tracks.point[world.tracks.of_photo(0)][0])
         cuts = {cut.photo: cut for cut in other.cuts(point)}
@@ -302,7 +304,7 @@ class TestPhotos:
 
     def test_unknown_folder_of_photos_says_what_to_do(self, world: World) -> None:
         with pytest.raises(HardnetSfmError, match="--images"):
-            Photos(world, None, lambda _: None).drawn(0, "track length")
+            ModelPhotos(world, None, lambda _: None).drawn(0, "track length")
 
 
 class TestPages:
@@ -310,7 +312,8 @@ class TestPages:
         patch = np.random.default_rng(0).integers(0, 256, (96, 96), np.uint8)
         names = ["<script>alert(1)</script>.jpg", *world.tracks.names[1:]]
         tracks = world.tracks.__class__(**{**vars(world.tracks), "names": names})
-        page = pages.point(World(world.folder, world.model, tracks), 0, [Cut(0, 0.5, patch), Cut(1, 0.25, None, "<b>")])
+        cuts = [Cut(0, 0.5, patch), Cut(1, 0.25, None, "<b>")]
+        page = selection.format_point(World(world.title, world.model, tracks), 0, cuts)
         assert "<script" not in page
         assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg" in page
         assert "&lt;b&gt;" in page
@@ -318,7 +321,7 @@ class TestPages:
         assert found is not None
         pixels = cv2.imdecode(np.frombuffer(base64.b64decode(found[1]), np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(pixels, patch)
-        assert "<script" not in pages.notice("<script>", "<script>")
+        assert "<script" not in selection.format_notice("<script>", "<script>")
 
 
 class TestGuard:
@@ -477,17 +480,17 @@ class TestWindow:
             assert {frustum.scale for frustum in window.frusta.values()} == {2 * world.distance / 100 * 8}
 
     def test_a_chosen_photo_and_a_chosen_point_fill_the_page(
-        self, made: Workspace, world: World, photos: Photos
+        self, made: Workspace, world: World, photos: ModelPhotos
     ) -> None:
         with viewing(made.root, options=FREE) as (window, _, _):
             assert not window.notice
             window.photos.value = world.tracks.names[4]
             shown = photos.drawn(4, "track length")
-            assert window.page.content == pages.photo(world, 4, shown, "track length")
+            assert window.page.content == selection.format_photo(world, 4, shown, "track length")
             np.testing.assert_array_equal(window.frusta[4].image, shown.stored)
             point = int(world.lengths.argmax())
             window.open_point(point)
-            assert window.page.content == pages.point(world, point, photos.cuts(point))
+            assert window.page.content == selection.format_point(world, point, photos.cuts(point))
             assert window.frusta[4].image is None
             rays = window.server.scene.get_handle_by_name("/chosen/rays").points
             seen = [cut.photo for cut in photos.cuts(point)]
@@ -504,7 +507,7 @@ class TestWindow:
             assert "--images" in window.page.content
             assert window.models.visible
             window.models.value = window.models.options[1]
-            assert window.world.folder == tmp_path / "1"
+            assert window.world.title == f"{tmp_path.name}/1"
             window.open_photo(0)
             assert "--images" in window.page.content
 

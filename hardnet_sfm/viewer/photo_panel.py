@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
@@ -13,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import exif_orientation, read_colours, read_photo
 from hardnet_sfm.frames import REACH, Frames, associated, upright_from_stored
 from hardnet_sfm.patches import extract_patches
-from hardnet_sfm.photos import Photo, upright
+from hardnet_sfm.photos import Photo, PhotoSource, upright
 from hardnet_sfm.viewer.world import World, ramp, span
 
 Picture = NDArray[np.uint8]
@@ -72,38 +70,30 @@ class Cut:
     notice: str = ""
 
 
-class Photos:
+class ModelPhotos:
     """The photos of a model.
 
     Args:
         world: the model.
-        folder: folder of the photos; None if it is not known.
+        photos: gives the photos; None if their folder is not known.
         known: maps a photo's name to the frames of its keypoints in COLMAP's pixels, or to None.
     """
 
-    def __init__(self, world: World, folder: Path | None, known: Callable[[str], Frames | None]) -> None:
-        self._world, self._folder, self._known = world, folder, known
+    def __init__(self, world: World, photos: PhotoSource | None, known: Callable[[str], Frames | None]) -> None:
+        self._world, self._photos, self._known = world, photos, known
         self._grey = lru_cache(_KEPT)(self._read)
 
-    def path(self, photo: int) -> Path:
-        """Returns the path that a photo should have.
-
-        Raises:
-            HardnetSfmError: the folder of the photos is not known.
-        """
-        if self._folder is None:
+    def _source(self) -> PhotoSource:
+        if self._photos is None:
             raise HardnetSfmError("the folder of the photos is not known", "Start the viewer with --images FOLDER.")
-        return self._folder / self._world.tracks.names[photo]
+        return self._photos
 
     def _read(self, photo: int) -> Photo:
-        return read_photo(self.path(photo))
+        return self._source().photo(self._world.tracks.names[photo])
 
     def orientation(self, photo: int) -> int:
-        """Reads the EXIF orientation of a photo, 1 to 8. It is 1, which means as stored, if the photo is unreadable."""
-        try:
-            return exif_orientation(self.path(photo).read_bytes())
-        except (HardnetSfmError, OSError):
-            return 1
+        """Returns the EXIF orientation of a photo, 1 to 8. It is 1, which means as stored, if it cannot be read."""
+        return 1 if self._photos is None else self._photos.orientation(self._world.tracks.names[photo])
 
     def drawn(self, photo: int, by: KeypointColour) -> Drawn:
         """Draws a photo with its keypoints. Keypoints that see a point are large dots, others are small dots.
@@ -111,7 +101,7 @@ class Photos:
         Raises:
             HardnetSfmError: the photo cannot be read.
         """
-        grey, colours = self._grey(photo), read_colours(self.path(photo))
+        grey, colours = self._grey(photo), self._source().colours(self._world.tracks.names[photo])
         height, width = colours.shape[:2]
         factor = min(1.0, LONGEST_SIDE / max(height, width))
         picture = _shrunk(colours, factor)

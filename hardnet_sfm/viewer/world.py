@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
@@ -14,7 +13,7 @@ from viser.transforms import SO3
 
 from hardnet_sfm.arrays import Float64
 from hardnet_sfm.colmap.model import Model
-from hardnet_sfm.colmap.tracks import Tracks, tracks_of
+from hardnet_sfm.colmap.tracks import Tracks
 from hardnet_sfm.photos import sensor_from_upright
 
 Rows = NDArray[np.intp]
@@ -32,24 +31,14 @@ class World:
     """A model for drawing: V cameras and P points, in the model's units.
 
     Attributes:
-        folder: folder that the model was read from.
+        title: title of the model, for example "sparse/0".
         model: the model as COLMAP stores it.
         tracks: observations of the model.
     """
 
-    folder: Path
+    title: str
     model: Model
     tracks: Tracks
-
-    @classmethod
-    def read(cls, folder: Path) -> World:
-        """Reads a binary or text model.
-
-        Raises:
-            HardnetSfmError: there is no model, the model is damaged, or it has no tracks.
-        """
-        model = Model.read(folder)
-        return cls(folder, model, tracks_of(model, folder))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

@@ -23,12 +23,12 @@ WELCOME = (
 )
 
 
-def notice(title: str, text: str) -> str:
+def format_notice(title: str, text: str) -> str:
     """Says why something cannot be shown."""
     return f'<div style="{_FRAME}"><b>{escape(title)}</b><p role="alert">{escape(text)}</p></div>'
 
 
-def photo(world: World, number: int, drawn: Drawn, by: KeypointColour) -> str:
+def format_photo(world: World, number: int, drawn: Drawn, by: KeypointColour) -> str:
     """Shows a photo with its keypoints, and explains their colours."""
     name = escape(world.tracks.names[number])
     loose = drawn.keypoints - drawn.triangulated
@@ -36,14 +36,14 @@ def photo(world: World, number: int, drawn: Drawn, by: KeypointColour) -> str:
     if drawn.notice:
         key = f'<p role="alert">{escape(drawn.notice)}</p>'
     elif by == "track length":
-        key = legend("track length", drawn.low, drawn.high)
+        key = format_legend("track length", drawn.low, drawn.high)
     else:
         key = f'<p style="{_FAINT}">green: triangulated; small grey: the {loose} others</p>'
     picture = _image(drawn.picture, ".jpg", f"{name} with its keypoints", "width:100%;border-radius:4px")
     return f'<div style="{_FRAME}"><b>{name}</b><br><span style="{_FAINT}">{said}</span>{key}{picture}</div>'
 
 
-def point(world: World, number: int, cuts: Sequence[Cut]) -> str:
+def format_point(world: World, number: int, cuts: Sequence[Cut]) -> str:
     """Shows the patches of a point, each with the name of its photo."""
     x, y, z = world.tracks.xyz[number]
     said = (
@@ -69,7 +69,7 @@ def _figure(name: str, cut: Cut) -> str:
     return f'<figure style="margin:0">{shown}<figcaption style="{words}">{caption}</figcaption></figure>'
 
 
-def legend(what: str, low: float, high: float, unit: str = "") -> str:
+def format_legend(what: str, low: float, high: float, unit: str = "") -> str:
     """Shows the colour ramp with the values at its ends."""
     stops = ramp(np.linspace(low, high, _STOPS), low, high).tolist()
     colours = ",".join(f"rgb({r},{g},{b})" for r, g, b in stops)
