@@ -25,8 +25,7 @@ import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.fingerprints import are_features_of, view_fingerprints
-from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.fingerprints import read_described, view_fingerprints
 from hardnet_sfm.files.stores import KEYPOINTS, FeatureStore, StoreWriter, keypoint_arrays
 from hardnet_sfm.files.workspace import Workspace, digest, prepare_folder, replacing
 from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
@@ -321,14 +320,7 @@ class _Views:
         fingerprint = digest(self.fingerprints(name)[step])
         found = _read(path, fingerprint)
         if found is None:
-            if not self._images.is_dir():
-                raise HardnetSfmError(f"no folder of photos at {self._images}", "Say where they are now with --images.")
-            photo = read_photo(self._images / name)
-            if not are_features_of(self._made_from[name], self._store.header["options"], photo.sha256):
-                raise HardnetSfmError(
-                    f"{self._images / name}: changed since its features were extracted",
-                    "Run `hardnet-sfm extract` again.",
-                )
+            photo = read_described(self._store, self._images, name)
             views = views_of(self._options.tilts[step - 1], self._options.rotation_step)
             found = self._describe(photo, self.keypoints(name, step - 1), views, self._store.turn(name))
             _write(path, fingerprint, found)

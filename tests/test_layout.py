@@ -13,6 +13,8 @@ from hardnet_sfm.cli import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
 WINGS = ("features", "matching", "retrieval", "training", "evaluation", "pages", "viewer")
+# Wings that take arrays and know no file on disk.
+WITHOUT_FILES = ("features", "matching", "pages", "viewer")
 FLOORS = (
     ("__main__",),
     ("cli", "literature"),
@@ -28,7 +30,10 @@ FLOORS = (
     ("terminal",),
     ("patches", "scene"),
     ("files",),
-    ("flags", "keypoints", "photos", "progress", "registry", "resources", "sights", "stages", "versions", "workers"),
+    (
+        *("flags", "keypoints", "photos", "progress", "registry", "resources", "sights", "stages", "textures"),
+        *("versions", "workers"),
+    ),
     ("arrays", "errors"),
 )
 LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
@@ -66,6 +71,13 @@ def test_module_imports_only_from_below(module: str) -> None:
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     TopologicalSorter({module: imports_of(path) - {module} for module, path in FILES.items()}).prepare()
+
+
+@pytest.mark.parametrize("wing", WITHOUT_FILES)
+def test_wing_knows_no_files(wing: str) -> None:
+    used = {name: imports_of(path) for name, path in FILES.items() if part_of(name) == wing}
+    readers = [name for name, modules in used.items() if any(part_of(module) == "files" for module in modules)]
+    assert used and readers == []
 
 
 def test_only_the_colmap_folder_imports_pycolmap() -> None:

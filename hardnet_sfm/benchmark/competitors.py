@@ -94,10 +94,9 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
         HardnetSfmError: there are no such weights.
         UsageError: two rows have the same name, or there are no rows.
     """
-    from hardnet_sfm.features.descriptors import SHIPPED
     from hardnet_sfm.files.weight_files import find_weights, read_weights
     from hardnet_sfm.networks.architectures import ARCHITECTURES
-    from hardnet_sfm.networks.loading import architecture_of
+    from hardnet_sfm.networks.loading import SHIPPED, architecture_of
 
     given = [read_weights(find_weights(one)) for one in weights]
     of = {one.path: architecture_of(one) for one in given}

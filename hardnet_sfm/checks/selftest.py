@@ -105,11 +105,11 @@ def _describe(resources: Resources) -> str:
     """Compares HardNet as this package runs it, folded and in the fast type, with its plain layers in float64."""
     import torch
 
-    from hardnet_sfm.features.descriptors import SHIPPED, PatchDescriber, make_descriptor
+    from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
     from hardnet_sfm.files.weight_files import find_weights, read_weights
     from hardnet_sfm.networks.device import resolve_device
     from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
-    from hardnet_sfm.networks.loading import load_into
+    from hardnet_sfm.networks.loading import SHIPPED, load_into
 
     photo, corners = _texture(0), np.random.default_rng(0).integers(0, min(_SIZE) - PATCH_SIZE, (_PATCHES, 2))
     patches = np.stack([photo[y : y + PATCH_SIZE, x : x + PATCH_SIZE] for x, y in corners])
