@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
 from hardnet_sfm.files.fingerprints import are_features_of
-from hardnet_sfm.files.photo_files import read_photo, sha256_of
-from hardnet_sfm.files.workspace import DEFAULT
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_hashes import PhotoHashes
+from hardnet_sfm.files.workspace import DEFAULT, Workspace
 from hardnet_sfm.keypoints import Box, Keypoints, RankedImage
 from hardnet_sfm.photos import Photo
 from hardnet_sfm.resources import Resources
@@ -93,11 +94,11 @@ class Index:
     def changed(self, names: Sequence[str]) -> dict[str, str]:
         """Reads the files of the named photos and says which are "gone" or "changed" since they were indexed."""
         found = {}
+        hashes = PhotoHashes(Workspace(self._lists.folder.parent).photo_hashes, self.images)
         for name in names:
-            path = self.images / name
-            if not path.is_file():
+            if not (self.images / name).is_file():
                 found[name] = "gone"
-            elif not are_features_of(self._lists.fingerprints[name], self.options, sha256_of(path)):
+            elif not are_features_of(self._lists.fingerprints[name], self.options, hashes.sha256(name)):
                 found[name] = "changed"
         return found
 

@@ -27,7 +27,7 @@ from PIL import Image
 from hardnet_sfm.colmap.model import Model, models_in
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.patch_sets import read_patches
-from hardnet_sfm.files.photo_folder import PhotoFolder
+from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import known_frames

@@ -19,9 +19,10 @@ from hardnet_sfm.features.extraction import (
     detector_options,
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
-from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
+from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
-from hardnet_sfm.files.workspace import locked
+from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, Images, print_result
@@ -59,7 +60,12 @@ class ExtractResult:
 
 
 def extract(
-    images: Path | str, features: Path | str, options: ExtractOptions | None = None, resources: Resources | None = None
+    images: Path | str,
+    features: Path | str,
+    options: ExtractOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    names: list[str] | None = None,
 ) -> ExtractResult:
     """Detects and describes keypoints in all photos of a folder.
 
@@ -74,6 +80,7 @@ def extract(
         features: store to create or to continue.
         options: options of detection and description.
         resources: threads and device to use.
+        names: names of the photos, if the caller has listed the folder.
 
     Raises:
         HardnetSfmError: the folder has no photos, the weights do not fit the descriptor, a photo is unreadable and
@@ -87,7 +94,7 @@ def extract(
     options, resources = options or ExtractOptions(), resources or Resources()
     options.check()
     images, features = Path(images), Path(features)
-    names = list_photos(images)
+    names = list_photos(images) if names is None else names
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
     make_detector(options.detector, detector_options(options))  # refuses options that the detector does not have
@@ -101,7 +108,8 @@ def extract(
         turned = found.turned if found else {}
         cut = PhotoCutter(options, descriptor)
         recipe = options.recipe(descriptor.weights_sha256)
-        due = _due(images, names, writer.fingerprints, recipe, turned)
+        hashes = PhotoHashes(Workspace(features.parent).photo_hashes, images)
+        due = _due(hashes, names, writer.fingerprints, recipe, turned)
         skipped: dict[str, str] = {}
         if due:
             describe = describer()
@@ -109,7 +117,7 @@ def extract(
             with progress("extract", len(names), len(names) - len(due)) as advance:
                 stream = _detected(
                     due,
-                    lambda name: cut(name, read_photo(images / name), turned.get(name, 0)),
+                    lambda name: cut(name, hashes.photo(name), turned.get(name, 0)),
                     resources.threads,
                     skipped,
                     options.strict,
@@ -120,6 +128,7 @@ def extract(
                     print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
                     writer.put(photo.name, print_of, arrays, _facts_of(photo))
                     advance(note=photo.name)
+        hashes.save(names)
         done = [name for name in names if name not in skipped]
         if not done:
             first = next(iter(skipped.values()))
@@ -174,7 +183,7 @@ def _orientations(
 
 
 def _due(
-    images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
+    hashes: PhotoHashes, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
 ) -> list[str]:
     """Lists the photos whose features are missing or out of date."""
 
@@ -182,7 +191,7 @@ def _due(
         if name not in finished:
             return False
         try:
-            return finished[name] == feature_fingerprint(recipe, sha256_of(images / name), turned.get(name, 0))
+            return finished[name] == feature_fingerprint(recipe, hashes.sha256(name), turned.get(name, 0))
         except OSError:
             return False  # the later attempt to read the photo reports the error
 

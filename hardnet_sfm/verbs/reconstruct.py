@@ -169,7 +169,7 @@ def reconstruct(
     # Invalid options are refused before the first photo is read.
     chosen.check()
     place.check_apart(images)
-    list_photos(images)
+    names = list_photos(images)
     clock = _Clock()
 
     def ended(name: str, result: StageResult) -> None:
@@ -189,7 +189,7 @@ def reconstruct(
 
     with locked(place.root):
         with clock.stage("extract"):
-            extracted = extract(images, place.features, chosen.extract, resources)
+            extracted = extract(images, place.features, chosen.extract, resources, names=names)
         ended("extract", extracted)
         with clock.stage("pair"):
             proposed = propose_where_needed(place, chosen.pair, resources, on_stage)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_folder import PhotoFolder
+from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
 from hardnet_sfm.terminal import output
