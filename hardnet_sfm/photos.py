@@ -10,6 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Affine2 = NDArray[np.float64]
+# What turns the pixels as stored upright: steps down and right, then whether rows become columns.
+_TURNS = {
+    1: (1, 1, False),
+    2: (1, -1, False),
+    3: (-1, -1, False),
+    4: (-1, 1, False),
+    5: (1, 1, True),
+    6: (-1, 1, True),
+    7: (-1, -1, True),
+    8: (1, -1, True),
+}
 
 
 @dataclass(frozen=True)
@@ -80,24 +91,9 @@ class PhotoSource(Protocol):
 
 def upright(sensor: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Applies an EXIF orientation to the pixels as stored, (H, W) or (H, W, C)."""
-    match orientation:
-        case 2:
-            turned = sensor[:, ::-1]
-        case 3:
-            turned = sensor[::-1, ::-1]
-        case 4:
-            turned = sensor[::-1]
-        case 5:
-            turned = sensor.swapaxes(0, 1)
-        case 6:
-            turned = sensor[::-1].swapaxes(0, 1)
-        case 7:
-            turned = sensor[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            turned = sensor[:, ::-1].swapaxes(0, 1)
-        case _:
-            turned = sensor
-    return np.ascontiguousarray(turned)
+    down, right, transposed = _TURNS.get(orientation, _TURNS[1])
+    turned = sensor[::down, ::right]
+    return np.ascontiguousarray(turned.swapaxes(0, 1) if transposed else turned)
 
 
 def sensor_from_upright(orientation: int, size: tuple[int, int]) -> Affine2:

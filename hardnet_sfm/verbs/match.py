@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hardnet_sfm.arrays import Grey
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.again import Again, Round, read_again
-from hardnet_sfm.files.fingerprints import match_fingerprint, read_described, what_changed
+from hardnet_sfm.files.fingerprints import match_fingerprint, what_changed
 from hardnet_sfm.files.journal import Facts
 from hardnet_sfm.files.pair_list import read_pairs
 from hardnet_sfm.files.photo_files import sha256_of
-from hardnet_sfm.files.stores import MATCHES, FeatureStore, StoreWriter, check_names_apart, match_arrays, pair_key
+from hardnet_sfm.files.stores import (
+    KEYPOINTS,
+    MATCHES,
+    FeatureStore,
+    StoreWriter,
+    check_names_apart,
+    match_arrays,
+    pair_key,
+)
 from hardnet_sfm.files.workspace import Workspace, digest, locked
-from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
-from hardnet_sfm.photos import resize_to_fit
+from hardnet_sfm.keypoints import PhotoPair
+from hardnet_sfm.pair_matching import match_by_descriptors, match_by_network, order_by_blocks
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, print_result
-from hardnet_sfm.view_synthesis import MatchedPair, ViewMatcher, ViewSynthesisOptions
+from hardnet_sfm.view_synthesis import MatchedPair, PhotoViews, ViewMatcher, ViewSynthesisOptions
 from hardnet_sfm.workers import in_order, torch_threads
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.matching.nearest import Acceptance
+    from hardnet_sfm.matching.rescore import Rules
     from hardnet_sfm.networks.architectures import LoadedNetwork
 
-FindMatches = Callable[[PhotoPair], Matches]
-
-# Number of photos whose prepared descriptors stay in memory. A keypoint takes 0.8 KB in int8 or 1.5 KB in float32, so
-# 64 photos of 8192 keypoints take at most 0.8 GB.
-_PHOTOS_AT_HAND = 64
 _OF_RESCORING = ("short_list", "min_score")
 _RATIO_OF_ODDS = 0.8
 
@@ -88,6 +89,12 @@ class MatchOptions:
         from hardnet_sfm.matching.nearest import Acceptance
 
         return Acceptance(self.ratio(features), self.max_distance)
+
+    def rules(self, features: FeatureStore) -> Rules:
+        """Returns the rules by which a network matches these features."""
+        from hardnet_sfm.matching.rescore import Rules
+
+        return Rules(self.short_list, self.max_distance, self.min_score, self.ratio(features))
 
     def recipe(self, features: FeatureStore, rescore_sha256: str = "") -> dict[str, Any]:
         """Collects everything that determines the matches of these features, in a form that JSON can hold."""
@@ -218,16 +225,16 @@ def match(
         views = None
         if plan.with_views:
             place, accept = Workspace(matches.parent), options.acceptance(store)
-            views = ViewMatcher(store, photos, place, accept, view_options, resources, weights)
-            stack.enter_context(views)
+            described = PhotoViews(store, photos, place.views, view_options, resources, weights)
+            views = ViewMatcher(described, stack.enter_context(StoreWriter(place.view_keypoints, KEYPOINTS)), accept)
         due = [pair for pair in plan.wanted if writer.fingerprints.get(pair_key(*pair)) != plan.prints[pair]]
         reason = what_changed(writer.header, plan.recipe) or f"{len(due)} pairs are new or have new features"
         if due:
             device, counts = resolve_device(resources.device), store.counts()
             if network is None:
-                find_matches, at_hand = _by_descriptors(store, options, device)
+                find_matches, at_hand = match_by_descriptors(store, options.acceptance(store), device)
             else:
-                find_matches, at_hand = _by_network(store, network, options, device, photos)
+                find_matches, at_hand = match_by_network(store, photos, network, options.rules(store), device)
 
             def match_one(pair: PhotoPair) -> MatchedPair:
                 found = find_matches(pair)
@@ -236,7 +243,7 @@ def match(
                 return MatchedPair(found, counts[pair[0]])
 
             threads = resources.threads if device == "cpu" else 1
-            ordered = _by_blocks(due, store.names(), at_hand)
+            ordered = order_by_blocks(due, store.names(), at_hand)
             with (
                 progress("match", len(plan.wanted), len(plan.wanted) - len(due)) as advance,
                 torch_threads(threads) as pool,
@@ -314,55 +321,6 @@ def _read_network(weights: Path | None) -> LoadedNetwork | None:
     network = load_network(weights)
     check_compares(network)
     return network
-
-
-def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> tuple[FindMatches, int]:
-    """Returns a function that matches a pair by nearest neighbours, and the number of photos it keeps in memory."""
-    from hardnet_sfm.matching.nearest import PreparedDescriptors, mutual_nearest_neighbours, prepare, rounding_for
-
-    counts, accept = store.counts(), options.acceptance(store)
-    richest = max(counts, key=counts.__getitem__)
-    rounding = rounding_for(store.descriptors(richest), device)
-
-    @lru_cache(_PHOTOS_AT_HAND)
-    def descriptors(name: str) -> PreparedDescriptors:
-        rows = store.descriptors(name)
-        if rows.shape[1] != len(rounding.centre):
-            raise HardnetSfmError(
-                f"{store.path}: descriptors of {richest} and {name} differ in length",
-                "Delete the file and extract all photos with one descriptor.",
-            )
-        return prepare(rows, rounding)
-
-    def find_matches(pair: PhotoPair) -> Matches:
-        return mutual_nearest_neighbours(descriptors(pair[0]), descriptors(pair[1]), accept)
-
-    return find_matches, _PHOTOS_AT_HAND
-
-
-def _by_network(
-    store: FeatureStore, network: LoadedNetwork, options: MatchOptions, device: str, images: Path
-) -> tuple[FindMatches, int]:
-    """Returns a function that matches a pair by a network's scores, and the number of photos it keeps in memory."""
-    from hardnet_sfm.matching.rescore import PHOTOS_AT_HAND, DescribedPhotos, Rescorer, Rules
-
-    def shrunk(name: str) -> tuple[Grey, Keypoints]:
-        photo = read_described(store, images, name)
-        # As in `extract`, which found keypoints and cut patches in shrunken photos.
-        grey = resize_to_fit(photo.grey, int(store.header["options"]["max_image_size"]))
-        return grey, store.keypoints(name).resized(photo.size, (grey.shape[1], grey.shape[0]))
-
-    rules = Rules(options.short_list, options.max_distance, options.min_score, options.ratio(store))
-    return Rescorer(DescribedPhotos(store.descriptors, shrunk), network, rules, device), PHOTOS_AT_HAND
-
-
-def _by_blocks(pairs: list[PhotoPair], names: list[str], at_hand: int) -> list[PhotoPair]:
-    """Orders pairs by blocks of photos so that the photos in memory serve many consecutive pairs.
-
-    A block has half as many photos as stay in memory, so both blocks of a pair fit.
-    """
-    block = {name: number // (at_hand // 2) for number, name in enumerate(names)}
-    return sorted(pairs, key=lambda pair: sorted((block[pair[0]], block[pair[1]])))
 
 
 @dataclass(frozen=True)

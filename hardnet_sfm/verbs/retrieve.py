@@ -112,15 +112,13 @@ def montage(
     bbox: Box | None = None,
     facts: Sequence[str] = (),
 ) -> None:
-    """Draws the answer to a query as one picture: the query with its box, the ranked photos, and their matches.
+    """Writes the answer to a query as one picture, see `hardnet_sfm.pages.montage.draw_montage`.
 
     Args:
         query: path of the photo, or its upright pixels, (H, W) or (H, W, 3) RGB.
-        results: ranked photos, best first. The first 60 are drawn, each with at most 100 lines if it has any.
-        images: folder of the ranked photos. If a photo is no longer readable, its place shows the reason.
+        results, bbox, facts: see `draw_montage`.
+        images: folder of the ranked photos.
         target: picture to write, .jpg, .png or .webp.
-        bbox: x0, y0, x1, y1 of the query in pixels; None means the whole photo.
-        facts: lines to print next to the query, for instance the method.
 
     Raises:
         HardnetSfmError: the query cannot be read, or the picture cannot be written.

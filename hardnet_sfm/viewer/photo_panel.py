@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.frames import REACH, Frames, associated, upright_from_stored
 from hardnet_sfm.patches import extract_patches
-from hardnet_sfm.photos import Photo, PhotoSource, upright
+from hardnet_sfm.photos import Photo, PhotoSource, resize_to_fit, upright
 from hardnet_sfm.viewer.world import World, ramp, span
 
 Picture = NDArray[np.uint8]
@@ -104,9 +104,9 @@ class ModelPhotos:
         grey, colours = self._grey(photo), self._source().colours(self._world.tracks.names[photo])
         height, width = colours.shape[:2]
         factor = min(1.0, LONGEST_SIDE / max(height, width))
-        picture = _shrunk(colours, factor)
+        picture = resize_to_fit(colours, LONGEST_SIDE).copy()
         back = {6: 8, 8: 6}.get(grey.orientation, grey.orientation)  # the other orientations are their own inverse
-        small = upright(_shrunk(colours, min(1.0, _SMALL_SIDE / max(height, width))), back)
+        small = upright(resize_to_fit(colours, _SMALL_SIDE), back)
         tracks, world = self._world.tracks, self._world
         notice = self._of_another_size(photo, grey)
         stored = world.model.keypoints(tracks.names[photo])
@@ -167,12 +167,6 @@ class ModelPhotos:
         if stored == (width, height):
             return ""
         return f"the photo has {stored[0]}x{stored[1]} pixels, its camera {width}x{height}: not the one of the model"
-
-
-def _shrunk(colours: Picture, factor: float) -> Picture:
-    height, width = colours.shape[:2]
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.array(cv2.resize(colours, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _draw_dots(picture: Picture, at: NDArray[np.float64], inks: NDArray[np.uint8], radius: int) -> None:
