@@ -21,7 +21,7 @@ from hardnet_sfm.files.training_curves import read_curves
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.networks.loading import load_network
-from hardnet_sfm.pages.landmark_charts import RECALLS, interpolated_precision
+from hardnet_sfm.pages.landmark_charts import RECALLS, interpolate_precision
 from hardnet_sfm.pages.training_page import find_hardest
 from hardnet_sfm.verbs.report import read_patch_pairs
 
@@ -135,10 +135,10 @@ def test_bad_input_is_told(weights: Path, patches: Path, tmp_path: Path) -> None
 
 def test_interpolated_precision_is_the_highest_at_that_recall_or_later() -> None:
     ranks, positives = [1, 2, 5, 6, 20], 8
-    for recall, precision in zip(RECALLS, interpolated_precision(ranks, positives), strict=True):
+    for recall, precision in zip(RECALLS, interpolate_precision(ranks, positives), strict=True):
         at = [(n + 1) / rank for n, rank in enumerate(ranks) if (n + 1) / positives >= recall - 1e-9]
         assert precision == pytest.approx(max(at, default=0.0))
-    assert interpolated_precision([], 3).max() == 0
+    assert interpolate_precision([], 3).max() == 0
 
 
 def landmark_table() -> LandmarkTable:
@@ -156,7 +156,7 @@ def test_page_about_an_evaluation_has_the_tables_figures(tmp_path: Path) -> None
     row = data["rows"][0]["setups"][ORIGINAL]
     assert row["map"] == pytest.approx(table.rows["hardnet"]["bow"].mean(ORIGINAL).average_precision)  # type: ignore[union-attr]
     # Positives at ranks 1, 3, 5 of the first, at 2 of the second, without the junk.
-    expected = (interpolated_precision([1, 3, 5], 3) + interpolated_precision([2], 3)) / 2
+    expected = (interpolate_precision([1, 3, 5], 3) + interpolate_precision([2], 3)) / 2
     np.testing.assert_allclose(row["precision"], expected, atol=1e-5)
     assert data["photos"] == 6 and data["queries"] == ["one", "two"] and data["found"] is None
 

@@ -48,7 +48,7 @@ from hardnet_sfm.viewer.guard import Served, serving  # noqa: E402
 from hardnet_sfm.viewer.options import ViewOptions  # noqa: E402
 from hardnet_sfm.viewer.photo_panel import Cut, ModelPhotos  # noqa: E402
 from hardnet_sfm.viewer.window import Window  # noqa: E402
-from hardnet_sfm.viewer.world import World, ramp, span  # noqa: E402
+from hardnet_sfm.viewer.world import World, colour_by_ramp, find_span  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -201,8 +201,8 @@ class TestWorld:
 
     def test_ramp_is_grey_where_infinite_and_saturates(self) -> None:
         values = np.array([1.0, 2.0, 3.0, np.inf])
-        assert span(np.append(np.ones(99), 1e9))[1] < 2
-        colours = ramp(values, 1.0, 2.0)
+        assert find_span(np.append(np.ones(99), 1e9))[1] < 2
+        colours = colour_by_ramp(values, 1.0, 2.0)
         np.testing.assert_array_equal(colours[1], colours[2])
         np.testing.assert_array_equal(colours[3], [128, 128, 128])
         assert colours[0, 2] > colours[0, 0]
@@ -220,7 +220,9 @@ class TestPhotos:
             # Two keypoints that differ in their orientation alone make two points of one position.
             points = np.flatnonzero(np.linalg.norm(world.tracks.xyz - mined.xyz[number], axis=1) < 1e-5).tolist()
             cuts = [
-                (world.tracks.names[cut.photo], cut.patch) for point in points for cut in photos.cuts(point, size=64)
+                (world.tracks.names[cut.photo], cut.patch)
+                for point in points
+                for cut in photos.cut_patches(point, size=64)
             ]
             for row in np.flatnonzero(mined.point == number):
                 name, patch = mined.images[mined.image[row]], mined.take(row)
@@ -234,7 +236,7 @@ class TestPhotos:
         point = int(world.lengths.argmax())
         track = theirs.point3D(int(world.tracks.point_ids[point])).track.elements
         names = {theirs.image(element.image_id).name for element in track}
-        assert {world.tracks.names[cut.photo] for cut in photos.cuts(point)} == names
+        assert {world.tracks.names[cut.photo] for cut in photos.cut_patches(point)} == names
 
     def test_a_photo_that_is_stored_turned_gives_the_same_patches(
         self, small_scene: tuple[Path, Scene], made: Workspace, world: World, photos: ModelPhotos, tmp_path: Path
@@ -250,12 +252,12 @@ class TestPhotos:
             turned = ModelPhotos(world, PhotoFolder(tmp_path), known)
             assert turned.orientation(0) == 6
             for point in range(0, len(world.tracks.xyz), 60):
-                for ours, same in zip(turned.cuts(point), photos.cuts(point), strict=True):
+                for ours, same in zip(turned.cut_patches(point), photos.cut_patches(point), strict=True):
                     assert ours.patch is not None
                     assert same.patch is not None
                     difference = np.abs(ours.patch.astype(int) - same.patch)
                     assert difference.mean() < 1.5  # halvings of the pyramid begin at another corner
-            drawn = turned.drawn(0, "track length")
+            drawn = turned.draw(0, "track length")
         assert drawn.picture.shape[0] > drawn.picture.shape[1]
         assert drawn.stored.shape[0] < drawn.stored.shape[1]
         as_stored = cv2.imread(
@@ -266,7 +268,7 @@ class TestPhotos:
     def test_keypoints_are_drawn_where_they_are_in_the_colour_of_their_track(
         self, world: World, photos: ModelPhotos, made: Workspace
     ) -> None:
-        drawn = photos.drawn(3, "track length")
+        drawn = photos.draw(3, "track length")
         with FeatureStore(made.features) as store:
             found = store.counts()[world.tracks.names[3]]
         rows = world.tracks.of_photo(3)
@@ -278,14 +280,14 @@ class TestPhotos:
         alone = np.flatnonzero(apart.min(0) > 8)  # not covered by another's dot
         x, y = np.floor(xy[alone]).astype(int).T
         assert len(alone) > 20
-        np.testing.assert_array_equal(drawn.picture[y, x], ramp(lengths, drawn.low, drawn.high)[alone])
-        green = photos.drawn(3, "triangulated or not").picture
+        np.testing.assert_array_equal(drawn.picture[y, x], colour_by_ramp(lengths, drawn.low, drawn.high)[alone])
+        green = photos.draw(3, "triangulated or not").picture
         np.testing.assert_array_equal(green[y, x], np.tile([60, 220, 90], (len(alone), 1)))
 
     def test_without_features_the_patch_says_that_it_is_a_guess(
         self, small_scene: tuple[Path, Scene], world: World
     ) -> None:
-        cut = ModelPhotos(world, PhotoFolder(small_scene[0]), lambda _: None).cuts(0)[0]
+        cut = ModelPhotos(world, PhotoFolder(small_scene[0]), lambda _: None).cut_patches(0)[0]
         assert cut.patch is not None
         assert cut.notice == "scale and orientation not known"
 
@@ -295,16 +297,16 @@ class TestPhotos:
         name = world.tracks.names[0]
         Image.open(small_scene[0] / name).resize((96, 72)).save(tmp_path / name)
         other = ModelPhotos(world, PhotoFolder(tmp_path), lambda _: None)
-        assert "96x72 pixels, its camera 480x360" in other.drawn(0, "track length").notice
+        assert "96x72 pixels, its camera 480x360" in other.draw(0, "track length").notice
         point = int(world.tracks.point[world.tracks.of_photo(0)][0])
-        cuts = {cut.photo: cut for cut in other.cuts(point)}
+        cuts = {cut.photo: cut for cut in other.cut_patches(point)}
         assert cuts[0].patch is None
         assert "not the one of the model" in cuts[0].notice
         assert all("No such file" in cut.notice for number, cut in cuts.items() if number)
 
     def test_unknown_folder_of_photos_says_what_to_do(self, world: World) -> None:
         with pytest.raises(HardnetSfmError, match="--images"):
-            ModelPhotos(world, None, lambda _: None).drawn(0, "track length")
+            ModelPhotos(world, None, lambda _: None).draw(0, "track length")
 
 
 class TestPages:
@@ -485,15 +487,15 @@ class TestWindow:
         with viewing(made.root, options=FREE) as (window, _, _):
             assert not window.notice
             window.photos.value = world.tracks.names[4]
-            shown = photos.drawn(4, "track length")
+            shown = photos.draw(4, "track length")
             assert window.page.content == selection.format_photo(world, 4, shown, "track length")
             np.testing.assert_array_equal(window.frusta[4].image, shown.stored)
             point = int(world.lengths.argmax())
             window.open_point(point)
-            assert window.page.content == selection.format_point(world, point, photos.cuts(point))
+            assert window.page.content == selection.format_point(world, point, photos.cut_patches(point))
             assert window.frusta[4].image is None
             rays = window.server.scene.get_handle_by_name("/chosen/rays").points
-            seen = [cut.photo for cut in photos.cuts(point)]
+            seen = [cut.photo for cut in photos.cut_patches(point)]
             np.testing.assert_allclose(rays[:, 0], np.tile(world.tracks.xyz[point], (len(seen), 1)), rtol=1e-6)
             np.testing.assert_allclose(rays[:, 1], world.centres[seen], rtol=1e-6)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Box, RankedImage
-from hardnet_sfm.pages.page import along_sides, box_along_sides, make_page, packed, picture
+from hardnet_sfm.pages.page import embed_picture, make_page, pack_array, scale_box_to_sides, scale_to_sides
 from hardnet_sfm.pages.previews import make_previews
 from hardnet_sfm.photos import PhotoSource
 from hardnet_sfm.versions import versions
@@ -86,7 +86,7 @@ def make_retrieval_page(
     """
     shown = [answer.results[: max(1, MOST_ROWS // len(answers))] for answer in answers]
     names = list(dict.fromkeys(found.image for results in shown for found in results))
-    ranked = _Photos({name: at for at, name in enumerate(names)}, [_size(photos, name) for name in names])
+    ranked = _Photos({name: at for at, name in enumerate(names)}, [_find_size(photos, name) for name in names])
     verified = sum(found.lines is not None for results in shown for found in results)
     lines = min(_LINES, MOST_LINES // max(1, verified))
     previews = make_previews(photos, names, PREVIEW_BYTES, threads, largest=_SIDE)
@@ -97,11 +97,14 @@ def make_retrieval_page(
         "search": dict(facts.search),
         "names": names,
         "sizes": ranked.sizes,
-        "previews": [picture(previews.webp[name]) if name in previews.webp else None for name in names],
+        "previews": [embed_picture(previews.webp[name]) if name in previews.webp else None for name in names],
         "missing": [previews.missing.get(name, "").rpartition(": ")[2] for name in names],
-        "queries": [picture(of_queries.webp[name]) if name in of_queries.webp else None for name in row_of],
+        "queries": [embed_picture(of_queries.webp[name]) if name in of_queries.webp else None for name in row_of],
         "answers": [
-            {**_answer(answer, queries.size(answer.query), results, ranked, lines), "picture": row_of[answer.query]}
+            {
+                **_collect_answer(answer, queries.size(answer.query), results, ranked, lines),
+                "picture": row_of[answer.query],
+            }
             for answer, results in zip(answers, shown, strict=True)
         ],
         "features": {k: value for k, value in facts.features.items() if k not in ("descriptor", "weights_sha256")},
@@ -113,26 +116,29 @@ def make_retrieval_page(
     return make_page(title, "retrieval", data)
 
 
-def _answer(answer: Answer, size: Size, results: Sequence[RankedImage], photos: _Photos, lines: int) -> dict[str, Any]:
+def _collect_answer(
+    answer: Answer, size: Size, results: Sequence[RankedImage], photos: _Photos, lines: int
+) -> dict[str, Any]:
     """Collects a query, its box in pixels and as shares of the photo's sides, and the results to show."""
     numbers = [photos.number[found.image] for found in results]
     return {
         "query": answer.query,
         "size": size,
         "bbox": answer.bbox,
-        "box": None if answer.bbox is None else box_along_sides(answer.bbox, size),
+        "box": None if answer.bbox is None else scale_box_to_sides(answer.bbox, size),
         "found": len(answer.results),
         "verified": sum(bool(found.inliers) for found in answer.results),
         "image": numbers,
         "score": [float(f"{found.score:.6g}") for found in results],
         "inliers": [found.inliers for found in results],
         "lines": [
-            _lines(found, size, photos.sizes[number], lines) for found, number in zip(results, numbers, strict=True)
+            _pack_lines(found, size, photos.sizes[number], lines)
+            for found, number in zip(results, numbers, strict=True)
         ],
     }
 
 
-def _size(photos: PhotoSource, name: str) -> Size | None:
+def _find_size(photos: PhotoSource, name: str) -> Size | None:
     """Reads the size of a photo; None if it is no longer readable."""
     try:
         return photos.size(name)
@@ -140,10 +146,10 @@ def _size(photos: PhotoSource, name: str) -> Size | None:
         return None
 
 
-def _lines(found: RankedImage, query: Size, photo: Size | None, most: int) -> dict[str, Any] | None:
-    """Packs both ends of at most `most` verified matches, spread evenly: x, y, x, y as in `along_sides`."""
+def _pack_lines(found: RankedImage, query: Size, photo: Size | None, most: int) -> dict[str, Any] | None:
+    """Packs both ends of at most `most` verified matches, spread evenly: x, y, x, y as in `scale_to_sides`."""
     if photo is None or found.lines is None or not len(found.lines):
         return None
     rows = np.unique(np.linspace(0, len(found.lines) - 1, min(most, len(found.lines))).round().astype(int))
     kept = found.lines[rows]
-    return packed(np.concatenate([along_sides(kept[:, :2], query), along_sides(kept[:, 2:], photo)], 1))
+    return pack_array(np.concatenate([scale_to_sides(kept[:, :2], query), scale_to_sides(kept[:, 2:], photo)], 1))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hardnet_sfm.pages.landmark_charts import landmarks_data
+from hardnet_sfm.pages.landmark_charts import collect_landmarks
 from hardnet_sfm.pages.page import make_page
-from hardnet_sfm.pages.score_charts import scores_data
+from hardnet_sfm.pages.score_charts import collect_scores
 from hardnet_sfm.photos import PhotoSource
 
 
@@ -30,5 +30,5 @@ def make_evaluation_page(table: Mapping[str, Any], photos: PhotoSource | None, t
     """
     title = f"{table['data_set']}: evaluation"
     if shows_photos(table):
-        return make_page(title, "landmarks", landmarks_data(table, photos, threads))
-    return make_page(title, "scores", scores_data(table))
+        return make_page(title, "landmarks", collect_landmarks(table, photos, threads))
+    return make_page(title, "scores", collect_scores(table))

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
-from hardnet_sfm.pages.cloud import cloud
-from hardnet_sfm.pages.matchgraph import match_graph
-from hardnet_sfm.pages.page import along_sides, histogram, make_page, packed, picture
+from hardnet_sfm.pages.cloud import make_cloud
+from hardnet_sfm.pages.matchgraph import make_match_graph
+from hardnet_sfm.pages.page import embed_picture, make_histogram, make_page, pack_array, scale_to_sides
 from hardnet_sfm.pages.previews import Previews, make_previews
 from hardnet_sfm.photos import PhotoSource
 from hardnet_sfm.progress import progress
@@ -104,26 +104,26 @@ def make_reconstruction_page(run: Run, made: Reconstruction, threads: int) -> st
     suspects = [one for one in summary.get("suspects", []) if {one["first"], one["second"]} <= row.keys()]
     chosen, drawn, doubted = [], [], []
     if made.matched is not None:
-        chosen = _panel_pairs(verified)
-        drawn = [_lines(made.matched, made.photos, pair) for pair, _ in chosen]
-        doubted = [_lines(made.matched, made.photos, (one["first"], one["second"])) for one in suspects[:_PANELS]]
+        chosen = _choose_pairs(verified)
+        drawn = [_pack_lines(made.matched, made.photos, pair) for pair, _ in chosen]
+        doubted = [_pack_lines(made.matched, made.photos, (one["first"], one["second"])) for one in suspects[:_PANELS]]
     in_panels = [*((one["first"], one["second"]) for one in suspects[: len(doubted)]), *(pair for pair, _ in chosen)]
-    small, large = _previews(made.pictures, names, in_panels, threads)
+    small, large = _make_pictures(made.pictures, names, in_panels, threads)
     data = {
         "workspace": run.name,
-        "notes": _notes(run, names, small, made),
+        "notes": _list_notes(run, names, small, made),
         "summary": {name: summary.get(name) for name in _FIGURES},
-        "photos": _photos(summary, made.photos, verified, tracks),
-        "previews": [picture(small.webp[name]) if name in small.webp else None for name in names],
+        "photos": _collect_photos(summary, made.photos, verified, tracks),
+        "previews": [embed_picture(small.webp[name]) if name in small.webp else None for name in names],
         "cloud": None
         if tracks is None
         else {
-            **cloud(tracks, [made.photos[name].orientation for name in tracks.names]),
+            **make_cloud(tracks, [made.photos[name].orientation for name in tracks.names]),
             "photo": [row[name] for name in tracks.names],
         },
-        "histograms": None if tracks is None else _histograms(tracks),
-        "graph": match_graph(names, verified),
-        "keypoints": None if made.matched is None else _keypoints(made.matched, made.photos, tracks),
+        "histograms": None if tracks is None else _make_histograms(tracks),
+        "graph": make_match_graph(names, verified),
+        "keypoints": None if made.matched is None else _collect_keypoints(made.matched, made.photos, tracks),
         "pairs": [
             {"first": row[a], "second": row[b], "inliers": verified[a, b], "best": best, "lines": lines}
             for ((a, b), best), lines in zip(chosen, drawn, strict=True)
@@ -132,7 +132,7 @@ def make_reconstruction_page(run: Run, made: Reconstruction, threads: int) -> st
             {**one, "first": row[one["first"]], "second": row[one["second"]], "lines": lines}
             for one, lines in zip_longest(suspects, doubted)
         ],
-        "pair_previews": {row[name]: picture(webp) for name, webp in large.items()},
+        "pair_previews": {row[name]: embed_picture(webp) for name, webp in large.items()},
         "options": summary["options"],
         "weights": run.weights,
         "versions": {"made with": summary.get("versions", {}), "page by": versions()},
@@ -140,7 +140,7 @@ def make_reconstruction_page(run: Run, made: Reconstruction, threads: int) -> st
     return make_page(f"{run.name}: reconstruction", "reconstruction", data, run.mark)
 
 
-def _previews(
+def _make_pictures(
     photos: PhotoSource | None, names: Sequence[str], pairs: Sequence[PhotoPair], threads: int
 ) -> tuple[Previews, dict[str, bytes]]:
     """Makes small pictures of all photos, and larger ones of the photos in these pairs."""
@@ -159,7 +159,7 @@ _FIGURES = (
 )
 
 
-def _notes(run: Run, names: Sequence[str], previews: Previews, made: Reconstruction) -> list[str]:
+def _list_notes(run: Run, names: Sequence[str], previews: Previews, made: Reconstruction) -> list[str]:
     """Lists what the page lacks, and why."""
     notes = []
     if not run.summary["models"]:
@@ -175,7 +175,7 @@ def _notes(run: Run, names: Sequence[str], previews: Previews, made: Reconstruct
     return [*notes, *run.notes]
 
 
-def _photos(
+def _collect_photos(
     summary: Mapping[str, Any],
     photos: Mapping[str, DescribedPhoto],
     verified: Mapping[PhotoPair, int],
@@ -207,12 +207,12 @@ def _photos(
         "matches": [matched.get(name, 0) for name in everything],
         "observations": [observations.get(name, 0) for name in everything],
         "error": [errors.get(name) for name in everything],
-        "state": [_state(name, registered, skipped, reasons) for name in everything],
+        "state": [_describe_state(name, registered, skipped, reasons) for name in everything],
         "reason": ["" if name in registered else reasons.get(name, "") for name in everything],
     }
 
 
-def _state(name: str, registered: set[str], skipped: Mapping[str, str], reasons: Mapping[str, str]) -> str:
+def _describe_state(name: str, registered: set[str], skipped: Mapping[str, str], reasons: Mapping[str, str]) -> str:
     if name in registered:
         return "registered"
     if name in skipped:
@@ -220,19 +220,21 @@ def _state(name: str, registered: set[str], skipped: Mapping[str, str], reasons:
     return "in another model" if reasons.get(name, "").startswith("in another model") else "not registered"
 
 
-def _histograms(tracks: Tracks) -> dict[str, Any]:
+def _make_histograms(tracks: Tracks) -> dict[str, Any]:
     lengths, angles = tracks.lengths(), tracks.triangulation_angles()
     longest = int(max(3, np.quantile(lengths, 0.995)))
     largest_error = float(np.quantile(tracks.error[np.isfinite(tracks.error)], 0.995))
     largest_angle = float(max(1.0, np.quantile(angles, 0.995)))
     return {
-        "track": histogram(lengths, np.arange(2, longest + 2) - 0.5),
-        "error": histogram(tracks.error, np.linspace(0, largest_error, 41)),
-        "angle": histogram(angles, np.linspace(0, largest_angle, 41)),
+        "track": make_histogram(lengths, np.arange(2, longest + 2) - 0.5),
+        "error": make_histogram(tracks.error, np.linspace(0, largest_error, 41)),
+        "angle": make_histogram(angles, np.linspace(0, largest_angle, 41)),
     }
 
 
-def _keypoints(matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], tracks: Tracks | None) -> dict[str, Any]:
+def _collect_keypoints(
+    matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], tracks: Tracks | None
+) -> dict[str, Any]:
     """Collects keypoints of every photo, those with the longest tracks first. Each photo may keep an equal number."""
     most = max(1, MOST_KEYPOINTS // max(1, len(photos)))
     number_of = {name: number for number, name in enumerate(tracks.names)} if tracks else {}
@@ -246,17 +248,17 @@ def _keypoints(matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], tra
             seen = tracks.of_photo(number_of[name])
             length[tracks.row[seen]] = lengths[tracks.point[seen]]
         first = np.lexsort((-keypoints.scores, -length))[:most]
-        places.append(along_sides(keypoints.xy[first], photo.size))
+        places.append(scale_to_sides(keypoints.xy[first], photo.size))
         kept.append(length[first].clip(max=_LONGEST_TRACK).astype(np.uint8))
     return {
         "count": [len(some) for some in kept],
-        "xy": packed(np.concatenate([*places, np.zeros((0, 2), np.uint16)])),
-        "length": packed(np.concatenate([*kept, np.zeros(0, np.uint8)])),
+        "xy": pack_array(np.concatenate([*places, np.zeros((0, 2), np.uint16)])),
+        "length": pack_array(np.concatenate([*kept, np.zeros(0, np.uint8)])),
         "most": most,
     }
 
 
-def _panel_pairs(verified: Mapping[PhotoPair, int]) -> list[tuple[PhotoPair, bool]]:
+def _choose_pairs(verified: Mapping[PhotoPair, int]) -> list[tuple[PhotoPair, bool]]:
     """Chooses the pairs with the most and with the fewest inliers, best first, and says which kind each is."""
     ordered = sorted(verified, key=lambda pair: (-verified[pair], pair))
     best = ordered[: min(_PANELS, -(-len(ordered) // 2))]
@@ -264,10 +266,10 @@ def _panel_pairs(verified: Mapping[PhotoPair, int]) -> list[tuple[PhotoPair, boo
     return [(pair, True) for pair in best] + [(pair, False) for pair in weakest]
 
 
-def _lines(matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], pair: PhotoPair) -> dict[str, Any]:
-    """Packs both ends of at most `_LINES` inliers of a pair, spread evenly: x, y, x, y as in `along_sides`."""
+def _pack_lines(matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], pair: PhotoPair) -> dict[str, Any]:
+    """Packs both ends of at most `_LINES` inliers of a pair, spread evenly: x, y, x, y as in `scale_to_sides`."""
     rows = matched.inliers(pair)
     if len(rows) > _LINES:
         rows = rows[np.linspace(0, len(rows) - 1, _LINES).round().astype(int)]
-    ends = [along_sides(matched.keypoints(name).xy[rows[:, i]], photos[name].size) for i, name in enumerate(pair)]
-    return packed(np.concatenate(ends, 1))
+    ends = [scale_to_sides(matched.keypoints(name).xy[rows[:, i]], photos[name].size) for i, name in enumerate(pair)]
+    return pack_array(np.concatenate(ends, 1))

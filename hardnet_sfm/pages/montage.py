@@ -138,9 +138,9 @@ def _draw_header(page: Picture, photo: Picture, bbox: Box | None, name: str, fac
             cv2.rectangle(page, first.tolist(), last.tolist(), colour, width, cv2.LINE_AA)
     left, room = panel.x + panel.width + 2 * _GAP, _WIDTH - _MARGIN - (panel.x + panel.width + 2 * _GAP)
     _write_text(page, "query", (left, panel.y + 40), 20, _FAINT, _NORMAL)
-    _write_text(page, _shortened(name, room, 36, _BOLD), (left, panel.y + 84), 36, _INK, _BOLD)
+    _write_text(page, _shorten(name, room, 36, _BOLD), (left, panel.y + 84), 36, _INK, _BOLD)
     for line, fact in enumerate(facts):
-        _write_text(page, _shortened(fact, room, 24, _NORMAL), (left, panel.y + 136 + 38 * line), 24, _INK, _NORMAL)
+        _write_text(page, _shorten(fact, room, 24, _NORMAL), (left, panel.y + 136 + 38 * line), 24, _INK, _NORMAL)
 
 
 def _draw_result(
@@ -153,7 +153,7 @@ def _draw_result(
 ) -> None:
     """Draws a caption and a panel with the photo, and the query next to it if correspondences were verified."""
     after = cell.x + _write_text(page, f"{rank}", (cell.x, cell.y + 20), 22, _INK, _BOLD) + 10
-    name = _shortened(result.image, cell.x + cell.width - after, 20, _NORMAL)
+    name = _shorten(result.image, cell.x + cell.width - after, 20, _NORMAL)
     _write_text(page, name, (after, cell.y + 20), 20, _INK, _NORMAL)
     said = f"score {result.score:.4g}"
     if result.inliers is not None:
@@ -164,7 +164,7 @@ def _draw_result(
     try:
         photo = photos.colours(result.image)
     except HardnetSfmError as error:
-        why = _shortened(error.message.rpartition(": ")[2], panel.width - 2 * _GAP, 18, _NORMAL)
+        why = _shorten(error.message.rpartition(": ")[2], panel.width - 2 * _GAP, 18, _NORMAL)
         _write_text(page, why, (panel.x + _GAP, panel.y + _PANEL // 2), 18, _FAINT, _NORMAL)
         return
     if query is None or result.lines is None or not len(result.lines):
@@ -218,18 +218,18 @@ def _write_text(
 ) -> int:
     """Writes a line of text whose baseline begins at a given place. Returns its width."""
     cv2.putText(page, text, at, colour, _font(), size, weight)
-    return _text_width(text, size, weight)
+    return _measure_text(text, size, weight)
 
 
-def _text_width(text: str, size: int, weight: int) -> int:
+def _measure_text(text: str, size: int, weight: int) -> int:
     _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), _font(), size, weight)
     return int(width)
 
 
-def _shortened(text: str, room: int, size: int, weight: int) -> str:
+def _shorten(text: str, room: int, size: int, weight: int) -> str:
     """Shortens a text to fit, by replacing its middle with an ellipsis."""
     kept, short = len(text), text
-    while kept > 2 and _text_width(short, size, weight) > room:
+    while kept > 2 and _measure_text(short, size, weight) > room:
         kept -= 1
         short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
     return short

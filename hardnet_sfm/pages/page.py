@@ -24,30 +24,30 @@ MOST_BYTES = 15_000_000
 """Largest size of a page. Each part of a page has its own limit in bytes, before base64 adds a third."""
 
 
-def packed(array: NDArray[Any]) -> dict[str, Any]:
+def pack_array(array: NDArray[Any]) -> dict[str, Any]:
     """Packs an array compactly for JSON: its type, and its little-endian bytes in base64."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return {"type": array.dtype.name, "bytes": base64.b64encode(little.tobytes()).decode("ascii")}
 
 
-def picture(data: bytes, form: str = "webp") -> str:
+def embed_picture(data: bytes, form: str = "webp") -> str:
     """Makes a data URL, by which a page embeds a picture."""
     return f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def along_sides(xy: NDArray[np.floating[Any]], size: tuple[int, int]) -> NDArray[np.uint16]:
+def scale_to_sides(xy: NDArray[np.floating[Any]], size: tuple[int, int]) -> NDArray[np.uint16]:
     """Converts pixels of a photo to positions along its sides, 0 to 65535. Pixel centres are at whole numbers."""
     share = (np.asarray(xy, np.float64) + 0.5) / size
     return (share.clip(0, 1) * 65535).round().astype(np.uint16)
 
 
-def box_along_sides(box: Sequence[float], size: tuple[int, int]) -> list[float]:
+def scale_box_to_sides(box: Sequence[float], size: tuple[int, int]) -> list[float]:
     """Converts a box in a photo, x0, y0, x1, y1 in pixels, to shares of its sides."""
-    ends: list[float] = (along_sides(np.reshape(box, (2, 2)), size).reshape(-1) / 65535).round(5).tolist()
+    ends: list[float] = (scale_to_sides(np.reshape(box, (2, 2)), size).reshape(-1) / 65535).round(5).tolist()
     return ends
 
 
-def histogram(values: NDArray[Any], edges: Sequence[float] | NDArray[Any]) -> dict[str, Any]:
+def make_histogram(values: NDArray[Any], edges: Sequence[float] | NDArray[Any]) -> dict[str, Any]:
     """Counts values between edges. The last bin also counts larger values; values that are not finite do not count."""
     finite = np.asarray(values, np.float64)[np.isfinite(values)]
     counts, _ = np.histogram(finite.clip(max=edges[-1]), edges)
@@ -77,7 +77,7 @@ def make_page(title: str, kind: Kind, data: Mapping[str, Any], mark: str = "") -
         "title": html.escape(title),
         "mark": html.escape(mark),
         "styles": read("page.css"),
-        "data": _within_script(data),
+        "data": _encode_for_script(data),
         "scripts": "".join(map(read, _SCRIPTS[kind])),
     }
     # The page is joined from pieces, so that placeholders within inserted text are not replaced.
@@ -87,7 +87,7 @@ def make_page(title: str, kind: Kind, data: Mapping[str, Any], mark: str = "") -
     return "".join(pieces)
 
 
-def _within_script(data: Mapping[str, Any]) -> str:
+def _encode_for_script(data: Mapping[str, Any]) -> str:
     """Writes JSON that is safe within a script element: no text, such as a photo's name, can end the element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

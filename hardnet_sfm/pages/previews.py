@@ -59,7 +59,7 @@ def make_previews(
     webp: dict[str, bytes] = {}
     missing = dict.fromkeys(names[len(shown) :], "too many photos to show all")
     with ThreadPoolExecutor(threads, "preview") as pool:
-        made = in_order(pool, lambda name: _preview(photos, name, share, largest), shown, 2 * threads)
+        made = in_order(pool, lambda name: _encode_preview(photos, name, share, largest), shown, 2 * threads)
         for name, future in made:
             try:
                 webp[name] = future.result()
@@ -70,7 +70,7 @@ def make_previews(
     return Previews(webp, missing)
 
 
-def _preview(photos: PhotoSource, name: str, share: int, largest: int) -> bytes:
+def _encode_preview(photos: PhotoSource, name: str, share: int, largest: int) -> bytes:
     """Encodes a photo as WebP of at most `share` bytes, as large as possible."""
     side = max(SMALLEST, min(largest, round((share / _FIRST_GUESS) ** 0.5)))
     pixels = Image.fromarray(photos.small(name, side))

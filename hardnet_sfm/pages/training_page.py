@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.pages.page import make_page, picture
+from hardnet_sfm.pages.page import embed_picture, make_page
 from hardnet_sfm.versions import versions
 
 if TYPE_CHECKING:  # torch takes a second to import; `--help` does without
@@ -48,7 +48,7 @@ def make_training_page(facts: TrainingFacts) -> str:
         "curves": facts.curves,
         "versions": versions(),
         "notes": facts.notes,
-        "hardest": facts.hardest and _drawn(facts.hardest),
+        "hardest": facts.hardest and _embed_hardest(facts.hardest),
     }
     return make_page(f"{PurePath(facts.name).stem}: training", "training", data)
 
@@ -87,7 +87,7 @@ class Hardest:
 
 def find_hardest(network: LoadedNetwork, pairs: PatchPairs) -> Hardest:
     """Finds the hardest pairs for a network. A patch is in at most one negative pair."""
-    described = _described(network, pairs.patches)
+    described = _describe_pairs(network, pairs.patches)
     count = len(described)
     apart = np.linalg.norm(described[:, 0] - described[:, 1], axis=1)
     order = np.argsort(-apart, kind="stable")[:_SHOWN]
@@ -113,7 +113,7 @@ def find_hardest(network: LoadedNetwork, pairs: PatchPairs) -> Hardest:
     )
 
 
-def _described(loaded: LoadedNetwork, pairs: NDArray[np.uint8]) -> Float32:
+def _describe_pairs(loaded: LoadedNetwork, pairs: NDArray[np.uint8]) -> Float32:
     """Computes (P, 2, D) descriptors of unit length."""
     import torch
 
@@ -125,20 +125,20 @@ def _described(loaded: LoadedNetwork, pairs: NDArray[np.uint8]) -> Float32:
     return np.asarray(described.reshape(len(pairs), 2, -1), np.float32)
 
 
-def _drawn(found: Hardest) -> dict[str, Any]:
-    def pictures(pairs: NDArray[np.uint8], distances: Float32) -> list[dict[str, Any]]:
+def _embed_hardest(found: Hardest) -> dict[str, Any]:
+    def embed(pairs: NDArray[np.uint8], distances: Float32) -> list[dict[str, Any]]:
         return [
-            {"picture": _side_by_side(pair), "distance": round(float(distance), 3)}
+            {"picture": _embed_pair(pair), "distance": round(float(distance), 3)}
             for pair, distance in zip(pairs, distances, strict=True)
         ]
 
     return {
         "points": found.points,
-        "positives": pictures(found.positives, found.positive_distances),
-        "negatives": pictures(found.negatives, found.negative_distances),
+        "positives": embed(found.positives, found.positive_distances),
+        "negatives": embed(found.negatives, found.negative_distances),
     }
 
 
-def _side_by_side(pair: NDArray[np.uint8]) -> str:
+def _embed_pair(pair: NDArray[np.uint8]) -> str:
     _, encoded = cv2.imencode(".png", np.concatenate(list(pair), 1))
-    return picture(encoded.tobytes(), "png")
+    return embed_picture(encoded.tobytes(), "png")

@@ -15,7 +15,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.frames import REACH, Frames, associated, upright_from_stored
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.photos import Photo, PhotoSource, resize_to_fit, upright
-from hardnet_sfm.viewer.world import World, ramp, span
+from hardnet_sfm.viewer.world import World, colour_by_ramp, find_span
 
 Picture = NDArray[np.uint8]
 KeypointColour = Literal["track length", "triangulated or not"]
@@ -95,7 +95,7 @@ class ModelPhotos:
         """Returns the EXIF orientation of a photo, 1 to 8. It is 1, which means as stored, if it cannot be read."""
         return 1 if self._photos is None else self._photos.orientation(self._world.tracks.names[photo])
 
-    def drawn(self, photo: int, by: KeypointColour) -> Drawn:
+    def draw(self, photo: int, by: KeypointColour) -> Drawn:
         """Draws a photo with its keypoints. Keypoints that see a point are large dots, others are small dots.
 
         Raises:
@@ -108,11 +108,11 @@ class ModelPhotos:
         back = {6: 8, 8: 6}.get(grey.orientation, grey.orientation)  # the other orientations are their own inverse
         small = upright(resize_to_fit(colours, _SMALL_SIDE), back)
         tracks, world = self._world.tracks, self._world
-        notice = self._of_another_size(photo, grey)
+        notice = self._check_size(photo, grey)
         stored = world.model.keypoints(tracks.names[photo])
         rows = tracks.of_photo(photo)
         lengths = world.lengths[tracks.point[rows]].astype(np.float64)
-        low, high = span(lengths)
+        low, high = find_span(lengths)
         counts = len(stored), rows.stop - rows.start
         if notice:
             return Drawn(picture, small, *counts, low, high, notice)
@@ -122,13 +122,15 @@ class ModelPhotos:
         at = (stored @ affine[:, :2].T + affine[:, 2] + 0.5) * factor - 0.5
         loose = np.ones(len(at), bool)
         loose[tracks.row[rows]] = False
-        inks = ramp(lengths, low, high) if by == "track length" else np.full((len(lengths), 3), _SEEN, np.uint8)
+        inks = (
+            colour_by_ramp(lengths, low, high) if by == "track length" else np.full((len(lengths), 3), _SEEN, np.uint8)
+        )
         order = np.argsort(lengths, kind="stable")  # long tracks are drawn on top of short ones
         _draw_dots(picture, at[loose], np.full((int(loose.sum()), 3), _LOOSE, np.uint8), 1)
         _draw_dots(picture, at[tracks.row[rows]][order], inks[order], 3)
         return Drawn(picture, small, *counts, low, high)
 
-    def cuts(self, point: int, size: int = SIZE) -> list[Cut]:
+    def cut_patches(self, point: int, size: int = SIZE) -> list[Cut]:
         """Cuts the patches of a point in all of its photos, in the order of COLMAP's numbers."""
         tracks = self._world.tracks
         cuts = []
@@ -143,7 +145,7 @@ class ModelPhotos:
 
     def _cut(self, photo: int, row: int, size: int) -> tuple[Picture | None, str]:
         tracks, grey = self._world.tracks, self._grey(photo)
-        if notice := self._of_another_size(photo, grey):
+        if notice := self._check_size(photo, grey):
             return None, notice
         rows, found = tracks.of_photo(photo), self._known(tracks.names[photo])
         notice = ""
@@ -161,7 +163,7 @@ class ModelPhotos:
         frame = frame.through(upright_from_stored(grey.orientation, grey.size))
         return extract_patches(grey.grey, frame.xy, frame.axes, size, MEASUREMENT_SIZE)[0], notice
 
-    def _of_another_size(self, photo: int, grey: Photo) -> str:
+    def _check_size(self, photo: int, grey: Photo) -> str:
         stored = grey.size[::-1] if grey.orientation >= 5 else grey.size
         width, height = self._world.tracks.sizes[photo].tolist()
         if stored == (width, height):

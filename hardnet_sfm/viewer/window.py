@@ -17,7 +17,7 @@ from hardnet_sfm.frames import Frames
 from hardnet_sfm.photos import PhotoSource
 from hardnet_sfm.viewer import selection
 from hardnet_sfm.viewer.photo_panel import KEYPOINT_COLOURS, ModelPhotos
-from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, span
+from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, find_span
 
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ class Window:
         self.legend.visible = values is not None
         if values is not None:
             unit = " px" if by == "reprojection error" else ""
-            self.legend.content = selection.format_legend("", *span(values), unit)
+            self.legend.content = selection.format_legend("", *find_span(values), unit)
         self._show_facts()
 
     def _show_facts(self) -> None:
@@ -271,7 +271,7 @@ class Window:
             return
         by = self.keypoint_colour.value
         try:
-            drawn = self._files.drawn(self._photo, by)
+            drawn = self._files.draw(self._photo, by)
         except HardnetSfmError as error:
             self.page.content = selection.format_notice(self.world.tracks.names[self._photo], str(error))
         else:
@@ -301,7 +301,7 @@ class Window:
         with self._lock:
             self._choose(None)
             world, scene = self.world, self.server.scene
-            cuts = self._files.cuts(point)
+            cuts = self._files.cut_patches(point)
             here = world.tracks.xyz[point]
             ends = np.stack([np.broadcast_to(here, (len(cuts), 3)), world.centres[[cut.photo for cut in cuts]]], 1)
             with self.server.atomic():

@@ -104,7 +104,7 @@ class World:
     def colours(self, by: PointColour) -> Colours:
         """(P, 3) RGB colours of all points."""
         values = self.values(by)
-        return self.tracks.colours if values is None else ramp(values, *span(values))
+        return self.tracks.colours if values is None else colour_by_ramp(values, *find_span(values))
 
     def pick(self, rows: Rows, origin: Float64, direction: Float64, pixel: float, radius: float) -> int | None:
         """Finds the point that a click hits: the nearest point whose disc is hit, else the point that it misses least.
@@ -133,14 +133,14 @@ class World:
         return int(rows[best])
 
 
-def span(values: Float64) -> tuple[float, float]:
+def find_span(values: Float64) -> tuple[float, float]:
     """Returns the values at the ends of the ramp: the minimum and the 95 % quantile, because a few may be huge."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(np.quantile(finite, 0.95))) if len(finite) else (0.0, 1.0)
     return low, max(high, low + 1e-6)
 
 
-def ramp(values: Float64, low: float, high: float) -> Colours:
+def colour_by_ramp(values: Float64, low: float, high: float) -> Colours:
     """(N, 3) RGB colours of N values, from dark blue over green and yellow to red. Infinite values are grey."""
     finite = np.isfinite(values)
     share = np.clip((np.where(finite, values, low) - low) / (high - low), 0, 1)
