@@ -30,7 +30,8 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.two_view import Verification, verified_matches
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
+from hardnet_sfm.evaluation.datasets.sequences import read_sequences
+from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.features.synthetic_views import relative_area
 from hardnet_sfm.files.fingerprints import matched_keypoints

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, write_patches
+from hardnet_sfm.files.patch_sets import write_patches
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounding_for
 from hardnet_sfm.networks.architectures import ARCHITECTURES
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.losses import LOSSES
 from hardnet_sfm.training.objectives import DescriptorObjective

@@ -20,15 +20,16 @@ from PIL import Image
 from test_train import write_noisy_patches
 
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.evaluation.scores import Measure
 from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
-from hardnet_sfm.files.patch_sets import PatchSet, read_patches, write_patches
+from hardnet_sfm.files.patch_sets import read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.literature.experiments import ExperimentOptions, compare, of_seeds, order_said
 from hardnet_sfm.literature.held_out import HeldOut
 from hardnet_sfm.literature.pair_scoring import PairNetwork
+from hardnet_sfm.measures import fpr95
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import fitting, losses
 from hardnet_sfm.training.objectives import DescriptorObjective

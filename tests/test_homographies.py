@@ -15,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from hardnet_sfm.benchmark.competitors import Competitor
-from hardnet_sfm.benchmark.photo_scores import COLMAP, evaluate_homographies
 from hardnet_sfm.cli import main
+from hardnet_sfm.competitors import Competitor
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.sequences import read_sequences
 from hardnet_sfm.evaluation.homographies import (
     MatchingScores,
     RankedMatches,
@@ -26,8 +26,8 @@ from hardnet_sfm.evaluation.homographies import (
     homography_scores,
     matching_scores,
     pair_truth,
-    read_sequences,
 )
+from hardnet_sfm.evaluation.photo_scores import COLMAP, evaluate_homographies
 from hardnet_sfm.evaluation.scores import ScoreTable
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.scene import Scene

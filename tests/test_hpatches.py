@@ -15,7 +15,7 @@ from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation import hpatches_tasks
-from hardnet_sfm.evaluation.hpatches import COLUMNS, LEVELS, Tasks, column_of, find_sequences, read_tasks
+from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS, LEVELS, Tasks, column_of, find_sequences, read_tasks
 from hardnet_sfm.evaluation.hpatches_tasks import match_sequence, pair_distances, retrieve, verify
 
 COUNTS = {"i_ski": 2, "v_cat": 3, "v_wall": 4}

@@ -14,12 +14,8 @@ import torch
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.image_pairs import (
-    epipolar_distances,
-    fundamental_matrix,
-    read_image_pairs,
-    recall_of_truth,
-)
+from hardnet_sfm.evaluation.datasets.image_pairs import read_image_pairs
+from hardnet_sfm.evaluation.epipolar import epipolar_distances, fundamental_matrix, recall_of_truth
 
 TILT = np.array([[0.9, 0.3, -20.0], [-0.2, 1.1, 30.0], [2e-4, -1e-4, 1.0]])
 # Of two cameras side by side: x2' F x1 = y2 - y1, up to sign.

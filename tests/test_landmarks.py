@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.landmark_sets import read_landmarks
 from hardnet_sfm.evaluation.landmarks import (
     ORIGINAL,
     LandmarkQuery,
     Landmarks,
     QueryScore,
     Relevance,
-    read_landmarks,
     score_ranking,
     score_rankings,
 )

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.homographies import HomographySequence, read_sequences
-from hardnet_sfm.evaluation.hpatches import COLUMNS, find_sequences, read_tasks
+from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS, find_sequences, read_tasks
+from hardnet_sfm.evaluation.datasets.sequences import HomographySequence, read_sequences
 from hardnet_sfm.keypoints import Keypoints
 
 TILT = np.array([[0.95, 0.1, -6.0], [-0.08, 1.02, 5.0], [1e-4, -5e-5, 1.0]])

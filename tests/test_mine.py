@@ -31,13 +31,14 @@ from hardnet_sfm.colmap.tracks import Tracks, keypoint_tables, read_tracks
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.patch_sets import PatchSet, PatchWriter, read_patches
+from hardnet_sfm.files.patch_sets import PatchWriter, read_patches
 from hardnet_sfm.files.photo_files import exif_orientation, read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.pages.sheets import sheet
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene

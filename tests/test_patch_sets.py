@@ -23,10 +23,10 @@ from PIL import Image
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.brown import open_brown, read_pairs
-from hardnet_sfm.files.patch_sets import PatchSet, PatchWriter, read_patches, write_patches
-from hardnet_sfm.training.brown_sets import read_brown, write_brown
-from hardnet_sfm.training.hpatches_sets import read_hpatches
+from hardnet_sfm.evaluation.datasets.brown import open_brown, read_brown, read_pairs, write_brown
+from hardnet_sfm.evaluation.datasets.hpatches import read_hpatches
+from hardnet_sfm.files.patch_sets import PatchWriter, read_patches, write_patches
+from hardnet_sfm.patch_set import PatchSet
 
 NAMES = tuple(f"day {number % 2}/{number}.jpg" for number in range(12))
 ARRAYS = ("patches", "point", "image", "frame", "angle", "xyz")

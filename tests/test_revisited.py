@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.pickles import read_plain_pickle
+from hardnet_sfm.evaluation.datasets.revisited import EASY, HARD, MEDIUM, read_revisited
 from hardnet_sfm.evaluation.landmarks import score_rankings
-from hardnet_sfm.evaluation.pickles import read_plain_pickle
-from hardnet_sfm.evaluation.revisited import EASY, HARD, MEDIUM, read_revisited
 
 PHOTOS = [f"photo_{i}" for i in range(8)]
 TRUTH: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.training.module import Batches, Resident
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 

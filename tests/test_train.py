@@ -30,16 +30,17 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import hardnet_sfm.files.weight_files
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.datasets.brown import write_brown
 from hardnet_sfm.features.descriptors import make_descriptor
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, read_patches, write_patches
+from hardnet_sfm.files.patch_sets import read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.literature.published_losses import l2net
 from hardnet_sfm.networks.architectures import ARCHITECTURES
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses, provenance
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.brown_sets import write_brown
 from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan, loader_of
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions

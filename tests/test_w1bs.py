@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hardnet_sfm import measures
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation import w1bs
-from hardnet_sfm.evaluation.w1bs import column_score, find_columns
+from hardnet_sfm.evaluation.datasets.w1bs import find_columns
+from hardnet_sfm.measures import column_score
 
 
 def layout(folder: Path, side: int = 20) -> Path:
@@ -57,7 +58,7 @@ def area_by_hand(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
 def test_score_is_that_of_a_loop(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(w1bs, "_ROWS", 7)
+    monkeypatch.setattr(measures, "_ROWS", 7)
     rng = np.random.default_rng(4)
     first = rng.normal(size=(40, 8)).astype(np.float16)
     second = (first + noise * rng.normal(size=first.shape)).astype(np.float16)

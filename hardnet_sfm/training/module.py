@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.patch_sets import PatchSet
-from hardnet_sfm.files.weight_files import not_finite
+from hardnet_sfm.network_weights import not_finite
 from hardnet_sfm.networks.architectures import Architecture
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import LOSSES
 from hardnet_sfm.training.objectives import TrainingBatch

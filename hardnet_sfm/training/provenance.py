@@ -11,19 +11,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardnet_sfm.files.patch_sets import PatchSet
 from hardnet_sfm.keypoints import LOWES_RATIO
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.training.train_options import TrainOptions
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from hardnet_sfm.files.weight_files import Weights
+    from hardnet_sfm.network_weights import Weights
 
 
 def about(
     sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
 ) -> dict[str, str]:
     """Collects the metadata of a weights file about its origin, including the origin of its initial weights."""
-    from hardnet_sfm.files.weight_files import recommended_ratio
+    from hardnet_sfm.network_weights import recommended_ratio
     from hardnet_sfm.networks.architectures import ARCHITECTURES
 
     architecture = ARCHITECTURES.find(options.network)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_least
-from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.patch_set import PatchSet
 
 # A width in pixels that no photo exceeds. It is a power of two, so that adding a position to it is exact.
 _PHOTO = 2.0**20

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import average_precision, fpr95
-from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.measures import average_precision, fpr95
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 
 BATCHES = 4  # number of batches from each scene

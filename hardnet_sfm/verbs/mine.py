@@ -16,7 +16,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchWriter, is_made
+from hardnet_sfm.files.patch_sets import PatchWriter, is_made
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.frames import (
@@ -29,6 +29,7 @@ from hardnet_sfm.frames import (
     upright_from_stored,
 )
 from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.patch_set import PATCH_SIZE
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output, print_skipped
@@ -335,8 +336,8 @@ def print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> N
         draw(patches, sheet)
         output.print(escape(str(sheet)))
     if as_brown is not None:
+        from hardnet_sfm.evaluation.datasets.brown import write_brown
         from hardnet_sfm.files.patch_sets import read_patches
-        from hardnet_sfm.training.brown_sets import write_brown
 
         write_brown(read_patches(patches), as_brown)
         output.print(escape(str(as_brown)))

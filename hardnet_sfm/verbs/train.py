@@ -16,11 +16,11 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.evaluation.datasets.patch_sources import read_any_patches
 from hardnet_sfm.files.workspace import digest, locked
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
-from hardnet_sfm.training.patch_sources import read_any_patches
 from hardnet_sfm.training.processes import joined, rank
 from hardnet_sfm.training.provenance import about
 from hardnet_sfm.training.sampling import Sampler
@@ -28,7 +28,7 @@ from hardnet_sfm.training.train_options import TrainOptions
 
 if TYPE_CHECKING:  # torch and lightning take seconds to import
     from hardnet_sfm.files.journal import Journal
-    from hardnet_sfm.files.weight_files import Weights
+    from hardnet_sfm.network_weights import Weights
     from hardnet_sfm.networks.architectures import LearnerOptions
     from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.training.validation import HeldOutBatches
@@ -105,9 +105,10 @@ def train(
     """
     check_installed()
 
+    from hardnet_sfm.files.checkpoints import check_checkpoint
     from hardnet_sfm.files.weight_files import find_weights, read_weights, write_weights
     from hardnet_sfm.networks.loading import load_into
-    from hardnet_sfm.training.fitting import LAST, check_checkpoint, fit, quiet
+    from hardnet_sfm.training.fitting import LAST, fit, quiet
     from hardnet_sfm.training.validation import HeldOutBatches
 
     options, resources = options or TrainOptions(), resources or Resources()

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.pickles import read_plain_pickle
 from hardnet_sfm.evaluation.landmarks import LandmarkQuery, Landmarks, Relevance, check_box
-from hardnet_sfm.evaluation.pickles import read_plain_pickle
 
 EASY, MEDIUM, HARD = SETUPS = ("easy", "medium", "hard")
 _HINT = "It is gnd_roxford5k.pkl or gnd_rparis6k.pkl, from the authors of the benchmark."

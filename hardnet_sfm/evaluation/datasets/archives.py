@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
+from hardnet_sfm.evaluation.datasets.landmark_sets import LandmarkSetName
 from hardnet_sfm.files.workspace import prepare_folder, read_json, replacing, write_json
 from hardnet_sfm.progress import Advance, progress
 

@@ -10,20 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.columns import read_column
-from hardnet_sfm.evaluation.measures import squared_distances, threshold_area
+from hardnet_sfm.evaluation.datasets.columns import read_column
 
 NUISANCES = {"A": "appearance", "G": "geometry", "L": "lighting", "S": "sensor", "map2photo": "map2photo"}
 _LAYOUT = "A set has columns of patches 1/NAME.bmp and 2/NAME.bmp, in folders named A, G, L, S or map2photo."
-# Added to the second distance, as the authors do. If two patches equal the query, the ratio is then 0 and not 0 / 0.
-_EPSILON = 1e-12
-# Number of queries that are processed at once.
-_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -73,23 +65,3 @@ def find_columns(folder: Path) -> list[ColumnPair]:
             raise HardnetSfmError(f"{folder / name}: no columns *.bmp in 1/ and 2/", _LAYOUT)
         found += [ColumnPair(name, Path(file).stem, (first[file], second[file])) for file in sorted(first)]
     return found
-
-
-def column_score(first: NDArray[np.float16], second: NDArray[np.float16]) -> float:
-    """Computes the area under recall over 1 - precision of nearest neighbours.
-
-    The matches are ranked by the ratio of the distances to the nearest and the second nearest neighbour.
-
-    Args:
-        first: (N, D) descriptors of the points in one photo.
-        second: (N, D) descriptors of the same points in the other photo.
-    """
-    rows, columns = first.astype(np.float32), second.astype(np.float32)
-    right, ratios = np.empty(len(rows), bool), np.empty(len(rows))
-    for start in range(0, len(rows), _ROWS):
-        block = slice(start, start + _ROWS)
-        distances = np.sqrt(squared_distances(rows[block], columns), dtype=np.float64)
-        right[block] = distances.argmin(1) == np.arange(len(rows))[block]
-        nearest = np.partition(distances, 1, 1)
-        ratios[block] = nearest[:, 0] / (nearest[:, 1] + _EPSILON)
-    return threshold_area(ratios, right)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.patch_sets import PatchSet, read_patches
-from hardnet_sfm.training.brown_sets import read_brown
-from hardnet_sfm.training.hpatches_sets import read_hpatches
+from hardnet_sfm.evaluation.datasets.brown import read_brown
+from hardnet_sfm.evaluation.datasets.hpatches import read_hpatches
+from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.patch_set import PatchSet
 
 
 def read_any_patches(path: Path) -> PatchSet:

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.landmarks import Box, LandmarkQuery, Landmarks, read_landmarks
-from hardnet_sfm.evaluation.revisited import read_revisited
+from hardnet_sfm.evaluation.datasets.revisited import read_revisited
+from hardnet_sfm.evaluation.landmarks import ORIGINAL, LandmarkQuery, Landmarks, Question, Relevance, check_box
 from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
 
+_LAYOUT = (
+    "A data set has photos in images/ (or jpg/), and NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt in gt/."
+)
+_OXFORD_PREFIX = "oxc1_"
+_SUFFIX = "_query.txt"
 LandmarkSetName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
 
 # The archives of Paris6k have error pages of a web server in place of these photos. All evaluations leave them out.
@@ -33,20 +35,6 @@ DAMAGED_PARIS = frozenset(
         *("sacrecoeur_000353", "triomphe_000662", "triomphe_000833", "triomphe_000863", "triomphe_000867"),
     )
 )
-
-
-class Question(NamedTuple):
-    """A query to search for.
-
-    Attributes:
-        query: the query in the ground truth.
-        image: path of a photo, or the pixels of the query alone, (H, W) uint8 upright.
-        box: box of the query in the photo; None if the whole image is the query.
-    """
-
-    query: LandmarkQuery
-    image: Path | NDArray[np.uint8]
-    box: Box | None
 
 
 @dataclass(frozen=True)
@@ -152,6 +140,48 @@ def _read_truth(name: LandmarkSetName, folder: Path) -> Landmarks:
         return read_landmarks(next((folder / at for at in ("gt", "lab") if (folder / at).is_dir()), folder))
     paths = [folder / at / f"gnd_{name}.pkl" for at in ("", "gt", "lab")]
     return read_revisited(next((path for path in paths if path.is_file()), paths[0]))
+
+
+def read_landmarks(folder: Path) -> Landmarks:
+    """Reads the text files of Oxford5k or Paris6k.
+
+    Raises:
+        HardnetSfmError: there are no queries, or a file is missing or damaged.
+    """
+    paths = sorted(folder.glob(f"*{_SUFFIX}"))
+    if not paths:
+        raise HardnetSfmError(f"{folder}: no ground truth, no files that end in {_SUFFIX}", _LAYOUT)
+    return Landmarks(tuple(_read_query(path) for path in paths), (ORIGINAL,))
+
+
+def _read_query(path: Path) -> LandmarkQuery:
+    name = path.name.removesuffix(_SUFFIX)
+    words = " ".join(_read_lines(path)).split()
+    try:
+        photo, x0, y0, x1, y1 = words[0].removeprefix(_OXFORD_PREFIX), *map(float, words[1:])
+    except (ValueError, IndexError) as error:
+        raise HardnetSfmError(f"{path}: not a query", "It is one line: PHOTO x0 y0 x1 y1.") from error
+    good, ok, junk = (frozenset(_read_lines(path.with_name(f"{name}_{which}.txt"))) for which in ("good", "ok", "junk"))
+    if both := sorted((good | ok) & junk):
+        raise HardnetSfmError(
+            f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is also among the good or ok photos",
+            "Take the ground truth from the data set again: one of the files has been changed.",
+        )
+    box = check_box((x0, y0, x1, y1), f"{path}: ")
+    return LandmarkQuery(name, photo, box, {ORIGINAL: Relevance(good | ok, junk)})
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise HardnetSfmError(f"{path}: no such file", _LAYOUT) from error
+    except (OSError, ValueError) as error:
+        raise HardnetSfmError(
+            f"{path}: cannot be read: {error}",
+            "Take the ground truth from the data set again, or check its permissions.",
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _by_stem(names: Collection[str]) -> dict[str, str]:

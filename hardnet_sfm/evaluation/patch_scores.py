@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float16
-from hardnet_sfm.benchmark.comparing import PairStream
-from hardnet_sfm.benchmark.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
-from hardnet_sfm.benchmark.describing import PatchStream
+from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation import brown, hpatches
+from hardnet_sfm.evaluation.comparing import PairStream
+from hardnet_sfm.evaluation.datasets import brown, hpatches
+from hardnet_sfm.evaluation.datasets.w1bs import NUISANCES, find_columns
+from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.hpatches_tasks import (
     POOLS,
     VerificationScore,
@@ -25,9 +26,8 @@ from hardnet_sfm.evaluation.hpatches_tasks import (
     retrieve,
     verify,
 )
-from hardnet_sfm.evaluation.measures import false_positive_rates, fpr95
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
-from hardnet_sfm.evaluation.w1bs import NUISANCES, column_score, find_columns
+from hardnet_sfm.measures import column_score, false_positive_rates, fpr95
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 
@@ -131,7 +131,7 @@ def evaluate_w1bs(
     The last column is the mean over the nuisances with equal weights.
 
     Args:
-        folder: folder with the sets, see `hardnet_sfm.evaluation.w1bs`.
+        folder: folder with the sets, see `hardnet_sfm.evaluation.datasets.w1bs`.
         rows: descriptors. None means RootSIFT, and HardNet with its shipped weights.
         resources: threads and device to use.
 
