@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from hashlib import sha256
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +22,7 @@ class PatchSet:
     """Patches of points seen in several photos.
 
     Attributes:
-        path: path of the file or folder that it was read from.
+        origin: file or folder that it was read from, for messages.
         source: sfm, warps, brown or hpatches.
         measurement_size: sigmas of the keypoint across a patch.
         images: names of the photos.
@@ -38,7 +38,7 @@ class PatchSet:
         point_id: (P,) int64, COLMAP's number of each point in the model that it was mined from; None for other sources.
     """
 
-    path: Path
+    origin: str
     source: str
     measurement_size: float
     images: tuple[str, ...]
@@ -62,6 +62,16 @@ class PatchSet:
         changes = (np.diff(self.point) == 0) & (np.diff(self.image) != 0)
         return np.unique(self.point[1:][changes])
 
+    def identity(self) -> tuple[object, ...]:
+        """Identifies the set by the options that made it.
+
+        Sets in other programs' layouts do not record their options. They are identified by a hash of their contents.
+        """
+        made_of = dict(self.options) or [
+            sha256(np.ascontiguousarray(array).data).hexdigest() for array in (self.patches, self.point)
+        ]
+        return self.source, self.measurement_size, len(self), made_of
+
     def take(self, rows: NDArray[np.integer[Any]]) -> Grey:
         """Returns a copy of the patches at the given row numbers, (..., 64, 64) uint8 for rows of any shape."""
         return np.asarray(self.patches[rows])
@@ -75,10 +85,10 @@ class PatchSet:
         """
         problem = self._problem()
         if problem:
-            raise HardnetSfmError(f"{self.path}: {problem}", "It was not written by hardnet-sfm, or is damaged.")
+            raise HardnetSfmError(f"{self.origin}: {problem}", "It was not written by hardnet-sfm, or is damaged.")
         if not (np.diff(self.point) == 0).any():
             raise HardnetSfmError(
-                f"{self.path}: too few points: none has two patches",
+                f"{self.origin}: too few points: none has two patches",
                 "Use more photos or sharper ones, or weaker filters in `mine`.",
             )
         return self

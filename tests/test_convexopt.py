@@ -59,7 +59,7 @@ def generated(points: int, seed: int = 0, hard: float = 1) -> PatchSet:
             patches.append(np.clip(patch, 0, 255).astype(np.uint8))
     count = 2 * points
     return PatchSet(
-        Path("generated"),
+        "generated",
         "warps",
         12.0,
         ("a.jpg", "b.jpg"),

@@ -44,7 +44,7 @@ def patches(tmp_path: Path) -> Path:
     point, image = np.repeat(np.arange(200), 3), np.tile(np.arange(3, dtype=np.int32), 200)
     frame, xyz = np.full((count, 2, 3), np.nan, np.float32), np.full((200, 3), np.nan, np.float32)
     path = tmp_path / "patches.h5"
-    write_patches(path, PatchSet(path, "sfm", 20, ("a", "b", "c"), noisy, point, image, frame, nothing, xyz))
+    write_patches(path, PatchSet(str(path), "sfm", 20, ("a", "b", "c"), noisy, point, image, frame, nothing, xyz))
     return path
 
 

@@ -68,7 +68,9 @@ def write_hard_patches(path: Path, easy: Path, seed: int, noise: float) -> None:
     of, rng = read_patches(easy), np.random.default_rng(seed)
     added = np.array([cv2.GaussianBlur(rng.normal(0, noise, (64, 64)), (0, 0), 3) for _ in range(len(of))])
     looks = np.uint8((of.patches + added).clip(0, 255))
-    write_patches(path, PatchSet(path, "sfm", 12, of.images, looks, of.point, of.image, of.frame, of.angle, of.xyz))
+    write_patches(
+        path, PatchSet(str(path), "sfm", 12, of.images, looks, of.point, of.image, of.frame, of.angle, of.xyz)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def read_patches(path: Path) -> PatchSet:
             columns = {name: file[name][()].astype(kind, casting="same_kind") for name, kind in kinds.items()}
             patches = _mapped(path, file["patches"])
         return PatchSet(
-            path,
+            str(path),
             str(facts["source"]),
             float(facts["measurement_size"]),
             tuple(json.loads(facts["images"])),
@@ -239,7 +239,7 @@ class PatchWriter:
         order = order[kept[of_patch[order]]]
         renumbered = np.cumsum(kept) - 1
         patch_set = PatchSet(
-            self.path,
+            str(self.path),
             source,
             measurement_size,
             tuple(names),

@@ -99,7 +99,7 @@ class Sampler:
         for index, share in zip(self._indexes, self._shares, strict=True):
             if len(index.points) < share * options.batch_size:
                 raise HardnetSfmError(
-                    f"{index.set.path}: {len(index.points)} points seen in two photos are too few for batches of "
+                    f"{index.set.origin}: {len(index.points)} points seen in two photos are too few for batches of "
                     f"{options.batch_size}",
                     "Mine more photos, or lower --batch-size.",
                 )

@@ -53,7 +53,7 @@ class HeldOutBatches:
 
 
 def _too_small(patches: PatchSet, why: str) -> HardnetSfmError:
-    return HardnetSfmError(f"{patches.path}: too little to measure with: {why}", "Mine a larger scene for it.")
+    return HardnetSfmError(f"{patches.origin}: too little to measure with: {why}", "Mine a larger scene for it.")
 
 
 def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:

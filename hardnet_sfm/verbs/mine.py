@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -90,6 +90,7 @@ def mine(
     options: MineOptions | None = None,
     resources: Resources | None = None,
     *,
+    keypoints: Path | None = None,
     detect: Detect | None = None,
 ) -> MineResult:
     """Cuts a patch for each observation of a model that agrees with the other observations of its point.
@@ -103,8 +104,10 @@ def mine(
         model: workspace of this package, whose largest model is used, or folder of any COLMAP model, binary or text.
         images: folder of the model's photos.
         output: patches.h5 to create.
-        options: filters, and the source of scales and orientations.
+        options: filters, and the size of the patches.
         resources: threads and device to use.
+        keypoints: features.h5 or COLMAP database with the scales and orientations of the keypoints. The default is
+            one next to the model.
         detect: finds keypoints in photos whose keypoints have no known scale and orientation.
 
     Raises:
@@ -122,7 +125,7 @@ def mine(
     tracks = read_tracks(folder)
     if not images.is_dir():
         raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
-    with known_frames(options.keypoints or beside(folder)) as known:
+    with known_frames(keypoints or beside(folder)) as known:
         views, skipped = _look(tracks, images, known, detect, resources.threads)
     axes = np.full((len(tracks.point), 2, 2), np.nan, np.float32)
     for number, view in views.items():
@@ -258,7 +261,7 @@ def _cut_all(
         for number, of_photo in columns.items()
     }
     names = {number: tracks.names[number] for number in columns}
-    made_of = {**options.recipe(), "fingerprint": digest([(names[number], prints[number]) for number in names])}
+    made_of = {**asdict(options), "fingerprint": digest([(names[number], prints[number]) for number in names])}
     if is_made(output, made_of):
         return 0
 
@@ -306,6 +309,9 @@ class MineCommand:
     """Folder of the model's photos."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """File of patches to write, such as patches.h5."""
+    keypoints: Path | None = None
+    """features.h5 or COLMAP database with the scales and orientations of the keypoints. Default: one next to the
+    model."""
     sheet: Path | None = None
     """PNG picture to draw some of the patches on, one point in each row."""
     as_brown: Path | None = None
@@ -319,11 +325,19 @@ class MineCommand:
         from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 
         detect = make_detector("opencv-dog", DetectorOptions(8192, 0.02 / 3, 10, upright=False, affine_shape=False))
-        report = mine(self.model, self.images, self.output, self.mine, self.resources, detect=detect)
-        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
-        for name, count in report.dropped.items():
-            output.print(f"  {100 * count / report.observations:5.2f} % dropped: {name}")
-        print_skipped(report.skipped)
+        result = mine(
+            self.model,
+            self.images,
+            self.output,
+            self.mine,
+            self.resources,
+            keypoints=self.keypoints,
+            detect=detect,
+        )
+        output.print(f"{result.patches} patches of {result.points} points in {result.photos} photos")
+        for name, count in result.dropped.items():
+            output.print(f"  {100 * count / result.observations:5.2f} % dropped: {name}")
+        print_skipped(result.skipped)
         print_patches(self.output, self.sheet, self.as_brown)
 
 

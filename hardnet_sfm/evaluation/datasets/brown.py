@@ -175,7 +175,7 @@ def read_brown(folder: Path, measurement_size: float = MEASUREMENT_SIZE) -> Patc
     for number, block in enumerate(brown.blocks()):
         patches[row[number * ON_A_SHEET :][: len(block)]] = block
     return PatchSet(
-        folder,
+        str(folder),
         "brown",
         measurement_size,
         tuple(map(str, numbers)),
@@ -264,7 +264,7 @@ def _draw_pairs(patch_set: PatchSet, count: int, rng: np.random.Generator) -> ND
     end = np.cumsum(sizes)
     if len(patch_set) == sizes[0]:
         raise HardnetSfmError(
-            f"{patch_set.path}: all patches are of one point", "Non-matching pairs need patches of two points."
+            f"{patch_set.origin}: all patches are of one point", "Non-matching pairs need patches of two points."
         )
     rows = np.empty((count, 2, 2), np.int64)
     first = rng.choice(np.flatnonzero(sizes[patch_set.point] >= 2), count)

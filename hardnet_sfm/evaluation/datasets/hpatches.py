@@ -101,7 +101,7 @@ def read_hpatches(folder: Path) -> PatchSet:
     images = np.arange(len(sequences) * len(COLUMNS), dtype=np.int32).reshape(-1, len(COLUMNS))
     total = points * len(COLUMNS)
     return PatchSet(
-        folder,
+        str(folder),
         "hpatches",
         MEASUREMENT_SIZE,
         tuple(f"{sequence.name}/{column}" for sequence in sequences for column in COLUMNS),
