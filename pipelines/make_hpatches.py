@@ -175,7 +175,9 @@ def make(options: Options) -> dict[str, int]:
         UsageError: an option makes no sense.
     """
     options.check()
-    sequences = read_sequences(options.folder)
+    sequences, left_out = read_sequences(options.folder)
+    if left_out:
+        raise next(iter(left_out.values()))
     check_names([sequence.name for sequence in sequences])
     folder = options.output.resolve()
     beside = folder.with_name(f".{folder.name}.tmp")

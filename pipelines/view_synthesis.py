@@ -194,7 +194,7 @@ def compare_all(options: Options) -> None:
     for steps in range(len(tilts) + 1):
         area = relative_area(tilts[:steps], step)
         Console().print(f"{steps} steps: {area:.1f} times the photo's area, {area**2:.0f} times the matching")
-    sequence = read_sequences(options.sequence)[0]
+    (sequence, *_), _ = read_sequences(options.sequence)
     first, *others = (path.name for path in sequence.photos)
     compare(
         options.sequence,

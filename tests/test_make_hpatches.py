@@ -123,7 +123,7 @@ class TestSet:
         pipeline.make(options(pipeline, sequences, tmp_path / "again"))
         files = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
         assert all((made / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
-        (sequence,) = read_sequences(sequences / "wall")
+        (sequence,), _ = read_sequences(sequences / "wall")
         _, columns = pipeline.cut_sequence(sequence, options(pipeline, sequences, tmp_path), np.random.default_rng(1))
         found = {of.name: of for of in find_sequences(made)}["v_wall"].column("e1")
         assert columns["e1"].shape != found.shape or (columns["e1"] != found).any()

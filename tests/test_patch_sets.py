@@ -593,7 +593,7 @@ def test_a_set_written_as_brown_is_what_the_description_says(tmp_path: Path) -> 
     assert_same(
         found,
         replace(made, frame=found.frame, xyz=found.xyz, angle=found.angle),
-        *("path", "source", "images", "extent", "options"),
+        *("origin", "source", "images", "extent", "options"),
     )
 
 

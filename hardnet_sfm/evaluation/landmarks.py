@@ -91,11 +91,13 @@ class Landmarks:
         queries: queries in the order of their names or of the file.
         setups: names of the setups for which each query has its relevance.
         collection: names of the photos to search; None means all photos of the data set.
+        left_out: maps the name of each query whose ground truth is damaged to the reason.
     """
 
     queries: tuple[LandmarkQuery, ...]
     setups: tuple[str, ...]
     collection: frozenset[str] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def named(self) -> frozenset[str]:
         """All photos that the ground truth names: positives, junk and photos to search."""

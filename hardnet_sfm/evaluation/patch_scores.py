@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float16
 from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets import brown, hpatches
+from hardnet_sfm.evaluation.datasets.parts import check_any, describe_left_out
 from hardnet_sfm.evaluation.datasets.w1bs import NUISANCES, find_columns
 from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.hpatches_tasks import (
@@ -146,21 +147,28 @@ def evaluate_w1bs(
             "pairs with its network, which are a million pairs of a thousand patches",
             "Measure it with hardnet-sfm evaluate brown | hpatches | homography | pairs.",
         )
-    descriptors, columns = made(rows), find_columns(Path(folder))
+    descriptors = made(rows)
+    columns, left_out = find_columns(Path(folder))
     values: dict[str, dict[str, float]] = {}
     details: dict[str, dict[str, float]] = {}
     with progress("w1bs", len(rows) * len(columns)) as advance:
         for row, descriptor in descriptors.items():
             describe, areas = PatchStream(descriptor, resources), {}
             for pair in columns:
-                first, second = pair.read()
+                try:
+                    first, second = pair.read()
+                except HardnetSfmError as error:
+                    left_out[f"{pair.nuisance}/{pair.name}"] = error
+                    advance()
+                    continue
                 described = describe([first, second])
                 areas[pair] = column_score(described[: len(first)], described[len(first) :])
                 advance(note=f"{row} {pair.nuisance} {pair.name}")
+            check_any(areas, left_out)
             by_nuisance = {
                 name: float(np.mean([area for pair, area in areas.items() if pair.nuisance == code]))
                 for code, name in NUISANCES.items()
-                if any(pair.nuisance == code for pair in columns)
+                if any(pair.nuisance == code for pair in areas)
             }
             values[row] = with_mean(by_nuisance)
             details[row] = {f"{pair.nuisance}/{pair.name}": area for pair, area in areas.items()}
@@ -169,7 +177,7 @@ def evaluate_w1bs(
         (Measure("mauc", "mAUC by nuisance", values),),
         facts(rows, descriptors),
         {"pairs": details},
-        (_resized("the", None, descriptors),),
+        (_resized("the", None, descriptors), *describe_left_out(left_out)),
     )
 
 

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
 from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts
+from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets.image_pairs import VALIDATION, ImagePair, read_image_pairs
+from hardnet_sfm.evaluation.datasets.parts import check_any, describe_left_out
 from hardnet_sfm.evaluation.datasets.sequences import PHOTOS, read_sequences
 from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.epipolar import THRESHOLDS, fundamental_matrix, recall_of_truth
@@ -140,16 +142,19 @@ def evaluate_homographies(
         HardnetSfmError: a sequence is incomplete or damaged, or a descriptor cannot be made.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    sequences, ways = read_sequences(Path(folder)), _ways(rows, resources)
+    (sequences, left_out), ways = read_sequences(Path(folder)), _ways(rows, resources)
     detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     curves: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     with progress("compare", len(sequences) * (PHOTOS + len(ways))) as advance:
         for sequence in sequences:
-            photos = []
-            for path, grey in zip(sequence.photos, sequence.read(), strict=True):
-                photos.append(DetectedPhoto(grey, detect(grey)))
-                advance(note=f"{sequence.name} {path.name}")
+            try:
+                photos = [DetectedPhoto(grey, detect(grey)) for grey in sequence.read()]
+            except HardnetSfmError as error:
+                left_out[sequence.name] = error
+                advance(PHOTOS + len(ways), sequence.name)
+                continue
+            advance(PHOTOS, sequence.name)
             first, *others = (photo.features.xy for photo in photos)
             truths = [pair_truth(h, first, xy) for h, xy in zip(sequence.homographies, others, strict=True)]
             for name, way in ways.items():
@@ -158,12 +163,13 @@ def evaluate_homographies(
                 of_pairs = [accuracy_by_threshold(*pair) for pair in zip(truths, matches, strict=True)]
                 curves[name][sequence.name] = np.mean(of_pairs, axis=0).tolist()
                 advance(note=f"{sequence.name} {name}")
+    check_any(scores[COLMAP], left_out)
     return ScoreTable(
         "homography",
         _matching_measures(scores),
         facts(rows, _spans(ways)),
         {"max_features": max_features, "tolerance": TOLERANCE, "accuracy_by_threshold": curves},
-        _rescored(rows),
+        (*_rescored(rows), *describe_left_out(left_out)),
         across=True,
     )
 
@@ -193,14 +199,19 @@ def evaluate_pairs(
         HardnetSfmError: a pair is incomplete or damaged, or a descriptor cannot be made.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    pairs, ways = read_image_pairs(Path(folder)), _ways(rows, resources)
+    (pairs, left_out), ways = read_image_pairs(Path(folder)), _ways(rows, resources)
     detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     recalls: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     with progress("compare", len(pairs) * (1 + len(ways))) as advance:
         for pair in pairs:
-            photos = [DetectedPhoto(grey, detect(grey)) for grey in pair.read()]
+            try:
+                photos = [DetectedPhoto(grey, detect(grey)) for grey in pair.read()]
+            except HardnetSfmError as error:
+                left_out[pair.name] = error
+                advance(1 + len(ways), pair.name)
+                continue
             truth = _truth(pair, photos)
             advance(note=pair.name)
             for name, way in ways.items():
@@ -212,9 +223,10 @@ def evaluate_pairs(
                     matrix = _fundamental_matrix(photos, matches)
                     recalls[name][pair.name] = recall_of_truth(matrix, pair.correspondences).tolist()
                 advance(note=f"{pair.name} {name}")
+    check_any({**scores[COLMAP], **recalls[COLMAP]}, left_out)
     measures: tuple[Measure, ...] = _matching_measures(scores) if any(scores.values()) else ()
     details: dict[str, object] = {"max_features": max_features}
-    notes = _rescored(rows)
+    notes = _rescored(rows) + describe_left_out(left_out)
     if any(accuracies.values()):
         details["accuracy_by_threshold"] = accuracies
     if any(recalls.values()):

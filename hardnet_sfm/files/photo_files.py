@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.clutter import is_clutter
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp")
 _EXIF_ORIENTATION = 0x0112
@@ -72,7 +73,7 @@ class Lens:
 def list_photos(folder: Path) -> list[str]:
     """Lists the names of all photos below a folder: POSIX paths relative to it.
 
-    The order is natural (img2 before img10). Files and folders whose name starts with a dot are skipped.
+    The order is natural (img2 before img10). Hidden files and what a Mac or a NAS leaves are skipped.
 
     Raises:
         HardnetSfmError: the folder is missing, is a file, cannot be read or holds no photo.
@@ -99,7 +100,7 @@ def list_photos(folder: Path) -> list[str]:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return any(map(is_clutter, path.parts))
 
 
 def _natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:

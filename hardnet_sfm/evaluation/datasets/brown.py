@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 
@@ -83,7 +84,7 @@ def open_brown(folder: Path) -> BrownFolder:
         HardnetSfmError: info.txt is missing or damaged, or the number of sheets does not match it.
     """
     point, photo = _numbers(folder / "info.txt", (0, 1)).T
-    sheets = tuple(sorted(folder.glob("patches*.bmp")))
+    sheets = tuple(find_files(folder, "patches*.bmp"))
     needed = math.ceil(len(point) / ON_A_SHEET)
     if len(sheets) != needed:
         raise HardnetSfmError(
@@ -116,7 +117,7 @@ def find_pairs(brown: BrownFolder) -> Path:
         HardnetSfmError: there is no such file, or there are several and none is the official one.
     """
     official = brown.path / OFFICIAL_PAIRS
-    found = sorted(brown.path.glob("m50_*_*_0.txt"))
+    found = find_files(brown.path, "m50_*_*_0.txt")
     if official.is_file() or len(found) != 1:
         found = [official]
     if not found[0].is_file():

@@ -21,6 +21,7 @@ import numpy as np
 from hardnet_sfm.arrays import Grey, Ints
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.datasets.columns import read_column
+from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.patches import resize_patches
 
@@ -72,7 +73,7 @@ def find_sequences(folder: Path) -> list[PatchSequence]:
     Raises:
         HardnetSfmError: there are no sequences, or the `ref.png` of one is missing or damaged.
     """
-    paths = sorted(path for path in folder.glob("[iv]_*") if path.is_dir())
+    paths = [path for path in find_files(folder, "[iv]_*") if path.is_dir()]
     if not paths:
         raise HardnetSfmError(f"{folder}: no sequences i_* or v_* in it", _RELEASE)
     return [PatchSequence(path, len(read_column(path / "ref.png", SIDE))) for path in paths]

@@ -17,7 +17,9 @@ import numpy as np
 
 from hardnet_sfm.arrays import Float64, Grey
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, read_parts
 from hardnet_sfm.evaluation.datasets.sequences import photos_named, read_homography
+from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import EXTENSIONS, read_photo
 
 # The authors reserve these pairs for choosing parameters, so the evaluation leaves them out.
@@ -53,42 +55,44 @@ class ImagePair:
         return (read_photo(path).grey for path in self.photos)
 
 
-def read_image_pairs(folder: Path) -> list[ImagePair]:
+def read_image_pairs(folder: Path) -> tuple[list[ImagePair], LeftOut]:
     """Reads all pairs of a folder in the layout of EVD or WxBS, in the order of their names. Photos are not decoded.
 
+    Returns:
+        The pairs, and the reasons why others are left out.
+
     Raises:
-        HardnetSfmError: the folder is missing or has no pairs, or a photo or the ground truth of a pair is missing or
-            damaged.
+        HardnetSfmError: the folder is missing or has no pairs, or a photo or the ground truth of every pair is missing
+            or damaged.
     """
     if not folder.is_dir():
         raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
-    pairs = _evd(folder) if (folder / "1").is_dir() and (folder / "2").is_dir() else _wxbs(folder)
+    if (folder / "1").is_dir() and (folder / "2").is_dir():
+        firsts = [path for path in find_files(folder / "1", "*") if path.suffix.lower() in EXTENSIONS]
+        pairs, left_out = read_parts(((path.stem, path) for path in firsts), _read_evd)
+    else:
+        homes = sorted({path.parent for name in ("corrs.txt", "01.*") for path in find_files(folder, f"*/*/{name}")})
+        named = [(path.relative_to(folder).as_posix(), path) for path in homes if path.name not in VALIDATION]
+        pairs, left_out = read_parts(((name, (name, path)) for name, path in named), _read_wxbs)
     if not pairs:
         raise HardnetSfmError(f"{folder}: no pairs of photos in it", _LAYOUT)
-    return pairs
+    return pairs, left_out
 
 
-def _evd(folder: Path) -> list[ImagePair]:
-    pairs = []
-    for first in sorted(path for path in (folder / "1").iterdir() if path.suffix.lower() in EXTENSIONS):
-        truth = folder / "h" / f"{first.stem}.txt"
-        if not truth.is_file():
-            raise HardnetSfmError(f"{truth}: no such file", _LAYOUT)
-        pairs.append(ImagePair(first.stem, (first, _photo(folder / "2", first.stem)), read_homography(truth)))
-    return pairs
+def _read_evd(first: Path) -> ImagePair:
+    folder = first.parents[1]
+    truth = folder / "h" / f"{first.stem}.txt"
+    if not truth.is_file():
+        raise HardnetSfmError(f"{truth}: no such file", _LAYOUT)
+    return ImagePair(first.stem, (first, _photo(folder / "2", first.stem)), read_homography(truth))
 
 
-def _wxbs(folder: Path) -> list[ImagePair]:
-    pairs = []
-    for truth in sorted(folder.glob("*/*/corrs.txt")):
-        if truth.parent.name not in VALIDATION:
-            name = truth.parent.relative_to(folder).as_posix()
-            photos = (_photo(truth.parent, "01"), _photo(truth.parent, "02"))
-            pairs.append(ImagePair(name, photos, correspondences=_correspondences(truth)))
-    for photo in sorted(folder.glob("*/*/01.*")):
-        if not (photo.parent / "corrs.txt").is_file():
-            raise HardnetSfmError(f"{photo.parent}: no corrs.txt", _LAYOUT)
-    return pairs
+def _read_wxbs(named: tuple[str, Path]) -> ImagePair:
+    name, folder = named
+    if not (folder / "corrs.txt").is_file():
+        raise HardnetSfmError(f"{folder}: no corrs.txt", _LAYOUT)
+    photos = (_photo(folder, "01"), _photo(folder, "02"))
+    return ImagePair(name, photos, correspondences=_correspondences(folder / "corrs.txt"))
 
 
 def _photo(folder: Path, stem: str) -> Path:

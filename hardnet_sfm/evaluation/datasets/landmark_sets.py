@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, read_parts
 from hardnet_sfm.evaluation.datasets.revisited import read_revisited
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, LandmarkQuery, Landmarks, Question, Relevance, check_box
+from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
 
 _LAYOUT = (
@@ -70,18 +72,23 @@ class LandmarkSet:
     def questions(self) -> tuple[list[Question], dict[str, str]]:
         """Returns the possible queries, and for the others the reason why not, by the query's name."""
         asked: list[Question] = []
-        left_out: dict[str, str] = {}
+        left_out = dict(self.truth.left_out)
+        outside: LeftOut = {}
         for query in self.truth.queries:
             photo = self.photos.get(query.photo) or self.others.get(query.photo)
             if not any(query.relevance[setup].within(self.photos).positives for setup in self.truth.setups):
                 left_out[query.name] = "no photo that answers it is there"
             elif photo is not None and query.photo not in DAMAGED_PARIS:
-                asked.append(self._in_photo(query, self.images / photo))
+                try:
+                    asked.append(self._in_photo(query, self.images / photo))
+                except HardnetSfmError as error:
+                    outside[query.name] = error
             elif query.name in self.crops:
                 asked.append(Question(query, self.crops[query.name], None))
             else:
                 left_out[query.name] = "neither its photo nor a crop of it in queries/ is there"
-        return asked, left_out
+        check_any(asked, outside)
+        return asked, left_out | {name: error.message for name, error in outside.items()}
 
     def _in_photo(self, query: LandmarkQuery, path: Path) -> Question:
         if self.truth.collection is None:
@@ -120,7 +127,7 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
             "Give the folder of the data set that belongs to the ground truth.",
         )
     others = {stem: path for stem, path in everything.items() if stem not in photos}
-    crops = sorted(path for path in folder.glob("queries/*") if path.suffix.lower() in EXTENSIONS)
+    crops = [path for path in find_files(folder, "queries/*") if path.suffix.lower() in EXTENSIONS]
     return LandmarkSet(name, truth, images, photos, others, {path.stem: path for path in crops})
 
 
@@ -143,15 +150,16 @@ def _read_truth(name: LandmarkSetName, folder: Path) -> Landmarks:
 
 
 def read_landmarks(folder: Path) -> Landmarks:
-    """Reads the text files of Oxford5k or Paris6k.
+    """Reads the text files of Oxford5k or Paris6k. Queries with a bad file are left out.
 
     Raises:
-        HardnetSfmError: there are no queries, or a file is missing or damaged.
+        HardnetSfmError: there are no queries, or a file of every query is missing or damaged.
     """
-    paths = sorted(folder.glob(f"*{_SUFFIX}"))
+    paths = find_files(folder, f"*{_SUFFIX}")
     if not paths:
         raise HardnetSfmError(f"{folder}: no ground truth, no files that end in {_SUFFIX}", _LAYOUT)
-    return Landmarks(tuple(_read_query(path) for path in paths), (ORIGINAL,))
+    queries, left_out = read_parts(((path.name.removesuffix(_SUFFIX), path) for path in paths), _read_query)
+    return Landmarks(tuple(queries), (ORIGINAL,), left_out={name: error.message for name, error in left_out.items()})
 
 
 def _read_query(path: Path) -> LandmarkQuery:

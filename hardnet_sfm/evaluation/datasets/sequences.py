@@ -15,6 +15,8 @@ import numpy as np
 
 from hardnet_sfm.arrays import Float64, Grey
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, read_parts
+from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import EXTENSIONS, read_photo
 
 PHOTOS = 6
@@ -45,16 +47,21 @@ class HomographySequence:
         return (read_photo(path).grey for path in self.photos)
 
 
-def read_sequences(folder: Path) -> list[HomographySequence]:
+def read_sequences(folder: Path) -> tuple[list[HomographySequence], LeftOut]:
     """Reads one sequence, or all sequences of a folder in the order of their names. Photos are not decoded.
 
+    Returns:
+        The sequences, and the reasons why others are left out.
+
     Raises:
-        HardnetSfmError: the folder is missing, or photos or homographies are missing, ambiguous or damaged.
+        HardnetSfmError: the folder is missing, or photos or homographies of every sequence are missing, ambiguous or
+            damaged.
     """
     if not folder.is_dir():
         raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [_read_sequence(sequence) for sequence in (inside if inside and not _photos(folder, 1) else [folder])]
+    inside = [path for path in find_files(folder, "*") if path.is_dir()]
+    folders = inside if inside and not _photos(folder, 1) else [folder]
+    return read_parts(((path.name, path) for path in folders), _read_sequence)
 
 
 def _read_sequence(folder: Path) -> HomographySequence:
@@ -65,7 +72,7 @@ def _read_sequence(folder: Path) -> HomographySequence:
 
 def photos_named(folder: Path, *stems: str) -> list[Path]:
     """Lists the photos of a folder that have one of the given names before the suffix."""
-    return [path for path in folder.iterdir() if path.stem in stems and path.suffix.lower() in EXTENSIONS]
+    return [path for path in find_files(folder, "*") if path.stem in stems and path.suffix.lower() in EXTENSIONS]
 
 
 def _photos(folder: Path, number: int) -> list[Path]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.columns import read_column
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any
+from hardnet_sfm.files.clutter import find_files
 
 NUISANCES = {"A": "appearance", "G": "geometry", "L": "lighting", "S": "sensor", "map2photo": "map2photo"}
 _LAYOUT = "A set has columns of patches 1/NAME.bmp and 2/NAME.bmp, in folders named A, G, L, S or map2photo."
@@ -47,21 +49,27 @@ class ColumnPair:
         return first, second
 
 
-def find_columns(folder: Path) -> list[ColumnPair]:
+def find_columns(folder: Path) -> tuple[list[ColumnPair], LeftOut]:
     """Finds all pairs of columns in the sets of a folder, in the order of set and name.
 
+    Returns:
+        The pairs, and the reasons why others are left out.
+
     Raises:
-        HardnetSfmError: there are no sets, one is empty, or a file has no counterpart.
+        HardnetSfmError: there are no sets, or they have no pairs.
     """
     sets = [name for name in NUISANCES if (folder / name).is_dir()]
     if not sets:
         raise HardnetSfmError(f"{folder}: none of the sets {', '.join(NUISANCES)} in it", _LAYOUT)
-    found = []
+    found: list[ColumnPair] = []
+    left_out: LeftOut = {}
     for name in sets:
-        first, second = ({path.name: path for path in (folder / name / side).glob("*.bmp")} for side in "12")
-        if alone := sorted(first.keys() ^ second.keys()):
-            raise HardnetSfmError(f"{folder / name}: {alone[0]} is in 1/ or in 2/ only", _LAYOUT)
-        if not first:
-            raise HardnetSfmError(f"{folder / name}: no columns *.bmp in 1/ and 2/", _LAYOUT)
-        found += [ColumnPair(name, Path(file).stem, (first[file], second[file])) for file in sorted(first)]
-    return found
+        first, second = ({path.name: path for path in find_files(folder / name / side, "*.bmp")} for side in "12")
+        if not first and not second:
+            left_out[name] = HardnetSfmError(f"{folder / name}: no columns *.bmp in 1/ and 2/", _LAYOUT)
+        for file in sorted(first.keys() ^ second.keys()):
+            left_out[f"{name}/{file}"] = HardnetSfmError(f"{folder / name}: {file} is in 1/ or in 2/ only", _LAYOUT)
+        both = sorted(first.keys() & second.keys())
+        found += [ColumnPair(name, Path(file).stem, (first[file], second[file])) for file in both]
+    check_any(found, left_out)
+    return found, left_out
