@@ -105,9 +105,7 @@ WXBS_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", [*EVD_DAMAGES, *(f"wxbs {name}" for name in WXBS_DAMAGES)])
-def test_a_bad_pair_is_left_out_and_named(
-    damage: str, tmp_path: Path
-) -> None:
+def test_a_bad_pair_is_left_out_and_named(damage: str, tmp_path: Path) -> None:
     of_wxbs = damage.startswith("wxbs ")
     (wxbs if of_wxbs else evd)(tmp_path)
     change, message = WXBS_DAMAGES[damage.removeprefix("wxbs ")] if of_wxbs else EVD_DAMAGES[damage]

@@ -521,12 +521,21 @@ def test_labelled_pairs_name_the_patches_of_the_folder(extra: str, tmp_path: Pat
     assert labelled.matching.tolist() == [info[one, 0] == info[other, 0] for one, other in pairs]
 
 
-@pytest.mark.parametrize(("line", "message"), [("0 5 0 999 5 0", "not in info.txt"), ("0 6 0 1 5 0", "other points")])
-def test_labelled_pairs_that_contradict_info_are_a_clear_error(line: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("0 5 0 999 5 0", "not in info.txt"), ("0 6 0 1 5 0", "other points"), ("0 5 0 1 x", "invalid literal")],
+)
+def test_labelled_pairs_that_contradict_info_are_left_out_and_named(line: str, message: str, tmp_path: Path) -> None:
     brown(tmp_path / "liberty", some_info(photos=False))
     path = tmp_path / "liberty" / "m50_2_2_0.txt"
     path.write_text(f"0 5 0 1 5 0\n{line}\n")
-    with pytest.raises(HardnetSfmError, match=message) as raised:
+    labelled = read_pairs(path, open_brown(path.parent))
+    assert (labelled.patches.tolist(), labelled.matching.tolist()) == ([[0, 1]], [True])
+    (error,) = labelled.left_out.values()
+    assert error.message.startswith(f"{path}: line 2: ")
+    assert message in error.message
+    path.write_text(f"{line}\n{line}\n")
+    with pytest.raises(HardnetSfmError, match=f"{message}|whole numbers") as raised:
         read_pairs(path, open_brown(path.parent))
     assert str(path) in raised.value.message
 

@@ -102,7 +102,10 @@ def evaluate_brown(
         ),
         {name: {**about, **known[name]} for name, about in facts(rows, streams).items()},
         {"pairs": {name: len(found.matching) for name, found in pairs.items()}, "false_positives_by_recall": curves},
-        (_resized("Brown's", brown.MEASUREMENT_SIZE, streams),),
+        (
+            _resized("Brown's", brown.MEASUREMENT_SIZE, streams),
+            *(note for found in pairs.values() for note in describe_left_out(found.left_out)),
+        ),
     )
 
 
@@ -259,7 +262,11 @@ def evaluate_hpatches(
             "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
             **details,
         },
-        (_resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams), *_only_verified(rows)),
+        (
+            _resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams),
+            *_only_verified(rows),
+            *describe_left_out(asked.left_out),
+        ),
     )
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, read_rows
 from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
@@ -32,6 +33,7 @@ MEASUREMENT_SIZE = 12.0
 # The labelled pairs that the literature evaluates.
 OFFICIAL_PAIRS = "m50_100000_100000_0.txt"
 TEST_SETS = ("liberty", "notredame", "yosemite")
+_PAIR_COLUMNS = (0, 1, 3, 4)  # patch, point, patch, point
 _SIDE = ACROSS * PATCH_SIZE
 _LAYOUT = "Give a folder in Brown's layout: info.txt, patchesNNNN.bmp and m50_100000_100000_0.txt."
 
@@ -42,10 +44,12 @@ class LabelledPairs(NamedTuple):
     Attributes:
         patches: (M, 2) int64, numbers of two patches in the order of info.txt.
         matching: (M,) bool, whether both patches show the same point.
+        left_out: reasons why lines of the file are left out.
     """
 
     patches: NDArray[np.int64]
     matching: NDArray[np.bool_]
+    left_out: LeftOut
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,26 +130,47 @@ def find_pairs(brown: BrownFolder) -> Path:
 
 
 def read_pairs(path: Path, brown: BrownFolder) -> LabelledPairs:
-    """Reads a file m50_M_M_0.txt.
+    """Reads a file m50_M_M_0.txt. Lines that are damaged or contradict info.txt are left out.
 
     Raises:
-        HardnetSfmError: the file is missing, is damaged, does not have M lines or contradicts info.txt.
+        HardnetSfmError: the file is missing, does not have M lines, or has no good line.
     """
-    first, first_point, second, second_point = _numbers(path, (0, 1, 3, 4)).T
-    stated = re.fullmatch(r"m50_(\d+)_\1_0", path.stem)
-    if stated and int(stated[1]) != len(first):
-        raise HardnetSfmError(f"{path}: {len(first)} pairs, but its name says {stated[1]}", "Get the file again.")
-    patches = np.stack([first, second], 1)
-    if patches.size and not 0 <= patches.min() <= patches.max() < len(brown):
-        raise HardnetSfmError(
-            f"{path}: numbers of patches that are not in info.txt, which has {len(brown)}",
-            "Take both files from the same data set.",
-        )
-    if (brown.point[patches] != np.stack([first_point, second_point], 1)).any():
-        raise HardnetSfmError(
-            f"{path}: info.txt gives the same patches other points", "Take both files from the same data set."
-        )
-    return LabelledPairs(patches, first_point == second_point)
+    rows, numbers, left_out = _pair_rows(path)
+    stated, count = re.fullmatch(r"m50_(\d+)_\1_0", path.stem), len(rows) + len(left_out)
+    if stated and int(stated[1]) != count:
+        raise HardnetSfmError(f"{path}: {count} pairs, but its name says {stated[1]}", "Get the file again.")
+    patches, points = rows[:, ::2], rows[:, 1::2]
+    known: NDArray[np.bool_] = np.all((patches >= 0) & (patches < len(brown)), axis=1)
+    good = known & (brown.point[np.where(known[:, None], patches, 0)] == points).all(1)
+    for row in np.flatnonzero(~good).tolist():
+        why = "info.txt gives the same patches other points"
+        if not known[row]:
+            why = f"numbers of patches that are not in info.txt, which has {len(brown)}"
+        where = f"{path}: line {numbers[row]}"
+        left_out[where] = HardnetSfmError(f"{where}: {why}", "Take both files from the same data set.")
+    check_any(patches[good], left_out)
+    return LabelledPairs(patches[good], points[good, 0] == points[good, 1], left_out)
+
+
+def _pair_rows(path: Path) -> tuple[NDArray[np.int64], Sequence[int], LeftOut]:
+    """Reads (M, 4) columns patch, point, patch, point; the numbers of their lines; and the lines that are left out."""
+    try:
+        rows = _numbers(path, _PAIR_COLUMNS)
+        return rows, range(1, len(rows) + 1), {}
+    except HardnetSfmError:
+        if not path.is_file():
+            raise
+        found, left_out = read_rows(path, _parse_pair, _LAYOUT)
+        if not found:
+            raise
+        return np.array(list(found.values()), np.int64), list(found), left_out
+
+
+def _parse_pair(line: str) -> list[int]:
+    words = line.split()
+    if len(words) < 5:
+        raise ValueError(f"not a pair: {len(words)} columns instead of at least 5")
+    return [int(words[column]) for column in _PAIR_COLUMNS]
 
 
 def read_brown(folder: Path, measurement_size: float = MEASUREMENT_SIZE) -> PatchSet:

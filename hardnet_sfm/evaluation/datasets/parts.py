@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sized
+from pathlib import Path
 from typing import TypeVar
 
 from hardnet_sfm.errors import HardnetSfmError
@@ -35,9 +36,34 @@ def read_parts(sources: Iterable[tuple[str, Source]], read: Callable[[Source], P
     return parts, left_out
 
 
+def read_rows(path: Path, parse: Callable[[str], Part], hint: str, start: int = 1) -> tuple[dict[int, Part], LeftOut]:
+    """Parses a text file line by line. Empty lines are skipped.
+
+    Args:
+        path: path of the file.
+        parse: parses a line. It raises ValueError or IndexError for a bad one.
+        hint: what to do about a bad line.
+        start: number of the first line to parse, counted from 1.
+
+    Returns:
+        What was parsed by the number of the line, and the reasons why other lines are left out.
+    """
+    rows: dict[int, Part] = {}
+    left_out: LeftOut = {}
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if number < start or not line.strip():
+                continue
+            try:
+                rows[number] = parse(line)
+            except (ValueError, IndexError) as error:
+                left_out[f"{path}:{number}"] = HardnetSfmError(f"{path}: line {number}: {error}", hint)
+    return rows, left_out
+
+
 def check_any(parts: Sized, left_out: LeftOut) -> None:
     """Raises the first of the reasons if every part is left out."""
-    if left_out and not parts:
+    if left_out and not len(parts):
         raise next(iter(left_out.values()))
 
 
