@@ -580,7 +580,7 @@ def test_turned_photos_of_a_real_set(shared_data: Path, tmp_path: Path) -> None:
 def test_fountain_is_as_accurate_as_surveyed(
     descriptor: str, error: float, auc: float, shared_data: Path, tmp_path: Path
 ) -> None:
-    from hardnet_sfm.evaluation.strecha import read_strecha
+    from hardnet_sfm.evaluation.datasets.strecha import read_strecha
 
     scene = read_strecha(shared_data / "fountain-P11")
     params = ",".join(map(repr, map(float, scene.colmap_pinhole())))

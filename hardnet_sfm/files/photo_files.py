@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.clutter import is_clutter
 from hardnet_sfm.photos import Lens, Photo, resize_to_fit, upright
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp")
@@ -26,7 +27,7 @@ _EXIF_FOCAL_LENGTH, _EXIF_FOCAL_LENGTH_35MM, _EXIF_DIGITAL_ZOOM, _EXIF_LENS = 0x
 def list_photos(folder: Path) -> list[str]:
     """Lists the names of all photos below a folder: POSIX paths relative to it.
 
-    The order is natural (img2 before img10). Files and folders whose name starts with a dot are skipped.
+    The order is natural (img2 before img10). Hidden files and what a Mac or a NAS leaves are skipped.
 
     Raises:
         HardnetSfmError: the folder is missing, is a file, cannot be read or holds no photo.
@@ -53,7 +54,7 @@ def list_photos(folder: Path) -> list[str]:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return any(map(is_clutter, path.parts))
 
 
 def _natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:

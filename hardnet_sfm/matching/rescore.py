@@ -22,6 +22,7 @@ from hardnet_sfm.patches import extract_patches
 # Number of photos whose patches stay in memory, described or as pixels: 2 or 4 KB a keypoint, so at most 0.5 GB with
 # 8192 keypoints each.
 PHOTOS_AT_HAND = 16
+SHORT_LIST = 5  # neighbours of a keypoint to score; `match --short-list` has the same default
 # Values of a similarity matrix that are computed at once.
 _VALUES = 2**24
 

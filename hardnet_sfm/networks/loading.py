@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.weight_files import Weights, not_finite, read_weights, recommended_ratio, shipped
+from hardnet_sfm.files.weight_files import read_weights, shipped
+from hardnet_sfm.network_weights import Weights, not_finite, recommended_ratio
 from hardnet_sfm.networks.architectures import (
     ARCHITECTURES,
     Architecture,
