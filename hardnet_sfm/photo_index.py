@@ -15,9 +15,9 @@ from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
 from hardnet_sfm.files.fingerprints import are_features_of
 from hardnet_sfm.files.photo_files import Photo, read_photo, sha256_of
 from hardnet_sfm.files.workspace import DEFAULT
+from hardnet_sfm.index_folder import OpenIndex, open_index
 from hardnet_sfm.keypoints import Keypoints, RankedImage
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
 from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of
@@ -40,13 +40,13 @@ class Index:
         HardnetSfmError: the index has no photos.
     """
 
-    def __init__(self, lists: InvertedIndex, weights: Path | None, resources: Resources) -> None:
-        if not len(lists):
-            raise HardnetSfmError(f"{lists.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
-        self._lists, self._weights, self._resources = lists, weights, resources
+    def __init__(self, index: OpenIndex, weights: Path | None, resources: Resources) -> None:
+        if not len(index.lists):
+            raise HardnetSfmError(f"{index.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
+        self._folder, self._lists, self._weights, self._resources = index.folder, index.lists, weights, resources
         self._describer: PhotoDescriber | None = None
-        self.images = Path(lists.manifest.images)
-        self.options: dict[str, Any] = lists.manifest.options
+        self.images = Path(index.manifest.images)
+        self.options: dict[str, Any] = index.manifest.options
 
     @classmethod
     def open(
@@ -74,8 +74,8 @@ class Index:
             [('a/b.jpg', 41), ('c.jpg', 17)]
         """
         resources = resources or Resources()
-        lists = InvertedIndex(Path(folder), resources, thorough=thorough)
-        return cls(lists, None if weights is None else Path(weights), resources)
+        index = open_index(Path(folder), resources, thorough=thorough)
+        return cls(index, None if weights is None else Path(weights), resources)
 
     @property
     def names(self) -> list[str]:
@@ -90,7 +90,7 @@ class Index:
     @property
     def words(self) -> int:
         """Number of visual words."""
-        return self._lists.manifest.words
+        return len(self._lists.vocabulary)
 
     def changed(self, names: Sequence[str]) -> dict[str, str]:
         """Reads the files of the named photos and says which are "gone" or "changed" since they were indexed."""
@@ -185,7 +185,7 @@ class Index:
             describer = PhotoDescriber(ExtractOptions.of_recipe(self.options, self._weights), self._resources)
             if describer.recipe != self.options:
                 raise HardnetSfmError(
-                    f"{self._lists.folder}: its photos were described with other weights "
+                    f"{self._folder}: its photos were described with other weights "
                     f"({str(self.options.get('weights_sha256'))[:16]}...) than the query",
                     "Give their file with --weights, or index the photos again.",
                 )

@@ -15,16 +15,15 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
+from hardnet_sfm.files.index_files import Manifest
 from hardnet_sfm.files.pair_list import read_pairs
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import MANIFEST, Workspace
+from hardnet_sfm.index_folder import IndexBuilder, OpenIndex, open_index, open_vocabulary
 from hardnet_sfm.photo_index import Index
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index_builder import IndexBuilder
-from hardnet_sfm.retrieval.inverted_index import InvertedIndex, Manifest
 from hardnet_sfm.retrieval.methods import METHODS
-from hardnet_sfm.retrieval.visual_words import Vocabulary
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.verbs.index import index_photos
@@ -240,12 +239,11 @@ def test_retrieve_opens_an_index_that_is_up_to_date_once(
 ) -> None:
     opened = []
 
-    class Counted(InvertedIndex):
-        def __init__(self, folder: Path, *args: Any, **options: Any) -> None:
-            opened.append(folder)
-            super().__init__(folder, *args, **options)
+    def counted(folder: Path, *args: Any, **options: Any) -> OpenIndex:
+        opened.append(folder)
+        return open_index(folder, *args, **options)
 
-    monkeypatch.setattr("hardnet_sfm.retrieval.inverted_index.InvertedIndex", Counted)
+    monkeypatch.setattr("hardnet_sfm.index_folder.open_index", counted)
     query = str(place / "photos" / photo_names(place)[4])
     status, out, _ = said_by(
         ["retrieve", "--workspace", str(place), "--device", "cpu", "--query", query, "--top", "1"], capsys
@@ -258,7 +256,7 @@ def test_an_index_that_lost_all_its_photos_is_made_anew(place: Path, tmp_path: P
     """An empty index is refused only where there are no features to fill it with."""
     shutil.copytree(place / "index", tmp_path / "index")
     options = Manifest.read(place / "index" / MANIFEST).options
-    builder = IndexBuilder(tmp_path / "index", Vocabulary.open(place), "", options)
+    builder = IndexBuilder(tmp_path / "index", open_vocabulary(place), "", options)
     builder.keep_only({})
     builder.finish()
     with pytest.raises(HardnetSfmError, match="no photos in the index"):

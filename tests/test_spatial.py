@@ -9,9 +9,9 @@ import pytest
 from collections_of_features import SIZE, store_of, unit_rows
 from numpy.typing import NDArray
 
+from hardnet_sfm.index_folder import open_index
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.retrieval.consensus import _frame, _hypothesis, best_transformation
-from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
 from hardnet_sfm.verbs.index import IndexOptions, index
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
@@ -153,7 +153,7 @@ def test_an_index_keeps_affine_frames_where_there_are_any_through_merges(tmp_pat
     store_of(tmp_path / "features.h5", photos)
     vocabulary(tmp_path / "features.h5", tmp_path / "vocabulary", VocabularyOptions(words=16, iterations=3))
     index(tmp_path / "features.h5", tmp_path, tmp_path / "index", IndexOptions(checkpoint=2))
-    opened = InvertedIndex(tmp_path, thorough=True)
+    opened = open_index(tmp_path, thorough=True).lists
     entries = opened.entries(range(6))
     for number, name in enumerate(opened.names):
         rows = entries.rows[entries.photos == number]

@@ -1,39 +1,25 @@
-"""Visual words and binary signatures of descriptors, and the folder of a vocabulary.
-
-A vocabulary is a folder. `card.json` states what the vocabulary was made from, and names the file with the numbers. The
-file's name contains its checksum. So a vocabulary is replaced by replacing its card.
-"""
+"""Visual words and binary signatures of descriptors, and how they are learned."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import sha256_of
-from hardnet_sfm.files.workspace import CARD, prepare_folder, read_json, replacing, write_json
+from hardnet_sfm.inverted_lists import Signatures, Words
 from hardnet_sfm.progress import progress
 
-FORMAT = "hardnet-sfm vocabulary"
-VERSION = 1
 BITS = 64
 # Up to this many words, the nearest is found by comparing all. With more, it is searched in the nearest of about 2 *
 # sqrt(words) cells. With 4000 descriptors and 20k words this takes 0.1 s instead of 0.5 s, and 99.9 % of the answers
 # are the same.
 _EXACT_WORDS = 4096
 _PROBES = 32
-
-Words = NDArray[np.int32]
-Signatures = NDArray[np.uint64]
 
 
 class Vocabulary:
@@ -68,61 +54,13 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 of the vocabulary's numbers."""
+        """Sha256 of the vocabulary's numbers, once it has been written."""
         return str(self.card["sha256"])
 
-    @classmethod
-    def open(cls, folder: Path) -> Vocabulary:
-        """Reads a vocabulary.
-
-        Args:
-            folder: folder of the vocabulary, or a workspace that contains one.
-
-        Raises:
-            HardnetSfmError: the vocabulary is missing, damaged or of another version.
-        """
-        folder = folder if (folder / CARD).is_file() else folder / "vocabulary"
-        if not (folder / CARD).is_file():
-            raise HardnetSfmError(f"no vocabulary at {folder}", "Run `hardnet-sfm vocabulary IMAGES` first.")
-        card = read_json(folder / CARD)
-        if card.get("format") != FORMAT or card.get("version") != VERSION:
-            raise HardnetSfmError(
-                f"{folder}: not a vocabulary of hardnet-sfm (version {VERSION})",
-                "Make it again with `hardnet-sfm vocabulary IMAGES`.",
-            )
-        path = folder / str(card.get("file"))
-        try:
-            whole = sha256_of(path) == card["sha256"]
-            tensors = load_file(path) if whole else {}
-            numbers = [tensors[name].astype(np.float32) for name in ("centroids", "projection", "thresholds")]
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise HardnetSfmError(
-                f"{path}: missing, damaged or changed", "Make the vocabulary again with `hardnet-sfm vocabulary`."
-            ) from error
-        return cls(card, *numbers)
-
-    def save(self, folder: Path) -> None:
-        """Writes the vocabulary, complete or not at all. An earlier one in the folder stays until this one is complete.
-
-        Raises:
-            HardnetSfmError: the disk is full or cannot be written.
-        """
-        prepare_folder(folder)
-        tensors = {"centroids": self.centroids, "thresholds": self.thresholds}
-        halves = {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}
-        content = save({**halves, "projection": np.ascontiguousarray(self.projection)})
-        mark = sha256(content).hexdigest()
-        target = folder / f"words-{mark[:8]}.safetensors"
-        try:
-            with replacing(target) as beside:
-                beside.write_bytes(content)
-            self.card.update({"format": FORMAT, "version": VERSION, "file": target.name, "sha256": mark})
-            write_json(folder / CARD, self.card)
-        except OSError as error:
-            raise HardnetSfmError(f"cannot write {folder}: {error}", "Make room on the disk and run again.") from error
-        for old in folder.glob("words-*.safetensors"):
-            if old != target:
-                old.unlink()
+    @property
+    def numbers(self) -> dict[str, Float32]:
+        """The arrays by name, as its file has them."""
+        return {name: getattr(self, name) for name in ("centroids", "projection", "thresholds")}
 
     def check_fits(self, options: dict[str, Any], what: str) -> None:
         """Raises an error if features do not have the descriptors of the vocabulary.

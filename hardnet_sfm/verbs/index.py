@@ -11,11 +11,12 @@ from tyro.conf import arg
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.index_files import Manifest
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace, locked
+from hardnet_sfm.inverted_lists import MOST_PHOTOS
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.methods import MOST_PHOTOS
 from hardnet_sfm.stages import OnStage, StageResult
 from hardnet_sfm.terminal import Common, Images, print_result
 from hardnet_sfm.verbs.extract import extract
@@ -94,13 +95,12 @@ def index(
     """
     import faiss
 
-    from hardnet_sfm.retrieval.index_builder import IndexBuilder
-    from hardnet_sfm.retrieval.visual_words import Vocabulary
+    from hardnet_sfm.index_folder import IndexBuilder, open_vocabulary
 
     options, resources = options or IndexOptions(), resources or Resources()
     options.check()
     features, output = Path(features), Path(output)
-    words = Vocabulary.open(Path(vocabulary))
+    words = open_vocabulary(Path(vocabulary))
     with locked(output.parent), FeatureStore(features) as store:
         words.check_fits(store.header["options"], str(features))
         builder = IndexBuilder(output, words, store.header["images"], store.header["options"])
@@ -207,8 +207,6 @@ def update_index(
 
 def _fitting_vocabulary(place: Workspace) -> Path | None:
     """Returns the vocabulary of the workspace's index if the features still come from the same descriptor."""
-    from hardnet_sfm.retrieval.inverted_index import Manifest
-
     if not (place.index / MANIFEST).is_file():
         return None
     manifest = Manifest.read(place.index / MANIFEST)

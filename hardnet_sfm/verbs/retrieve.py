@@ -22,9 +22,9 @@ from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
 from hardnet_sfm.terminal import Common, output
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
+    from hardnet_sfm.index_folder import OpenIndex
     from hardnet_sfm.pages.answer_page import Answer
     from hardnet_sfm.photo_index import Box, Index
-    from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 
 # Number of results whose files are compared with the index. Reading more would take longer than the search.
 _CHECKED = 20
@@ -83,28 +83,28 @@ def open_current(
     Raises:
         HardnetSfmError: there is neither an index nor features, or `Index.open` raises it.
     """
+    from hardnet_sfm.index_folder import open_index
     from hardnet_sfm.photo_index import Index
-    from hardnet_sfm.retrieval.inverted_index import InvertedIndex
     from hardnet_sfm.verbs.index import update_index
 
     resources = resources or Resources()
-    lists = InvertedIndex(place.index, resources) if (place.index / MANIFEST).is_file() else None
-    if lists is None and not place.features.is_file():
+    opened = open_index(place.index, resources) if (place.index / MANIFEST).is_file() else None
+    if opened is None and not place.features.is_file():
         raise HardnetSfmError(f"no index and no features in {place.root}", "Run `hardnet-sfm index IMAGES` first.")
-    if lists is None or not _is_current(lists, place.features):
+    if opened is None or not _is_current(opened, place.features):
         if on_update:
             on_update()
         update_index(place, resources=resources)
-        lists = InvertedIndex(place.index, resources)
-    return Index(lists, weights, resources)
+        opened = open_index(place.index, resources)
+    return Index(opened, weights, resources)
 
 
-def _is_current(lists: InvertedIndex, features: Path) -> bool:
+def _is_current(index: OpenIndex, features: Path) -> bool:
     """Tells whether an index holds the present features. Without a store it counts as current: no update can follow."""
     if not features.is_file():
         return True
     with FeatureStore(features) as store:
-        return store.fingerprints() == lists.fingerprints and store.header["options"] == lists.manifest.options
+        return store.fingerprints() == index.lists.fingerprints and store.header["options"] == index.manifest.options
 
 
 @dataclass(frozen=True)

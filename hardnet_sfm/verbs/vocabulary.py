@@ -101,6 +101,7 @@ def vocabulary(
     """
     import faiss
 
+    from hardnet_sfm.files.vocabulary_files import write_vocabulary
     from hardnet_sfm.retrieval.visual_words import learn_words
 
     options, resources = options or VocabularyOptions(), resources or Resources()
@@ -129,8 +130,8 @@ def vocabulary(
                 "made_of": made_of,
             }
         )
-        learned.save(output)
-    return _result(learned.card, computed=True)
+        card = write_vocabulary(output, learned.card, learned.numbers)
+    return _result(card, computed=True)
 
 
 def _result(card: dict[str, Any], *, computed: bool) -> VocabularyResult:
