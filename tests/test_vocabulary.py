@@ -12,9 +12,10 @@ import pytest
 from collections_of_features import OPTIONS, keypoints_of, some_photos, store_of, unit_rows
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.vocabulary_files import write_vocabulary
+from hardnet_sfm.files.vocabulary_files import CentroidFile, write_vocabulary
 from hardnet_sfm.index_folder import open_vocabulary
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.retrieval.kmeans import NoCheckpoint, kmeans
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 FEW = VocabularyOptions(words=16, sample=660, iterations=5)
@@ -86,6 +87,63 @@ def test_it_is_the_same_with_any_number_of_threads(place: Path, tmp_path: Path) 
         prints.add(open_vocabulary(tmp_path / "v").fingerprint)
         (tmp_path / "v" / "card.json").unlink()
     assert len(prints) == 1
+
+
+@pytest.mark.parametrize(("count", "words"), [(3000, 40), (700, 300)], ids=["full", "with empty clusters"])
+def test_k_means_gives_the_centroids_of_faiss(count: int, words: int) -> None:
+    random = np.random.default_rng(7)
+    sample = unit_rows(random, count // 2).astype(np.float32)
+    sample = np.concatenate([sample, sample[: count - len(sample)]])
+    peer = faiss.Clustering(128, words)
+    peer.niter, peer.seed = 6, 3
+    peer.min_points_per_centroid, peer.max_points_per_centroid = 1, count
+    index = faiss.IndexFlatL2(128)
+    first = np.empty(count, np.int32)
+    faiss.rand_perm(faiss.swig_ptr(first), count, 4)
+    centroids, distances = kmeans(sample, sample[first[:words]], faiss.IndexFlatL2(128), 6, NoCheckpoint())
+    peer.train(sample, index)
+    np.testing.assert_allclose(centroids, faiss.vector_to_array(peer.centroids).reshape(words, 128), atol=1e-6)
+    assert distances == pytest.approx(peer.iteration_stats.at(5).obj, rel=1e-4)
+
+
+def test_ctrl_c_works_between_small_parts_of_an_iteration() -> None:
+    """faiss does not return to Python within a search."""
+    sizes: list[int] = []
+
+    class Watched(faiss.IndexFlatL2):
+        def search(self, rows: np.ndarray, count: int) -> object:
+            sizes.append(len(rows))
+            return super().search(rows, count)
+
+    sample = unit_rows(np.random.default_rng(0), 20_000, 8).astype(np.float32)
+    kmeans(sample, sample[:5], Watched(8), 2, NoCheckpoint())
+    assert max(sizes) < 10_000 and sum(sizes) == 2 * len(sample)
+
+
+def test_an_interrupted_run_resumes_after_its_last_iteration(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    class Interrupted(CentroidFile):
+        def save(self, iterations: int, centroids: np.ndarray) -> None:
+            super().save(iterations, centroids)
+            saved.append(iterations)
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("hardnet_sfm.files.vocabulary_files.CentroidFile", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vocabulary(place / "features.h5", tmp_path / "v", FEW)
+    vocabulary(place / "features.h5", tmp_path / "v", FEW)
+    assert saved == [1, 2, 3, 4]
+    assert open_vocabulary(tmp_path / "v").fingerprint == open_vocabulary(place).fingerprint
+    assert len(list((tmp_path / "v").iterdir())) == 2
+    # Centroids of other options, and damaged ones, are not used.
+    CentroidFile(tmp_path / "w", {"words": 17}).save(3, np.zeros((16, 128), np.float32))
+    assert CentroidFile(tmp_path / "w", {"words": 16}).load() is None
+    (tmp_path / "w" / "unfinished.safetensors").write_bytes(b"damaged")
+    assert CentroidFile(tmp_path / "w", {"words": 17}).load() is None
 
 
 def test_gpus_assign_where_faiss_has_them(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

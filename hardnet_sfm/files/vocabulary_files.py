@@ -1,4 +1,4 @@
-"""The folder of a vocabulary: `card.json` and a file with the numbers.
+"""The folder of a vocabulary: `card.json`, a file with the numbers, and the centroids of an interrupted run.
 
 The card states what the vocabulary was made from, and names the file. The file's name contains its checksum. So a
 vocabulary is replaced by replacing its card.
@@ -18,10 +18,12 @@ from safetensors.numpy import load_file, save
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import sha256_of
-from hardnet_sfm.files.workspace import CARD, prepare_folder, read_json, replacing, write_json
+from hardnet_sfm.files.workspace import CARD, digest, prepare_folder, read_json, replacing, write_json
 
 FORMAT = "hardnet-sfm vocabulary"
 VERSION = 1
+# Centroids of a run that has not finished.
+UNFINISHED = "unfinished.safetensors"
 # The projection stays in 32 bits.
 _TENSORS = {"centroids": np.float16, "thresholds": np.float16, "projection": np.float32}
 
@@ -82,4 +84,42 @@ def write_vocabulary(folder: Path, card: Mapping[str, Any], numbers: Mapping[str
     for old in folder.glob("words-*.safetensors"):
         if old != target:
             old.unlink()
+    (folder / UNFINISHED).unlink(missing_ok=True)
     return written
+
+
+class CentroidFile:
+    """Keeps the centroids of an unfinished k-means in the folder of its vocabulary.
+
+    Args:
+        folder: folder of the vocabulary; made if missing.
+        made_of: everything that determines the vocabulary. Centroids of others are not used.
+
+    Raises:
+        HardnetSfmError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, made_of: Mapping[str, Any]) -> None:
+        prepare_folder(folder)
+        self._path, self._mark = folder / UNFINISHED, digest("k-means", made_of)
+
+    def load(self) -> tuple[int, Float32] | None:
+        """Returns the number of finished iterations and the (K, D) centroids after them, if there are any."""
+        try:
+            with safetensors.safe_open(self._path, "numpy") as file:
+                facts = file.metadata() or {}
+                if facts.get("made_of") == self._mark:
+                    return int(facts["iterations"]), file.get_tensor("centroids")
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+            pass  # missing, or damaged by a full disk: k-means begins again
+        return None
+
+    def save(self, iterations: int, centroids: Float32) -> None:
+        """Keeps the (K, D) centroids after a number of iterations.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        facts = {"made_of": self._mark, "iterations": str(iterations)}
+        with replacing(self._path) as beside:
+            beside.write_bytes(save({"centroids": np.ascontiguousarray(centroids, np.float32)}, facts))

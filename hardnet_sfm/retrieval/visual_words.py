@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.inverted_lists import Signatures, Words
-from hardnet_sfm.progress import progress
+from hardnet_sfm.retrieval.kmeans import Checkpoint, NoCheckpoint, kmeans, search_in_blocks
 
 BITS = 64
 # Up to this many words, the nearest is found by comparing all. With more, it is searched in the nearest of about 2 *
@@ -94,7 +94,7 @@ class Vocabulary:
         rows = np.ascontiguousarray(descriptors, np.float32)
         if not len(rows):
             return np.zeros((0, count), np.int32)
-        return np.asarray(self._nearest.search(rows, count)[1], np.int32)
+        return np.asarray(search_in_blocks(self._nearest, rows, count)[1], np.int32)
 
     def signatures(self, descriptors: NDArray[np.floating], words: Words) -> Signatures:
         """Computes binary signatures within given words.
@@ -116,7 +116,7 @@ class Vocabulary:
         """Returns the share of (N, D) descriptors whose assigned word is the nearest of all."""
         exact = faiss.IndexFlatL2(self.dimension)
         exact.add(self.centroids)
-        return float((exact.search(sample, 1)[1] == self.assign(sample)).mean())
+        return float((search_in_blocks(exact, sample, 1)[1] == self.assign(sample)).mean())
 
 
 def _shown(value: object) -> str:
@@ -145,29 +145,32 @@ def _empty_index(words: int, dimension: int) -> Any:
     return index
 
 
-def learn_words(sample: Float32, words: int, iterations: int, seed: int, *, gpus: bool) -> Vocabulary:
-    """Learns a vocabulary: words by k-means, an orthogonal projection, and medians of the sample."""
+def learn_words(
+    sample: Float32, words: int, iterations: int, seed: int, *, gpus: bool, checkpoint: Checkpoint | None = None
+) -> Vocabulary:
+    """Learns a vocabulary: words by k-means, an orthogonal projection, and medians of the sample.
+
+    Args:
+        sample: (N, D) descriptors.
+        words: number of words.
+        iterations: iterations of k-means.
+        seed: random seed of the first words and of the projection.
+        gpus: whether GPUs may assign the descriptors.
+        checkpoint: keeps the words of an interrupted run. A run that resumes gives the same words.
+    """
     count, dimension = sample.shape
-    clustering = faiss.Clustering(dimension, words)
-    clustering.niter, clustering.seed = 1, seed
-    clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, count
     index = _empty_index(words, dimension)
     if not index.is_trained:
         index.train(sample[:words])
     if gpus and faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
-    # One iteration for each call, so that progress is shown and Ctrl-C works.
-    with progress("k-means", iterations) as advance:
-        for _ in range(iterations):
-            clustering.train(sample, index)
-            objective = _objective(clustering) / count
-            index.reset()
-            advance()
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(-1, dimension).copy()
+    chosen = np.empty(count, np.int32)
+    faiss.rand_perm(faiss.swig_ptr(chosen), count, seed + 1)  # type: ignore[attr-defined]
+    centroids, distances = kmeans(sample, sample[chosen[:words]], index, iterations, checkpoint or NoCheckpoint())
     projection = _random_projection(dimension, seed)
     # Words are stored in 16 bits, like all descriptors.
     centroids = centroids.astype(np.float16).astype(np.float32)
-    learned = Vocabulary({"objective": objective}, centroids, projection, np.zeros((len(centroids), BITS), np.float32))
+    learned = Vocabulary({"objective": distances / count}, centroids, projection, np.zeros((words, BITS), np.float32))
     nearest = learned.assign(sample)[:, 0]
     thresholds = _medians(sample @ projection.T, nearest, centroids @ projection.T)
     learned.thresholds[:] = thresholds.astype(np.float16)
@@ -179,12 +182,6 @@ def _random_projection(dimension: int, seed: int) -> Float32:
     random, rows = np.random.default_rng(seed), min(dimension, BITS)
     sets = [np.linalg.qr(random.standard_normal((dimension, rows)))[0].T for _ in range(-(-BITS // rows))]
     return np.concatenate(sets)[:BITS].astype(np.float32)
-
-
-def _objective(clustering: Any) -> float:
-    """Returns the sum of squared distances after the last iteration."""
-    statistics = clustering.iteration_stats
-    return float(statistics.at(statistics.size() - 1).obj)
 
 
 def _medians(projected: Float32, words: Words, fallback: Float32) -> Float32:

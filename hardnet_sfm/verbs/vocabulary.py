@@ -87,7 +87,7 @@ def vocabulary(
     From 4096 words on, k-means assigns descriptors approximately, as Philbin et al. (CVPR 2007) do. The stage measures
     the share of descriptors that are still assigned to their nearest word, and records it in the vocabulary's card. If
     the installed faiss supports GPUs (conda's faiss-gpu), the GPUs assign. A GPU sums in another order than the CPU, so
-    rounding then gives slightly different words.
+    rounding then gives slightly different words. An interrupted run resumes after its last finished iteration.
 
     Args:
         features: store with the features of the photos.
@@ -101,7 +101,7 @@ def vocabulary(
     """
     import faiss
 
-    from hardnet_sfm.files.vocabulary_files import write_vocabulary
+    from hardnet_sfm.files.vocabulary_files import CentroidFile, write_vocabulary
     from hardnet_sfm.retrieval.visual_words import learn_words
 
     options, resources = options or VocabularyOptions(), resources or Resources()
@@ -116,7 +116,12 @@ def vocabulary(
         sample = _sample(store, made_of["descriptors"], options.vocabulary_seed)
         faiss.omp_set_num_threads(resources.threads)
         learned = learn_words(
-            sample, made_of["words"], options.iterations, options.vocabulary_seed, gpus=resources.device != "cpu"
+            sample,
+            made_of["words"],
+            options.iterations,
+            options.vocabulary_seed,
+            gpus=resources.device != "cpu",
+            checkpoint=CentroidFile(output, made_of),
         )
         facts = {"descriptor": store.header["options"].get("descriptor", ""), "photos": len(store.names())}
         learned.card.update(
