@@ -16,7 +16,7 @@ from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.segments import IndexedPhoto, invert, merge
 from hardnet_sfm.retrieval.visual_words import Vocabulary
 
-# A segment is merged with the previous one if it has a quarter of that one's features or more. It is rewritten if more
+# A segment is merged with the previous one if it has a quarter of that one's entries or more. It is rewritten if more
 # than a quarter of its photos are removed. So each feature is copied only a few times, whatever the number of photos.
 _QUARTER = 4
 
@@ -179,6 +179,6 @@ class IndexBuilder:
                 return number, number + 1
         if len(self._segments) > 1:
             before, last = self._segments[-2:]
-            if last.features * _QUARTER >= before.features and len(before) + len(last) <= MOST_PHOTOS:
+            if last.entries * _QUARTER >= before.entries and len(before) + len(last) <= MOST_PHOTOS:
                 return len(self._segments) - 2, len(self._segments)
         return None

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 MOST_PHOTOS = 65536  # of a segment, in which a photo's number has 16 bits
 
+_BLOCK = 2**22  # entries that are counted at a time
+
 Words = NDArray[np.int32]
 Signatures = NDArray[np.uint64]
 Packed = NDArray[np.uint32] | NDArray[np.uint64]
@@ -73,9 +75,17 @@ class Segment:
         return self.columns.offsets, self.columns.signatures, self.columns.images
 
     @property
-    def features(self) -> int:
-        """Number of entries, including those of removed photos."""
+    def entries(self) -> int:
+        """Number of entries of all lists, including those of removed photos."""
         return len(self.columns.images)
+
+    @cached_property
+    def features(self) -> int:
+        """Number of features of the photos that have not been removed."""
+        if not self.removed:
+            return self.entries
+        blocks = range(0, self.entries, _BLOCK)
+        return sum(int(self.alive[self.columns.images[start : start + _BLOCK]].sum()) for start in blocks)
 
     def without(self, removed: Sequence[int]) -> Segment:
         """Returns the segment with these photos removed, and no others."""

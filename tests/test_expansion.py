@@ -71,7 +71,7 @@ class Collection:
     @cached_property
     def idf(self) -> Mapping[int, float]:
         having = Counter(word for photo in self.features.values() for word in {word for word, _ in photo})
-        return defaultdict(float, {word: math.log(len(self.features) / count) for word, count in having.items()})
+        return defaultdict(float, {word: math.log((len(self.features) + 1) / count) for word, count in having.items()})
 
     def vector(self, counts: Mapping[int, float]) -> dict[int, float]:
         return {word: count * self.idf[word] for word, count in counts.items()}

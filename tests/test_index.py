@@ -65,7 +65,7 @@ def assigned(words: Vocabulary) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def brute_idf(photos: dict[str, tuple[np.ndarray, np.ndarray]], words: int) -> np.ndarray:
     having = np.array([sum(word in of for of, _ in photos.values()) for word in range(words)])
-    return np.where(having > 0, np.log(len(photos) / np.maximum(having, 1)), 0)
+    return np.where(having > 0, np.log((len(photos) + 1) / np.maximum(having, 1)), 0)
 
 
 def test_bag_of_words_is_the_cosine_of_dense_vectors(place: Path) -> None:
@@ -179,12 +179,23 @@ def test_a_changed_photo_is_indexed_anew(place: Path, tmp_path: Path) -> None:
     assert answers(open_index(tmp_path).lists) == answers(open_index(tmp_path / "fresh").lists)
 
 
+def test_features_of_removed_photos_are_not_counted(place: Path, tmp_path: Path) -> None:
+    """A single removed photo of twelve stays in its segment, marked as removed."""
+    shutil.copytree(place / "index", tmp_path / "index")
+    kept = {name: PHOTOS[name] for name in list(PHOTOS) if name != "folder/4.jpg"}
+    report = index(store_of(tmp_path / "features.h5", kept), place, tmp_path / "index")
+    opened = open_index(tmp_path).lists
+    (segment,) = opened.segments
+    assert (report.photos, report.features, opened.features) == (11, 10 * 60, 10 * 60)
+    assert (segment.entries, segment.removed) == (11 * 60, [4])
+
+
 def test_all_photos_gone_leaves_an_empty_index_that_is_refused_to_search(place: Path, tmp_path: Path) -> None:
     from hardnet_sfm.photo_index import Index
 
     shutil.copytree(place / "index", tmp_path / "index")
     report = index(store_of(tmp_path / "features.h5", {}), place, tmp_path / "index")
-    assert (report.photos, report.removed) == (0, 12)
+    assert (report.photos, report.features, report.removed) == (0, 0, 12)
     with pytest.raises(HardnetSfmError, match="no photos in the index"):
         Index.open(tmp_path)
 

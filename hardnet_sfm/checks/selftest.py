@@ -208,7 +208,7 @@ def _retrieve(place: Workspace, resources: Resources) -> str:
         if worse.max() > 1e-5:
             raise _Wrong(f"{name}: words that are not the nearest: {int((worse > 1e-5).sum())} of {len(words)}")
         counts[row] = np.bincount(words, minlength=_WORDS)
-    weighted = counts * np.log(len(counts) / np.maximum((counts > 0).sum(0), 1))
+    weighted = counts * np.log((len(counts) + 1) / np.maximum((counts > 0).sum(0), 1))
     lengths = np.maximum(np.linalg.norm(weighted, axis=1), 1e-12)
     expected = weighted @ weighted.T / lengths / lengths[:, None]
     for row, name in enumerate(opened.names):

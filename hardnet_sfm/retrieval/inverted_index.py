@@ -58,16 +58,19 @@ class InvertedIndex:
 
     @property
     def features(self) -> int:
-        """Number of entries of all lists, including those of removed photos."""
+        """Number of features of the photos that have not been removed."""
         return sum(segment.features for segment in self.segments)
 
     @cached_property
     def idf(self) -> NDArray[np.float64]:
-        """(W,) log(number of photos / number of photos with the word), 0 if no photo has the word."""
+        """(W,) log((number of photos + 1) / number of photos with the word), 0 if no photo has the word.
+
+        The 1 gives a value to words that all photos have. Without it, a collection of one photo would find nothing.
+        """
         frequencies = np.zeros(len(self.vocabulary), np.int64)
         for segment in self.segments:
             kernels.document_frequencies(segment.columns.offsets, segment.columns.images, segment.alive, frequencies)
-        return np.where(frequencies > 0, np.log(max(1, len(self)) / np.maximum(frequencies, 1)), 0.0)
+        return np.where(frequencies > 0, np.log((len(self) + 1) / np.maximum(frequencies, 1)), 0.0)
 
     @cached_property
     def _norms(self) -> NDArray[np.float64]:
@@ -112,7 +115,7 @@ class InvertedIndex:
                 continue
             gaps = np.diff(wanted, prepend=-1, append=MOST_PHOTOS - 1)
             following = np.repeat(np.append(wanted, MOST_PHOTOS), gaps)
-            features = np.linspace(0, segment.features, 4 * self.threads + 1)
+            features = np.linspace(0, segment.entries, 4 * self.threads + 1)
             cuts = np.searchsorted(segment.columns.offsets, features).tolist()
             tasks += [
                 (first, last, segment.columns.offsets, segment.columns.images, following)

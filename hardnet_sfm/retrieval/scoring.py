@@ -95,7 +95,7 @@ def score_and_count(index: InvertedIndex, query: Query) -> tuple[Scores, NDArray
 
     The number counts the query's features with a strict match in the photo. A match is strict if signatures differ by
     at most 16 bits, in the nearest word of a feature of the query. With multiple assignment, matches in its other words
-    are nearly always chance. A match in a word that all photos have does not count.
+    are nearly always chance.
     """
     weights = distance_weights()
     features = len(query)

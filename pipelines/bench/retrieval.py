@@ -176,7 +176,7 @@ class Peer:
         self._index.is_trained = True
         for segment, start in zip(index.segments, index.starts[:-1], strict=True):
             of_word = np.repeat(np.arange(words), np.diff(segment.columns.offsets))
-            for begin in range(0, segment.features, 2**24):
+            for begin in range(0, segment.entries, 2**24):
                 rows = slice(begin, begin + 2**24)
                 codes = np.ascontiguousarray(segment.columns.signatures[rows])
                 ids = segment.columns.images[rows].astype(np.int64) + start
