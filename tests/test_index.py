@@ -15,7 +15,7 @@ from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.index_files import UNFINISHED
-from hardnet_sfm.files.workspace import MANIFEST
+from hardnet_sfm.files.workspace import MANIFEST, Workspace
 from hardnet_sfm.index_folder import IndexBuilder, open_index
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources
@@ -25,7 +25,7 @@ from hardnet_sfm.retrieval.scoring import Query, distance_weights, score_asmk, s
 from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
 from hardnet_sfm.retrieval.visual_words import Vocabulary
-from hardnet_sfm.verbs.index import IndexOptions, index
+from hardnet_sfm.verbs.index import IndexOptions, index, update_index
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 PHOTOS = some_photos(12)
@@ -237,6 +237,40 @@ def test_another_vocabulary_makes_another_index_and_the_old_one_stays_until_then
     report = index(place / "features.h5", tmp_path, tmp_path / "index")
     assert (report.added, len(open_index(tmp_path).lists.vocabulary)) == (12, 9)
     assert len(list((tmp_path / "index").glob("vocabulary-*"))) == 1
+
+
+def test_words_are_learned_again_if_the_collection_has_outgrown_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three photos give 120 descriptors and 2 words; 12 give 660 and 16."""
+    work, few = Workspace(tmp_path), {name: PHOTOS[name] for name in list(PHOTOS)[:3]}
+    store_of(work.features, few)
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 2
+    store_of(work.features, {name: PHOTOS[name] for name in list(PHOTOS)[:6]})  # 300 descriptors would give 8 words
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 8
+    assert "outgrown the 2 visual words" in (told := capsys.readouterr().err) and "8 new ones" in told
+    store_of(work.features, PHOTOS)
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 8 and not capsys.readouterr().err
+    # A number that was chosen by hand stays.
+    store_of(work.features, few)
+    update_index(work, vocabulary_options=VocabularyOptions(words=3))
+    store_of(work.features, PHOTOS)
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 3 and not capsys.readouterr().err
+
+
+def test_words_of_other_photos_are_never_replaced(tmp_path: Path) -> None:
+    others = {f"other/{name}": photo for name, photo in some_photos(3, seed=4).items()}
+    store_of(tmp_path / "other" / "features.h5", others)
+    vocabulary(tmp_path / "other" / "features.h5", tmp_path / "other" / "vocabulary")
+    work = Workspace(tmp_path / "work")
+    store_of(work.features, PHOTOS)
+    update_index(work, vocabulary_folder=tmp_path / "other")
+    update_index(work)
+    assert len(open_index(work.root).lists.vocabulary) == 2
 
 
 def test_features_of_another_descriptor_are_refused(place: Path, tmp_path: Path) -> None:

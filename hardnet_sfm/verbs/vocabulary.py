@@ -131,6 +131,7 @@ def vocabulary(
                 "data": store.header["images"],
                 "words": len(learned),
                 "dimension": learned.dimension,
+                "words_chosen": options.words is not None,
                 "recall": learned.measure_recall(sample[:_RECALL_SAMPLE]),
                 "made_of": made_of,
             }
@@ -146,9 +147,7 @@ def _result(card: dict[str, Any], *, computed: bool) -> VocabularyResult:
 def _made_of(store: FeatureStore, options: VocabularyOptions) -> dict[str, Any]:
     """Collects everything that determines the vocabulary, in a form that JSON can hold."""
     there = sum(store.counts().values())
-    words = options.words
-    if words is None:
-        words = min(_DEFAULT_WORDS, 2 ** int(np.log2(max(2, there // _DESCRIPTORS_A_WORD))))
+    words = default_words(there) if options.words is None else options.words
     if there < words:
         raise HardnetSfmError(
             f"{store.path}: {there} descriptors cannot make {words} words",
@@ -162,6 +161,11 @@ def _made_of(store: FeatureStore, options: VocabularyOptions) -> dict[str, Any]:
         "seed": options.vocabulary_seed,
         "features": store.fingerprints(),
     }
+
+
+def default_words(descriptors: int) -> int:
+    """Returns the number of words that a number of descriptors gives without `--words`."""
+    return min(_DEFAULT_WORDS, 1 << (max(2, descriptors // _DESCRIPTORS_A_WORD).bit_length() - 1))
 
 
 def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
