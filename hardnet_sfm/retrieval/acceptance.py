@@ -20,6 +20,8 @@ _BY_CHANCE = 0.004
 _FIXED = 3
 # Correspondences up to each of these Hamming distances are judged alone, because the nearest are rarely wrong.
 _LIMITS = np.array([8, 12, 16, 20, 24, 64])
+# A query that finds nothing is tried in all quarter turns.
+_TURNS = 4
 
 
 def log_false_alarms(distances: NDArray[np.int64], cells: NDArray[np.int64], inliers: NDArray[np.int64]) -> float:
@@ -27,8 +29,8 @@ def log_false_alarms(distances: NDArray[np.int64], cells: NDArray[np.int64], inl
 
     Correspondences between the same two cells do not agree independently, so they count as one. Inliers count by the
     number of different cells in the query or in the photo, whichever is less. The number of false alarms is the number
-    of limits, times the number of correspondences, each of which proposes a transformation, times the probability that
-    as many of the others agree. It is taken for the limit of the distance for which it is the least.
+    of turns, times the number of limits, times the number of correspondences, each of which proposes a transformation,
+    times the probability that as many of the others agree. It is taken for the limit for which it is the least.
 
     Args:
         distances: (M,) Hamming distances of all correspondences of the query and the photo, not decreasing.
@@ -39,7 +41,7 @@ def log_false_alarms(distances: NDArray[np.int64], cells: NDArray[np.int64], inl
     trials = _count_by_limit(distances[pairs])
     agreeing = np.minimum(*(_count_by_limit(distances[inliers[_first_of_each(side[inliers])]]) for side in cells))
     return min(
-        float(np.log10(len(_LIMITS) * max(1, number)) + _log_tail(number - _FIXED, found - _FIXED))
+        float(np.log10(_TURNS * len(_LIMITS) * max(1, number)) + _log_tail(number - _FIXED, found - _FIXED))
         for number, found in zip(trials.tolist(), agreeing.tolist(), strict=True)
     )
 
