@@ -187,9 +187,13 @@ class RankedImage:
         inliers: number of spatially verified correspondences; None if verification was not tried or failed for this
             image.
         lines: (K, 4) float32 or None. The inliers: x, y in the query and x, y in the image, upright pixels.
+        accepted: whether the image shows what the query shows; None if the method does not verify.
+        identical: whether the image is the same file as the query.
     """
 
     image: str
     score: float
     inliers: int | None
     lines: Float32 | None = None
+    accepted: bool | None = None
+    identical: bool = False

@@ -14,7 +14,7 @@ from hardnet_sfm.cli import VERBS
 PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
 WINGS = ("features", "matching", "retrieval", "training", "pages", "viewer")
 # Folders that take arrays and know no files, and the part of one that reads them.
-FREE_OF_FILES = ("evaluation", "features", "matching", "pages", "training", "viewer")
+FREE_OF_FILES = ("evaluation", "features", "matching", "pages", "retrieval", "training", "viewer")
 READERS = ("evaluation.datasets",)
 FLOORS = (
     ("__main__",),
@@ -27,6 +27,7 @@ FLOORS = (
     ("evaluation",),
     ("competitors", "pair_matching", "photo_index", "view_synthesis"),
     ("orientation", "reconstruction"),
+    ("index_folder",),
     WINGS,
     ("frames",),
     ("colmap", "networks"),
@@ -38,7 +39,7 @@ FLOORS = (
         *("keypoints", "measures", "photos", "progress", "registry", "resources", "sights", "stages", "textures"),
         *("versions", "workers"),
     ),
-    ("arrays", "errors"),
+    ("arrays", "errors", "inverted_lists"),
 )
 LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
 FILES = {

@@ -77,12 +77,17 @@ def test_pictures_are_those_of_their_photos_upright(folder: Path) -> None:
 
 
 def test_ranks_scores_inliers_and_the_box_are_those_given(folder: Path) -> None:
-    results = [RankedImage(NAMES[1], 12.3456789, 9), RankedImage(NAMES[0], 0.25, 0), RankedImage("gone.png", 0.1, None)]
+    results = [
+        RankedImage(NAMES[1], 12.3456789, 9, accepted=True),
+        RankedImage(NAMES[0], 0.25, 7, accepted=False),
+        RankedImage("gone.png", 0.1, None, accepted=True, identical=True),
+    ]
     data = shown(folder, Answer(str(folder / "query.png"), results, (149.5, 199.5, 449.5, 599.5)))
     (answer,) = data["answers"]
     assert [data["names"][image] for image in answer["image"]] == [found.image for found in results]
-    assert answer["score"] == [12.3457, 0.25, 0.1] and answer["inliers"] == [9, 0, None]
-    assert (answer["found"], answer["verified"], answer["size"]) == (3, 1, [600, 800])
+    assert answer["score"] == [12.3457, 0.25, 0.1] and answer["inliers"] == [9, 7, None]
+    assert answer["shows"] == [True, False, True] and answer["identical"] == [False, False, True]
+    assert (answer["found"], answer["accepted"], answer["size"]) == (3, 2, [600, 800])
     # Pixels have their centres at whole numbers: the photo begins at -0.5.
     assert answer["box"] == pytest.approx([0.25, 0.25, 0.75, 0.75], abs=2e-5)
     assert data["search"] == SEARCH and data["weights"] == {"descriptor": "rootsift"}
@@ -153,6 +158,8 @@ class TestRetrieve:
         (answer,) = data["answers"]
         assert [data["names"][image] for image in answer["image"]] == [row["image"] for row in printed]
         assert answer["inliers"] == [row["inliers"] for row in printed]
+        assert answer["shows"] == [row["accepted"] for row in printed]
+        assert answer["identical"] == [row["identical"] for row in printed]
         assert answer["score"] == pytest.approx([row["score"] for row in printed], rel=1e-4, abs=1e-6)
         index = hardnet_sfm.Index.open(indexed)
         assert data["search"] == {

@@ -127,10 +127,12 @@ def _collect_answer(
         "bbox": answer.bbox,
         "box": None if answer.bbox is None else scale_box_to_sides(answer.bbox, size),
         "found": len(answer.results),
-        "verified": sum(bool(found.inliers) for found in answer.results),
+        "accepted": sum(bool(found.accepted) for found in answer.results),
         "image": numbers,
         "score": [float(f"{found.score:.6g}") for found in results],
         "inliers": [found.inliers for found in results],
+        "shows": [found.accepted for found in results],
+        "identical": [found.identical for found in results],
         "lines": [
             _pack_lines(found, size, photos.sizes[number], lines)
             for found, number in zip(results, numbers, strict=True)

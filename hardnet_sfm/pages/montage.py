@@ -104,13 +104,13 @@ def _summarize(results: Sequence[RankedImage], bbox: Box | None) -> list[str]:
     box = [f"box {', '.join(f'{x:g}' for x in bbox)}"] if bbox else []
     if not results:
         return [*box, "no photo has anything in common with it"]
-    verified = sum(bool(one.inliers) for one in results)
+    accepted = sum(bool(one.accepted) for one in results)
     count = f"{len(results)} results" if len(results) > 1 else "1 result"
     count += f", the first {MOST_RESULTS} are shown" if len(results) > MOST_RESULTS else ""
     return [
         *box,
         count,
-        *([f"{verified} spatially verified"] if any(one.inliers is not None for one in results) else []),
+        *([f"{accepted or 'none'} accepted"] if any(one.accepted is not None for one in results) else []),
     ]
 
 
@@ -158,6 +158,8 @@ def _draw_result(
     said = f"score {result.score:.4g}"
     if result.inliers is not None:
         said += f"   {result.inliers} inlier{'s' if result.inliers != 1 else ''}"
+    if result.accepted is not None:
+        said += "   same file" if result.identical else "   accepted" if result.accepted else "   not accepted"
     _write_text(page, said, (after, cell.y + 44), 18, _FAINT, _NORMAL)
     panel = _Area(cell.x, cell.y + _CAPTION, cell.width, _PANEL)
     _shade(page, panel)
