@@ -35,7 +35,8 @@ from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.photo_files import EXTENSIONS, read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import EXTENSIONS
 from hardnet_sfm.keypoints import Keypoints
 
 Pair = tuple[str, str]

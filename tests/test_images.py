@@ -18,7 +18,6 @@ from PIL import Image, ImageOps
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import (
-    list_photos,
     read_colours,
     read_photo,
     resize_to_fit,
@@ -27,6 +26,7 @@ from hardnet_sfm.files.photo_files import (
     size_of,
     upright,
 )
+from hardnet_sfm.files.photo_folders import list_photos
 
 Pixels = NDArray[np.uint8]
 ORIENTATIONS = range(1, 9)
@@ -38,46 +38,46 @@ _PILLOW_NAMES = {"jpg": "JPEG", "tif": "TIFF", "pgm": "PPM"}
 def test_lists_every_format_in_either_case_and_nothing_else(tmp_path: Path) -> None:
     photos = ["a.jpg", "b.jpeg", "c.png", "d.tif", "e.tiff", "f.bmp", "g.ppm", "h.pgm", "i.webp", "j.JPG", "k.TiFf"]
     _touch(tmp_path, *photos, "notes.txt", "jpg", "l.jpg.part", "m.gif", "n.jpgx")
-    assert list_photos(tmp_path) == photos
+    assert list_photos(tmp_path).names == photos
 
 
 def test_numbers_in_names_count_as_numbers(tmp_path: Path) -> None:
     ordered = ["img1.jpg", "img2.jpg", "IMG3.JPG", "img10.jpg", "img010a.jpg", "img100.jpg", "imga.jpg"]
     _touch(tmp_path, *reversed(ordered))
-    assert list_photos(tmp_path) == ordered
+    assert list_photos(tmp_path).names == ordered
 
 
 def test_searches_subfolders_and_writes_names_as_posix_paths(tmp_path: Path) -> None:
     ordered = ["day2/morning/1.jpg", "day2/morning/2.jpg", "day10/1.jpg", "z.jpg"]
     _touch(tmp_path, *reversed(ordered))
-    assert list_photos(tmp_path) == ordered
+    assert list_photos(tmp_path).names == ordered
 
 
 def test_photos_of_equal_name_in_different_folders_stay_apart(tmp_path: Path) -> None:
     _touch(tmp_path, "left/1.jpg", "right/1.jpg", "1.jpg")
-    assert list_photos(tmp_path) == ["1.jpg", "left/1.jpg", "right/1.jpg"]
+    assert list_photos(tmp_path).names == ["1.jpg", "left/1.jpg", "right/1.jpg"]
 
 
 def test_names_may_have_spaces_umlauts_and_other_scripts(tmp_path: Path) -> None:
     names = {"Kölner Dom 1.jpg", "Ærø/Überblick é.jpg", "東京 タワー.png", " leading.jpg", "100 % #1.jpg"}
     _touch(tmp_path, *names)
-    assert set(list_photos(tmp_path)) == names
+    assert set(list_photos(tmp_path).names) == names
     assert all(read_photo(tmp_path / name).size == (3, 2) for name in names)
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     _touch(tmp_path, "a.jpg", ".b.jpg", "._a.jpg", ".thumbnails/c.jpg", "deep/.cache/d.jpg", "deep/e.jpg")
-    assert list_photos(tmp_path) == ["a.jpg", "deep/e.jpg"]
+    assert list_photos(tmp_path).names == ["a.jpg", "deep/e.jpg"]
 
 
 def test_the_image_folder_itself_may_be_hidden(tmp_path: Path) -> None:
     _touch(tmp_path / ".photos", "a.jpg")
-    assert list_photos(tmp_path / ".photos") == ["a.jpg"]
+    assert list_photos(tmp_path / ".photos").names == ["a.jpg"]
 
 
 def test_a_folder_named_like_a_photo_is_a_folder(tmp_path: Path) -> None:
     _touch(tmp_path, "set.jpg/1.jpg")
-    assert list_photos(tmp_path) == ["set.jpg/1.jpg"]
+    assert list_photos(tmp_path).names == ["set.jpg/1.jpg"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,7 +93,7 @@ def test_the_order_does_not_depend_on_the_file_system(stems: list[str], data: st
         with tempfile.TemporaryDirectory() as folder:
             for name in order:
                 (Path(folder) / name).touch()
-            listings.append(list_photos(Path(folder)))
+            listings.append(list_photos(Path(folder)).names)
     assert sorted(listings[0]) == sorted(names)
     assert listings[1] == listings[0]
 
@@ -103,7 +103,7 @@ def test_the_order_does_not_depend_on_the_file_system(stems: list[str], data: st
 def test_numbered_photos_are_in_the_order_of_their_numbers(numbers: set[int], prefix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _touch(Path(folder), *(f"{prefix}{number}.jpg" for number in numbers))
-        assert list_photos(Path(folder)) == [f"{prefix}{number}.jpg" for number in sorted(numbers)]
+        assert list_photos(Path(folder)).names == [f"{prefix}{number}.jpg" for number in sorted(numbers)]
 
 
 def test_an_empty_folder_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float32, Float64
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.measures import average_precision
-from hardnet_sfm.files.photo_files import EXTENSIONS
+from hardnet_sfm.files.photo_folders import EXTENSIONS
 
 PHOTOS = 6
 TOLERANCE = 3.0

@@ -18,7 +18,7 @@ import numpy as np
 from hardnet_sfm.arrays import Float32, Float64
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.homographies import photos_named, read_homography
-from hardnet_sfm.files.photo_files import EXTENSIONS
+from hardnet_sfm.files.photo_folders import EXTENSIONS
 
 # Thresholds in pixels at which the authors of WxBS measure recall.
 THRESHOLDS = np.arange(20)

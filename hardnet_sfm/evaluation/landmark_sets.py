@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.landmarks import Box, LandmarkQuery, Landmarks, read_landmarks
 from hardnet_sfm.evaluation.revisited import read_revisited
-from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import EXTENSIONS, list_photos
 
 LandmarkSetName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
 
@@ -118,7 +119,7 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
     """
     images = find_images(folder)
     truth = _read_truth(name, folder)
-    names = list_photos(images)
+    names = list_photos(images).names
     if images == folder:
         names = [photo for photo in names if not photo.startswith("queries/")]
     everything = _by_stem(names)

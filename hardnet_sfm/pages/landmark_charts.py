@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import list_photos, size_of
+from hardnet_sfm.files.photo_files import size_of
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.pages.page import box_along_sides, picture
 from hardnet_sfm.pages.previews import make_previews
 from hardnet_sfm.versions import versions
@@ -50,7 +51,7 @@ def _found(table: Mapping[str, Any], images: Path, threads: int) -> dict[str, An
     Photos have the names of the ground truth, without folder and suffix. If the photo of a query is missing, a crop
     with the name of the query is shown.
     """
-    paths = {PurePosixPath(name).stem: name for name in reversed(list_photos(images))}
+    paths = {PurePosixPath(name).stem: name for name in reversed(list_photos(images).names)}
     asked = {name: _asked(images, paths, name, query) for name, query in table["queries"].items()}
     first = [
         {setup: {name: query.get("first", []) for name, query in of["queries"].items()} for setup, of in row.items()}

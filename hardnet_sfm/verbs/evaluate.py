@@ -24,7 +24,7 @@ from hardnet_sfm.files.workspace import DEFAULT, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import METHODS, Method
-from hardnet_sfm.terminal import output
+from hardnet_sfm.terminal import output, print_not_taken, print_truncated
 from hardnet_sfm.verbs.extract import ExtractResult
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions
 
@@ -268,6 +268,8 @@ class EvaluateCommand:
 
 def _print_extracted(what: str, result: ExtractResult) -> None:
     errors.print(f"{escape(what)}: {escape(result.summary())}")
+    print_truncated(result.truncated)
+    print_not_taken(result.not_taken)
 
 
 def _print_missing(table: LandmarkTable) -> None:

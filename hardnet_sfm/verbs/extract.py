@@ -19,7 +19,9 @@ from hardnet_sfm.features.extraction import (
     detector_options,
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
-from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
+from hardnet_sfm.files.photo_decoding import is_truncated
+from hardnet_sfm.files.photo_files import read_photo, sha256_of
+from hardnet_sfm.files.photo_folders import NotTaken, list_photos
 from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.progress import Advance, progress
@@ -42,6 +44,8 @@ class ExtractResult:
         computed: number of photos processed in this run; the others were up to date.
         reason: why photos had to be computed, as text for the user; empty if none had to be.
         skipped: maps the name of each unreadable photo to the reason.
+        truncated: names of the photos whose end is missing. Their features come from what is there.
+        not_taken: what else is in the folder, such as photos in formats that are not read.
         orientation: "upright", "estimated" or "both"; if a trial decided, the reason follows.
     """
 
@@ -51,6 +55,8 @@ class ExtractResult:
     reason: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
     orientation: str = ""
+    truncated: tuple[str, ...] = ()
+    not_taken: NotTaken = field(default_factory=NotTaken)
 
     def summary(self) -> str:
         """One line about the contents of the store and the work of this run."""
@@ -87,7 +93,8 @@ def extract(
     options, resources = options or ExtractOptions(), resources or Resources()
     options.check()
     images, features = Path(images), Path(features)
-    names = list_photos(images)
+    listed = list_photos(images)
+    names = listed.names
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
     make_detector(options.detector, detector_options(options))  # refuses options that the detector does not have
@@ -118,7 +125,7 @@ def extract(
                 for photo, descriptors in describe_stream(stream, describe, describing):
                     arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
                     print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
-                    writer.put(photo.name, print_of, arrays, _facts_of(photo))
+                    writer.put(photo.name, print_of, arrays, _facts_of(photo, images))
                     advance(note=photo.name)
         done = [name for name in names if name not in skipped]
         if not done:
@@ -137,16 +144,28 @@ def extract(
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
-    return ExtractResult(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
+        truncated = tuple(name for name in done if "truncated" in writer.facts[name])
+    return ExtractResult(
+        len(done),
+        keypoints,
+        len(due) - len(skipped),
+        reason if due else "",
+        skipped,
+        orientation,
+        truncated,
+        listed.not_taken,
+    )
 
 
-def _facts_of(photo: DetectedPhoto) -> dict[str, str | int]:
+def _facts_of(photo: DetectedPhoto, images: Path) -> dict[str, str | int]:
     """Returns what the store says about one photo."""
+    truncated = {"truncated": 1} if is_truncated(images / photo.name) else {}
     return {
         "photo_sha256": photo.sha256,
         "exif_orientation": photo.exif_orientation,
         "keypoints": len(photo.keypoints),
         "turn": photo.turn,
+        **truncated,
     }
 
 

@@ -14,7 +14,7 @@ from tyro import MISSING
 
 from hardnet_sfm.errors import NoModel, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, locked, read_json, write_json
 from hardnet_sfm.pages.page import read_mark
 from hardnet_sfm.reconstruction.left_out import retry_left_out

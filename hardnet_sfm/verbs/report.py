@@ -10,6 +10,8 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.photo_checks import check_photos
+from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
 from hardnet_sfm.pages.evaluation_page import evaluation_page
 from hardnet_sfm.pages.model_page import reconstruction_page
@@ -43,7 +45,8 @@ def write_report(
         The path of the page.
 
     Raises:
-        HardnetSfmError: there is nothing to report on, a file is damaged, or the page cannot be written.
+        HardnetSfmError: there is nothing to report on, a file is damaged, photos have another size than their features,
+            or the page cannot be written.
         UsageError: the output is not an .html file, or images or patches are given for a source that does not use them.
     """
     if output is not None:
@@ -68,6 +71,9 @@ def write_report(
             "Run `hardnet-sfm reconstruct IMAGES` first, or name a .safetensors of `train` or a .json of `evaluate`.",
         )
     target = Path(output) if output else place.report
+    if place.summary.is_file():
+        with FeatureStore(place.features) as features:
+            check_photos(Path(images or features.header["images"]), features)
     reconstruction_page(place, target, Path(images) if images else None, resources)
     return target
 

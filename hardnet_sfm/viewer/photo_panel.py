@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import Photo, exif_orientation, read_colours, read_photo, upright
+from hardnet_sfm.files.photo_decoding import exif_orientation
+from hardnet_sfm.files.photo_files import Photo, read_colours, read_photo, upright
 from hardnet_sfm.frames import REACH, Frames, associated, upright_from_stored
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.viewer.world import World, ramp, span

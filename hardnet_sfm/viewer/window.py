@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.model import models_in
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_checks import check_sizes
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, beside, known_frames
@@ -365,8 +366,8 @@ def viewing(
         no access.
 
     Raises:
-        HardnetSfmError: there is no model, the model is damaged, the folder of photos does not exist, or the port is
-            taken.
+        HardnetSfmError: there is no model, the model is damaged, the folder of photos does not exist, photos and their
+            cameras differ in size, or the port is taken.
         UsageError: an option is invalid.
     """
     options = options or ViewOptions()
@@ -376,7 +377,10 @@ def viewing(
         raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
     with ExitStack() as stack:
         world, keypoints = World.read(folders[0]), beside(folders[0])
+        photos = images or _images_of(keypoints)
+        if photos is not None:
+            check_sizes(photos, world.tracks.sizes_by_name(), "its camera")
         known = stack.enter_context(known_frames(keypoints))
         served = stack.enter_context(serving(options.host, options.port, token=options.token, label="hardnet-sfm"))
-        window = Window(served.viser, world, folders, images or _images_of(keypoints), known, options)
+        window = Window(served.viser, world, folders, photos, known, options)
         yield window, served.address, served.elsewhere
