@@ -25,7 +25,7 @@ else:
     CAN_READ_HEIC = True
 CAN_READ_AVIF = bool(features.check("avif"))
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-HEIC_HINT = 'Install the package that reads them, `pip install "hardnet-sfm[heic]"`, or export them as JPEG.'
+HEIC_HINT = 'To read HEIC photos, run `pip install "hardnet-sfm[heic]"`, or export them as JPEG.'
 
 Mode = Literal["L", "RGB"]
 Decoder = Callable[[bytes, Mode], "NDArray[np.uint8] | None"]
@@ -60,6 +60,7 @@ def decode(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
 
     Raises:
         ValueError: the size in the file cannot be true.
+        MemoryError: there is not enough memory for the pixels.
     """
     image = open_image(data)
     kind = "" if image is None or image.format is None else image.format
@@ -70,11 +71,14 @@ def decode(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
     opencv_first = kind in _OPENCV_FIRST and not (image and kind == "TIFF" and image.mode in (*_WITH_ALPHA, "LAB"))
     decoders: tuple[Decoder, Decoder] = (_by_opencv, _by_pillow) if opencv_first else (_by_pillow, _by_opencv)
     for decoder in decoders:
-        # A damaged file makes the decoders raise nearly everything.
-        with contextlib.suppress(Exception):
+        try:
             pixels = decoder(data, mode)
-            if pixels is not None:
-                return pixels
+        except MemoryError:
+            raise
+        except Exception:  # a damaged file makes the decoders raise nearly everything
+            continue
+        if pixels is not None:
+            return pixels
     return None
 
 

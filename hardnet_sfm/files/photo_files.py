@@ -219,6 +219,10 @@ def _decode(path: Path, data: bytes, mode: Literal["L", "RGB"]) -> NDArray[np.ui
         pixels = decode(data, mode)
     except ValueError as error:
         raise HardnetSfmError(f"{path}: damaged: {error}", "Copy it again, or take it out of the folder.") from error
+    except MemoryError as error:
+        raise HardnetSfmError(
+            f"{path}: not enough memory for its pixels", "Close other programs, or shrink the photo."
+        ) from error
     if pixels is not None:
         return pixels
     if not CAN_READ_HEIC and data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:

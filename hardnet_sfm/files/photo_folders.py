@@ -70,11 +70,11 @@ class NotTaken:
     def hint(self) -> str:
         """Says how to get at photos in the formats that are not read; empty if there are none."""
         hints = (
-            (_HEIC, f"HEIC photos: {HEIC_HINT}"),
-            (_AVIF, "AVIF photos: update Pillow, `pip install --upgrade pillow`, or export them as JPEG."),
-            (_RAW, "Raw photos: develop them as JPEG or TIFF, all with the same settings."),
-            (_VIDEO, "Videos: extract frames as JPEG, for example with ffmpeg."),
-            (_OTHER, "Other formats: convert the photos to JPEG or PNG."),
+            (_HEIC, HEIC_HINT),
+            (_AVIF, "To read AVIF photos, run `pip install --upgrade pillow`, or export them as JPEG."),
+            (_RAW, "Develop raw photos as JPEG or TIFF, all with the same settings."),
+            (_VIDEO, "Extract frames of videos as JPEG, for example with ffmpeg."),
+            (_OTHER, "Convert photos in other formats to JPEG or PNG."),
         )
         return " ".join(hint for suffixes, hint in hints if self.formats.keys() & set(suffixes))
 
