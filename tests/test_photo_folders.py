@@ -53,7 +53,7 @@ def test_formats_that_are_not_read_are_counted_with_what_to_do(tmp_path: Path) -
     assert listed.names == ["a.jpg"]
     assert listed.not_taken == NotTaken({".dng": 1, ".heic": 3, ".mov": 1})
     assert listed.not_taken.summary() == "1 .dng, 3 .heic, 1 .mov"
-    for what in ("hardnet-sfm[heic]", "raw", "videos"):
+    for what in ("pip install pillow-heif", "raw", "videos"):
         assert what in listed.not_taken.hint()
 
 
@@ -70,7 +70,7 @@ def test_a_folder_of_heic_alone_says_how_to_read_them(tmp_path: Path) -> None:
     as_heic(tmp_path / "a.heic")
     with pytest.raises(HardnetSfmError, match=r"no photos in it; not taken: 1 \.heic") as raised:
         list_photos(tmp_path)
-    assert "hardnet-sfm[heic]" in raised.value.hint
+    assert "pip install pillow-heif" in raised.value.hint
 
 
 def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:

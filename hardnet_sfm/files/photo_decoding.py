@@ -8,6 +8,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ else:
     CAN_READ_HEIC = True
 CAN_READ_AVIF = bool(features.check("avif"))
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-HEIC_HINT = 'To read HEIC photos, run `pip install "hardnet-sfm[heic]"`, or export them as JPEG.'
+HEIC_HINT = "To read HEIC photos, run `pip install pillow-heif`, or export them as JPEG."
 
 Mode = Literal["L", "RGB"]
 Decoder = Callable[[bytes, Mode], "NDArray[np.uint8] | None"]
@@ -44,15 +45,14 @@ _SHORT = 3
 # The formats of Pillow that OpenCV decodes as well. It is faster.
 _OPENCV_FIRST = ("JPEG", "MPO", "PNG", "BMP", "DIB", "PPM", "WEBP", "TIFF")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-_LAB_TO_RGB: list[ImageCms.ImageCmsTransform] = []
 
 
 def decode(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
     """Decodes a photo to its pixels as stored, before EXIF orientation; None if it cannot be decoded.
 
     A JPEG without its end is decoded as far as it goes. The rest is even grey. Animations give their first picture.
-    16-bit photos keep their upper 8 bits. Transparency is dropped. Numbers of 32 or 64 bits are scaled to
-    use the range from 0 to 255.
+    16-bit photos keep their upper 8 bits. Transparency is dropped. Numbers of 32 or 64 bits are scaled to use the
+    range from 0 to 255.
 
     Args:
         data: contents of the file.
@@ -142,20 +142,17 @@ def _by_opencv(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
 
 
 def _by_pillow(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
+    truncated = is_truncated(data)
+    if truncated:  # a copy that was interrupted may end in zeros
+        data = data.rstrip(b"\0") + b"\xff\xd9"
     image: Image.Image = Image.open(io.BytesIO(data))
     if image.format in ("JPEG", "MPO"):
-        return _jpeg_by_pillow(data, mode)
-    if image.format == "TIFF":
+        image.draft(mode, None)  # grey as stored, without a detour by RGB
+    elif image.format == "TIFF":
         image.getexif()[_ORIENTATION] = 1  # Pillow would turn it, also for an orientation that XMP data state
-    return _in_mode(image, mode)
-
-
-def _jpeg_by_pillow(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
-    """Decodes a JPEG whose end may be missing. A copy that was interrupted may end in zeros."""
-    image: Image.Image = Image.open(io.BytesIO(data.rstrip(b"\0") + b"\xff\xd9"))
-    image.draft(mode, None)  # grey as stored, without a detour by RGB
     pixels = _in_mode(image, mode)
-    return None if (pixels == pixels.flat[0]).all() and is_truncated(data) else pixels  # only its head is there
+    only_head = truncated and (pixels == pixels.flat[0]).all()
+    return None if only_head else pixels
 
 
 def _in_mode(image: Image.Image, mode: Mode) -> NDArray[np.uint8]:
@@ -164,17 +161,13 @@ def _in_mode(image: Image.Image, mode: Mode) -> NDArray[np.uint8]:
     elif image.mode in ("I", "F"):
         image = Image.fromarray(_in_8_bits(np.asarray(image)))
     elif image.mode == "LAB":
-        image = _from_lab(image)
+        image = ImageCms.applyTransform(image, _lab_to_rgb()) or image
     return np.array(image.convert(mode))
 
 
-def _from_lab(image: Image.Image) -> Image.Image:
-    if not _LAB_TO_RGB:
-        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        _LAB_TO_RGB.append(ImageCms.buildTransform(lab, rgb, "LAB", "RGB"))
-    converted = ImageCms.applyTransform(image, _LAB_TO_RGB[0])
-    assert converted is not None
-    return converted
+@cache
+def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
 def _in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
