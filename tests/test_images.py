@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -671,6 +672,36 @@ def test_numbers_of_32_or_64_bits_use_the_whole_range(dtype: type, low: float, h
     photo = read_photo(tmp_path / "a.tif")
     assert np.abs(photo.grey - _stretched(grey)).max() <= 1
     assert size_of(tmp_path / "a.tif") == photo.size == (53, 37)
+
+
+def test_values_that_are_not_numbers_do_not_hide_the_others(tmp_path: Path) -> None:
+    """As at the borders of an orthophoto, or where a thermal camera measured nothing."""
+    grey = _colour()[..., 0]
+    values = 290 + grey.astype(np.float32) / 10
+    values[:5], values[5:8], values[8:10] = np.nan, np.inf, -np.inf
+    (tmp_path / "a.tif").write_bytes(cv2.imencode(".tif", values)[1].tobytes())
+    found = read_photo(tmp_path / "a.tif").grey
+    assert np.abs(found[10:] - _stretched(grey[10:])).max() <= 1
+    assert (found[:10] == 0).all()
+    (tmp_path / "b.tif").write_bytes(cv2.imencode(".tif", np.full((4, 5), np.nan, np.float32))[1].tobytes())
+    assert (read_photo(tmp_path / "b.tif").grey == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["little-endian", "big-endian", "BigTIFF"])
+def test_a_tiff_of_either_byte_order_and_size_is_turned_once(kind: str, tmp_path: Path) -> None:
+    grey = _colour()[..., 0]
+    if kind == "big-endian":
+        (height, width), ends = grey.shape, 8 + grey.size
+        tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 274: 6, 277: 1, 278: height, 279: grey.size}
+        rows = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+        head = struct.pack(">2sHI", b"MM", 42, ends)
+        (tmp_path / "a.tif").write_bytes(head + grey.tobytes() + struct.pack(">H", len(tags)) + rows + bytes(4))
+    else:
+        exif = Image.Exif()
+        exif[_ORIENTATION_TAG] = 6
+        Image.fromarray(grey).save(tmp_path / "a.tif", exif=exif, big_tiff=kind == "BigTIFF")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif").grey, upright(grey, 6))
+    assert size_of(tmp_path / "a.tif") == (37, 53)
 
 
 def test_colours_of_32_bits_keep_their_order(tmp_path: Path) -> None:

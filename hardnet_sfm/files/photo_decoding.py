@@ -171,12 +171,19 @@ def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
 
 
 def _in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scales numbers of any range to 0 to 255. One in a thousand may be cut off at either end, as outliers."""
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = np.quantile(finite, (0.001, 0.999))
+    """Scales numbers of any range to 0 to 255. One in a thousand may be cut off at either end, as outliers.
+
+    Values that are not numbers become 0.
+    """
+    numbers = values.astype(np.float64)
+    finite = np.isfinite(numbers)
+    if not finite.any():
+        return np.zeros(values.shape, np.uint8)
+    low, high = np.quantile(numbers[finite], (0.001, 0.999))
     if low == high:
-        low, high = finite.min(), max(finite.max(), finite.min() + 1)
-    return np.asarray(np.round((finite - low) * (255 / (high - low))).clip(0, 255), np.uint8)
+        high = low + 1
+    scaled = (np.where(finite, numbers, low) - low) * (255 / (high - low))
+    return np.asarray(np.round(scaled).clip(0, 255), np.uint8)
 
 
 def _with_orientation_1(data: bytes) -> bytes:
@@ -189,7 +196,7 @@ def _with_orientation_1(data: bytes) -> bytes:
     try:
         (start,) = struct.unpack_from(order + ("I" if offset == 4 else "Q"), data, offset)
         (entries,) = struct.unpack_from(order + count, data, start)
-        for at in range(start + struct.calcsize(count), len(data) - size, size)[:entries]:
+        for at in range(start + struct.calcsize(count), len(data) - size + 1, size)[:entries]:
             tag, kind = struct.unpack_from(order + "HH", data, at)
             if tag == _ORIENTATION and kind == _SHORT:
                 changed = bytearray(data)
