@@ -121,6 +121,10 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     assert listed.not_taken.summary() == "private/ cannot be read (permission denied)"
     with pytest.raises(HardnetSfmError, match=r"cannot read .*private: permission denied"):
         list_photos(tmp_path / "private")
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(HardnetSfmError, match="no photos in it; not taken: private/ cannot be read") as raised:
+        list_photos(tmp_path)
+    assert raised.value.hint
 
 
 def test_thumbnails_of_network_drives_are_not_photos(tmp_path: Path) -> None:

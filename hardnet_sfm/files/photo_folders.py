@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_decoding import CAN_READ_AVIF, CAN_READ_HEIC, HEIC_BRANDS, HEIC_HINT
+from hardnet_sfm.files.photo_decoding import CAN_READ_AVIF, CAN_READ_HEIC, HEIC_HINT
 
 _HEIC, _AVIF = (".heic", ".heif", ".hif"), (".avif",)
 # A photo is what its content says. These endings only tell photos from other files.
@@ -27,9 +27,16 @@ _RAW = (
 _VIDEO = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".mts", ".webm", ".insv")
 _OTHER = (".jxl", ".psd", ".exr", ".hdr", ".jxr", ".bpg")
 # Folders in which network drives, desktops and archives keep thumbnails, deleted files and resource forks.
-_NO_PHOTOS = (
-    *("@eadir", "__macosx", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "$recycle.bin", "lost+found"),
-)
+_NO_PHOTOS = {
+    "@eadir",
+    "__macosx",
+    "#recycle",
+    "@recycle",
+    "#snapshot",
+    "@recently-snapshot",
+    "$recycle.bin",
+    "lost+found",
+}
 _NAMED = 3  # folders and links to name; the rest is counted
 
 
@@ -53,17 +60,14 @@ class NotTaken:
 
     def summary(self) -> str:
         """Says what was not taken, in one line; empty if everything was."""
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in self.formats.items())
-        parts = [
-            counts,
-            *(f"{folder}/ cannot be read ({why})" for folder, why in self.unreadable.items()),
-            _named(
-                [f"{folder}/" for folder in self.folders],
-                "holds thumbnails or deleted files",
-                "hold thumbnails or deleted files",
-            ),
+        parts = [", ".join(f"{count} {suffix}" for suffix, count in self.formats.items())]
+        for why in dict.fromkeys(self.unreadable.values()):
+            closed = [folder for folder, of in self.unreadable.items() if of == why]
+            parts.append(_named(_as_folders(closed), f"cannot be read ({why})"))
+        parts += [
+            _named(_as_folders(self.folders), "holds thumbnails or deleted files", "hold thumbnails or deleted files"),
             _named(self.dangling, "is a link to nothing", "are links to nothing"),
-            _named([f"{folder}/" for folder in self.repeated], "is taken by another name", "are taken by other names"),
+            _named(_as_folders(self.repeated), "is taken by another name", "are taken by other names"),
         ]
         return "; ".join(part for part in parts if part)
 
@@ -79,14 +83,17 @@ class NotTaken:
         return " ".join(hint for suffixes, hint in hints if self.formats.keys() & set(suffixes))
 
 
-def _named(names: Iterable[str], one: str, several: str) -> str:
-    """Names the first of some things, counts the rest, and says what they are."""
-    names = list(names)
+def _as_folders(names: Iterable[str]) -> list[str]:
+    return [f"{name}/" for name in names]
+
+
+def _named(names: Sequence[str], one: str, several: str = "") -> str:
+    """Names the first of some things, counts the rest, and says what they are. No things give an empty text."""
     if not names:
         return ""
     more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
     *first, last = [*names[:_NAMED], *more]
-    return f"{', '.join(first)}{' and ' * bool(first)}{last} {several if first else one}"
+    return f"{', '.join(first)} and {last} {several or one}" if first else f"{last} {one}"
 
 
 @dataclass(frozen=True)
@@ -120,11 +127,10 @@ def list_photos(folder: Path) -> PhotoList:
     not_taken = search.not_taken()
     if search.names:
         return PhotoList(sorted(search.names, key=_natural_order), not_taken)
-    what = not_taken.summary()
+    what, endings = not_taken.summary(), f"Photos are files that end in {', '.join(EXTENSIONS)}."
     if what:
-        raise HardnetSfmError(f"{folder}: no photos in it; not taken: {what}", not_taken.hint())
-    what = "it is empty" if search.is_empty else "no photos in it"
-    raise HardnetSfmError(f"{folder}: {what}", f"Photos are files that end in {', '.join(EXTENSIONS)}.")
+        raise HardnetSfmError(f"{folder}: no photos in it; not taken: {what}", not_taken.hint() or endings)
+    raise HardnetSfmError(f"{folder}: {'it is empty' if search.is_empty else 'no photos in it'}", endings)
 
 
 class _Search:
@@ -196,7 +202,7 @@ class _Search:
                 self._links.append(name)
             else:
                 return name
-        elif is_file and (suffix in EXTENSIONS or self._is_readable_heic(suffix, name)):
+        elif is_file and (suffix in EXTENSIONS or self._is_misnamed(suffix, name)):
             self.names.append(name)
         elif is_file and suffix in (*_RAW, *_VIDEO, *_OTHER, *_HEIC, *_AVIF):
             self.formats[suffix] += 1
@@ -204,16 +210,16 @@ class _Search:
             self.dangling.append(name)
         return ""
 
-    def _is_readable_heic(self, suffix: str, name: str) -> bool:
-        """Says whether a file has a name of a HEIC photo but is another photo, as some phones' exports are."""
-        if suffix not in _HEIC:
+    def _is_misnamed(self, suffix: str, name: str) -> bool:
+        """Says whether a file is named as a HEIC or AVIF photo but is a JPEG or PNG, as exports of some phones are."""
+        if suffix not in (*_HEIC, *_AVIF):
             return False
         try:
             with (self._folder / name).open("rb") as file:
-                head = file.read(12)
+                head = file.read(4)
         except OSError:
             return True  # the attempt to read the photo reports the error
-        return head.startswith((b"\xff\xd8", b"\x89PNG")) and head[8:12] not in HEIC_BRANDS
+        return head.startswith((b"\xff\xd8", b"\x89PNG"))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
