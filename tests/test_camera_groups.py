@@ -352,3 +352,24 @@ def test_exif_of_a_lens(tmp_path: Path) -> None:
     Image.new("L", (8, 6)).save(tmp_path / "b.png")
     (tmp_path / "c.jpg").write_bytes(b"no photo")
     assert read_lens(tmp_path / "b.png") == read_lens(tmp_path / "c.jpg") == read_lens(tmp_path / "gone.jpg") == Lens()
+
+
+@pytest.mark.parametrize(
+    ("mm", "on_film", "kept"),
+    [
+        (4.25, 8, (4.25, 8)),  # a fisheye
+        (539, 3000, (539, 3000)),  # the longest zoom of a compact camera
+        (1, 1, (1, 0)),
+        (0, 0, (0, 0)),
+        (4.25, 65535, (4.25, 0)),
+        (0.01, 28, (0, 28)),
+        (1e6, 28, (0, 28)),
+    ],
+)
+def test_a_focal_length_that_no_lens_has_counts_as_missing(
+    mm: float, on_film: int, kept: tuple[float, float], tmp_path: Path
+) -> None:
+    Image.new("L", (60, 80)).save(tmp_path / "a.jpg", exif=exif("Maker", "X", mm, on_film, "wide"))
+    lens = read_lens(tmp_path / "a.jpg")
+    assert (lens.focal_length, lens.focal_length_35mm) == kept
+    assert lens.knows_focal_length == (max(kept) > 0)

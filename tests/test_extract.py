@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from hdf5 import contents
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.spatial import cKDTree
 
 from hardnet_sfm.cli import main
@@ -349,6 +350,49 @@ def test_a_corrupt_photo_is_skipped_and_listed(images: Path, features: Path, tmp
     assert all(
         of_photo(found, f"view_00{number}.jpg") == of_photo(expected, f"view_00{number}.jpg") for number in range(5)
     )
+
+
+def test_a_truncated_photo_is_described_and_named_in_every_run(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, end in (("view_001.jpg", -2), ("view_002.jpg", -1000)):
+        (images / name).write_bytes((images / name).read_bytes()[:end])
+    before = extract(images, tmp_path / "whole" / "features.h5", FEW, CPU)
+    assert before.truncated == ("view_001.jpg", "view_002.jpg")
+    line = f"extract {images} --workspace {tmp_path / 'out'} --max-keypoints 100 --descriptor rootsift"
+    for _ in range(2):
+        main(line.split())
+        captured = capsys.readouterr()
+        assert "in 5 photos" in captured.out
+        assert "truncated: view_001.jpg, view_002.jpg: read as far as they go" in captured.err
+
+
+def test_odd_photos_are_described_or_named_and_stop_nothing(
+    images: Path, features: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Formats under wrong names, colour spaces, tiny photos and damaged ones."""
+    plain = extract(images, tmp_path / "plain" / "features.h5", FEW, CPU)
+    photo = Image.open(images / "view_000.jpg")
+    photo.convert("LAB").save(images / "lab.tif")
+    photo.convert("CMYK").save(images / "cmyk.jpg")
+    photo.convert("1").save(images / "two.tif")
+    photo.save(images / "web.jpg", format="WEBP")
+    photo.save(images / "moving.png", format="GIF")
+    (images / "float.tif").write_bytes(cv2.imencode(".tif", np.asarray(photo.convert("F")))[1].tobytes())
+    Image.new("L", (1, 1)).save(images / "dot.png")
+    Image.new("L", (3, 900)).save(images / "line.png")
+    (images / "empty.png").touch()
+    (images / "page.jpg").write_text("<html>not found</html>")
+    (images / "wide.png").write_bytes((images / "dot.png").read_bytes().replace(b"\0\0\0\1", b"\x7f\xff\xff\xff"))
+    capfd.readouterr()
+    result = extract(images, features, FEW, CPU)
+    assert set(result.skipped) == {"empty.png", "page.jpg", "wide.png"}
+    assert result.photos == plain.photos + 8
+    with FeatureStore(features) as store:
+        counts = store.counts()
+    for name in ("lab.tif", "cmyk.jpg", "web.jpg", "moving.png", "float.tif"):
+        assert counts[name] == FEW.max_keypoints
+    assert "OpenCV" not in capfd.readouterr().err
 
 
 def test_a_corrupt_photo_does_not_make_the_others_compute_again(images: Path, features: Path) -> None:

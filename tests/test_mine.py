@@ -32,7 +32,8 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.patch_sets import PatchWriter, read_patches
-from hardnet_sfm.files.photo_files import exif_orientation, read_photo
+from hardnet_sfm.files.photo_decoding import exif_orientation
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored

@@ -14,10 +14,13 @@ import pycolmap
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.photo_decoding import open_image
+from hardnet_sfm.files.photo_files import is_plausible, read_as_stored, stored_size_of
 
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
-# Formats that we can read and COLMAP's wheel cannot.
-_UNKNOWN_TO_COLMAP = (".webp",)
+# Formats that COLMAP's wheel reads, by Pillow's names, and kinds of pixels that COLMAP shows too dark or too bright.
+_KNOWN_TO_COLMAP = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "DIB", "PPM")
+_TOO_DEEP = ("I", "F")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ def import_photos(
             pycolmap.import_images(database, folder, camera_mode=how, image_names=some, options=options)
     with pycolmap.Database.open(database) as opened:
         lost = set(names) - {image.name for image in opened.read_all_images()}
+        if not setup.params:
+            _forget_nonsense(opened)
     if lost and setup.mode in ("single", "per-folder") and _sizes_differ(folder, names, setup.mode):
         raise HardnetSfmError(
             f"--camera-mode {setup.mode}: photos of different sizes cannot share a camera ({images / min(lost)})",
@@ -107,9 +112,20 @@ def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
     """Says whether photos that should share a camera have different sizes. Unreadable photos are ignored."""
     sizes: dict[Path, set[tuple[int, int]]] = {}
     for name in names:
-        with contextlib.suppress(OSError), Image.open(folder / name) as photo:
-            sizes.setdefault(Path(name).parent if mode == "per-folder" else folder, set()).add(photo.size)
+        with contextlib.suppress(HardnetSfmError):
+            size = stored_size_of(folder / name)
+            sizes.setdefault(Path(name).parent if mode == "per-folder" else folder, set()).add(size)
     return any(len(found) > 1 for found in sizes.values())
+
+
+def _forget_nonsense(database: pycolmap.Database) -> None:
+    """Replaces focal lengths that no lens has, which COLMAP computes from nonsense in EXIF, by its default."""
+    factor = pycolmap.ImageReaderOptions().default_focal_length_factor
+    for camera in database.read_all_cameras():
+        longest, focal = max(camera.width, camera.height), camera.focal_length_idxs()
+        if focal and not all(is_plausible(camera.params[row], (camera.width, camera.height)) for row in focal):
+            guess = (camera.model_name, factor * longest, camera.width, camera.height)
+            database.update_camera(pycolmap.Camera.create_from_model_name(camera.camera_id, *guess))
 
 
 def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
@@ -118,8 +134,11 @@ def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
     It is the image folder itself if COLMAP can read all of its photos. Otherwise it is a folder of links to the photos,
     with copies of those that COLMAP cannot read. The copies have the same names, pixels and EXIF data. They are PNG
     files, as COLMAP recognises a format by its content.
+
+    Raises:
+        HardnetSfmError: a photo that COLMAP cannot read is damaged.
     """
-    strange = [name for name in names if name.lower().endswith(_UNKNOWN_TO_COLMAP)]
+    strange = [name for name in names if not _is_known_to_colmap(images / name)]
     if not strange:
         return images
     shutil.rmtree(scratch, ignore_errors=True)
@@ -127,10 +146,31 @@ def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
         target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in strange:
-            with Image.open(images / name) as photo:
-                content = io.BytesIO()
-                photo.convert("RGB").save(content, "PNG", exif=photo.getexif())
-            target.write_bytes(content.getvalue())
+            _copy_as_png(images / name, target)
         else:
             target.symlink_to((images / name).resolve())
     return scratch
+
+
+def _is_known_to_colmap(photo: Path) -> bool:
+    """Says whether COLMAP reads a photo. It is left to COLMAP if the head of the file cannot be read."""
+    image = open_image(photo)
+    if image is None:
+        return True
+    with image:
+        return image.format in _KNOWN_TO_COLMAP and image.mode not in _TOO_DEEP
+
+
+def _copy_as_png(photo: Path, target: Path) -> None:
+    exif = Image.Exif()
+    image = open_image(photo)
+    if image is not None:
+        with image, contextlib.suppress(Exception):  # Pillow raises nearly everything for damaged tags
+            exif = image.getexif()
+    content = io.BytesIO()
+    pixels = Image.fromarray(read_as_stored(photo))
+    try:
+        pixels.save(content, "PNG", exif=exif)
+    except Exception:  # some tags can be read, but not written
+        pixels.save(content, "PNG")
+    target.write_bytes(content.getvalue())

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 # Folders of resource forks, thumbnails and deleted files, in lower case.
-_FOLDERS = ("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "lost+found")
+_FOLDERS = (
+    *("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"),
+    *("$recycle.bin", "lost+found"),
+)
 
 
 def is_clutter(name: str) -> bool:

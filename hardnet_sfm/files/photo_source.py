@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.files.photo_files import exif_orientation, list_photos, read_colours, read_photo, read_small, size_of
+from hardnet_sfm.files.photo_decoding import exif_orientation
+from hardnet_sfm.files.photo_files import read_colours, read_photo, read_small, size_of
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.photos import Photo
 
 
@@ -19,7 +21,7 @@ class PhotoFolder:
     path: Path
 
     def names(self) -> list[str]:
-        return list_photos(self.path)
+        return list_photos(self.path).names
 
     def photo(self, name: str) -> Photo:
         return read_photo(self.path / name)
@@ -34,7 +36,4 @@ class PhotoFolder:
         return size_of(self.path / name)
 
     def orientation(self, name: str) -> int:
-        try:
-            return exif_orientation((self.path / name).read_bytes())
-        except OSError:
-            return 1
+        return exif_orientation(self.path / name)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.files.photo_files import read_lens
+from hardnet_sfm.files.photo_files import FILM_DIAGONAL, read_lens
 from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
 from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.photos import Lens
@@ -41,8 +41,6 @@ _FEWEST_MATCHES = 15
 _MANY_PAIRS = 24
 # Further matches above this number do not make a pair better connected.
 _ENOUGH_MATCHES = 150
-# Diagonal of 35 mm film, mm.
-_FILM_DIAGONAL = 43.27
 # Photos do not share a camera if one camera for each photo reduces the cost by more than this share ...
 _GAIN = 0.1
 # ... and if their focal lengths then differ by more than this share,
@@ -267,7 +265,7 @@ class CameraTrials:
             )
             for name in chosen
         }
-        focal_length = some.lens.focal_length_35mm / _FILM_DIAGONAL * float(np.hypot(*some.size)) or None
+        focal_length = some.lens.focal_length_35mm / FILM_DIAGONAL * float(np.hypot(*some.size)) or None
         matches = {pair: pairs for pair, pairs in among.items() if len(pairs) >= _FEWEST_MATCHES}
         pixels = self.features.shrunk(some.names[0])
         return Trial(points, matches, some.size, self.setup.model, focal_length, pixels)

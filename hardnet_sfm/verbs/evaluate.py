@@ -25,7 +25,7 @@ from hardnet_sfm.files.workspace import CARD, DEFAULT, digest, read_json, replac
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import METHODS, Method
-from hardnet_sfm.terminal import output
+from hardnet_sfm.terminal import output, print_not_taken, print_truncated
 from hardnet_sfm.verbs.extract import ExtractResult, extract
 from hardnet_sfm.verbs.index import index
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
@@ -389,6 +389,8 @@ class _Maker:
 
 def _print_extracted(what: str, result: ExtractResult) -> None:
     errors.print(f"{escape(what)}: {escape(result.summary())}")
+    print_truncated(result.truncated)
+    print_not_taken(result.not_taken)
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,7 +19,8 @@ from hardnet_sfm.features.extraction import (
     detector_options,
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
-from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.photo_decoding import is_truncated
+from hardnet_sfm.files.photo_folders import NotTaken, PhotoList, list_photos
 from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
 from hardnet_sfm.files.workspace import Workspace, locked
@@ -43,6 +44,8 @@ class ExtractResult:
         computed: number of photos processed in this run; the others were up to date.
         reason: why photos had to be computed, as text for the user; empty if none had to be.
         skipped: maps the name of each unreadable photo to the reason.
+        truncated: names of the photos whose end is missing. Their features come from what is there.
+        not_taken: what else is in the folder, such as photos in formats that are not read.
         orientation: "upright", "estimated" or "both"; if a trial decided, the reason follows.
     """
 
@@ -52,6 +55,8 @@ class ExtractResult:
     reason: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
     orientation: str = ""
+    truncated: tuple[str, ...] = ()
+    not_taken: NotTaken = field(default_factory=NotTaken)
 
     def summary(self) -> str:
         """One line about the contents of the store and the work of this run."""
@@ -65,7 +70,7 @@ def extract(
     options: ExtractOptions | None = None,
     resources: Resources | None = None,
     *,
-    names: list[str] | None = None,
+    listed: PhotoList | None = None,
 ) -> ExtractResult:
     """Detects and describes keypoints in all photos of a folder.
 
@@ -80,7 +85,7 @@ def extract(
         features: store to create or to continue.
         options: options of detection and description.
         resources: threads and device to use.
-        names: names of the photos, if the caller has listed the folder.
+        listed: the photos of the folder, if the caller has listed them.
 
     Raises:
         HardnetSfmError: the folder has no photos, the weights do not fit the descriptor, a photo is unreadable and
@@ -94,7 +99,8 @@ def extract(
     options, resources = options or ExtractOptions(), resources or Resources()
     options.check()
     images, features = Path(images), Path(features)
-    names = list_photos(images) if names is None else names
+    listed = list_photos(images) if listed is None else listed
+    names = listed.names
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
     make_detector(options.detector, detector_options(options))  # refuses options that the detector does not have
@@ -126,7 +132,7 @@ def extract(
                 for photo, descriptors in describe_stream(stream, describe, describing):
                     arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
                     print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
-                    writer.put(photo.name, print_of, arrays, _facts_of(photo))
+                    writer.put(photo.name, print_of, arrays, _facts_of(photo, images))
                     advance(note=photo.name)
         hashes.save(names)
         done = [name for name in names if name not in skipped]
@@ -146,16 +152,28 @@ def extract(
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
-    return ExtractResult(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
+        truncated = tuple(name for name in done if "truncated" in writer.facts[name])
+    return ExtractResult(
+        len(done),
+        keypoints,
+        len(due) - len(skipped),
+        reason if due else "",
+        skipped,
+        orientation,
+        truncated,
+        listed.not_taken,
+    )
 
 
-def _facts_of(photo: DetectedPhoto) -> dict[str, str | int]:
+def _facts_of(photo: DetectedPhoto, images: Path) -> dict[str, str | int]:
     """Returns what the store says about one photo."""
+    truncated = {"truncated": 1} if is_truncated(images / photo.name) else {}
     return {
         "photo_sha256": photo.sha256,
         "exif_orientation": photo.exif_orientation,
         "keypoints": len(photo.keypoints),
         "turn": photo.turn,
+        **truncated,
     }
 
 

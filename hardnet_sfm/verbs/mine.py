@@ -18,6 +18,7 @@ from tyro.conf import Positional, arg
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.outputs import write_picture
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
+from hardnet_sfm.files.photo_checks import check_sizes
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.frames import (
@@ -46,7 +47,6 @@ Detect = Callable[[NDArray[np.uint8]], Keypoints]
 # Largest distance in pixels from an observation to a newly detected keypoint. A second detection does not reproduce the
 # positions of the model's keypoints exactly.
 _REACH_OF_DETECTED = 1.0
-_NAMED = 5  # photos to name in an error
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def mine(
     tracks = read_tracks(folder)
     if not images.is_dir():
         raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
+    check_sizes(images, tracks.sizes_by_name(), "its camera")
     with known_frames(keypoints or beside(folder)) as known:
         views, skipped = _look(tracks, images, known, detect, resources.threads)
     axes = np.full((len(tracks.point), 2, 2), np.nan, np.float32)
@@ -199,27 +200,7 @@ def _look(
     if not views:
         first = next(iter(skipped.values()))
         raise HardnetSfmError(f"{images}: none of the model's {len(skipped)} photos can be read", first)
-    _check_sizes(tracks, views, images)
     return views, skipped
-
-
-def _check_sizes(tracks: Tracks, views: dict[int, _View], images: Path) -> None:
-    resized = []
-    for number, view in views.items():
-        stored, camera = _turned(view.size, view.orientation), tuple(tracks.sizes[number].tolist())
-        if stored != camera:
-            resized.append(f"{tracks.names[number]} {stored[0]}x{stored[1]}, its camera {camera[0]}x{camera[1]}")
-    if resized:
-        more = f" and {len(resized) - _NAMED} more" if len(resized) > _NAMED else ""
-        raise HardnetSfmError(
-            f"{images}: photos of another size than when the model was made: {'; '.join(resized[:_NAMED])}{more}",
-            "Give the folder of the photos that the model was made from.",
-        )
-
-
-def _turned(size: Size, orientation: int) -> Size:
-    """Converts the width and height of an upright photo to those of the stored photo."""
-    return (size[1], size[0]) if orientation >= 5 else size
 
 
 def _columns(tracks: Tracks, views: dict[int, _View], selection: Selection) -> dict[int, dict[str, NDArray[Any]]]:

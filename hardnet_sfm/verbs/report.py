@@ -65,7 +65,8 @@ def write_report(
         The path of the page.
 
     Raises:
-        HardnetSfmError: there is nothing to report on, a file is damaged, or the page cannot be written.
+        HardnetSfmError: there is nothing to report on, a file is damaged, photos have another size than their features,
+            or the page cannot be written.
         UsageError: the output is not an .html file, or images or patches are given for a source that does not use them.
     """
     if output is not None:
@@ -107,6 +108,7 @@ def _reconstruction_page(place: Workspace, images: Path | None, threads: int) ->
     summary, name = read_json(place.summary), place.root.resolve().name
     with FeatureStore(place.features) as features, MatchStore(place.matches) as matches:
         folder, counts = images or Path(features.header["images"]), features.counts()
+        check_photos(folder, features)
         there = folder.is_dir()
         notes = [] if there else [f"The photos are no longer in {folder}: say where they are with --images FOLDER."]
         photos = {

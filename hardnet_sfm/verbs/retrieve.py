@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.outputs import check_page, check_picture, write_page, write_picture
-from hardnet_sfm.files.photo_files import list_photos, read_colours
+from hardnet_sfm.files.photo_files import read_colours
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace
@@ -24,7 +25,7 @@ from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
-from hardnet_sfm.terminal import Common, output
+from hardnet_sfm.terminal import Common, output, print_not_taken
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
     from hardnet_sfm.index_folder import OpenIndex
@@ -312,7 +313,12 @@ def _queries(given: tuple[Path, ...]) -> list[Path]:
     """Lists the query photos: single files, and all photos of given folders."""
     queries: list[Path] = []
     for path in given:
-        queries += [path / name for name in list_photos(path)] if path.is_dir() else [path]
+        if path.is_dir():
+            listed = list_photos(path)
+            print_not_taken(listed.not_taken)
+            queries += [path / name for name in listed.names]
+        else:
+            queries.append(path)
     return queries
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_checks import check_sizes
 from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
@@ -67,6 +68,7 @@ def viewing(
     if images is None:
         notice = f"where they are is not known; {_SAY_WHERE}"
     else:
+        check_sizes(images, first.tracks.sizes_by_name(), "its camera")
         notice = "" if images.is_dir() else f"{images} is gone; {_SAY_WHERE}"
 
     def read(title: str) -> World:

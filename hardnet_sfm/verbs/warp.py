@@ -17,12 +17,13 @@ from tyro.conf import arg
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
-from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
+from hardnet_sfm.files.photo_files import read_photo, sha256_of
+from hardnet_sfm.files.photo_folders import NotTaken, list_photos
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.terminal import Images, output, print_skipped
+from hardnet_sfm.terminal import Images, output, print_not_taken, print_skipped
 from hardnet_sfm.training.warping import WarpedPatches, WarpOptions, warped_patches
 from hardnet_sfm.verbs.mine import print_patches
 from hardnet_sfm.workers import in_order
@@ -40,6 +41,7 @@ class WarpResult:
         photos: number of photos they come from.
         computed: number of photos processed in this run; the others were up to date.
         skipped: maps the name of each photo without patches to the reason.
+        not_taken: what else is in the folder, such as photos in formats that are not read.
     """
 
     patches: int
@@ -47,6 +49,7 @@ class WarpResult:
     photos: int
     computed: int
     skipped: dict[str, str]
+    not_taken: NotTaken
 
 
 def warp(
@@ -71,7 +74,8 @@ def warp(
 
     options, resources = options or WarpOptions(), resources or Resources()
     options.check()
-    names = list_photos(images)
+    listed = list_photos(images)
+    names = listed.names
     detect = make_detector(options.detector, DetectorOptions(options.max_keypoints, 0.02 / 3, 10, False, False))
     recipe = asdict(options)
 
@@ -114,7 +118,7 @@ def warp(
     patches = read_patches(output)
     used = len(patches.images) // (options.views + 1)
     computed = sum(name not in skipped for name in due)
-    return WarpResult(len(patches), len(patches.xyz), used, computed, skipped | copies)
+    return WarpResult(len(patches), len(patches.xyz), used, computed, skipped | copies, listed.not_taken)
 
 
 def _views(name: str, views: int) -> list[str]:
@@ -162,4 +166,5 @@ class WarpCommand:
         result = warp(self.images, self.output, self.warp, self.resources)
         output.print(f"{result.patches} patches of {result.points} points in {result.photos} photos")
         print_skipped(result.skipped)
+        print_not_taken(result.not_taken)
         print_patches(self.output, self.sheet, None)

@@ -20,7 +20,8 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.parts import LeftOut, read_parts
 from hardnet_sfm.evaluation.datasets.sequences import photos_named, read_homography
 from hardnet_sfm.files.clutter import find_files
-from hardnet_sfm.files.photo_files import EXTENSIONS, read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import EXTENSIONS
 
 # The authors reserve these pairs for choosing parameters, so the evaluation leaves them out.
 VALIDATION = ("kyiv_dolltheater2", "petrzin")

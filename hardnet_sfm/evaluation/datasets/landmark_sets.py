@@ -18,7 +18,8 @@ from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, read_parts
 from hardnet_sfm.evaluation.datasets.revisited import read_revisited
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, LandmarkQuery, Landmarks, Question, Relevance, check_box
 from hardnet_sfm.files.clutter import find_files
-from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import EXTENSIONS, list_photos
 
 _LAYOUT = (
     "A data set has photos in images/ (or jpg/), and NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt in gt/."
@@ -113,7 +114,7 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
     """
     images = find_images(folder)
     truth = _read_truth(name, folder)
-    names = list_photos(images)
+    names = list_photos(images).names
     if images == folder:
         names = [photo for photo in names if not photo.startswith("queries/")]
     everything = _by_stem(names)

@@ -17,7 +17,8 @@ from hardnet_sfm.arrays import Float64, Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.parts import LeftOut, read_parts
 from hardnet_sfm.files.clutter import find_files
-from hardnet_sfm.files.photo_files import EXTENSIONS, read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import EXTENSIONS
 
 PHOTOS = 6
 _LAYOUT = "A sequence has photos 1 to 6 (or img1 to img6) and homographies H_1_2 to H_1_6 (or H1to2p to H1to6p)."

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import list_photos, read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import list_photos
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_strecha(folder: Path) -> StrechaScene:
         HardnetSfmError: photos or camera files are missing or damaged, or the cameras differ in calibration.
     """
     images = folder / "images"
-    names = list_photos(images)
+    names = list_photos(images).names
     cameras = {name: _read_camera(folder / "gt_dense_cameras" / f"{name}.camera") for name in names}
     calibrations = np.array([calibration for calibration, _, _ in cameras.values()])
     if not np.allclose(calibrations, calibrations[0]):
