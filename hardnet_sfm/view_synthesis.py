@@ -141,7 +141,7 @@ class ViewMatcher:
             pair: names of the photos.
             found: matches of the pair without views.
         """
-        from hardnet_sfm.matching.view_matching import candidates_of_views, merged
+        from hardnet_sfm.matching.view_matching import find_candidates, merge_candidates
 
         one, other = (self._views.photo(name, 0) for name in pair)
         best, most = MatchedPair(found, len(one.xy), 0), self._verified(pair, one, other, found)
@@ -151,9 +151,9 @@ class ViewMatcher:
                 break
             done = len(one.views), len(other.views)
             one, other = (self._views.photo(name, step) for name in pair)
-            more = candidates_of_views(one, other, self._accept, done)
+            more = find_candidates(one, other, self._accept, done)
             candidates = np.concatenate([candidates[0], more[0]]), np.concatenate([candidates[1], more[1]])
-            matches = merged(one, other, candidates, self._accept)
+            matches = merge_candidates(one, other, candidates, self._accept)
             verified = self._verified(pair, one, other, matches)
             if verified > most:
                 best, most = MatchedPair(matches, len(one.xy), step), verified
@@ -258,10 +258,10 @@ class PhotoViews:
 
         With 0 steps they are exactly the keypoints of features.h5.
         """
-        from hardnet_sfm.features.synthetic_views import joined
+        from hardnet_sfm.features.synthetic_views import join_keypoints
 
         parts = [step.keypoints for step in self._steps(name, steps)]
-        return joined(*parts) if steps else parts[0]
+        return join_keypoints(*parts) if steps else parts[0]
 
     def photo(self, name: str, steps: int) -> PhotoInViews:
         """Returns the photo and the views of its first `steps` steps, ready for matching."""
@@ -288,14 +288,14 @@ class PhotoViews:
 
     def _described(self, name: str, step: int) -> DescribedViews:
         """Returns the views that a step adds. It reads them from disk or describes them now."""
-        from hardnet_sfm.features.synthetic_views import views_of
+        from hardnet_sfm.features.synthetic_views import choose_views
 
         path = self._folder / f"{digest(name)[:16]}-{step}.npz"
         fingerprint = digest(self.fingerprints(name)[step])
         found = _read(path, fingerprint)
         if found is None:
             photo = read_described(self.store, self._images, name)
-            views = views_of(self.options.tilts[step - 1], self.options.rotation_step)
+            views = choose_views(self.options.tilts[step - 1], self.options.rotation_step)
             found = self._describe(photo, self.keypoints(name, step - 1), views, self.store.turn(name))
             _write(path, fingerprint, found)
         return found

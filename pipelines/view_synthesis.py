@@ -39,7 +39,7 @@ from hardnet_sfm.files.stores import FeatureStore, MatchStore, pair_key
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.keypoints import Matches
-from hardnet_sfm.matching.view_matching import one_to_one
+from hardnet_sfm.matching.view_matching import keep_one_to_one
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene, render
 from hardnet_sfm.terminal import report_errors
@@ -117,7 +117,7 @@ def distinct(matches: Matches, first: Places, second: Places) -> tuple[Places, P
     """Positions of matches in both photos, of those that are at one place the most alike alone."""
     rows = matches.pairs[np.argsort(-matches.scores, kind="stable")]
     first, second = first[rows[:, 0]], second[rows[:, 1]]
-    kept = one_to_one(first, second)
+    kept = keep_one_to_one(first, second)
     return first[kept], second[kept]
 
 
