@@ -19,7 +19,7 @@ from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
-from hardnet_sfm.training.processes import joined, rank
+from hardnet_sfm.training.processes import rank, run_on_devices
 from hardnet_sfm.training.provenance import record_origin
 from hardnet_sfm.training.sampling import Sampler
 from hardnet_sfm.training.train_options import TrainOptions
@@ -105,7 +105,7 @@ def train(
     from hardnet_sfm.files.weight_files import find_weights, read_weights, write_weights
     from hardnet_sfm.networks.architectures import ARCHITECTURES
     from hardnet_sfm.networks.loading import load_into
-    from hardnet_sfm.training.fitting import LAST, fit, quiet
+    from hardnet_sfm.training.fitting import LAST, fit, silence_lightning
     from hardnet_sfm.training.module import NetworkTraining, TrainingPlan
     from hardnet_sfm.training.validation import HeldOutBatches
 
@@ -143,12 +143,14 @@ def train(
     folder = output.with_name(f"{output.stem}.training")
     last = folder / LAST
     threads = max(1, resources.threads // options.devices)
-    with locked(folder) if rank() == 0 else nullcontext(), quiet():
+    with locked(folder) if rank() == 0 else nullcontext(), silence_lightning():
         if options.resume:
             check_checkpoint(last)
         elif last.exists() and rank() == 0:
             raise _unfinished(folder)
-        with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
+        with run_on_devices(
+            options.devices, threads, _train_along, patches, output, options, resources, validation, shares
+        ):
             measures = fit(module, folder, options, device, threads)
         result = TrainResult(module.global_step, module.seconds / 60, measures)
         if rank() == 0:
@@ -207,7 +209,7 @@ class _Learning:
 
         from hardnet_sfm.files.weight_files import write_weights
         from hardnet_sfm.networks.architectures import ARCHITECTURES
-        from hardnet_sfm.training.validation import validated
+        from hardnet_sfm.training.validation import validate_network
 
         began = time.monotonic()
         folder, architecture = output.with_name(f"{output.stem}.training"), ARCHITECTURES[self.options.network]
@@ -228,7 +230,7 @@ class _Learning:
             if held_out is not None:
                 network = architecture.build(tensors=tensors).to(self.device)
                 network.load_state_dict(tensors)
-                measures = validated(network, held_out, size, self.device)
+                measures = validate_network(network, held_out, size, self.device)
             result = TrainResult(self.learner_options.steps, (time.monotonic() - began) / 60, measures)
             write_weights(output, tensors, facts | result.metadata)
             journal.drop()
