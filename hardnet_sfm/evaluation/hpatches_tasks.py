@@ -6,7 +6,7 @@ negatives come first in verification and positives come first in retrieval, as i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +25,6 @@ _PAIRS = 2**16
 _QUERIES = 64
 
 Floats = NDArray[np.floating]
-# The string in a key is the kind of negatives or the name of a sequence.
-ByPhotos = Mapping[tuple[Level, str], "VerificationScore"]
 
 
 class VerificationScore(NamedTuple):

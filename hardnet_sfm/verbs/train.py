@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -143,14 +144,13 @@ def train(
     folder = output.with_name(f"{output.stem}.training")
     last = folder / LAST
     threads = max(1, resources.threads // options.devices)
+    along = partial(train, patches, output, options, resources, validation=validation, shares=shares)
     with locked(folder) if rank() == 0 else nullcontext(), silence_lightning():
         if options.resume:
             check_checkpoint(last)
         elif last.exists() and rank() == 0:
             raise _unfinished(folder)
-        with run_on_devices(
-            options.devices, threads, _train_along, patches, output, options, resources, validation, shares
-        ):
+        with run_on_devices(options.devices, threads, along):
             measures = fit(module, folder, options, device, threads)
         result = TrainResult(module.global_step, module.seconds / 60, measures)
         if rank() == 0:
@@ -254,20 +254,8 @@ def _journal(path: Path, resume: bool) -> Journal:
 
 def _unfinished(folder: Path) -> HardnetSfmError:
     return HardnetSfmError(
-        f"{folder}: a run that did not finish", "Add --resume to continue it, or delete the folder to start a new run."
+        f"{folder}: a run that did not finish", "Add --resume to continue it, or start a new run with another --output."
     )
-
-
-def _train_along(
-    patches: Sequence[Path],
-    output: Path,
-    options: TrainOptions,
-    resources: Resources,
-    validation: Sequence[Path],
-    shares: Sequence[float],
-) -> None:
-    """Trains in the process of an additional device."""
-    train(patches, output, options, resources, validation=validation, shares=shares)
 
 
 def _check(
