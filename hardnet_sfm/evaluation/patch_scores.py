@@ -233,6 +233,31 @@ def evaluate_hpatches(
         matched[row] = _match(described, asked, row)
         with progress("retrieve", len(asked.queries)) as advance:
             retrieved[row] = retrieve(described, asked, partial(_report_steps, advance, row))
+    measures, details = _measure_tasks(verified, matched, retrieved)
+    return ScoreTable(
+        f"hpatches, split {split}",
+        tuple(measures),
+        collect_facts(rows, streams),
+        {
+            "sequences": list(asked.sequences),
+            "points": sum(asked.counts),
+            "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
+            **details,
+        },
+        (
+            _resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams),
+            *_only_verified(rows),
+            *describe_left_out(asked.left_out),
+        ),
+    )
+
+
+def _measure_tasks(
+    verified: Mapping[str, _Verified],
+    matched: Mapping[str, Mapping[str, Mapping[hpatches.Level, float]]],
+    retrieved: Mapping[str, Mapping[tuple[hpatches.Level, int], float]],
+) -> tuple[list[Measure], dict[str, Any]]:
+    """Makes the tables of the tasks, and the scores by sequence and pool for the JSON."""
     measures = [
         Measure(
             "verification_ap",
@@ -254,22 +279,7 @@ def evaluate_hpatches(
             Measure("matching_map", "matching, mAP, %; illumination and viewpoint", matching, ".1%"),
             Measure("retrieval_map", "retrieval, mAP, %; mean over pools of 100 to 20000", retrieval, ".1%"),
         ]
-    return ScoreTable(
-        f"hpatches, split {split}",
-        tuple(measures),
-        collect_facts(rows, streams),
-        {
-            "sequences": list(asked.sequences),
-            "points": sum(asked.counts),
-            "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
-            **details,
-        },
-        (
-            _resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams),
-            *_only_verified(rows),
-            *describe_left_out(asked.left_out),
-        ),
-    )
+    return measures, details
 
 
 def _verify(described: Float16, asked: hpatches.Tasks, row: str) -> _Verified:
