@@ -28,6 +28,7 @@ from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.methods import MOST_PHOTOS
 from hardnet_sfm.retrieval.visual_words import Signatures, Words
 
+FEATURE_BYTES = 14
 _COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
     "offsets": (np.int64,),
     "images": (np.uint16,),
