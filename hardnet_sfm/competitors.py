@@ -69,7 +69,7 @@ class Competitor:
         assert self.weights is not None
         return load_network(self.weights, self.descriptor)
 
-    def stated(self) -> str:
+    def describe_origin(self) -> str:
         """Joins all that the name and metadata of the weights say about their origin; empty without weights."""
         from hardnet_sfm.files.weight_files import read_weights
 
@@ -126,7 +126,7 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
     return found
 
 
-def made(rows: Iterable[Competitor]) -> dict[str, Descriptor]:
+def make_descriptors(rows: Iterable[Competitor]) -> dict[str, Descriptor]:
     """Makes the descriptors of all rows, by name. Errors in any of them thus appear before the work begins."""
     return {row.name: row.make() for row in rows}
 
@@ -164,7 +164,7 @@ class Spanning(Protocol):
     def measurement_size(self) -> float: ...
 
 
-def facts(rows: Iterable[Competitor], looking: Mapping[str, Spanning]) -> dict[str, dict[str, Any]]:
+def collect_facts(rows: Iterable[Competitor], looking: Mapping[str, Spanning]) -> dict[str, dict[str, Any]]:
     """Collects the facts that a table keeps about each of its rows."""
     return {
         row.name: {

@@ -123,7 +123,7 @@ def threshold_area(ratios: Floats, right: Bools, thresholds: int = 100) -> float
     return float(np.trapezoid(found / len(ratios), 1 - precision))
 
 
-def column_score(first: NDArray[np.float16], second: NDArray[np.float16]) -> float:
+def score_columns(first: NDArray[np.float16], second: NDArray[np.float16]) -> float:
     """Computes the area under recall over 1 - precision of nearest neighbours.
 
     The matches are ranked by the ratio of the distances to the nearest and the second nearest neighbour.

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import OmitArgPrefixes
 
-from hardnet_sfm.competitors import Competitor, competitors, made
+from hardnet_sfm.competitors import Competitor, competitors, make_descriptors
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.scores import MEAN, ScoreTable
 from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
@@ -160,10 +160,10 @@ def costs(resources: Resources) -> Benchmark:
     )
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
-        from hardnet_sfm.literature.costs import cost_of, cost_of_pairs
+        from hardnet_sfm.literature.costs import measure_cost, measure_pair_cost
 
         for row in rows:
-            yield row.name, (cost_of_pairs if row.compares else cost_of)(row, resources)
+            yield row.name, (measure_pair_cost if row.compares else measure_cost)(row, resources)
 
     return Benchmark(columns, [resources.device, resources.threads], run, of_pairs=True)
 
@@ -328,7 +328,7 @@ def descriptor_table(options: Options) -> DescriptorTable:
     """Measures what is missing, prints the table and writes it."""
     figure_class()  # a missing matplotlib is reported before the work
     rows = competitors(options.descriptor, options.weights)
-    made(row for row in rows if not row.compares)
+    make_descriptors(row for row in rows if not row.compares)
     with locked(options.workspace):
         asked = benchmarks(options)
         values = measured(rows, asked, options.workspace / "results.json")

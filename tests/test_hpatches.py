@@ -16,7 +16,7 @@ from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation import hpatches_tasks
-from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS, LEVELS, Tasks, column_of, find_sequences, read_tasks
+from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS, LEVELS, Tasks, find_column, find_sequences, read_tasks
 from hardnet_sfm.evaluation.hpatches_tasks import match_sequence, pair_distances, retrieve, verify
 
 COUNTS = {"i_ski": 2, "v_cat": 3, "v_wall": 4}
@@ -62,8 +62,8 @@ def test_columns_are_numbered_as_they_are_named() -> None:
     for level in LEVELS:
         for photo in range(6):
             name = f"{level[0]}{photo}" if photo else "ref"
-            assert COLUMNS[int(column_of(level, photo))] == name
-    np.testing.assert_array_equal(column_of("tough", np.array([0, 1, 5])), [0, 11, 15])
+            assert COLUMNS[int(find_column(level, photo))] == name
+    np.testing.assert_array_equal(find_column("tough", np.array([0, 1, 5])), [0, 11, 15])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,7 +76,7 @@ def test_verification_is_that_of_a_loop_over_the_authors_lists(seed: int) -> Non
         for kind in ("intra", "inter"):
             lists = []
             for pairs in (tasks.negatives[kind], tasks.positives):
-                ends = [[descriptors[p, int(column_of(level, int(t)))] for p, t in pair] for pair in pairs]
+                ends = [[descriptors[p, int(find_column(level, int(t)))] for p, t in pair] for pair in pairs]
                 lists.append([distance(*pair) for pair in ends])
             negatives, positives = lists
             few = positives[:12]  # of 60 a fifth
@@ -93,7 +93,7 @@ def test_matching_is_that_of_a_loop_over_reference_patches(seed: int) -> None:
     for level in LEVELS:
         areas = []
         for photo in range(1, 6):
-            others, entries = descriptors[:, int(column_of(level, photo))], []
+            others, entries = descriptors[:, int(find_column(level, photo))], []
             for number, reference in enumerate(descriptors[:, 0]):
                 distances = [distance(reference, other) for other in others]
                 entries.append((min(distances), distances.index(min(distances)) == number))
@@ -115,7 +115,7 @@ def test_retrieval_is_that_of_a_loop_over_the_pool(seed: int, monkeypatch: pytes
             areas = []
             for query in tasks.queries:
                 own = [
-                    (distance(descriptors[query, 0], descriptors[query, int(column_of(level, k))]), True)
+                    (distance(descriptors[query, 0], descriptors[query, int(find_column(level, k))]), True)
                     for k in range(1, 6)
                 ]
                 others = [

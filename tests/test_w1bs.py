@@ -17,7 +17,7 @@ from PIL import Image
 from hardnet_sfm import measures
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.w1bs import find_columns
-from hardnet_sfm.measures import column_score
+from hardnet_sfm.measures import score_columns
 
 
 def layout(folder: Path, side: int = 20) -> Path:
@@ -83,7 +83,7 @@ def test_score_is_that_of_a_loop(noise: float, monkeypatch: pytest.MonkeyPatch) 
     rng = np.random.default_rng(4)
     first = rng.normal(size=(40, 8)).astype(np.float16)
     second = (first + noise * rng.normal(size=first.shape)).astype(np.float16)
-    assert column_score(first, second) == pytest.approx(area_by_hand(first, second), abs=0.002)
+    assert score_columns(first, second) == pytest.approx(area_by_hand(first, second), abs=0.002)
 
 
 def test_score_of_hand_made_matches() -> None:
@@ -93,7 +93,7 @@ def test_score_of_hand_made_matches() -> None:
     """
     second = np.array([[0, 0], [10, 0], [0, 10]], np.float16)
     first = np.array([[1, 0], [0, 2], [0, 6]], np.float16)  # nearest: 0 at 1 to 9, 0 at 2 to 8, 2 at 4 to 6
-    assert column_score(first, second) == pytest.approx(1 / 6)
+    assert score_columns(first, second) == pytest.approx(1 / 6)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {

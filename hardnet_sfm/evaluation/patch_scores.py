@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float16
-from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
+from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, collect_facts, competitors, make_descriptors
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets import brown, hpatches
@@ -27,8 +27,8 @@ from hardnet_sfm.evaluation.hpatches_tasks import (
     retrieve,
     verify,
 )
-from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
-from hardnet_sfm.measures import column_score, false_positive_rates, fpr95
+from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, append_mean
+from hardnet_sfm.measures import false_positive_rates, fpr95, score_columns
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 
@@ -74,9 +74,11 @@ def evaluate_brown(
             for name, one in sets.items():
                 note = f"{row} {name}"
                 if isinstance(stream, PairStream):
-                    distances = -stream(one.blocks, pairs[name].patches, partial(_noted, advance, note))
+                    distances = -stream(one.blocks, pairs[name].patches, partial(_report_steps, advance, note))
                 else:
-                    distances = _pair_distances(stream(_told(one.blocks(), advance, note)), pairs[name].patches)
+                    distances = _pair_distances(
+                        stream(_report_blocks(one.blocks(), advance, note)), pairs[name].patches
+                    )
                 values[row][name] = fpr95(distances, pairs[name].matching)
                 curves[row][name] = false_positive_rates(distances, pairs[name].matching).tolist()
     trained = {row.name: trained_on(row) for row in rows}
@@ -100,7 +102,7 @@ def evaluate_brown(
                 mark="trained on this very set",
             ),
         ),
-        {name: {**about, **known[name]} for name, about in facts(rows, streams).items()},
+        {name: {**about, **known[name]} for name, about in collect_facts(rows, streams).items()},
         {"pairs": {name: len(found.matching) for name, found in pairs.items()}, "false_positives_by_recall": curves},
         (
             _resized("Brown's", brown.MEASUREMENT_SIZE, streams),
@@ -111,7 +113,7 @@ def evaluate_brown(
 
 def trained_on(row: Competitor) -> tuple[str, ...]:
     """Lists Brown's sets that the name or the metadata of a row's weights mention."""
-    return _sets_named(row.stated())
+    return _sets_named(row.describe_origin())
 
 
 def _sets_named(text: str) -> tuple[str, ...]:
@@ -150,7 +152,7 @@ def evaluate_w1bs(
             "pairs with its network, which are a million pairs of a thousand patches",
             "Measure it with hardnet-sfm evaluate brown | hpatches | homography | pairs.",
         )
-    descriptors = made(rows)
+    descriptors = make_descriptors(rows)
     columns, left_out = find_columns(Path(folder))
     values: dict[str, dict[str, float]] = {}
     details: dict[str, dict[str, float]] = {}
@@ -165,7 +167,7 @@ def evaluate_w1bs(
                     advance()
                     continue
                 described = describe([first, second])
-                areas[pair] = column_score(described[: len(first)], described[len(first) :])
+                areas[pair] = score_columns(described[: len(first)], described[len(first) :])
                 advance(note=f"{row} {pair.nuisance} {pair.name}")
             check_any(areas, left_out)
             by_nuisance = {
@@ -173,12 +175,12 @@ def evaluate_w1bs(
                 for code, name in NUISANCES.items()
                 if any(pair.nuisance == code for pair in areas)
             }
-            values[row] = with_mean(by_nuisance)
+            values[row] = append_mean(by_nuisance)
             details[row] = {f"{pair.nuisance}/{pair.name}": area for pair, area in areas.items()}
     return ScoreTable(
         "w1bs",
         (Measure("mauc", "mAUC by nuisance", values),),
-        facts(rows, descriptors),
+        collect_facts(rows, descriptors),
         {"pairs": details},
         (_resized("the", None, descriptors), *describe_left_out(left_out)),
     )
@@ -230,7 +232,32 @@ def evaluate_hpatches(
         verified[row] = _verify(described, asked, row)
         matched[row] = _match(described, asked, row)
         with progress("retrieve", len(asked.queries)) as advance:
-            retrieved[row] = retrieve(described, asked, partial(_noted, advance, row))
+            retrieved[row] = retrieve(described, asked, partial(_report_steps, advance, row))
+    measures, details = _measure_tasks(verified, matched, retrieved)
+    return ScoreTable(
+        f"hpatches, split {split}",
+        tuple(measures),
+        collect_facts(rows, streams),
+        {
+            "sequences": list(asked.sequences),
+            "points": sum(asked.counts),
+            "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
+            **details,
+        },
+        (
+            _resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams),
+            *_only_verified(rows),
+            *describe_left_out(asked.left_out),
+        ),
+    )
+
+
+def _measure_tasks(
+    verified: Mapping[str, _Verified],
+    matched: Mapping[str, Mapping[str, Mapping[hpatches.Level, float]]],
+    retrieved: Mapping[str, Mapping[tuple[hpatches.Level, int], float]],
+) -> tuple[list[Measure], dict[str, Any]]:
+    """Makes the tables of the tasks, and the scores by sequence and pool for the JSON."""
     measures = [
         Measure(
             "verification_ap",
@@ -252,27 +279,14 @@ def evaluate_hpatches(
             Measure("matching_map", "matching, mAP, %; illumination and viewpoint", matching, ".1%"),
             Measure("retrieval_map", "retrieval, mAP, %; mean over pools of 100 to 20000", retrieval, ".1%"),
         ]
-    return ScoreTable(
-        f"hpatches, split {split}",
-        tuple(measures),
-        facts(rows, streams),
-        {
-            "sequences": list(asked.sequences),
-            "points": sum(asked.counts),
-            "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
-            **details,
-        },
-        (
-            _resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams),
-            *_only_verified(rows),
-            *describe_left_out(asked.left_out),
-        ),
-    )
+    return measures, details
 
 
 def _verify(described: Float16, asked: hpatches.Tasks, row: str) -> _Verified:
     with progress("verify", len(hpatches.LEVELS) * len(asked.pairs)) as advance:
-        return verify(lambda level: pair_distances(described, asked, level, partial(_noted, advance, row)), asked)
+        return verify(
+            lambda level: pair_distances(described, asked, level, partial(_report_steps, advance, row)), asked
+        )
 
 
 def _verify_by_comparing(
@@ -283,10 +297,12 @@ def _verify_by_comparing(
     def columns(level: hpatches.Level) -> Iterator[NDArray[np.uint8]]:
         for sequence in sequences:
             for photo in photos:
-                yield sequence.column(hpatches.COLUMNS[hpatches.column_of(level, photo)])
+                yield sequence.column(hpatches.COLUMNS[hpatches.find_column(level, photo)])
 
     with progress("verify", len(hpatches.LEVELS) * len(numbers)) as advance:
-        return verify(lambda level: -stream(partial(columns, level), numbers, partial(_noted, advance, row)), asked)
+        return verify(
+            lambda level: -stream(partial(columns, level), numbers, partial(_report_steps, advance, row)), asked
+        )
 
 
 def _patch_numbers(asked: hpatches.Tasks) -> NDArray[np.int64]:
@@ -313,7 +329,7 @@ def _match(described: Float16, asked: hpatches.Tasks, row: str) -> dict[str, dic
 
 def _by_task(verified: _Verified, measure: str) -> dict[str, float]:
     """Arranges a verification measure by level and kind of negatives, and appends the mean."""
-    return with_mean({f"{level} {kind}": getattr(score, measure) for (level, kind), score in verified.items()})
+    return append_mean({f"{level} {kind}": getattr(score, measure) for (level, kind), score in verified.items()})
 
 
 def _by_kind(matched: Mapping[str, Mapping[hpatches.Level, float]]) -> dict[str, float]:
@@ -323,7 +339,7 @@ def _by_kind(matched: Mapping[str, Mapping[hpatches.Level, float]]) -> dict[str,
     """
     kinds = {"illum": "i_", "view": "v_"}
     of = {kind: [name for name in matched if name.startswith(start)] for kind, start in kinds.items()}
-    return with_mean(
+    return append_mean(
         {
             f"{kind} {level}": float(np.mean([matched[name][level] for name in names]))
             for kind, names in of.items()
@@ -335,7 +351,7 @@ def _by_kind(matched: Mapping[str, Mapping[hpatches.Level, float]]) -> dict[str,
 
 def _by_level(retrieved: Mapping[tuple[hpatches.Level, int], float]) -> dict[str, float]:
     """Averages retrieval scores over the pools by level, and appends the mean."""
-    return with_mean({level: float(np.mean([retrieved[level, pool] for pool in POOLS])) for level in hpatches.LEVELS})
+    return append_mean({level: float(np.mean([retrieved[level, pool] for pool in POOLS])) for level in hpatches.LEVELS})
 
 
 def _streams(rows: Iterable[Competitor], resources: Resources) -> dict[str, PatchStream | PairStream]:
@@ -353,20 +369,20 @@ def _describe_sequences(sequences: Sequence[hpatches.PatchSequence], describe: P
     with progress("describe", across * points) as advance:
         for sequence in sequences:
             columns = map(sequence.column, hpatches.COLUMNS)
-            of_columns = describe(_told(columns, advance, f"{row} {sequence.name}"))
+            of_columns = describe(_report_blocks(columns, advance, f"{row} {sequence.name}"))
             described[start : start + sequence.count] = of_columns.reshape(across, sequence.count, -1).swapaxes(0, 1)
             start += sequence.count
     return described
 
 
-def _told(blocks: Iterable[NDArray[np.uint8]], advance: Advance, note: str) -> Iterator[NDArray[np.uint8]]:
+def _report_blocks(blocks: Iterable[NDArray[np.uint8]], advance: Advance, note: str) -> Iterator[NDArray[np.uint8]]:
     """Passes blocks through, and reports the number of patches in a block when the next block is requested."""
     for block in blocks:
         yield block
         advance(len(block), note)
 
 
-def _noted(advance: Advance, note: str, steps: int) -> None:
+def _report_steps(advance: Advance, note: str, steps: int) -> None:
     advance(steps, note)
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
-from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts
+from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, collect_facts, competitors
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets.image_pairs import VALIDATION, ImagePair, read_image_pairs
@@ -37,7 +37,7 @@ from hardnet_sfm.evaluation.homographies import (
     matching_scores,
     pair_truth,
 )
-from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
+from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, append_mean
 from hardnet_sfm.features.descriptors import Descriptor, make_descriptor
 from hardnet_sfm.matching.nearest import (
     Acceptance,
@@ -167,7 +167,7 @@ def evaluate_homographies(
     return ScoreTable(
         "homography",
         _matching_measures(scores),
-        facts(rows, _spans(ways)),
+        collect_facts(rows, _spans(ways)),
         {"max_features": max_features, "tolerance": TOLERANCE, "accuracy_by_threshold": curves},
         (*_rescored(rows), *describe_left_out(left_out)),
         across=True,
@@ -232,10 +232,10 @@ def evaluate_pairs(
     if any(recalls.values()):
         means = {name: {pair: float(np.mean(curve)) for pair, curve in of.items()} for name, of in recalls.items()}
         title = f"recall of true correspondences, mean over 0 to {THRESHOLDS[-1]} px"
-        measures += (Measure("recall", title, {name: with_mean(row) for name, row in means.items()}),)
+        measures += (Measure("recall", title, {name: append_mean(row) for name, row in means.items()}),)
         details["recall_by_threshold"] = recalls
         notes += (f"the authors' pairs for validation, {' and '.join(VALIDATION)}, take no part",)
-    return ScoreTable("pairs", measures, facts(rows, _spans(ways)), details, notes, across=True)
+    return ScoreTable("pairs", measures, collect_facts(rows, _spans(ways)), details, notes, across=True)
 
 
 def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> RankedMatches:

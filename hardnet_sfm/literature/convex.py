@@ -159,7 +159,7 @@ def learn_weights(
         mu = options.sparsity * _most(-first.min())
 
         def subgradient(weights: Tensor, number: int) -> Tensor:
-            near, far = positive[_drawn(positive, seed, number, 0)], negative[_drawn(negative, seed, number, 1)]
+            near, far = positive[_draw_rows(positive, seed, number, 0)], negative[_draw_rows(negative, seed, number, 1)]
             _, by_near, by_far = margin_hinge(near @ weights, far @ weights)
             return by_near @ near + by_far @ far
 
@@ -220,8 +220,8 @@ def learn_projection(
         mu = options.nuclear * _most(torch.linalg.eigvalsh(-first)[-1])
 
         def subgradient(projection: Tensor, number: int) -> Tensor:
-            near = differences(matching[:, _drawn(matching[0], seed, number, 0)])
-            far = differences(others[:, _drawn(others[0], seed, number, 1)])
+            near = differences(matching[:, _draw_rows(matching[0], seed, number, 0)])
+            far = differences(others[:, _draw_rows(others[0], seed, number, 1)])
             squares = ((side @ projection.T).square().sum(1) for side in (near, far))
             _, by_near, by_far = margin_hinge(*squares)
             return near.T @ (by_near[:, None] * near) + far.T @ (by_far[:, None] * far)
@@ -289,7 +289,7 @@ def _nothing_left(what: str, penalty: str) -> HardnetSfmError:
     return HardnetSfmError(f"no {what} is left after the last step", f"Lower {penalty}, or learn from more --pairs.")
 
 
-def _drawn(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:
+def _draw_rows(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:
     """Draws row numbers of one kind of pairs for a step, with replacement; returns all rows if they fit in a batch."""
     import torch
 

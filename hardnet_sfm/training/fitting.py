@@ -75,7 +75,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_lightning() -> Iterator[None]:
     """Hides lightning's hints and its deprecation warnings on the terminal. Errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     before = [logger.level for logger in loggers]

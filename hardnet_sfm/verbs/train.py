@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -19,7 +20,7 @@ from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
-from hardnet_sfm.training.processes import joined, rank
+from hardnet_sfm.training.processes import rank, run_on_devices
 from hardnet_sfm.training.provenance import record_origin
 from hardnet_sfm.training.sampling import Sampler
 from hardnet_sfm.training.train_options import TrainOptions
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # torch and lightning take seconds to import
     from hardnet_sfm.files.journal import Journal
     from hardnet_sfm.network_weights import Weights
     from hardnet_sfm.networks.architectures import LearnerOptions
+    from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.training.validation import HeldOutBatches
 
 # Options that may change when a run is resumed. They are not part of the recipe of a run.
@@ -101,11 +103,11 @@ def train(
     """
     check_installed()
 
-    from hardnet_sfm.files.checkpoints import check_checkpoint
-    from hardnet_sfm.files.weight_files import find_weights, read_weights, write_weights
+    import torch
+
+    from hardnet_sfm.files.weight_files import find_weights, read_weights
     from hardnet_sfm.networks.architectures import ARCHITECTURES
     from hardnet_sfm.networks.loading import load_into
-    from hardnet_sfm.training.fitting import LAST, fit, quiet
     from hardnet_sfm.training.module import NetworkTraining, TrainingPlan
     from hardnet_sfm.training.validation import HeldOutBatches
 
@@ -134,21 +136,49 @@ def train(
     facts = record_origin(sets, options, fingerprint, start)
     if learner_options is not None:
         facts["learner"] = json.dumps(asdict(learner_options))
-        learning = _Learning(options, learner_options, resources.threads, device, recipe)
-        return learning.run(sampler, watched, output, facts)
+        torch.set_num_threads(resources.threads)
+        return _learn(sampler, watched, output, options, learner_options, facts, device=device, recipe=recipe)
     plan = TrainingPlan.of(options, minutes, recipe, device)
     module = NetworkTraining(ARCHITECTURES.find(options.network), sampler, watched, plan)
     if start is not None:
         load_into(module.network, start, options.network)
+    threads = max(1, resources.threads // options.devices)
+    along = partial(train, patches, output, options, resources, validation=validation, shares=shares)
+    return _descend(module, output, options, device, threads, along, facts)
+
+
+def _descend(
+    module: NetworkTraining,
+    output: Path,
+    options: TrainOptions,
+    device: str,
+    threads: int,
+    along: Callable[[], TrainResult],
+    facts: dict[str, str],
+) -> TrainResult:
+    """Trains a network by gradient descent and writes its weights.
+
+    Args:
+        module: network to train.
+        output: the .safetensors file to create.
+        options: options of training.
+        device: "cpu" or "cuda".
+        threads: number of threads for each device.
+        along: trains in the process of an additional device.
+        facts: metadata for the weights file.
+    """
+    from hardnet_sfm.files.checkpoints import check_checkpoint
+    from hardnet_sfm.files.weight_files import write_weights
+    from hardnet_sfm.training.fitting import LAST, fit, silence_lightning
+
     folder = output.with_name(f"{output.stem}.training")
     last = folder / LAST
-    threads = max(1, resources.threads // options.devices)
-    with locked(folder) if rank() == 0 else nullcontext(), quiet():
+    with locked(folder) if rank() == 0 else nullcontext(), silence_lightning():
         if options.resume:
             check_checkpoint(last)
         elif last.exists() and rank() == 0:
             raise _unfinished(folder)
-        with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
+        with run_on_devices(options.devices, threads, along):
             measures = fit(module, folder, options, device, threads)
         result = TrainResult(module.global_step, module.seconds / 60, measures)
         if rank() == 0:
@@ -181,58 +211,39 @@ def _made_before(output: Path, fingerprint: str) -> TrainResult | None:
     return TrainResult(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
 
 
-@dataclass(frozen=True)
-class _Learning:
-    """Training of a network that is not trained by gradient descent.
+def _learn(
+    sampler: Sampler,
+    held_out: HeldOutBatches | None,
+    output: Path,
+    options: TrainOptions,
+    learner_options: LearnerOptions,
+    facts: dict[str, str],
+    *,
+    device: str,
+    recipe: str,
+) -> TrainResult:
+    """Trains a network by its own learner and writes its weights. The result has the minutes of this run only."""
+    from hardnet_sfm.files.weight_files import write_weights
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
+    from hardnet_sfm.training.validation import validate_network
 
-    Attributes:
-        options: options of training.
-        learner_options: options of the network's own learner.
-        threads: number of threads to use.
-        device: "cpu" or "cuda".
-        recipe: fingerprint of everything that must stay the same when a run is resumed.
-    """
-
-    options: TrainOptions
-    learner_options: LearnerOptions
-    threads: int
-    device: str
-    recipe: str
-
-    def run(
-        self, sampler: Sampler, held_out: HeldOutBatches | None, output: Path, facts: dict[str, str]
-    ) -> TrainResult:
-        """Trains the network and writes the weights. The reported minutes are those of this run only."""
-        import torch
-
-        from hardnet_sfm.files.weight_files import write_weights
-        from hardnet_sfm.networks.architectures import ARCHITECTURES
-        from hardnet_sfm.training.validation import validated
-
-        began = time.monotonic()
-        folder, architecture = output.with_name(f"{output.stem}.training"), ARCHITECTURES[self.options.network]
-        learner, size = architecture.learner, architecture.patch_size
-        assert learner is not None
-        torch.set_num_threads(self.threads)
-        with locked(folder), closing(_journal(folder / "journal", self.options.resume)) as journal:
-            tensors = learner.learn(
-                sampler,
-                self.learner_options,
-                journal,
-                patch_size=size,
-                seed=self.options.seed,
-                device=self.device,
-                recipe=self.recipe,
-            )
-            measures = {}
-            if held_out is not None:
-                network = architecture.build(tensors=tensors).to(self.device)
-                network.load_state_dict(tensors)
-                measures = validated(network, held_out, size, self.device)
-            result = TrainResult(self.learner_options.steps, (time.monotonic() - began) / 60, measures)
-            write_weights(output, tensors, facts | result.metadata)
-            journal.drop()
-        return result
+    began = time.monotonic()
+    folder, architecture = output.with_name(f"{output.stem}.training"), ARCHITECTURES[options.network]
+    learner, size = architecture.learner, architecture.patch_size
+    assert learner is not None
+    with locked(folder), closing(_journal(folder / "journal", options.resume)) as journal:
+        tensors = learner.learn(
+            sampler, learner_options, journal, patch_size=size, seed=options.seed, device=device, recipe=recipe
+        )
+        measures = {}
+        if held_out is not None:
+            network = architecture.build(tensors=tensors).to(device)
+            network.load_state_dict(tensors)
+            measures = validate_network(network, held_out, size, device)
+        result = TrainResult(learner_options.steps, (time.monotonic() - began) / 60, measures)
+        write_weights(output, tensors, facts | result.metadata)
+        journal.drop()
+    return result
 
 
 def _journal(path: Path, resume: bool) -> Journal:
@@ -252,20 +263,8 @@ def _journal(path: Path, resume: bool) -> Journal:
 
 def _unfinished(folder: Path) -> HardnetSfmError:
     return HardnetSfmError(
-        f"{folder}: a run that did not finish", "Add --resume to continue it, or delete the folder to start a new run."
+        f"{folder}: a run that did not finish", "Add --resume to continue it, or start a new run with another --output."
     )
-
-
-def _train_along(
-    patches: Sequence[Path],
-    output: Path,
-    options: TrainOptions,
-    resources: Resources,
-    validation: Sequence[Path],
-    shares: Sequence[float],
-) -> None:
-    """Trains in the process of an additional device."""
-    train(patches, output, options, resources, validation=validation, shares=shares)
 
 
 def _check(

@@ -24,7 +24,7 @@ from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Images, output, print_not_taken, print_skipped
-from hardnet_sfm.training.warping import WarpedPatches, WarpOptions, warped_patches
+from hardnet_sfm.training.warping import WarpedPatches, WarpOptions, cut_warped_patches
 from hardnet_sfm.verbs.mine import print_patches
 from hardnet_sfm.workers import in_order
 
@@ -84,7 +84,7 @@ def warp(
         # The seed depends on the photo's content, so that the same photo gives the same patches in any folder and with
         # any number of threads.
         rng = np.random.default_rng((options.seed, int(photo.sha256[:8], 16)))
-        return warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
+        return cut_warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
 
     photos = {name: sha256_of(images / name) for name in names}
     first = {sha256: name for name, sha256 in reversed(photos.items())}

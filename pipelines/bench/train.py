@@ -28,7 +28,7 @@ from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
-from hardnet_sfm.training.augment import AugmentOptions, augmented
+from hardnet_sfm.training.augment import AugmentOptions, augment_pairs
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 
@@ -121,7 +121,7 @@ def main() -> None:
     resident = Resident.where_it_fits(sets, torch.device(device))
     draw, workers = sampler if resident is None else sampler.draw, WORKERS if device == "cuda" else 1
     drawing = least_seconds(lambda: draw(next(numbers)), device) / workers
-    augmenting = least_seconds(lambda: augmented(anchors, positives, PATCH_SIZE, AugmentOptions()), device)
+    augmenting = least_seconds(lambda: augment_pairs(anchors, positives, PATCH_SIZE, AugmentOptions()), device)
     stepping = least_seconds(step_of(options.norm_batch or NORM_BATCH[device], torch.channels_last), device)
     plain = least_seconds(step_of(None, torch.contiguous_format), device)
     together = max(drawing, stepping) if device == "cuda" else drawing + stepping

@@ -33,7 +33,7 @@ OXFORD = City("oxford5k", "roxford5k", ("oxbuild_images",), "gt_files_170407")
 PARIS = City("paris6k", "rparis6k", ("paris_1", "paris_2"), "paris_120310")
 
 
-def data_set(city: City, given: Path, workspace: Path, truth: bool = True) -> Path:
+def unpack_data_set(city: City, given: Path, workspace: Path, truth: bool = True) -> Path:
     """Returns the folder of a data set. If the given folder holds archives, they are unpacked first.
 
     Args:

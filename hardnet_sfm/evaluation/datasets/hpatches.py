@@ -39,7 +39,7 @@ _RELEASE = "Give the folder `hpatches-release`."
 _TASKS = "The task files are in the folder `tasks` of the authors' repository hpatches-benchmark: give it with --tasks."
 
 
-def column_of(level: Level, photo: int | Ints) -> Any:
+def find_column(level: Level, photo: int | Ints) -> Any:
     """Returns the number in `COLUMNS` of a photo, 0 to 5, at a level. Photo 0 is the reference of all levels."""
     return np.where(np.asarray(photo) == 0, 0, PHOTOS * LEVELS.index(level) + photo)
 

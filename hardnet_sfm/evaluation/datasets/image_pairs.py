@@ -18,7 +18,7 @@ import numpy as np
 from hardnet_sfm.arrays import Float64, Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.parts import LeftOut, read_parts
-from hardnet_sfm.evaluation.datasets.sequences import photos_named, read_homography
+from hardnet_sfm.evaluation.datasets.sequences import find_photos, read_homography
 from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.photo_folders import EXTENSIONS
@@ -97,7 +97,7 @@ def _read_wxbs(named: tuple[str, Path]) -> ImagePair:
 
 
 def _photo(folder: Path, stem: str) -> Path:
-    found = photos_named(folder, stem)
+    found = find_photos(folder, stem)
     if len(found) != 1:
         raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} named {stem}", _LAYOUT)
     return found[0]

@@ -71,13 +71,13 @@ def _read_sequence(folder: Path) -> HomographySequence:
     return HomographySequence(folder.resolve().name, photos, homographies)
 
 
-def photos_named(folder: Path, *stems: str) -> list[Path]:
+def find_photos(folder: Path, *stems: str) -> list[Path]:
     """Lists the photos of a folder that have one of the given names before the suffix."""
     return [path for path in find_files(folder, "*") if path.stem in stems and path.suffix.lower() in EXTENSIONS]
 
 
 def _photos(folder: Path, number: int) -> list[Path]:
-    return photos_named(folder, str(number), f"img{number}")
+    return find_photos(folder, str(number), f"img{number}")
 
 
 def _photo(folder: Path, number: int) -> Path:
