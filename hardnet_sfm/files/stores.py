@@ -2,9 +2,9 @@
 
 A running stage appends finished entries to a journal, with one transaction for each entry. The journal is a SQLite file
 next to the store (`.features.h5.journal`). A killed run loses only the entry that it was writing. When the stage ends,
-old and new entries are written into a fresh HDF5 file that replaces the store. A kill in the middle of a write could
-ruin an HDF5 file, so it is never modified in place. The price is one copy of the store at the end of a stage that
-changed it.
+new entries are appended to the HDF5 file in a way that survives a kill (`hardnet_sfm.files.in_place`). Adding entries
+therefore costs as much as they do, however large the store is. The space of removed entries stays empty. A store of
+which a third is empty is written anew.
 
 Arrays are data sets in the group of their entry. Facts about all entries are in one attribute of the file, `index`, a
 JSON object. So the content of a store of ten thousand pairs is known in milliseconds, while visiting its groups takes
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +28,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.in_place import FORMAT, PATIENCE, change_in_place, finish_changes
 from hardnet_sfm.files.journal import Arrays, Facts, Journal
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints, Matches
+from hardnet_sfm.progress import console
 
 VERSION = 1
+# Attribute that counts the bytes of the file that removed entries have left empty. It is missing if there are none.
+_EMPTY = "empty"
+# About what the groups and descriptions of an entry's arrays take in the file, bytes.
+_ENTRY_BYTES = 2048
+# A store is written anew if more than this share of it is empty.
+_MOST_EMPTY = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,10 @@ class Store:
     Attributes:
         header: facts about the whole file: `options` (what made it) and other facts that its stage noted.
         index: facts about each entry by its key: its `fingerprint` and other facts that its stage noted.
+        empty_bytes: bytes of the file that removed entries have left empty.
 
     Raises:
-        HardnetSfmError: the file is missing, truncated, not HDF5, or not a store of this kind.
+        HardnetSfmError: the file is missing, truncated, not HDF5, not a store of this kind, or just being written.
     """
 
     kind: Kind
@@ -73,8 +83,11 @@ class Store:
         path = Path(path)
         if not path.is_file():
             raise HardnetSfmError(f"no {self.kind.name} at {path}", f"Run `hardnet-sfm {self.kind.stage}` first.")
+        finish_changes(path, needed=False)
         try:
-            self._file = h5py.File(path, "r")
+            self._file = _open_to_read(path)
+        except BlockingIOError as error:
+            raise HardnetSfmError(f"another program is writing {path}", "Wait for it to end, and run again.") from error
         except OSError as error:
             raise HardnetSfmError(
                 f"{path}: truncated, damaged or not an HDF5 file",
@@ -86,6 +99,7 @@ class Store:
             ours = facts.get("format") == self.kind.format and facts.get("version") == VERSION
             self.header: dict[str, Any] = json.loads(facts["header"]) if ours else {}
             self.index: dict[str, dict[str, Any]] = json.loads(facts["index"]) if ours else {}
+            self.empty_bytes = int(facts.get(_EMPTY, 0))
         if not ours:
             self._file.close()
             raise HardnetSfmError(
@@ -114,6 +128,12 @@ class Store:
             )
         with self._explained():
             return np.asarray(self._file[key][name][()])
+
+    def bytes_of(self, keys: Collection[str]) -> int:
+        """Returns about how many bytes some entries take in the file."""
+        with self._explained():
+            arrays = sum(item.id.get_storage_size() for key in keys for item in self._file[key].values())
+        return int(arrays) + _ENTRY_BYTES * len(keys)
 
     def copy_entry(self, key: str, target: h5py.File) -> None:
         """Copies an entry unchanged into another open file."""
@@ -319,6 +339,7 @@ class StoreWriter:
         self.header: dict[str, Any] = {}
         self._stored: dict[str, Facts] = {}
         if path.exists():
+            finish_changes(path, needed=True)
             with _READERS[kind](path) as store:
                 self.header, self._stored = store.header, dict(store.index)
         self._journal = Journal(path.with_name(f".{path.name}.journal"))
@@ -344,33 +365,71 @@ class StoreWriter:
         self.facts[key], self.fingerprints[key] = facts, fingerprint
 
     def commit(self, keys: Collection[str], header: Mapping[str, Any]) -> None:
-        """Replaces the store by one with exactly the entries `keys`. It does nothing if the store is already so.
+        """Gives the store exactly the entries `keys`. It does nothing if the store is already so.
+
+        It appends new entries to the file. It writes a new file if removed entries would leave a third of the old one
+        empty, or if another program has the old one open.
 
         Raises:
             HardnetSfmError: the disk is full or cannot be written. The old store and the journal are kept.
         """
         wanted = set(keys)
-        fresh = {key: facts for key, facts in self._journal.facts().items() if key in wanted}
+        fresh = {
+            key: facts
+            for key, facts in self._journal.facts().items()
+            if key in wanted and facts != self._stored.get(key)  # equal facts: a killed run had stored the entry
+        }
         if self.path.exists() and not fresh and self._stored.keys() == wanted and self.header == dict(header):
             self._journal.drop()
             return
+        index = {key: fresh[key] if key in fresh else self._stored[key] for key in keys}
+        texts = {"header": json.dumps(header), "index": json.dumps(index)}
         try:
-            with replacing(self.path) as beside:
-                self._write(beside, keys, fresh, header)
+            if not self._append(fresh, self._stored.keys() - (wanted - fresh.keys()), texts):
+                with replacing(self.path) as beside:
+                    self._write(beside, keys, fresh, texts)
         except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
             raise HardnetSfmError(
                 f"cannot write {self.path}: {error}", "Make room on the disk and run again: finished work is kept."
             ) from error
         self._journal.drop()
 
-    def _write(
-        self, target: Path, keys: Collection[str], fresh: Mapping[str, Facts], header: Mapping[str, Any]
-    ) -> None:
-        index = {key: fresh[key] if key in fresh else self._stored[key] for key in keys}
-        # From HDF5 1.10 on, an attribute (here header and index) may be larger than 64 KiB.
-        with h5py.File(target, "w", libver=("v110", "latest")) as file:
-            file.attrs.update({"format": self.kind.format, "version": VERSION})
-            file.attrs.update({"header": json.dumps(header), "index": json.dumps(index)})
+    def _append(self, fresh: Collection[str], removed: Collection[str], texts: Mapping[str, str]) -> bool:
+        """Removes entries from the file and appends others; says whether it did.
+
+        Args:
+            fresh: keys of new and changed entries, which are in the journal.
+            removed: keys of stored entries that go, or that a new entry replaces.
+            texts: new attributes of the file.
+        """
+        if not self.path.exists():
+            return False
+        with _READERS[self.kind](self.path) as store:
+            replaced_texts = sum(len(json.dumps(old)) for old in (store.header, store.index))
+            empty = store.empty_bytes + store.bytes_of(removed) + replaced_texts
+        size = self.path.stat().st_size
+        if empty > _MOST_EMPTY * size:
+            if len(removed) < len(self._stored):
+                share = f"{100 * empty / size:.0f} % of it would be empty"
+                console.print(f"[dim]repack:[/] {self.path.name} is written anew: {share}", soft_wrap=True)
+            return False
+
+        def change(file: h5py.File) -> None:
+            # New arrays go to the end of the file, before removed ones leave space in it.
+            groups = {key: file.create_group(None) for key in fresh}
+            for key, group in groups.items():
+                self._write_entry(group, key)
+            for key in removed:
+                _remove_entry(file, key)
+            for key, group in groups.items():
+                file[key] = group
+            file.attrs.update({**texts, _EMPTY: empty})
+
+        return change_in_place(self.path, change)
+
+    def _write(self, target: Path, keys: Collection[str], fresh: Collection[str], texts: Mapping[str, str]) -> None:
+        with h5py.File(target, "w", libver=FORMAT) as file:
+            file.attrs.update({"format": self.kind.format, "version": VERSION, **texts})
             for key in fresh:
                 self._write_entry(file.create_group(key), key)
             kept = [key for key in keys if key not in fresh]
@@ -387,3 +446,30 @@ class StoreWriter:
 
 
 _READERS: dict[Kind, type[Store]] = {FEATURES: FeatureStore, MATCHES: MatchStore, KEYPOINTS: KeypointStore}
+
+
+def _open_to_read(path: Path) -> h5py.File:
+    """Opens a file. A writer may lock it for the milliseconds of a change.
+
+    Raises:
+        BlockingIOError: it is locked for longer.
+        OSError: it cannot be opened.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return h5py.File(path, "r")
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def _remove_entry(file: h5py.File, key: str) -> None:
+    """Removes the group of an entry, and the groups around it that are then without content."""
+    parts = key.split("/")
+    for length in range(len(parts), 0, -1):
+        name = "/".join(parts[:length])
+        if length < len(parts) and len(file[name]):
+            break
+        del file[name]
