@@ -5,8 +5,8 @@ object that keeps the old bytes of the file as they are:
 
 1. HDF5 appends new data behind the old end of the file. The object keeps all other changes, a few pages, in memory.
    A reader that opens the file meanwhile finds the old content, because nothing in it refers to the appended data.
-2. The appended data is flushed to disk. The pages go into a small file next to it (`.features.h5.redo`). From the moment
-   when this file is complete, the change is made.
+2. The appended data is flushed to disk. The pages go into a small file next to it (`.features.h5.redo`). From the
+   moment when this file is complete, the change is made.
 3. The pages are written to their places, and the small file is removed. A run that is killed in this step leaves the
    small file. The next run, also one that only reads, completes the change from it.
 
