@@ -62,7 +62,7 @@ def change_in_place(path: Path, change: Callable[[h5py.File], None]) -> bool:
         if old is None:
             return False
         kept = _end_of(old)
-        file.truncate(kept)  # a killed run may have appended data that nothing refers to
+        os.ftruncate(file.fileno(), kept)  # a killed run may have appended data that nothing refers to
         pending = PendingFile(file, kept)
         try:
             with h5py.File(pending, "r+", libver=FORMAT) as opened:
@@ -70,13 +70,13 @@ def change_in_place(path: Path, change: Callable[[h5py.File], None]) -> bool:
             pending.check()
             os.fsync(file.fileno())
             if not _lock(file, PATIENCE):
-                file.truncate(kept)
+                os.ftruncate(file.fileno(), kept)
                 return False
             changes = _Changes(old, pending.size, pending.pages)
             _write_durably(_redo_of(path), changes.encode())
         except BaseException as error:
             _redo_of(path).unlink(missing_ok=True)
-            file.truncate(kept)
+            os.ftruncate(file.fileno(), kept)
             pending.check(error)
             raise
         changes.apply(file)
@@ -159,7 +159,8 @@ class PendingFile:
             if place in self.pages:
                 page = self.pages[place]
                 low, high = max(start, place), min(end, place + len(page))
-                into[low - start : high - start] = page[low - place : high - place]
+                if low < high:
+                    into[low - start : high - start] = page[low - place : high - place]
         self._place = end
         return len(into)
 
@@ -243,7 +244,9 @@ class _Changes:
 
     def are_of(self, file: BinaryIO) -> bool:
         """Says whether the file is the one to change: with its old content, or with some of the changes."""
-        return os.pread(file.fileno(), _SUPERBLOCK, 0) in (self.old, _marked(self._new()), self._new())
+        found = os.pread(file.fileno(), _SUPERBLOCK, 0)
+        mixed = zip(found, self.old, self._new(), _marked(self._new()), strict=False)
+        return len(found) == _SUPERBLOCK and all(byte in possible for byte, *possible in mixed)
 
     def apply(self, file: BinaryIO) -> None:
         """Writes the changes. Repeating it does no harm.
