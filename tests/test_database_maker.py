@@ -216,7 +216,7 @@ STEPS: list[tuple[Any, str]] = [
     (database_module, "remove_photos"),
     (cameras_module, "import_photos"),
     (Database, "write_keypoints"),
-    (Database, "forget"),
+    (database_module, "forget_pairs"),
     (Database, "write_matches"),
     (Database, "verify"),
     (database_module, "write_facts"),

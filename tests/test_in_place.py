@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_stores import Entry, hloc_names
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files import in_place, stores
+from hardnet_sfm.files import in_place
 from hardnet_sfm.files.in_place import PendingFile, change_in_place, lookup3
 from hardnet_sfm.files.stores import FEATURES, FeatureStore, StoreWriter
 
@@ -159,7 +159,7 @@ def test_a_store_that_someone_reads_is_replaced_instead(tmp_path: Path, monkeypa
 
 def test_who_opens_a_store_that_is_being_changed_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store(tmp_path / "features.h5", NAMES[:8])
-    monkeypatch.setattr(stores, "PATIENCE", 0.1)
+    monkeypatch.setattr(in_place, "PATIENCE", 0.1)
     with path.open("rb") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
         with pytest.raises(HardnetSfmError, match="another program is writing") as raised:

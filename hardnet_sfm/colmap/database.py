@@ -27,6 +27,7 @@ _PAIRS_A_COMMIT = 64
 _FACTS = "hardnet_sfm"
 # COLMAP's number of a pair is that of the one photo times this, plus that of the other.
 _MOST_PHOTOS = 2**31 - 1
+_OF_PAIRS = ("matches", "two_view_geometries")
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,6 @@ class Database:
         with pycolmap.DatabaseTransaction(self._database):
             for first, second, rows in pairs:
                 self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
-
-    def forget(self, pairs: Iterable[PhotoPair]) -> None:
-        """Removes the matches and the two-view geometry of pairs. A pair may have none."""
-        with pycolmap.DatabaseTransaction(self._database):
-            for first, second in pairs:
-                self._database.delete_matches(self.ids[first], self.ids[second])
-                self._database.delete_two_view_geometry(self.ids[first], self.ids[second])
-
-    def forget_verification(self) -> None:
-        """Removes the two-view geometry of all pairs."""
-        self._database.clear_two_view_geometries()
-
-    def matched(self) -> list[PhotoPair]:
-        """Returns the pairs that have matches."""
-        pairs, counts = self._database.read_num_matches()
-        return [pair for pair, count in zip(self._named(pairs), counts, strict=True) if count]
 
     def unverified(self, pairs: list[PhotoPair]) -> list[PhotoPair]:
         """Returns the pairs whose two-view geometry is not estimated yet."""
@@ -231,6 +216,33 @@ def write_facts(database: Path, facts: Mapping[str, str | None]) -> None:
         opened.executemany(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", noted)
 
 
+def matched_pairs(database: Path) -> list[PhotoPair]:
+    """Returns the pairs that have matches, also those with zero matches; none if there is no database."""
+    names = dict(_select(database, "image_id, name", "images"))
+    pairs = (pycolmap.pair_id_to_image_pair(number) for (number,) in _select(database, "pair_id", "matches"))
+    return [(names[first], names[second]) for first, second in pairs]
+
+
+def forget_pairs(database: Path, pairs: Collection[PhotoPair]) -> None:
+    """Removes the matches and the two-view geometry of pairs, in one transaction. A pair may have none.
+
+    pycolmap can do this, but then copies the whole database.
+    """
+    if not pairs:
+        return
+    ids = {name: number for number, name in _select(database, "image_id, name", "images")}
+    numbers = [(pycolmap.image_pair_to_pair_id(ids[first], ids[second]),) for first, second in pairs]
+    with closing(sqlite3.connect(database)) as opened, opened:
+        for table in _OF_PAIRS:
+            opened.executemany(f"DELETE FROM {table} WHERE pair_id = ?", numbers)
+
+
+def forget_verification(database: Path) -> None:
+    """Removes the two-view geometry of all pairs."""
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("DELETE FROM two_view_geometries")
+
+
 def remove_photos(database: Path, names: Collection[str]) -> None:
     """Removes photos with their keypoints, matches, two-view geometry and unshared cameras, in one transaction."""
     if not names:
@@ -241,7 +253,7 @@ def remove_photos(database: Path, names: Collection[str]) -> None:
             opened.execute("CREATE TEMP TABLE gone (name TEXT PRIMARY KEY)")
             opened.executemany("INSERT INTO gone VALUES (?)", [(name,) for name in names])
             numbers = "(SELECT image_id FROM images WHERE name IN gone)"
-            for table in ("matches", "two_view_geometries"):
+            for table in _OF_PAIRS:
                 first, second = f"pair_id / {_MOST_PHOTOS}", f"pair_id % {_MOST_PHOTOS}"  # as COLMAP numbers pairs
                 opened.execute(f"DELETE FROM {table} WHERE {first} IN {numbers} OR {second} IN {numbers}")
             opened.execute(f"DELETE FROM pose_priors WHERE corr_sensor_type = 0 AND corr_data_id IN {numbers}")

@@ -84,13 +84,8 @@ def change_in_place(path: Path, change: Callable[[h5py.File], None]) -> bool:
     return True
 
 
-def finish_changes(path: Path, *, needed: bool) -> None:
+def _finish_changes(path: Path) -> None:
     """Completes the change of a killed run, if there was one.
-
-    Args:
-        path: path of the HDF5 file.
-        needed: whether the caller is about to change the file. A caller that only reads can do without, as long as
-            another program has the file open: it has the old content then.
 
     Raises:
         HardnetSfmError: the file cannot be written, or another program has it open.
@@ -106,13 +101,32 @@ def finish_changes(path: Path, *, needed: bool) -> None:
                     if changes is not None and changes.are_of(file):
                         changes.apply(file)
                     redo.unlink()
-            elif needed:
+            else:
                 raise HardnetSfmError(f"another program has {path} open", "Close it, and run again.")
     except OSError as error:
         raise HardnetSfmError(
             f"{path}: a killed run left {redo.name}, and the change in it cannot be completed: {error}",
             "Make the folder writable and run again. Keep both files.",
         ) from error
+
+
+def open_to_read(path: Path) -> h5py.File:
+    """Opens an HDF5 file. It first completes the change of a killed run, and waits for a change that is under way.
+
+    Raises:
+        BlockingIOError: another program keeps the file locked for longer than 2 s.
+        OSError: it cannot be opened.
+        HardnetSfmError: a change is to be completed, but the file cannot be written.
+    """
+    _finish_changes(path)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return h5py.File(path, "r")
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 class PendingFile:

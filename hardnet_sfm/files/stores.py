@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.in_place import FORMAT, PATIENCE, change_in_place, finish_changes
+from hardnet_sfm.files.in_place import FORMAT, change_in_place, open_to_read
 from hardnet_sfm.files.journal import Arrays, Facts, Journal
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints, Matches
@@ -83,9 +82,8 @@ class Store:
         path = Path(path)
         if not path.is_file():
             raise HardnetSfmError(f"no {self.kind.name} at {path}", f"Run `hardnet-sfm {self.kind.stage}` first.")
-        finish_changes(path, needed=False)
         try:
-            self._file = _open_to_read(path)
+            self._file = open_to_read(path)
         except BlockingIOError as error:
             raise HardnetSfmError(f"another program is writing {path}", "Wait for it to end, and run again.") from error
         except OSError as error:
@@ -339,7 +337,6 @@ class StoreWriter:
         self.header: dict[str, Any] = {}
         self._stored: dict[str, Facts] = {}
         if path.exists():
-            finish_changes(path, needed=True)
             with _READERS[kind](path) as store:
                 self.header, self._stored = store.header, dict(store.index)
         self._journal = Journal(path.with_name(f".{path.name}.journal"))
@@ -446,23 +443,6 @@ class StoreWriter:
 
 
 _READERS: dict[Kind, type[Store]] = {FEATURES: FeatureStore, MATCHES: MatchStore, KEYPOINTS: KeypointStore}
-
-
-def _open_to_read(path: Path) -> h5py.File:
-    """Opens a file. A writer may lock it for the milliseconds of a change.
-
-    Raises:
-        BlockingIOError: it is locked for longer.
-        OSError: it cannot be opened.
-    """
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return h5py.File(path, "r")
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)
 
 
 def _remove_entry(file: h5py.File, key: str) -> None:

@@ -36,7 +36,6 @@ from hardnet_sfm.reconstruction.camera_groups import (
 from hardnet_sfm.reconstruction.map_options import MapOptions
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
-    from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.two_view import Verification
 
 # Number of photos whose descriptors stay in memory for guided matching, 10 MB each at 20000 keypoints.
@@ -124,6 +123,9 @@ class DatabaseMaker:
         from hardnet_sfm.colmap.database import (
             Database,
             camera_numbers,
+            forget_pairs,
+            forget_verification,
+            matched_pairs,
             read_fact,
             read_facts,
             remove_photos,
@@ -141,44 +143,41 @@ class DatabaseMaker:
             where = self.options.camera_setup(), self.workspace.readable, shared
             import_photos(path, self.images, features.names(), *where)
             due = [name for name in features.names() if name not in stays or noted[name] != prints[name]]
-            before, verified_by = read_facts(path, _PAIR), read_fact(path, _VERIFICATION)
+            if read_fact(path, _VERIFICATION) != self._verification_options:
+                forget_verification(path)
+            matched = read_facts(path, _PAIR)
+            changed, gone = self._compare_matches(matched, matched_pairs(path))
+            forget_pairs(path, gone)
             with Database(path) as database:
                 database.write_keypoints(
                     (name, keypoints.keypoints(name), features.orientation(name), features.size(name)) for name in due
                 )
-                if verified_by != self._verification_options:
-                    database.forget_verification()
-                changed = self._update_matches(database, before)
+                database.write_matches((a, b, matches.matches(a, b).pairs) for a, b in changed)
         wanted = matches.fingerprints()
-        facts: dict[str, str | None] = {_PAIR + key: None for key in before.keys() - wanted.keys()}
+        facts: dict[str, str | None] = {_PAIR + key: None for key in matched.keys() - wanted.keys()}
         facts |= {_PHOTO + name: None for name in noted.keys() - prints.keys()}
-        facts |= {_PAIR + key: wanted[key] for key in changed} | {_PHOTO + name: prints[name] for name in due}
+        facts |= {_PAIR + key: wanted[key] for key in (pair_key(*pair) for pair in changed)}
+        facts |= {_PHOTO + name: prints[name] for name in due}
         write_facts(path, {**facts, _VERIFICATION: self._verification_options})
         return path
 
-    def _update_matches(self, database: Database, noted: Mapping[str, str]) -> list[str]:
-        """Gives a database the present matches.
+    def _compare_matches(
+        self, noted: Mapping[str, str], there: Sequence[PhotoPair]
+    ) -> tuple[list[PhotoPair], list[PhotoPair]]:
+        """Compares the matches in the database with those in the store.
 
         Args:
-            database: the database, with all photos.
             noted: fingerprint of the matches in the database by the key of their pair.
+            there: pairs that have matches in the database.
 
         Returns:
-            Keys of the pairs whose matches are new or changed.
+            Pairs whose matches are new or changed, and pairs whose matches in the database are to be removed.
         """
-        store, wanted = self.matches, self.matches.fingerprints()
-        there = {frozenset(pair): pair for pair in database.matched()}
-        kept, changed = set(), dict[str, PhotoPair]()
-        for pair in store.pairs():
-            key = pair_key(*pair)
-            if noted.get(key) == wanted[key] and (frozenset(pair) in there or not store.count(*pair)):
-                kept.add(frozenset(pair))
-            else:
-                changed[key] = pair
-        gone = [pair for ends, pair in there.items() if ends not in kept]
-        database.forget([*gone, *changed.values()])
-        database.write_matches((a, b, store.matches(a, b).pairs) for a, b in changed.values())
-        return list(changed)
+        prints, ends = self.matches.fingerprints(), {frozenset(pair) for pair in there}
+        same = {key for key, value in prints.items() if noted.get(key) == value}
+        changed = [pair for pair in self.matches.pairs() if pair_key(*pair) not in same or frozenset(pair) not in ends]
+        kept = ends & {frozenset(pair) for pair in self.matches.pairs()} - {frozenset(pair) for pair in changed}
+        return changed, [pair for pair in there if frozenset(pair) not in kept]
 
     def _choose_database(self, keypoints: KeypointStore) -> tuple[Path, list[CameraGroup] | None]:
         """Chooses the database to change, and decides which photos share a camera.

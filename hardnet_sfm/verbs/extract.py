@@ -18,8 +18,9 @@ from hardnet_sfm.features.extraction import (
     describe_stream,
     detector_options,
 )
+from hardnet_sfm.files.file_hashes import FileHashes
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
-from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
+from hardnet_sfm.files.photo_files import list_photos, read_photo
 from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.progress import Advance, progress
@@ -101,7 +102,9 @@ def extract(
         turned = found.turned if found else {}
         cut = PhotoCutter(options, descriptor)
         recipe = options.recipe(descriptor.weights_sha256)
-        due = _due(images, names, writer.fingerprints, recipe, turned)
+        hashes = FileHashes(features.with_name(f".{features.name}.hashes"))
+        due = _due(images, names, writer.fingerprints, hashes, recipe, turned)
+        hashes.save()
         skipped: dict[str, str] = {}
         if due:
             describe = describer()
@@ -174,7 +177,12 @@ def _orientations(
 
 
 def _due(
-    images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
+    images: Path,
+    names: list[str],
+    finished: dict[str, str],
+    hashes: FileHashes,
+    recipe: dict[str, Any],
+    turned: Mapping[str, int],
 ) -> list[str]:
     """Lists the photos whose features are missing or out of date."""
 
@@ -182,7 +190,7 @@ def _due(
         if name not in finished:
             return False
         try:
-            return finished[name] == feature_fingerprint(recipe, sha256_of(images / name), turned.get(name, 0))
+            return finished[name] == feature_fingerprint(recipe, hashes.sha256(images / name), turned.get(name, 0))
         except OSError:
             return False  # the later attempt to read the photo reports the error
 
