@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.in_place import FORMAT, change_in_place, open_to_read
 from hardnet_sfm.files.journal import Arrays, Facts, Journal
-from hardnet_sfm.files.workspace import replacing
+from hardnet_sfm.files.workspace import locked, replacing
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints, Matches
 from hardnet_sfm.progress import console
 
@@ -322,25 +323,35 @@ def check_names_apart(names: Iterable[str]) -> None:
 class StoreWriter:
     """Adds entries to a store. Use it as a context manager, then `commit`.
 
+    Several processes can add entries at the same time. Each names a part of its own, and puts entries into the journal
+    of that part. One writer without a part then commits the entries of all.
+
     Args:
         path: path of the HDF5 store; it need not exist.
         kind: kind of the store.
+        part: name of the part that this process owns; empty for the writer that commits.
 
     Attributes:
-        facts: facts by key of the entries that already exist, in the store or in a killed run's journal.
+        facts: facts by key of the entries that already exist, in the store, in a killed run's journal or in other
+            parts.
         fingerprints: fingerprints of the same entries by key.
         header: header of the existing store, empty for a new one.
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: Kind, part: str = "") -> None:
         self.path, self.kind = path, kind
+        self._held = ExitStack()
+        name = f"{path.name}.{part}" if part else path.name
+        if part:
+            self._held.enter_context(locked(path.parent, name))
         self.header: dict[str, Any] = {}
         self._stored: dict[str, Facts] = {}
         if path.exists():
             with _READERS[kind](path) as store:
                 self.header, self._stored = store.header, dict(store.index)
-        self._journal = Journal(path.with_name(f".{path.name}.journal"))
-        self.facts: dict[str, Facts] = {**self._stored, **self._journal.facts()}
+        self._journal = Journal(path.with_name(f".{name}.journal"))
+        self._others: dict[str, Journal] = {}
+        self.facts: dict[str, Facts] = {**self._stored, **self._journalled()[0]}
         self.fingerprints = {key: str(facts["fingerprint"]) for key, facts in self.facts.items()}
 
     def __enter__(self) -> Self:
@@ -350,6 +361,9 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._journal.close()
+        for other in self._others.values():
+            other.leave()
+        self._held.close()
 
     def put(self, key: str, fingerprint: str, arrays: Arrays, facts: Facts) -> None:
         """Adds or replaces one entry. The entry is safe on disk when this returns.
@@ -370,16 +384,16 @@ class StoreWriter:
         Raises:
             HardnetSfmError: the disk is full or cannot be written. The old store and the journal are kept.
         """
-        wanted = set(keys)
+        wanted, (journalled, holders) = set(keys), self._journalled()
         fresh = {
-            key: facts
-            for key, facts in self._journal.facts().items()
+            key: holders[key]
+            for key, facts in journalled.items()
             if key in wanted and facts != self._stored.get(key)  # equal facts: a killed run had stored the entry
         }
         if self.path.exists() and not fresh and self._stored.keys() == wanted and self.header == dict(header):
-            self._journal.drop()
+            self._drop_journals()
             return
-        index = {key: fresh[key] if key in fresh else self._stored[key] for key in keys}
+        index = {key: journalled[key] if key in fresh else self._stored[key] for key in keys}
         texts = {"header": json.dumps(header), "index": json.dumps(index)}
         try:
             if not self._append(fresh, self._stored.keys() - (wanted - fresh.keys()), texts):
@@ -389,13 +403,35 @@ class StoreWriter:
             raise HardnetSfmError(
                 f"cannot write {self.path}: {error}", "Make room on the disk and run again: finished work is kept."
             ) from error
-        self._journal.drop()
+        self._drop_journals()
 
-    def _append(self, fresh: Collection[str], removed: Collection[str], texts: Mapping[str, str]) -> bool:
+    def _journalled(self) -> tuple[dict[str, Facts], dict[str, Journal]]:
+        """Returns facts and journal of each entry in the journals of all parts. The own journal takes precedence."""
+        for path in self.path.parent.glob(f".{escape(self.path.name)}.*journal"):
+            if path != self._journal.path and path.name not in self._others:
+                self._others[path.name] = Journal(path)
+        found: dict[str, Facts] = {}
+        holders: dict[str, Journal] = {}
+        for _, journal in (*sorted(self._others.items()), ("", self._journal)):
+            facts = journal.facts()
+            found.update(facts)
+            holders.update(dict.fromkeys(facts, journal))
+        return found, holders
+
+    def _drop_journals(self) -> None:
+        """Removes the journals of all processes that have ended."""
+        self._journal.drop()
+        for name, journal in self._others.items():
+            of_part = name.removeprefix(".").removesuffix(".journal")
+            with suppress(HardnetSfmError), locked(self.path.parent, of_part):
+                journal.drop()
+                self.path.with_name(f".{of_part}.lock").unlink(missing_ok=True)
+
+    def _append(self, fresh: Mapping[str, Journal], removed: Collection[str], texts: Mapping[str, str]) -> bool:
         """Removes entries from the file and appends others; says whether it did.
 
         Args:
-            fresh: keys of new and changed entries, which are in the journal.
+            fresh: journals of new and changed entries by key.
             removed: keys of stored entries that go, or that a new entry replaces.
             texts: new attributes of the file.
         """
@@ -415,7 +451,7 @@ class StoreWriter:
             # New arrays go to the end of the file, before removed ones leave space in it.
             groups = {key: file.create_group(None) for key in fresh}
             for key, group in groups.items():
-                self._write_entry(group, key)
+                self._write_entry(group, fresh[key].arrays(key))
             for key in removed:
                 _remove_entry(file, key)
             for key, group in groups.items():
@@ -424,20 +460,22 @@ class StoreWriter:
 
         return change_in_place(self.path, change)
 
-    def _write(self, target: Path, keys: Collection[str], fresh: Collection[str], texts: Mapping[str, str]) -> None:
+    def _write(
+        self, target: Path, keys: Collection[str], fresh: Mapping[str, Journal], texts: Mapping[str, str]
+    ) -> None:
         with h5py.File(target, "w", libver=FORMAT) as file:
             file.attrs.update({"format": self.kind.format, "version": VERSION, **texts})
             for key in fresh:
-                self._write_entry(file.create_group(key), key)
+                self._write_entry(file.create_group(key), fresh[key].arrays(key))
             kept = [key for key in keys if key not in fresh]
             if kept:
                 with _READERS[self.kind](self.path) as old:
                     for key in kept:
                         old.copy_entry(key, file)
 
-    def _write_entry(self, group: h5py.Group, key: str) -> None:
+    def _write_entry(self, group: h5py.Group, arrays: Arrays) -> None:
         packing = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if self.kind.packed else {}
-        for name, array in self._journal.arrays(key).items():
+        for name, array in arrays.items():
             # HDF5 cannot compress an array without elements.
             group.create_dataset(name, data=array, **(packing if array.size else {}))
 
