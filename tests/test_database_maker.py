@@ -176,6 +176,27 @@ def _put_photo_of(place: Workspace, other: Workspace, name: str) -> None:
         writer.commit(list(writer.facts), writer.header)
 
 
+def test_a_photo_that_was_replaced_gets_the_camera_of_its_new_file(tmp_path: Path) -> None:
+    source = photograph(tmp_path / "source", [Shot(f"{number}.png", 700) for number in range(4)], points=80)
+    place = fill(tmp_path / "place", source, [f"{number}.png" for number in range(4)])
+    make(place, MapOptions(camera_mode="per-image"))
+    Image.new("L", (640, 480)).save(tmp_path / "source" / "photos" / "1.png", exif=exif("Maker", "Camera", 0, 50))
+    with FeatureStore(source.features) as store, StoreWriter(place.features, FEATURES) as writer:
+        with h5py.File(source.features) as file:
+            writer.put("1.png", "another file", arrays_of(file["1.png"]), store.index["1.png"])
+        writer.commit(store.names(), store.header)
+    before = values(place)
+    make(place, MapOptions(camera_mode="per-image"))
+    after = values(place)
+    with pycolmap.Database.open(place.database) as database:
+        cameras = {image.name: database.read_camera(image.camera_id) for image in database.read_all_images()}
+    assert [cameras[name].has_prior_focal_length for name in sorted(cameras)] == [False, True, False, False]
+    assert cameras["1.png"].focal_length == pytest.approx(50 * 800 / np.hypot(36, 24), rel=0.001)
+    assert before.keys() == after.keys()
+    same = [key for key in before if "1.png" not in key and "1.png" not in key[0]]
+    assert all(after[key] == before[key] for key in same)
+
+
 def test_new_pairs_extend_the_database(whole: Workspace, tmp_path: Path, verified: list[int]) -> None:
     place = fill(tmp_path / "pairs", whole, NAMES, without=list(combinations(NAMES[:4], 2)))
     first = make(place)

@@ -249,7 +249,8 @@ def test_a_second_run_computes_nothing_and_leaves_the_file_alone(images: Path, f
     assert (second.computed, second.reason) == (0, "")
     assert first.keypoints == second.keypoints == 500
     assert (features.stat().st_mtime_ns, features.stat().st_ino, features.read_bytes()) == before
-    assert sorted(path.name for path in features.parent.iterdir() if ".lock" not in path.name) == ["features.h5"]
+    beside = {path.name for path in features.parent.iterdir() if not path.name.endswith((".lock", ".hashes"))}
+    assert beside == {"features.h5"}
 
 
 def test_photos_are_never_written_to(images: Path, features: Path) -> None:
@@ -702,7 +703,7 @@ def test_only_files_that_changed_are_read_again(
 ) -> None:
     images, store = tmp_path / "images", tmp_path / "out" / "features.h5"
     images.mkdir()
-    names = small_scene[1].names[:4]
+    names = list(small_scene[1].names[:4])
     for name in names[:3]:
         shutil.copy(small_scene[0] / name, images)
     options, read = ExtractOptions(max_keypoints=50, descriptor="rootsift", orientation="upright"), []

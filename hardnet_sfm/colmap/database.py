@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -208,7 +208,7 @@ def write_facts(database: Path, facts: Mapping[str, str | None]) -> None:
         database: path of the database; made if missing.
         facts: values by key; None removes a fact.
     """
-    with closing(sqlite3.connect(database)) as opened, opened:
+    with _changing(database) as opened:
         opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
         gone = [(key,) for key, value in facts.items() if value is None]
         opened.executemany(f"DELETE FROM {_FACTS} WHERE key = ?", gone)
@@ -232,14 +232,14 @@ def forget_pairs(database: Path, pairs: Collection[PhotoPair]) -> None:
         return
     ids = {name: number for number, name in _select(database, "image_id, name", "images")}
     numbers = [(pycolmap.image_pair_to_pair_id(ids[first], ids[second]),) for first, second in pairs]
-    with closing(sqlite3.connect(database)) as opened, opened:
+    with _changing(database) as opened:
         for table in _OF_PAIRS:
             opened.executemany(f"DELETE FROM {table} WHERE pair_id = ?", numbers)
 
 
 def forget_verification(database: Path) -> None:
     """Removes the two-view geometry of all pairs."""
-    with closing(sqlite3.connect(database)) as opened, opened:
+    with _changing(database) as opened:
         opened.execute("DELETE FROM two_view_geometries")
 
 
@@ -247,27 +247,39 @@ def remove_photos(database: Path, names: Collection[str]) -> None:
     """Removes photos with their keypoints, matches, two-view geometry and unshared cameras, in one transaction."""
     if not names:
         return
-    with closing(sqlite3.connect(database)) as opened:
+    with _changing(database) as opened:
         opened.execute("PRAGMA foreign_keys = ON")
-        with opened:
-            opened.execute("CREATE TEMP TABLE gone (name TEXT PRIMARY KEY)")
-            opened.executemany("INSERT INTO gone VALUES (?)", [(name,) for name in names])
-            numbers = "(SELECT image_id FROM images WHERE name IN gone)"
-            for table in _OF_PAIRS:
-                first, second = f"pair_id / {_MOST_PHOTOS}", f"pair_id % {_MOST_PHOTOS}"  # as COLMAP numbers pairs
-                opened.execute(f"DELETE FROM {table} WHERE {first} IN {numbers} OR {second} IN {numbers}")
-            opened.execute(f"DELETE FROM pose_priors WHERE corr_sensor_type = 0 AND corr_data_id IN {numbers}")
-            frames = f"(SELECT frame_id FROM frame_data WHERE sensor_type = 0 AND data_id IN {numbers})"
-            opened.execute(f"DELETE FROM frames WHERE frame_id IN {frames}")  # data of a frame go with it
-            opened.execute("DELETE FROM images WHERE name IN gone")  # keypoints of a photo go with it
-            unused = "(SELECT camera_id FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images))"
-            opened.execute(f"DELETE FROM rigs WHERE ref_sensor_type = 0 AND ref_sensor_id IN {unused}")
-            opened.execute(f"DELETE FROM cameras WHERE camera_id IN {unused}")
+        opened.execute("CREATE TEMP TABLE gone (name TEXT PRIMARY KEY)")
+        opened.executemany("INSERT INTO gone VALUES (?)", [(name,) for name in names])
+        numbers = "(SELECT image_id FROM images WHERE name IN gone)"
+        for table in _OF_PAIRS:
+            first, second = f"pair_id / {_MOST_PHOTOS}", f"pair_id % {_MOST_PHOTOS}"  # as COLMAP numbers pairs
+            opened.execute(f"DELETE FROM {table} WHERE {first} IN {numbers} OR {second} IN {numbers}")
+        opened.execute(f"DELETE FROM pose_priors WHERE corr_sensor_type = 0 AND corr_data_id IN {numbers}")
+        frames = f"(SELECT frame_id FROM frame_data WHERE sensor_type = 0 AND data_id IN {numbers})"
+        opened.execute(f"DELETE FROM frames WHERE frame_id IN {frames}")  # data of a frame go with it
+        opened.execute("DELETE FROM images WHERE name IN gone")  # keypoints of a photo go with it
+        unused = "(SELECT camera_id FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images))"
+        opened.execute(f"DELETE FROM rigs WHERE ref_sensor_type = 0 AND ref_sensor_id IN {unused}")
+        opened.execute(f"DELETE FROM cameras WHERE camera_id IN {unused}")
 
 
 def camera_numbers(database: Path) -> dict[str, int]:
     """Returns the number of each photo's camera by the photo's name; none if there is no database."""
     return {str(name): int(number) for name, number in _select(database, "name, camera_id", "images")}
+
+
+@contextmanager
+def _changing(database: Path) -> Iterator[sqlite3.Connection]:
+    """Opens a database for the changes of one transaction; makes it if it is missing."""
+    try:
+        with closing(sqlite3.connect(database)) as opened, opened:
+            yield opened
+    except sqlite3.DatabaseError as error:
+        raise HardnetSfmError(
+            f"cannot write {database}: {error}",
+            "Check that the disk has room and that no other program uses the file. Then run again.",
+        ) from error
 
 
 def _select(database: Path, columns: str, table: str, where: str = "", *values: str) -> list[tuple[Any, ...]]:

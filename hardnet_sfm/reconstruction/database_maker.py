@@ -229,7 +229,7 @@ class DatabaseMaker:
     def _photo_facts(self, keypoints: KeypointStore) -> dict[str, str]:
         """Returns what the database notes of each photo: fingerprints of its features and keypoints."""
         of_keypoints = keypoints.fingerprints()
-        return {name: f"{features} {of_keypoints[name]}" for name, features in self.features.fingerprints().items()}
+        return {name: f"{features}\n{of_keypoints[name]}" for name, features in self.features.fingerprints().items()}
 
     @property
     def _made_of(self) -> str:
@@ -247,7 +247,7 @@ class DatabaseMaker:
 
 def _same_features(noted: Mapping[str, str], prints: Mapping[str, str], name: str) -> bool:
     """Says whether a photo in the database comes from the present features."""
-    return name in noted and name in prints and noted[name].split()[0] == prints[name].split()[0]
+    return name in noted and name in prints and noted[name].partition("\n")[0] == prints[name].partition("\n")[0]
 
 
 def _keeps_cameras(cameras: Mapping[str, int], groups: Sequence[CameraGroup]) -> bool:
