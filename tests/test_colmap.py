@@ -29,7 +29,7 @@ from hardnet_sfm.colmap.database import (
     drop_facts,
     read_fact,
     replace_database,
-    write_fact,
+    write_facts,
 )
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping
@@ -510,9 +510,9 @@ class TestVerification:
 class TestFacts:
     def test_are_read_back(self, matched: Matched) -> None:
         assert read_fact(matched.path, "fingerprint") == ""
-        write_fact(matched.path, "fingerprint", "abc")
-        write_fact(matched.path, "other", "x")
-        write_fact(matched.path, "fingerprint", "d'e\"f")
+        write_facts(matched.path, {"fingerprint": "abc"})
+        write_facts(matched.path, {"other": "x"})
+        write_facts(matched.path, {"fingerprint": "d'e\"f"})
         assert read_fact(matched.path, "fingerprint") == "d'e\"f"
         assert read_fact(matched.path, "other") == "x"
         assert read_fact(matched.path, "none") == ""
@@ -532,7 +532,7 @@ class TestFacts:
                 return list(opened.iterdump())
 
         seen, whole = seen_by_colmap(), content()
-        write_fact(matched.path, "fingerprint", "abc")
+        write_facts(matched.path, {"fingerprint": "abc"})
         assert seen_by_colmap() == seen
         assert content() != whole
         assert read_fact(matched.path, "fingerprint") == "abc", "COLMAP keeps what it does not know"
