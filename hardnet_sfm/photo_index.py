@@ -16,6 +16,7 @@ from hardnet_sfm.files.fingerprints import are_features_of
 from hardnet_sfm.files.photo_files import Photo, read_photo, sha256_of
 from hardnet_sfm.files.workspace import DEFAULT
 from hardnet_sfm.keypoints import Keypoints, RankedImage
+from hardnet_sfm.photo_names import as_on_disk
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
@@ -96,7 +97,7 @@ class Index:
         """Reads the files of the named photos and says which are "gone" or "changed" since they were indexed."""
         found = {}
         for name in names:
-            path = self.images / name
+            path = as_on_disk(self.images / name)
             if not path.is_file():
                 found[name] = "gone"
             elif not are_features_of(self._lists.fingerprints[name], self.options, sha256_of(path)):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, write_error
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import are_features_of, view_fingerprints
 from hardnet_sfm.files.photo_files import read_photo
@@ -343,10 +343,7 @@ def _write(path: Path, fingerprint: str, described: DescribedViews) -> None:
         with replacing(path) as beside, beside.open("wb") as file:
             np.savez(file, fingerprint=np.array(fingerprint), **arrays)
     except OSError as error:
-        raise HardnetSfmError(
-            f"cannot write {path}: {error.strerror or error}",
-            "Make room on the disk and run again: finished work is kept.",
-        ) from error
+        raise write_error(path, error) from error
 
 
 def _read(path: Path, fingerprint: str) -> DescribedViews | None:

@@ -28,7 +28,18 @@ FLOORS = (
     ("terminal",),
     ("patches", "scene"),
     ("files",),
-    ("flags", "keypoints", "progress", "registry", "resources", "sights", "stages", "versions", "workers"),
+    (
+        "flags",
+        "keypoints",
+        "photo_names",
+        "progress",
+        "registry",
+        "resources",
+        "sights",
+        "stages",
+        "versions",
+        "workers",
+    ),
     ("arrays", "errors"),
 )
 LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
 
 # Pairs verified between two commits. A killed run loses at most these, a second's work.
 _PAIRS_A_COMMIT = 64
 _FACTS = "hardnet_sfm"
+_REMEDY = "Move it away and run `hardnet-sfm map` again: it makes a new one."
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         try:
             self._database = pycolmap.Database.open(path)
+            self.ids: dict[str, int] = {image.name: image.image_id for image in self._database.read_all_images()}
         except RuntimeError as error:
-            raise HardnetSfmError(f"{path}: not a COLMAP database, or damaged", "Delete it and run again.") from error
-        self.ids: dict[str, int] = {image.name: image.image_id for image in self._database.read_all_images()}
+            raise database_error(path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -184,6 +185,16 @@ def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, in
     return np.column_stack([xy, keypoints.scales, angle]).astype(np.float32)
 
 
+def database_error(path: Path, error: Exception, remedy: str = _REMEDY) -> HardnetSfmError:
+    """Turns a failed access to a database into an error with its cause. COLMAP does not state it, but SQLite does."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", timeout=0, uri=True)) as opened:
+            opened.execute("SELECT name FROM sqlite_master").fetchall()
+    except sqlite3.Error as cause:
+        return file_error(path, cause, "a COLMAP database", remedy)
+    return file_error(path, error, "a COLMAP database", remedy)
+
+
 def read_fact(database: Path, key: str) -> str:
     """Reads a fact that `write_fact` noted; empty if there is no such fact or no database."""
     if not database.is_file():
@@ -194,7 +205,7 @@ def read_fact(database: Path, key: str) -> str:
                 return ""
             row = opened.execute(f"SELECT value FROM {_FACTS} WHERE key = ?", (key,)).fetchone()
     except sqlite3.DatabaseError as error:
-        raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged", "Delete it and run again.") from error
+        raise database_error(database, error) from error
     return str(row[0]) if row else ""
 
 

@@ -20,6 +20,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.landmarks import Box, LandmarkQuery, Landmarks, read_landmarks
 from hardnet_sfm.evaluation.revisited import read_revisited
 from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
+from hardnet_sfm.photo_names import composed
 
 LandmarkSetName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
 
@@ -158,9 +159,9 @@ def _by_stem(names: Collection[str]) -> dict[str, str]:
     """Maps the name of each photo without folder and suffix, as in the ground truth, to its name in the folder."""
     found: dict[str, str] = {}
     for name in names:
-        other = found.setdefault(PurePosixPath(name).stem, name)
+        other = found.setdefault(composed(PurePosixPath(name).stem), name)
         if other != name:
             raise HardnetSfmError(
-                f"the photos {other} and {name} have the same name in the ground truth", "Remove one."
+                f"the photos {other} and {name} have the same name in the ground truth", "Take one out of the folder."
             )
     return found

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.evaluation.measures import precision_at, trapezoid_average_precision
+from hardnet_sfm.photo_names import composed
 
 Box = tuple[float, float, float, float]
 ORIGINAL = "original"
@@ -121,11 +122,8 @@ def _read_lines(path: Path) -> list[str]:
     except FileNotFoundError as error:
         raise HardnetSfmError(f"{path}: no such file", _LAYOUT) from error
     except (OSError, ValueError) as error:
-        raise HardnetSfmError(
-            f"{path}: cannot be read: {error}",
-            "Take the ground truth from the data set again, or check its permissions.",
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+        raise file_error(path, error, "a text file", "Take the ground truth from the data set again.") from error
+    return [composed(line.strip()) for line in lines if line.strip()]
 
 
 def check_box(box: Sequence[float], where: str) -> Box:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
+from hardnet_sfm.photo_names import as_on_disk
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp")
 _EXIF_ORIENTATION = 0x0112
@@ -208,9 +209,9 @@ def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = as_on_disk(path).read_bytes()
     except OSError as error:
-        raise HardnetSfmError(f"{path}: {error.strerror or error}", "Check its name and its permissions.") from error
+        raise file_error(path, error, "a photo") from error
     if not data:
         raise HardnetSfmError(f"{path}: the file is empty", "Copy it again, or take it out of the folder.")
     return data
@@ -325,5 +326,5 @@ def resize_to_fit(grey: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint
 
 def sha256_of(path: Path) -> str:
     """Returns the hex sha256 of a file's bytes. It reads the file in blocks."""
-    with path.open("rb") as file:
+    with as_on_disk(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

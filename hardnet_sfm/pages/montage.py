@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, write_error
 from hardnet_sfm.files.photo_files import read_colours
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.keypoints import RankedImage
@@ -266,4 +266,4 @@ def _write(page: Picture, target: Path) -> None:
         with replacing(target) as beside:
             beside.write_bytes(packed.tobytes())
     except OSError as error:
-        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error
+        raise write_error(target, error) from error

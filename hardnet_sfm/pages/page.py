@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import UsageError, write_error
 from hardnet_sfm.files.workspace import replacing
 
 Kind = Literal["reconstruction", "training", "retrieval", "landmarks", "scores"]
@@ -89,9 +89,9 @@ def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any], ma
     text = page(title, kind, data, mark)
     try:
         with replacing(target) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error
+        raise write_error(target, error) from error
 
 
 def read_mark(path: Path) -> str:

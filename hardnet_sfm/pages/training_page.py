@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
+from hardnet_sfm.files.hdf5_files import open_hdf5
 from hardnet_sfm.pages.page import picture, write_page
 from hardnet_sfm.versions import versions
 
@@ -162,7 +162,7 @@ def _read_pairs(patches: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     if not patches.is_file():
         raise HardnetSfmError(f"no patches at {patches}", "Run `hardnet-sfm mine` first.")
     try:
-        with h5py.File(patches, "r") as file:
+        with open_hdf5(patches, again) as file:
             point, image = file["point"][()], file["image"][()]
             first = np.searchsorted(point, np.unique(point))
             last = np.append(first[1:], len(point)) - 1
@@ -173,9 +173,7 @@ def _read_pairs(patches: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
             xyz, xy = file["xyz"][()][point[rows[:, 0]]], file["frame"][()][rows][:, :, :, 2]
             extent = float(file.attrs["extent"])
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise HardnetSfmError(
-            f"{patches}: damaged, without points in two photos, or no patches: {error}", again
-        ) from error
+        raise file_error(patches, error, "a file of patches of points in two photos", again) from error
     # Unknown positions (NaN) count as not close.
     near = np.linalg.norm(xyz[:, None] - xyz[None], axis=2) < _NEAR * extent
     one_photo = image[rows[:, 0]][:, None] == image[rows[:, 1]][None]

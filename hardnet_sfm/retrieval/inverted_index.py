@@ -81,7 +81,7 @@ class Manifest:
         except (KeyError, TypeError, ValueError) as error:
             raise HardnetSfmError(
                 f"{path}: not the manifest of an index, or damaged: {error}",
-                "Delete the folder of the index and run `hardnet-sfm index` again.",
+                "Move the folder of the index away and run `hardnet-sfm index` again.",
             ) from error
 
     def write(self, path: Path) -> None:
@@ -120,7 +120,7 @@ class InvertedIndex:
         if self.vocabulary.fingerprint != self.manifest.vocabulary:
             raise HardnetSfmError(
                 f"{self.folder}: its vocabulary is not the one that it was made with",
-                f"Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
+                f"Move {self.folder} away and run `hardnet-sfm index IMAGES` again.",
             )
         words = self.manifest.words
         self.segments = [

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.files.workspace import PHOTOS, digest
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.retrieval import kernels
@@ -38,7 +38,7 @@ _COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
 _POSITIONS, _TURNS, _SCALES = 1024, 64, 64
 _OCTAVES_A_STEP, _SMALLEST_OCTAVE = 1 / 8, -1.0
 _STRETCHES, _DIRECTIONS = 4096, 65536  # steps in an octave and in half a turn
-_HINT = "Delete the folder of the index and run `hardnet-sfm index` again."
+_HINT = "Move the folder of the index away and run `hardnet-sfm index` again."
 
 
 Packed = NDArray[np.uint32] | NDArray[np.uint64]
@@ -97,7 +97,7 @@ class Segment:
             if len(columns["offsets"]) != words + 1:
                 raise ValueError("it has another number of words")
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise HardnetSfmError(f"{folder}: missing, damaged or truncated: {error}", _HINT) from error
+            raise file_error(getattr(error, "filename", None) or folder, error, "a part of an index", _HINT) from error
         self.names: list[str] = content["names"]
         self.fingerprints: list[str] = content["fingerprints"]
         self.sizes: NDArray[np.int64] = np.array(content["sizes"], np.int64).reshape(-1, 2)

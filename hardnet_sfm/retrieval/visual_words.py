@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import CARD, prepare_folder, read_json, replacing, write_json
 from hardnet_sfm.progress import progress
@@ -92,13 +92,13 @@ class Vocabulary:
             )
         path = folder / str(card.get("file"))
         try:
-            whole = sha256_of(path) == card["sha256"]
-            tensors = load_file(path) if whole else {}
+            if sha256_of(path) != card["sha256"]:
+                raise ValueError(f"its sha256 differs from that in {CARD}")
+            tensors = load_file(path)
             numbers = [tensors[name].astype(np.float32) for name in ("centroids", "projection", "thresholds")]
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise HardnetSfmError(
-                f"{path}: missing, damaged or changed", "Make the vocabulary again with `hardnet-sfm vocabulary`."
-            ) from error
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            remedy = "Make the vocabulary again with `hardnet-sfm vocabulary`."
+            raise file_error(path, error, "the words of this vocabulary", remedy) from error
         return cls(card, *numbers)
 
     def save(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ class Vocabulary:
             self.card.update({"format": FORMAT, "version": VERSION, "file": target.name, "sha256": mark})
             write_json(folder / CARD, self.card)
         except OSError as error:
-            raise HardnetSfmError(f"cannot write {folder}: {error}", "Make room on the disk and run again.") from error
+            raise write_error(folder, error) from error
         for old in folder.glob("words-*.safetensors"):
             if old != target:
                 old.unlink()

@@ -79,7 +79,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
 
 def check_checkpoint(path: Path) -> None:
     """Raises HardnetSfmError if the checkpoint is missing or damaged, or if the file is something else."""
-    hint = "Delete the folder to start a new run."
+    hint = "To start a new run, choose another --output or move the folder away."
     if not path.is_file():
         raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to start a new run.")
     loaded = load_tensors(path, hint)
