@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
-from hardnet_sfm.terminal import Common, output
+from hardnet_sfm.terminal import Common, output, print_json
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
     from hardnet_sfm.pages.answer_page import Answer
@@ -229,7 +228,7 @@ class RetrieveCommand:
                 for rank, found in enumerate(results, 1)
             ]
             answer = {"query": query.as_posix(), "method": self.method, "results": rows}
-            output.print(json.dumps(answer, ensure_ascii=False), markup=False)
+            print_json(answer)
         else:
             output.print(f"[bold]{escape(str(query))}[/]  {self.method}")
             for rank, found in enumerate(results, 1):
