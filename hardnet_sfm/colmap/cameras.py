@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 # Formats that we can read and COLMAP's wheel cannot.
+_PIXELS = "Parameters are in pixels, in COLMAP's order for the camera model. Leave them out if they are unknown."
 _UNKNOWN_TO_COLMAP = (".webp",)
 
 
@@ -38,7 +39,12 @@ class CameraSetup:
     params: tuple[float, ...] = ()
 
     def check(self) -> None:
-        """Raises UsageError if COLMAP has no such model, or if the model has another number of parameters."""
+        """Checks the model and its parameters.
+
+        Raises:
+            UsageError: COLMAP has no such model, the model has another number of parameters, a parameter is not a
+                finite number, or a focal length is not positive.
+        """
         models = sorted(name for name in pycolmap.CameraModelId.__members__ if name != "INVALID")
         if self.model not in models:
             raise UsageError(f"unknown camera model: {self.model}", f"There are: {', '.join(models)}.")
@@ -48,6 +54,26 @@ class CameraSetup:
                 f"--camera-params: {self.model} takes {len(example.params)} parameters ({example.params_info}), "
                 f"not {len(self.params)}"
             )
+        if not all(map(math.isfinite, self.params)):
+            raise UsageError(f"--camera-params: not finite: {', '.join(map(str, self.params))}", _PIXELS)
+        focal_lengths = [self.params[at] for at in example.focal_length_idxs()] if self.params else []
+        if any(value <= 0 for value in focal_lengths):
+            raise UsageError(f"--camera-params: a focal length of {min(focal_lengths):g} is not positive", _PIXELS)
+
+    def misfit(self, size: tuple[int, int]) -> str:
+        """Says why the parameters cannot belong to photos of a width and height; empty if they can.
+
+        COLMAP's mappers reject cameras whose focal length is below a tenth or above ten times the longer side.
+        """
+        example = pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 2, 2)
+        centre = [self.params[at] for at in example.principal_point_idxs()]
+        if any(not 0 <= at <= side for at, side in zip(centre, size, strict=True)):
+            return f"the principal point ({centre[0]:g}, {centre[1]:g}) lies outside"
+        limits = pycolmap.IncrementalMapperOptions()
+        for focal_length in (self.params[at] for at in example.focal_length_idxs()):
+            if not limits.min_focal_length_ratio <= focal_length / max(size) <= limits.max_focal_length_ratio:
+                return f"the focal length {focal_length:g} is too {'short' if focal_length < max(size) else 'long'} for"
+        return ""
 
     def has_focal_length(self) -> bool:
         """Says whether cameras of this model have a focal length."""
@@ -91,25 +117,11 @@ def import_photos(
             pycolmap.import_images(database, folder, camera_mode=how, image_names=some, options=options)
     with pycolmap.Database.open(database) as opened:
         lost = set(names) - {image.name for image in opened.read_all_images()}
-    if lost and setup.mode in ("single", "per-folder") and _sizes_differ(folder, names, setup.mode):
-        raise HardnetSfmError(
-            f"--camera-mode {setup.mode}: photos of different sizes cannot share a camera ({images / min(lost)})",
-            "Use --camera-mode auto or per-image.",
-        )
     if lost:
         raise HardnetSfmError(
             f"{images / min(lost)}: missing, or in a format that COLMAP cannot read ({len(lost)} photos)",
             "Put the photos back, or run `hardnet-sfm extract` again.",
         )
-
-
-def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
-    """Says whether photos that should share a camera have different sizes. Unreadable photos are ignored."""
-    sizes: dict[Path, set[tuple[int, int]]] = {}
-    for name in names:
-        with contextlib.suppress(OSError), Image.open(folder / name) as photo:
-            sizes.setdefault(Path(name).parent if mode == "per-folder" else folder, set()).add(photo.size)
-    return any(len(found) > 1 for found in sizes.values())
 
 
 def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:

@@ -18,6 +18,7 @@ from hardnet_sfm.files.photo_files import Lens, read_lens
 from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
 from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.progress import progress
+from hardnet_sfm.reconstruction.camera_checks import stored_size
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
     from hardnet_sfm.colmap.cameras import CameraSetup
@@ -95,8 +96,7 @@ def find_candidates(features: FeatureStore, images: Path) -> list[Candidates]:
     """
     groups: dict[tuple[tuple[int, int], Lens, str], list[str]] = defaultdict(list)
     for name in features.names():
-        width, height = features.size(name)
-        size = (height, width) if features.orientation(name) >= 5 else (width, height)
+        size = stored_size(features, name)
         lens = read_lens(images / name)
         named = bool(lens.make and lens.model and lens.knows_focal_length)
         groups[size, lens, "" if named else str(PurePosixPath(name).parent)].append(name)
