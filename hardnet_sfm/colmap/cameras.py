@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import shutil
@@ -16,8 +17,8 @@ from PIL import Image
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
-# Formats that we can read and COLMAP's wheel cannot.
 _PIXELS = "Parameters are in pixels, in COLMAP's order for the camera model. Leave them out if they are unknown."
+# Formats that we can read and COLMAP's wheel cannot.
 _UNKNOWN_TO_COLMAP = (".webp",)
 
 
@@ -66,8 +67,8 @@ class CameraSetup:
         COLMAP's mappers reject cameras whose focal length is below a tenth or above ten times the longer side.
         """
         example = pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 2, 2)
-        centre = [self.params[at] for at in example.principal_point_idxs()]
-        if any(not 0 <= at <= side for at, side in zip(centre, size, strict=True)):
+        centre = [self.params[at] for at in example.principal_point_idxs()]  # panoramas have none
+        if any(not 0 <= at <= side for at, side in zip(centre, size, strict=False)):
             return f"the principal point ({centre[0]:g}, {centre[1]:g}) lies outside"
         limits = pycolmap.IncrementalMapperOptions()
         for focal_length in (self.params[at] for at in example.focal_length_idxs()):
@@ -117,11 +118,25 @@ def import_photos(
             pycolmap.import_images(database, folder, camera_mode=how, image_names=some, options=options)
     with pycolmap.Database.open(database) as opened:
         lost = set(names) - {image.name for image in opened.read_all_images()}
+    if lost and setup.mode in ("single", "per-folder") and _sizes_differ(folder, names, setup.mode):
+        raise HardnetSfmError(
+            f"--camera-mode {setup.mode}: photos of different sizes cannot share a camera ({images / min(lost)})",
+            "Use --camera-mode auto or per-image.",
+        )
     if lost:
         raise HardnetSfmError(
             f"{images / min(lost)}: missing, or in a format that COLMAP cannot read ({len(lost)} photos)",
             "Put the photos back, or run `hardnet-sfm extract` again.",
         )
+
+
+def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
+    """Says whether photos that should share a camera have different sizes. Unreadable photos are ignored."""
+    sizes: dict[Path, set[tuple[int, int]]] = {}
+    for name in names:
+        with contextlib.suppress(OSError), Image.open(folder / name) as photo:
+            sizes.setdefault(Path(name).parent if mode == "per-folder" else folder, set()).add(photo.size)
+    return any(len(found) > 1 for found in sizes.values())
 
 
 def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
