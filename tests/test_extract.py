@@ -680,6 +680,8 @@ def picky(weights):
     return Descriptor(Plain(), patch_size=8, measurement_size=4.0, max_ratio=0.7)
 def odd(weights):
     return Descriptor(Plain(), patch_size=8, measurement_size=4.0, max_ratio=90)
+def long(weights):
+    return Descriptor(torch.nn.Flatten(), patch_size=8, measurement_size=4.0)
 """
 
 
@@ -693,7 +695,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(
         "[hardnet_sfm.detectors]\ngrid = example:grid\nbroken = example_that_is_gone:grid\n"
-        "[hardnet_sfm.descriptors]\nplain = example:plain\npicky = example:picky\nodd = example:odd\n"
+        "[hardnet_sfm.descriptors]\nplain = example:plain\npicky = example:picky\n"
+        "odd = example:odd\nlong = example:long\n"
     )
     monkeypatch.syspath_prepend(site)
 
@@ -729,6 +732,16 @@ def test_a_store_notes_the_ratio_that_its_descriptor_recommends(
     status, text = said_by(args, capsys)
     assert status == 1
     assert "the descriptor odd recommends the ratio 90" in text
+
+
+@pytest.mark.usefixtures("plugin")
+def test_descriptors_that_are_not_of_unit_length_are_refused_with_the_name_of_the_plugin(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["extract", str(images), "--workspace", str(tmp_path / "out"), "--descriptor", "long", "--device", "cpu"]
+    status, text = said_by(args, capsys)
+    assert status == 1
+    assert "the plug-in long gives descriptors of length" in text and "needs unit length" in text
 
 
 @pytest.mark.usefixtures("plugin")

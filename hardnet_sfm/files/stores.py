@@ -18,6 +18,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from glob import escape
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +28,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
+from hardnet_sfm.files.hdf5_files import read_attributes
 from hardnet_sfm.files.in_place import FORMAT, change_in_place, open_to_read
 from hardnet_sfm.files.journal import Arrays, Facts, Journal
 from hardnet_sfm.files.workspace import locked, replacing
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints, Matches
+from hardnet_sfm.photo_names import KnownNames
 from hardnet_sfm.progress import console
 
 VERSION = 1
@@ -83,18 +86,13 @@ class Store:
         path = Path(path)
         if not path.is_file():
             raise HardnetSfmError(f"no {self.kind.name} at {path}", f"Run `hardnet-sfm {self.kind.stage}` first.")
+        self.path = path
         try:
             self._file = open_to_read(path)
-        except BlockingIOError as error:
-            raise HardnetSfmError(f"another program is writing {path}", "Wait for it to end, and run again.") from error
-        except OSError as error:
-            raise HardnetSfmError(
-                f"{path}: truncated, damaged or not an HDF5 file",
-                f"Delete it and run `hardnet-sfm {self.kind.stage}` again.",
-            ) from error
-        self.path = path
+        except (OSError, RuntimeError, ValueError) as error:
+            raise file_error(path, error, "an HDF5 file", self._remedy) from error
         with self._explained():
-            facts = dict(self._file.attrs)
+            facts = read_attributes(path)
             ours = facts.get("format") == self.kind.format and facts.get("version") == VERSION
             self.header: dict[str, Any] = json.loads(facts["header"]) if ours else {}
             self.index: dict[str, dict[str, Any]] = json.loads(facts["index"]) if ours else {}
@@ -118,15 +116,25 @@ class Store:
         """Returns the fingerprint of every entry by its key, in the store's order."""
         return {key: str(facts["fingerprint"]) for key, facts in self.index.items()}
 
+    @cached_property
+    def _keys(self) -> KnownNames:
+        """Finds entries by their key in any Unicode spelling."""
+        return KnownNames(self.index)
+
+    def _facts(self, key: str) -> dict[str, Any]:
+        """Returns the facts about one entry."""
+        return self.index[self._keys.find(key) or key]
+
     def _read(self, key: str, name: str) -> NDArray[Any]:
         """Reads one array of one entry."""
-        if key not in self.index:
+        known = self._keys.find(key)
+        if known is None:
             raise HardnetSfmError(
                 f"{self.path}: no {self.kind.name} of {key} in it",
                 "`hardnet-sfm info` says what is there; run the stage that makes it again.",
             )
         with self._explained():
-            return np.asarray(self._file[key][name][()])
+            return np.asarray(self._file[known][name][()])
 
     def bytes_of(self, keys: Collection[str]) -> int:
         """Returns about how many bytes some entries take in the file."""
@@ -140,15 +148,19 @@ class Store:
             source = self._file[key]
         self._file.copy(source, target, name=key)
 
+    @property
+    def _remedy(self) -> str:
+        """What to do about a damaged file. The journal next to it may hold finished work."""
+        return (
+            f"Copy it again if you have a copy. Otherwise move it away and run `hardnet-sfm {self.kind.stage}` again."
+        )
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise HardnetSfmError(
-                f"{self.path}: damaged, or an entry is missing: {error}",
-                f"Delete it and run `hardnet-sfm {self.kind.stage}` again.",
-            ) from error
+            raise file_error(self.path, error, remedy=self._remedy) from error
 
 
 class KeypointStore(Store):
@@ -162,7 +174,7 @@ class KeypointStore(Store):
     def keypoints(self, name: str) -> Keypoints:
         xy, scales, oris, scores = (self._read(name, of) for of in ("keypoints", "scales", "oris", "scores"))
         with self._explained():
-            similar = "affines" not in self._file[name]
+            similar = "affines" not in self._file[self._keys.find(name) or name]
         affines = None if similar else self._read(name, "affines")
         return Keypoints(xy, scales, oris, scores, affines)
 
@@ -188,6 +200,11 @@ class FeatureStore(KeypointStore):
         """Returns width and height of the upright photo, pixels."""
         width, height = self._read(name, "image_size")
         return int(width), int(height)
+
+    def stored_size(self, name: str) -> tuple[int, int]:
+        """Returns width and height of the photo as stored in its file, before EXIF orientation, pixels."""
+        width, height = self.size(name)
+        return (height, width) if self.orientation(name) >= 5 else (width, height)
 
     def shrunk(self, name: str) -> float:
         """Returns the size of a detection pixel, in pixels of the photo.
@@ -217,14 +234,14 @@ class FeatureStore(KeypointStore):
 
         Keypoints are upright; COLMAP reads the photo as stored.
         """
-        return int(self.index[name]["exif_orientation"])
+        return int(self._facts(name)["exif_orientation"])
 
     def turn(self, name: str) -> int:
         """Returns the direction that is upright in the photo, degrees as in `Keypoints.oris`: 0, 90, 180 or 270.
 
         It is 0 if the photo is not described upright.
         """
-        return int(self.index[name].get("turn", 0))
+        return int(self._facts(name).get("turn", 0))
 
 
 class MatchStore(Store):
@@ -242,7 +259,7 @@ class MatchStore(Store):
 
     def count(self, name0: str, name1: str) -> int:
         """Returns the number of matches of one pair."""
-        return int(self.index[pair_key(name0, name1)]["matches"])
+        return int(self._facts(pair_key(name0, name1))["matches"])
 
     def matches(self, name0: str, name1: str) -> Matches:
         """Returns the matches of one pair, in the order of the first photo's keypoints."""
@@ -400,9 +417,7 @@ class StoreWriter:
                 with replacing(self.path) as beside:
                     self._write(beside, keys, fresh, texts)
         except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
-            raise HardnetSfmError(
-                f"cannot write {self.path}: {error}", "Make room on the disk and run again: finished work is kept."
-            ) from error
+            raise write_error(self.path, error) from error
         self._drop_journals()
 
     def _journalled(self) -> tuple[dict[str, Facts], dict[str, Journal]]:
