@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.in_place import open_to_read
 from hardnet_sfm.files.stores import FEATURES, FeatureStore
 from hardnet_sfm.progress import progress
 
@@ -100,7 +101,7 @@ def read_facts(path: Path) -> tuple[list[PhotoFacts], dict[str, Any] | None]:
         HardnetSfmError: the file is not an HDF5 file, is damaged or has no keypoints in it.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_to_read(path) as file:
             names: list[str] = []
             file.visititems(lambda name, item: names.append(name) if _is_photo(item) else None)
             ours = file.attrs.get("format") == FEATURES.format

@@ -346,9 +346,10 @@ class StoreWriter:
             self._held.enter_context(locked(path.parent, name))
         self.header: dict[str, Any] = {}
         self._stored: dict[str, Facts] = {}
+        self._empty = 0
         if path.exists():
             with _READERS[kind](path) as store:
-                self.header, self._stored = store.header, dict(store.index)
+                self.header, self._stored, self._empty = store.header, dict(store.index), store.empty_bytes
         self._journal = Journal(path.with_name(f".{name}.journal"))
         self._others: dict[str, Journal] = {}
         self.facts: dict[str, Facts] = {**self._stored, **self._journalled()[0]}
@@ -437,9 +438,10 @@ class StoreWriter:
         """
         if not self.path.exists():
             return False
-        with _READERS[self.kind](self.path) as store:
-            replaced_texts = sum(len(json.dumps(old)) for old in (store.header, store.index))
-            empty = store.empty_bytes + store.bytes_of(removed) + replaced_texts
+        empty = self._empty + sum(len(text) for text in texts.values())  # the old texts are about as long
+        if removed:
+            with _READERS[self.kind](self.path) as store:
+                empty += store.bytes_of(removed)
         size = self.path.stat().st_size
         if empty > _MOST_EMPTY * size:
             if len(removed) < len(self._stored):
