@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
 import signal
 import time
+import zlib
+from base64 import b64decode
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -270,6 +273,26 @@ def test_a_header_may_be_larger_than_64_kib(tmp_path: Path) -> None:
     with FeatureStore(path) as store:
         assert store.header == header
     assert hloc_names(path) == {names[0]}
+
+
+def test_a_long_index_is_compressed(tmp_path: Path) -> None:
+    path, keys = tmp_path / "matches.h5", [f"a.jpg/{number:04}.jpg" for number in range(600)]
+    arrays = match_arrays(Matches(np.zeros((1, 2), np.int32), np.ones(1, np.float32)), 2)
+    for count in (10, 600):
+        with StoreWriter(path, MATCHES) as writer:
+            for key in keys[:count]:
+                if key not in writer.facts:
+                    facts: dict[str, str | int] = {"name0": "a.jpg", "name1": key[6:], "matches": 1}
+                    writer.put(key, hashlib.sha256(key.encode()).hexdigest()[:32], arrays, facts)
+            writer.commit(keys[:count], {"options": {}})
+        with MatchStore(path) as store:
+            assert store.pairs() == [("a.jpg", key[6:]) for key in keys[:count]]
+            expected = json.dumps(store.index)
+        with h5py.File(path) as file:
+            written = str(file.attrs["index"])
+        assert (written == expected) == (count == 10)
+    assert json.loads(zlib.decompress(b64decode(written))) == json.loads(expected)
+    assert len(written) < len(expected) / 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 
 from hardnet_sfm.errors import file_error
+from hardnet_sfm.files.in_place import open_to_read
 
 _HEAP = b"GCOL"
 _HEAP_HEADER, _OBJECT_HEADER = 16, 16  # bytes; of a file with 8-byte lengths, as all programs write
@@ -20,7 +21,7 @@ _MOST = 1 << 30  # bytes of a heap
 
 
 def open_hdf5(path: Path, remedy: str) -> h5py.File:
-    """Opens an HDF5 file for reading.
+    """Opens an HDF5 file for reading. It first completes the change of a killed run.
 
     Args:
         path: path of the file.
@@ -30,7 +31,7 @@ def open_hdf5(path: Path, remedy: str) -> h5py.File:
         HardnetSfmError: the file is in use, may not be read, is truncated, damaged or not HDF5.
     """
     try:
-        return h5py.File(path, "r")
+        return open_to_read(path)
     except (OSError, RuntimeError, ValueError) as error:
         raise file_error(path, error, "an HDF5 file", remedy) from error
 
