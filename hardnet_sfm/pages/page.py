@@ -84,9 +84,15 @@ def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any], ma
         mark: digest of the inputs of the page. `read_mark` reads it again.
 
     Raises:
-        HardnetSfmError: the file cannot be written.
+        HardnetSfmError: the file cannot be written, or a number of the data is not finite.
     """
-    text = page(title, kind, data, mark)
+    try:
+        text = page(title, kind, data, mark)
+    except ValueError as error:  # JSON has no infinity and no NaN
+        raise HardnetSfmError(
+            f"cannot write {target}: a number of what it shows is not finite",
+            "The file that the page is about is damaged. Run the command that made it again.",
+        ) from error
     try:
         with replacing(target) as beside:
             beside.write_text(text, encoding="utf-8")
