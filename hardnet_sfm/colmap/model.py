@@ -13,6 +13,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.colmap.binary_models import check_binary_model
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.sights import NO_POINT, Sight
 
@@ -63,8 +64,9 @@ class Model:
         if not _holds_model(folder):
             raise HardnetSfmError(f"no COLMAP model in {folder}", "A model has a cameras.bin or cameras.txt.")
         try:
+            check_binary_model(folder)
             return cls(pycolmap.Reconstruction(folder))
-        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+        except (OSError, RuntimeError, ValueError, IndexError, MemoryError) as error:
             raise HardnetSfmError(
                 f"{folder}: the model is damaged: {error}", "Delete the folder and run `hardnet-sfm map` again."
             ) from error
@@ -102,8 +104,8 @@ class Model:
     def _is_equal_to(self, folder: Path) -> bool:
         """Whether a folder has a model with as many cameras, images, points and observations."""
         try:
-            written = pycolmap.Reconstruction(folder)
-        except (RuntimeError, ValueError, IndexError, MemoryError):
+            written = Model.read(folder).colmap
+        except HardnetSfmError:
             return False
         return all(
             count(written) == count(self.colmap)

@@ -41,6 +41,7 @@ _LIBRARIES = (
 _TRAINING = ("pytorch_lightning", "tensorboard", "hardnet_sfm.training.module")
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_FAULT = "this is a fault of hardnet-sfm"
 _UNEXPECTED = 70  # exit status of a child whose command raised what `main` does not explain
 
 
@@ -73,6 +74,8 @@ class Outcome:
             return f"crashed by {signal.Signals(-self.status).name}"
         if "Traceback (most recent call last)" in self.text:
             return f"traceback: {self.last_line}"
+        if _FAULT in self.text:
+            return f"a fault by its own account: {self.last_line}"
         if self.status not in (0, 1, 2):
             return f"exit status {self.status}: {self.last_line}"
         if self.status and "error" not in self.text.lower():

@@ -102,9 +102,7 @@ def run_case(stages: list[Stage], number: int, seed: int, case: Path, *, show: b
         moments.append(moment)
         faults += [f"{moment}: {loss}" for loss in stage.describe_losses(results(case))]
         faults += _check_info(case, moment)
-    outcome = forked.run(stage.step.command, case)
-    if outcome.status and "--resume" in outcome.text:  # `train` asks before it continues a run
-        outcome = forked.run(f"{stage.step.command} --resume", case)
+    outcome = stage.run_to_end(case)
     if show:
         print(f"$ {stage.step.command}  # to the end: status {outcome.status}\n{outcome.text}")
     told = f"killed {', '.join(moments) or 'never'}, then run to the end"

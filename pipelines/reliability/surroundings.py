@@ -97,13 +97,14 @@ class Trial:
         now = results(folder or self.case)
         self.faults += [f"{told}: {loss}" for loss in self.stage.describe_losses(now)]
 
-    def expect_finished(self, told: str, folder: Path | None = None) -> None:
+    def expect_finished(self, told: str) -> None:
         """Runs the command to the end and notes differences from the undisturbed run."""
-        outcome = self.run(f"{told}, then run again", folder)
-        if outcome.status:
-            self.faults.append(f"{told}, then run again: {outcome.last_line}")
+        outcome = self.stage.run_to_end(self.case)
+        self.show(f"{told}, then run again", outcome)
+        if outcome.status or outcome.fault:
+            self.faults.append(f"{told}, then run again: {outcome.fault or outcome.last_line}")
         else:
-            differences = self.stage.describe_differences(folder or self.case)
+            differences = self.stage.describe_differences(self.case)
             self.faults += [f"{told}, then run again: {difference}" for difference in differences]
 
 

@@ -56,6 +56,13 @@ class Stage:
                 lost.append(f"{name} is neither the old nor the new result")
         return lost
 
+    def run_to_end(self, state: Path) -> forked.Outcome:
+        """Runs the command on a state that an interrupted run left. `train` wants to be told to resume."""
+        outcome = forked.run(self.step.command, state)
+        if outcome.status and "--resume" in outcome.text:
+            outcome = forked.run(f"{self.step.command} --resume", state)
+        return outcome
+
     def describe_differences(self, state: Path) -> list[str]:
         """Compares a finished state with the undisturbed one; a line for each difference."""
         now = results(state)
