@@ -103,5 +103,5 @@ def check_binary_model(folder: Path) -> None:
         try:
             for _ in range(file.take("Q")):
                 skip(file)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # pycolmap raises TypeError for an unknown camera model
             raise ValueError(f"{name}: {error}") from error
