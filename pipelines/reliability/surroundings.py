@@ -305,7 +305,7 @@ def run_case(check: Check, stages: list[Stage], number: int, options: Options) -
         verbs = sorted(latest)
         pairs = [(a, b) for a in verbs for b in verbs]
         chosen = pairs[int(np.random.default_rng(options.seed).permutation(len(pairs))[number % len(pairs)])]
-        _LATEST_OF[:] = [next(stage for stage in stages if stage.step.arrives)]
+        _LATEST_OF[:] = [next((stage for stage in stages if stage.step.arrives), stages[-1])]
         copy_state(_LATEST_OF[0].before, case)
         first, second = (Trial(latest[verb], case, rng, show) for verb in chosen)
         at_once(first, second)
