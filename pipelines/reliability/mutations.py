@@ -317,13 +317,11 @@ def find_fault(outcome: forked.Outcome, case: Path, name: str, before: dict[Path
     named = (Path(name).stem.rpartition("_")[0], *Path(name).parts)
     if outcome.status and not any(part in outcome.text for part in named if part):
         return f"the error does not name the file: {outcome.last_line}"
-    for made in case.rglob("*") if not outcome.status else ():
-        if (
-            made.is_file()
-            and made != case / name
-            and before.get(made) != made.stat().st_mtime_ns
-            and not _all_finite(made)
-        ):
+    if outcome.status:
+        return ""
+    changed = [made for made in case.rglob("*") if made.is_file() and before.get(made) != made.stat().st_mtime_ns]
+    for made in changed:
+        if made != case / name and not _all_finite(made):
             return f"numbers in {made.relative_to(case)} are not finite"
     return ""
 
