@@ -149,7 +149,7 @@ def choose_orientations(
     with torch_threads(threads) as pool:
         trial = _Trial(images, describe, detector, pool, threads)
         old = [name for name in names if name in known]
-        sample = sample_of(old if earlier else names)
+        sample = choose_sample(old if earlier else names)
         others = [name for name in names if name not in sample and not (earlier and name in known)]
         with progress("orient", len(sample) + len(others[:_MOST])) as advance:
             estimated = dict(trial.described(sample, dict.fromkeys(sample), advance))
@@ -178,7 +178,7 @@ def estimated_is_better(upright: Ints, estimated: Ints) -> bool:
     return bool(after > _FAR_BETTER * before or (after > _BETTER * before and significant))
 
 
-def sample_of(names: list[str]) -> list[str]:
+def choose_sample(names: list[str]) -> list[str]:
     """Returns at most 24 names, in evenly spread runs of four neighbours."""
     if len(names) <= _SAMPLE:
         return list(names)
@@ -241,9 +241,9 @@ class _Trial:
         between = {
             (a, b): (turn, len(rows))
             for (a, b), rows in oriented.items()
-            if (turn := turn_between(estimated[a].keypoints, estimated[b].keypoints, rows)) is not None
+            if (turn := estimate_turn(estimated[a].keypoints, estimated[b].keypoints, rows)) is not None
         }
-        turned = quarter_turns(between)
+        turned = find_quarter_turns(between)
         upright = self.upright(estimated, turned)
         straight = dict(zip(pairs, self._matched([(upright[a], upright[b]) for a, b in pairs]), strict=True))
         counts = [np.array([min(len(found[pair]), _ENOUGH) for pair in pairs], int) for found in (straight, oriented)]
@@ -276,8 +276,8 @@ class _Trial:
         for name, small in self.described(missed, dict.fromkeys(missed)):
             matched = zip(estimated, self._matched([(other, small) for other in estimated.values()]), strict=True)
             partner, rows = max(matched, key=lambda pair: len(pair[1]), default=("", np.zeros((0, 2), np.int32)))
-            turn = turn_between(estimated[partner].keypoints, small.keypoints, rows) if len(rows) else None
-            if turn is not None and (quarter := _quarter(known.get(partner, 0) + turn)):
+            turn = estimate_turn(estimated[partner].keypoints, small.keypoints, rows) if len(rows) else None
+            if turn is not None and (quarter := _round_to_quarter(known.get(partner, 0) + turn)):
                 turned[name] = quarter
         return turned
 
@@ -292,7 +292,7 @@ class _Trial:
         return list(self._pool.map(match, pairs))
 
 
-def turn_between(one: Keypoints, other: Keypoints, rows: NDArray[np.int32]) -> float | None:
+def estimate_turn(one: Keypoints, other: Keypoints, rows: NDArray[np.int32]) -> float | None:
     """Returns the degrees, -180 to 180, by which the second photo is turned against the first.
 
     The turn is the mode of the differences of orientations. It is None if the matches disagree.
@@ -311,7 +311,7 @@ def turn_between(one: Keypoints, other: Keypoints, rows: NDArray[np.int32]) -> f
     return float(np.rad2deg(np.angle(directions[best].sum()))) if best.mean() >= _AGREEING else None
 
 
-def quarter_turns(between: Mapping[PhotoPair, tuple[float, int]]) -> dict[str, int]:
+def find_quarter_turns(between: Mapping[PhotoPair, tuple[float, int]]) -> dict[str, int]:
     """Finds photos that are turned against most of the others, in multiples of 90 degrees.
 
     Turns are added up along the spanning tree of the pairs with most matches. In each connected part of the photos, the
@@ -332,12 +332,12 @@ def quarter_turns(between: Mapping[PhotoPair, tuple[float, int]]) -> dict[str, i
         for known, name in nx.bfs_edges(tree, root):
             edge = tree[known][name]
             turns[name] = turns[known] + (edge["turn"] if edge["start"] == known else -edge["turn"])
-        quarters = {name: _quarter(turn) for name, turn in turns.items()}
+        quarters = {name: _round_to_quarter(turn) for name, turn in turns.items()}
         (usual, _) = min(Counter(quarters.values()).items(), key=lambda item: (-item[1], item[0]))
         turned |= {name: (quarter - usual) % 360 for name, quarter in quarters.items() if quarter != usual}
     return turned
 
 
-def _quarter(turn: float) -> int:
+def _round_to_quarter(turn: float) -> int:
     """Returns the nearest quarter turn: 0, 90, 180 or 270."""
     return round(turn / 90) % 4 * 90

@@ -6,11 +6,11 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,9 +21,13 @@ from hardnet_sfm.files.workspace import DEFAULT, Workspace
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.stages import StageResult
 
+if TYPE_CHECKING:  # decoders of photos take a moment to import; `--help` does without
+    from hardnet_sfm.files.photo_folders import NotTaken
+
 output = Console(highlight=False, soft_wrap=True)
 
 _INTERRUPTED = 130
+_NAMED = 5  # photos to name in a line
 GOES_ON = "Interrupted. Finished work is kept: the same command resumes."
 # System errors that the user can fix.
 _SYSTEM = {
@@ -109,7 +113,24 @@ def print_skipped(skipped: dict[str, str]) -> None:
         errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
 
 
+def print_truncated(names: Sequence[str]) -> None:
+    """Prints one line about photos whose end is missing, if there are any."""
+    if names:
+        some = ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+        errors.print(f"[yellow]truncated:[/] {escape(some)}: read as far as they go", soft_wrap=True)
+
+
+def print_not_taken(not_taken: NotTaken) -> None:
+    """Prints one line about what a folder of photos holds besides photos that are read, if there is anything."""
+    what, hint = not_taken.summary(), not_taken.hint()
+    if what:
+        errors.print(f"[yellow]not taken:[/] {escape(f'{what}. {hint}' if hint else what)}", soft_wrap=True)
+
+
 def print_result(stage: str, result: StageResult) -> None:
-    """Prints one line for a stage, and one line for each photo that the stage skipped."""
+    """Prints one line for a stage, and lines about the photos that the stage skipped, found damaged or did not take."""
     output.print(f"[bold]{stage:>8}[/]  {escape(result.summary())}")
     print_skipped(getattr(result, "skipped", {}))
+    print_truncated(getattr(result, "truncated", ()))
+    if hasattr(result, "not_taken"):
+        print_not_taken(result.not_taken)

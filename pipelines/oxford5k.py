@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
+from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS, City, unpack_data_set
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.verbs.evaluate import LandmarkOptions
@@ -39,8 +39,8 @@ def main(city: City, other: City) -> None:
     options = tyro.cli(Options, config=(OmitArgPrefixes,), registry=flag_rules())
     workspace = options.table.workspace
     with report_errors(options.table.debug):
-        folder = data_set(city, options.folder, workspace, truth=not options.revisited)
-        vocabulary = data_set(other, options.other, workspace, truth=False)
+        folder = unpack_data_set(city, options.folder, workspace, truth=not options.revisited)
+        vocabulary = unpack_data_set(other, options.other, workspace, truth=False)
         options.table.compare(city.revisited if options.revisited else city.name, folder, [vocabulary])
 
 

@@ -28,7 +28,7 @@ from hardnet_sfm.colmap.database import Database
 from hardnet_sfm.colmap.model import Model, models_in
 from hardnet_sfm.errors import HardnetSfmError, check_least
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.reconstruction.map_options import MapOptions
@@ -112,7 +112,7 @@ def link_photos(scene: Path, others: tuple[Path, ...], photos: int, count: int, 
 
 def _photos_of(place: Path) -> list[Path]:
     folder = place / "images" if (place / "images").is_dir() else place
-    return [folder / name for name in list_photos(folder)]
+    return [folder / name for name in list_photos(folder).names]
 
 
 def _evenly(paths: list[Path], count: int) -> list[Path]:

@@ -30,7 +30,8 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.two_view import Verification, verified_matches
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
+from hardnet_sfm.evaluation.datasets.sequences import read_sequences
+from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.features.synthetic_views import relative_area
 from hardnet_sfm.files.fingerprints import matched_keypoints
@@ -38,7 +39,7 @@ from hardnet_sfm.files.stores import FeatureStore, MatchStore, pair_key
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.keypoints import Matches
-from hardnet_sfm.matching.view_matching import one_to_one
+from hardnet_sfm.matching.view_matching import keep_one_to_one
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene, render
 from hardnet_sfm.terminal import report_errors
@@ -116,7 +117,7 @@ def distinct(matches: Matches, first: Places, second: Places) -> tuple[Places, P
     """Positions of matches in both photos, of those that are at one place the most alike alone."""
     rows = matches.pairs[np.argsort(-matches.scores, kind="stable")]
     first, second = first[rows[:, 0]], second[rows[:, 1]]
-    kept = one_to_one(first, second)
+    kept = keep_one_to_one(first, second)
     return first[kept], second[kept]
 
 
@@ -193,7 +194,7 @@ def compare_all(options: Options) -> None:
     for steps in range(len(tilts) + 1):
         area = relative_area(tilts[:steps], step)
         Console().print(f"{steps} steps: {area:.1f} times the photo's area, {area**2:.0f} times the matching")
-    sequence = read_sequences(options.sequence)[0]
+    (sequence, *_), _ = read_sequences(options.sequence)
     first, *others = (path.name for path in sequence.photos)
     compare(
         options.sequence,

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Every data set and attribute of an HDF5 file, byte for byte."""
+    """Every data set and attribute of an HDF5 file, byte for byte, except `empty`, its number of unused bytes."""
     found: dict[str, Any] = {}
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -21,5 +21,5 @@ def contents(path: Path) -> dict[str, Any]:
 
     with h5py.File(path, "r") as file:
         file.visititems(visit)
-        found.update({f"@{key}": value for key, value in file.attrs.items()})
+        found.update({f"@{key}": value for key, value in file.attrs.items() if key != "empty"})
     return found

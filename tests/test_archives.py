@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set, unpack
+from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS, City, unpack, unpack_data_set
 
 
 def archive(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
@@ -104,7 +104,7 @@ def test_official_archives_become_a_data_set(tmp_path: Path, city: City) -> None
     given = official(tmp_path / "given", city)
     (given / f"gnd_{city.revisited}.pkl").write_bytes(b"pickle")
     before = inside(given)
-    folder = data_set(city, given, tmp_path / "work")
+    folder = unpack_data_set(city, given, tmp_path / "work")
     assert inside(folder / "images").keys() == {f"{city.name}_{i}.jpg" for i in range(len(city.photo_archives))}
     assert inside(folder / "gt") == {"a_1_query.txt": b"text"}
     assert (folder / f"gnd_{city.revisited}.pkl").read_bytes() == b"pickle"
@@ -113,16 +113,16 @@ def test_official_archives_become_a_data_set(tmp_path: Path, city: City) -> None
 
 def test_data_set_that_is_unpacked_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    assert data_set(PARIS, tmp_path, tmp_path / "work") == tmp_path
+    assert unpack_data_set(PARIS, tmp_path, tmp_path / "work") == tmp_path
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("missing", ["paris_2", "paris_120310"])
 def test_missing_archive_is_named(tmp_path: Path, missing: str) -> None:
     with pytest.raises(HardnetSfmError, match=rf"no archive {missing}.tgz"):
-        data_set(PARIS, official(tmp_path / "given", PARIS, missing), tmp_path / "work")
+        unpack_data_set(PARIS, official(tmp_path / "given", PARIS, missing), tmp_path / "work")
 
 
 def test_photos_alone_will_do_for_a_vocabulary(tmp_path: Path) -> None:
-    folder = data_set(PARIS, official(tmp_path / "given", PARIS, "paris_120310"), tmp_path / "work", truth=False)
+    folder = unpack_data_set(PARIS, official(tmp_path / "given", PARIS, "paris_120310"), tmp_path / "work", truth=False)
     assert len(inside(folder / "images")) == 2

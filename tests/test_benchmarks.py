@@ -20,13 +20,13 @@ from test_image_pairs import TILT
 from test_measures import fpr95_by_hand
 from test_w1bs import area_by_hand as w1bs_area_by_hand
 
-from hardnet_sfm.benchmark.competitors import Competitor, competitors
-from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.benchmark.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs, trained_on
-from hardnet_sfm.benchmark.photo_scores import COLMAP, evaluate_pairs
 from hardnet_sfm.cli import main
+from hardnet_sfm.competitors import Competitor, competitors
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.hpatches import COLUMNS
+from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS
+from hardnet_sfm.evaluation.describing import PatchStream
+from hardnet_sfm.evaluation.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs, trained_on
+from hardnet_sfm.evaluation.photo_scores import COLMAP, evaluate_pairs
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.resources import Resources
@@ -226,6 +226,18 @@ class TestW1bs:
         assert found["mean"] == pytest.approx((found["appearance"] + found["sensor"]) / 2)
         assert table.details["pairs"]["rootsift"].keys() == columns.keys()
 
+    def test_a_damaged_column_is_left_out_and_named(self, tmp_path: Path) -> None:
+        write_w1bs(tmp_path)
+        whole = evaluate_w1bs(tmp_path, [ROOTSIFT], ONE)
+        (tmp_path / "A/1/one.bmp").write_bytes(b"BM")
+        table = evaluate_w1bs(tmp_path, [ROOTSIFT], ONE)
+        pairs = {row: dict(of) for row, of in whole.details["pairs"].items()}
+        del pairs["rootsift"]["A/one"]
+        assert table.details["pairs"] == pairs
+        assert table.measures[0].values["rootsift"]["appearance"] == pairs["rootsift"]["A/two"]
+        assert "left out: 1" in table.notes[-1]
+        assert "one.bmp: not a photo" in table.notes[-1]
+
 
 class TestHPatches:
     def test_figures_are_those_of_loops(self, tmp_path: Path) -> None:
@@ -311,6 +323,23 @@ class TestPairs:
         (tmp_path / "h/wall.txt").write_text("1 0 40\n0 1 -30\n0 0 1\n")
         wrong = evaluate_pairs(tmp_path, [ROOTSIFT], ONE, max_features=150)
         assert wrong.measures[0].values["rootsift"]["wall"] < 0.1
+
+    def test_a_damaged_photo_leaves_its_pair_out(self, tmp_path: Path, views: tuple[Grey, Grey]) -> None:
+        (tmp_path / "h").mkdir()
+        for at, photo in zip("12", views, strict=True):
+            (tmp_path / at).mkdir()
+            for name in ("door", "wall"):
+                cv2.imwrite(str(tmp_path / at / f"{name}.png"), photo)
+                np.savetxt(tmp_path / "h" / f"{name}.txt", TILT)
+        whole = evaluate_pairs(tmp_path, [ROOTSIFT], ONE, max_features=50)
+        (tmp_path / "2/door.png").write_bytes(b"")
+        table = evaluate_pairs(tmp_path, [ROOTSIFT], ONE, max_features=50)
+        assert table.measures[0].columns == ["wall", "mean"]
+        assert table.measures[0].values["rootsift"]["wall"] == whole.measures[0].values["rootsift"]["wall"]
+        assert "door.png: the file is empty" in table.notes[-1]
+        (tmp_path / "1/wall.png").write_bytes(b"")
+        with pytest.raises(HardnetSfmError, match="the file is empty"):
+            evaluate_pairs(tmp_path, [ROOTSIFT], ONE, max_features=50)
 
     def test_correspondences_count_by_the_estimated_geometry(
         self, tmp_path: Path, views: tuple[Grey, Grey], capsys: pytest.CaptureFixture[str]

@@ -19,6 +19,7 @@ import pycolmap
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import IFDRational
 
 from hardnet_sfm.colmap import database as database_module
 from hardnet_sfm.colmap.binary_models import check_binary_model
@@ -30,14 +31,15 @@ from hardnet_sfm.colmap.database import (
     drop_facts,
     read_fact,
     replace_database,
-    write_fact,
+    write_facts,
 )
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.photo_files import EXTENSIONS, read_photo
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import EXTENSIONS
 from hardnet_sfm.keypoints import Keypoints
 
 Pair = tuple[str, str]
@@ -231,6 +233,52 @@ class TestImport:
         import_photos(tmp_path / "d.db", folder, [name], CameraSetup("auto", "SIMPLE_PINHOLE"), tmp_path / "scratch")
         camera = self.cameras_by_photo(tmp_path / "d.db")[name]
         assert (camera.width, camera.height) == (80, 60)
+
+    @pytest.mark.parametrize("kind", ["webp", "avif", "jpeg2000", "gif", "tiff", "png", "bmp"])
+    def test_a_photo_is_what_its_content_says(self, tmp_path: Path, kind: str) -> None:
+        """Under the name of a JPEG, as from the web."""
+        folder = tmp_path / "images"
+        folder.mkdir()
+        content = io.BytesIO()
+        picture().save(content, kind)
+        (folder / "a.jpg").write_bytes(content.getvalue())
+        import_photos(tmp_path / "d.db", folder, ["a.jpg"], CameraSetup("auto", "SIMPLE_PINHOLE"), tmp_path / "scratch")
+        camera = self.cameras_by_photo(tmp_path / "d.db")["a.jpg"]
+        assert (camera.width, camera.height) == (80, 60)
+        readable = readable_folder(folder, ["a.jpg"], tmp_path / "scratch")
+        assert (readable == folder) == (kind in ("tiff", "png", "bmp"))
+        seen = pycolmap.Bitmap.read(readable / "a.jpg", as_rgb=True)
+        with Image.open(folder / "a.jpg") as photo:
+            np.testing.assert_array_equal(seen.to_array(), np.asarray(photo.convert("RGB")))
+
+    @pytest.mark.parametrize("size", [(80, 60), (60, 80)])
+    @pytest.mark.parametrize(
+        ("details", "known"),
+        [
+            ({0x920A: 4, 0xA20E: IFDRational(0, 1), 0xA210: 2}, False),  # sensor resolution 0
+            ({0x920A: 4, 0xA20E: IFDRational(0, 0), 0xA210: 2}, False),
+            ({0x920A: 4, 0xA20E: IFDRational(10**6, 1), 0xA210: 2}, False),  # 157480 pixels
+            ({_FOCAL_LENGTH_35MM: 1}, False),
+            ({_FOCAL_LENGTH_35MM: 65535}, False),
+            ({_FOCAL_LENGTH_35MM: 8}, True),  # a fisheye
+            ({_FOCAL_LENGTH_35MM: 3000}, True),  # the longest zoom of a compact camera
+        ],
+    )
+    @pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "OPENCV_FISHEYE"])
+    def test_a_focal_length_that_no_lens_has_counts_as_unknown(
+        self, tmp_path: Path, details: dict[int, float], known: bool, model: str, size: tuple[int, int]
+    ) -> None:
+        tags = exif(camera="X")
+        tags.get_ifd(_EXIF_IFD).update(details)
+        picture(*size).save(tmp_path / "a.jpg", exif=tags)
+        import_photos(tmp_path / "d.db", tmp_path, ["a.jpg"], CameraSetup("auto", model), tmp_path / "scratch")
+        camera = self.cameras_by_photo(tmp_path / "d.db")["a.jpg"]
+        assert camera.has_prior_focal_length == known
+        wanted = details.get(_FOCAL_LENGTH_35MM, 0) * 100 / np.hypot(36, 24) if known else 1.2 * 80
+        np.testing.assert_allclose(camera.params[list(camera.focal_length_idxs())], wanted, rtol=1e-3)
+        np.testing.assert_allclose(camera.params[list(camera.principal_point_idxs())], np.divide(size, 2))
+        with Database(tmp_path / "d.db") as database:
+            assert database.guessed_cameras() == (0 if known else 1)
 
     def test_photos_are_taken_as_stored_whatever_their_exif_orientation(self, tmp_path: Path) -> None:
         folder = tmp_path / "images"
@@ -464,9 +512,9 @@ class TestVerification:
 class TestFacts:
     def test_are_read_back(self, matched: Matched) -> None:
         assert read_fact(matched.path, "fingerprint") == ""
-        write_fact(matched.path, "fingerprint", "abc")
-        write_fact(matched.path, "other", "x")
-        write_fact(matched.path, "fingerprint", "d'e\"f")
+        write_facts(matched.path, {"fingerprint": "abc"})
+        write_facts(matched.path, {"other": "x"})
+        write_facts(matched.path, {"fingerprint": "d'e\"f"})
         assert read_fact(matched.path, "fingerprint") == "d'e\"f"
         assert read_fact(matched.path, "other") == "x"
         assert read_fact(matched.path, "none") == ""
@@ -486,7 +534,7 @@ class TestFacts:
                 return list(opened.iterdump())
 
         seen, whole = seen_by_colmap(), content()
-        write_fact(matched.path, "fingerprint", "abc")
+        write_facts(matched.path, {"fingerprint": "abc"})
         assert seen_by_colmap() == seen
         assert content() != whole
         assert read_fact(matched.path, "fingerprint") == "abc", "COLMAP keeps what it does not know"

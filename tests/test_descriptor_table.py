@@ -18,12 +18,12 @@ from test_benchmarks import write_brown, write_hpatches, write_w1bs
 from test_experiments import typed, write_hard_patches
 from test_train import write_noisy_patches
 
-from hardnet_sfm.benchmark import patch_scores
-from hardnet_sfm.benchmark.competitors import competitors
+from hardnet_sfm.competitors import competitors
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.evaluation import patch_scores
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.literature import held_out
-from hardnet_sfm.literature.costs import cost_of
+from hardnet_sfm.literature.costs import measure_cost
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.resources import Resources
@@ -133,7 +133,7 @@ def test_costs_are_those_of_the_layers(name: str, parameters: int | None, mflop:
     network = ARCHITECTURES[name].build()
     path = tmp_path / "made.safetensors"
     save_file(network.state_dict(), path, ARCHITECTURES[name].metadata())
-    values = cost_of(competitors((), [str(path)])[0], CPU)
+    values = measure_cost(competitors((), [str(path)])[0], CPU)
     if name == "tfeat":
         mflop = 2 * (26 * 26 * 32 * 49 + 8 * 8 * 64 * 36 * 32 + 128 * 4096) / 1e6
         parameters = (49 + 1) * 32 + (36 * 32 + 1) * 64 + (4096 + 1) * 128

@@ -20,21 +20,22 @@ from PIL import Image
 from test_train import write_noisy_patches
 
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.evaluation.scores import Measure
 from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
-from hardnet_sfm.files.patch_sets import PatchSet, read_patches, write_patches
+from hardnet_sfm.files.patch_sets import read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights
-from hardnet_sfm.literature.experiments import ExperimentOptions, compare, of_seeds, order_said
+from hardnet_sfm.literature.experiments import ExperimentOptions, compare, describe_order, of_seeds
 from hardnet_sfm.literature.held_out import HeldOut
 from hardnet_sfm.literature.pair_scoring import PairNetwork
+from hardnet_sfm.measures import fpr95
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import fitting, losses
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
-from hardnet_sfm.training.validation import BATCHES, HeldOutBatches, measures_of, validated
+from hardnet_sfm.training.validation import BATCHES, HeldOutBatches, measure_distances, validate_network
 from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +68,9 @@ def write_hard_patches(path: Path, easy: Path, seed: int, noise: float) -> None:
     of, rng = read_patches(easy), np.random.default_rng(seed)
     added = np.array([cv2.GaussianBlur(rng.normal(0, noise, (64, 64)), (0, 0), 3) for _ in range(len(of))])
     looks = np.uint8((of.patches + added).clip(0, 255))
-    write_patches(path, PatchSet(path, "sfm", 12, of.images, looks, of.point, of.image, of.frame, of.angle, of.xyz))
+    write_patches(
+        path, PatchSet(str(path), "sfm", 12, of.images, looks, of.point, of.image, of.frame, of.angle, of.xyz)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ class TestHeldOut:
         """Of one network, in float32; patches there are not rounded when they are halved."""
         network = make_descriptor("rootsift", None).network
         batches = HeldOutBatches([read_patches(hard)], 32)
-        expected = validated(network, batches, 32, "cpu")
+        expected = validate_network(network, batches, 32, "cpu")
         assert 0.02 < expected["fpr95"] < 0.7  # or it would tell nothing
         found = HeldOut(hard, 32).measures(Descriptor(network, 32, 12.0), CPU)
         assert found["fpr95"] == pytest.approx(expected["fpr95"], abs=0.01)
@@ -97,7 +100,7 @@ class TestHeldOut:
     @pytest.mark.parametrize("scores", [False, True])
     def test_a_network_to_which_all_look_the_same_matches_nothing(self, distance: float, scores: bool) -> None:
         same = torch.eye(8, dtype=torch.bool)
-        found = measures_of(torch.full((8, 8), distance), same, ~same, scores=scores)
+        found = measure_distances(torch.full((8, 8), distance), same, ~same, scores=scores)
         assert found == {"fpr95": 1.0, "map": 0.0}
 
     def test_the_centre_of_wide_patches_is_described(self, hard: Path) -> None:
@@ -119,7 +122,7 @@ class TestHeldOut:
             first, second = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (first, second))
             distances = np.linalg.norm(first[:, None] - second[None], axis=2)
             measures.append(
-                measures_of(
+                measure_distances(
                     torch.from_numpy(distances), torch.eye(32, dtype=torch.bool), torch.from_numpy(batch.allowed)
                 )
             )
@@ -243,13 +246,13 @@ class TestCompare:
 def test_the_order_is_said_by_seed() -> None:
     values = {"a": {"seed 0": 0.1, "seed 1": 0.3}, "b": {"seed 0": 0.2, "seed 1": 0.4}}
     lower = Measure("fpr95", "", values, lower_is_better=True)
-    assert order_said(lower) == "fpr95: the same order with every seed: a, b"
-    assert order_said(Measure("map", "", values)) == "map: the same order with every seed: b, a"
+    assert describe_order(lower) == "fpr95: the same order with every seed: a, b"
+    assert describe_order(Measure("map", "", values)) == "map: the same order with every seed: b, a"
     once = Measure("map", "", {name: {"seed 4": row["seed 0"]} for name, row in values.items()})
-    assert order_said(once) == "map: the order of this one seed: b, a"
+    assert describe_order(once) == "map: the order of this one seed: b, a"
     assert of_seeds(lower) == {"a": [0.1, 0.3], "b": [0.2, 0.4]}
     values["b"]["seed 1"] = 0.25
-    assert order_said(lower) == "fpr95: the order depends on the seed: a, b (seed 0); b, a (seed 1)"
+    assert describe_order(lower) == "fpr95: the order depends on the seed: a, b (seed 0); b, a (seed 1)"
 
 
 class TestRecipes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,14 @@ import safetensors.torch
 import torch
 from hdf5 import contents
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.spatial import cKDTree
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files import file_hashes
+from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.stores import FeatureStore, StoreWriter
 from hardnet_sfm.files.weight_files import find_weights, read_weights
 from hardnet_sfm.keypoints import Keypoints
@@ -246,7 +250,8 @@ def test_a_second_run_computes_nothing_and_leaves_the_file_alone(images: Path, f
     assert (second.computed, second.reason) == (0, "")
     assert first.keypoints == second.keypoints == 500
     assert (features.stat().st_mtime_ns, features.stat().st_ino, features.read_bytes()) == before
-    assert sorted(path.name for path in features.parent.iterdir() if ".lock" not in path.name) == ["features.h5"]
+    left = {path.name for path in features.parent.iterdir() if ".lock" not in path.name}
+    assert left - {".photo-hashes.json"} == {"features.h5"}  # photos get their notes when they are two seconds old
 
 
 def test_photos_are_never_written_to(images: Path, features: Path) -> None:
@@ -348,6 +353,49 @@ def test_a_corrupt_photo_is_skipped_and_listed(images: Path, features: Path, tmp
     assert all(
         of_photo(found, f"view_00{number}.jpg") == of_photo(expected, f"view_00{number}.jpg") for number in range(5)
     )
+
+
+def test_a_truncated_photo_is_described_and_named_in_every_run(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, end in (("view_001.jpg", -2), ("view_002.jpg", -1000)):
+        (images / name).write_bytes((images / name).read_bytes()[:end])
+    before = extract(images, tmp_path / "whole" / "features.h5", FEW, CPU)
+    assert before.truncated == ("view_001.jpg", "view_002.jpg")
+    line = f"extract {images} --workspace {tmp_path / 'out'} --max-keypoints 100 --descriptor rootsift"
+    for _ in range(2):
+        main(line.split())
+        captured = capsys.readouterr()
+        assert "in 5 photos" in captured.out
+        assert "truncated: view_001.jpg, view_002.jpg: read as far as they go" in captured.err
+
+
+def test_odd_photos_are_described_or_named_and_stop_nothing(
+    images: Path, features: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Formats under wrong names, colour spaces, tiny photos and damaged ones."""
+    plain = extract(images, tmp_path / "plain" / "features.h5", FEW, CPU)
+    photo = Image.open(images / "view_000.jpg")
+    photo.convert("LAB").save(images / "lab.tif")
+    photo.convert("CMYK").save(images / "cmyk.jpg")
+    photo.convert("1").save(images / "two.tif")
+    photo.save(images / "web.jpg", format="WEBP")
+    photo.save(images / "moving.png", format="GIF")
+    (images / "float.tif").write_bytes(cv2.imencode(".tif", np.asarray(photo.convert("F")))[1].tobytes())
+    Image.new("L", (1, 1)).save(images / "dot.png")
+    Image.new("L", (3, 900)).save(images / "line.png")
+    (images / "empty.png").touch()
+    (images / "page.jpg").write_text("<html>not found</html>")
+    (images / "wide.png").write_bytes((images / "dot.png").read_bytes().replace(b"\0\0\0\1", b"\x7f\xff\xff\xff"))
+    capfd.readouterr()
+    result = extract(images, features, FEW, CPU)
+    assert set(result.skipped) == {"empty.png", "page.jpg", "wide.png"}
+    assert result.photos == plain.photos + 8
+    with FeatureStore(features) as store:
+        counts = store.counts()
+    for name in ("lab.tif", "cmyk.jpg", "web.jpg", "moving.png", "float.tif"):
+        assert counts[name] == FEW.max_keypoints
+    assert "OpenCV" not in capfd.readouterr().err
 
 
 def test_a_corrupt_photo_does_not_make_the_others_compute_again(images: Path, features: Path) -> None:
@@ -692,3 +740,37 @@ def test_a_package_that_cannot_be_imported_is_a_clear_error(
     assert status == 1
     assert "the detector broken (example_that_is_gone:grid) cannot be loaded" in text
     assert "Traceback" not in text
+
+
+def test_only_files_that_changed_are_read_again(
+    small_scene: tuple[Path, Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, store = tmp_path / "images", tmp_path / "out" / "features.h5"
+    images.mkdir()
+    names = list(small_scene[1].names[:4])
+    for name in names[:3]:
+        shutil.copy(small_scene[0] / name, images)
+    options, read = ExtractOptions(max_keypoints=50, descriptor="rootsift", orientation="upright"), []
+    monkeypatch.setattr(file_hashes, "sha256_of", lambda path: (read.append(path.name), sha256_of(path))[1])
+
+    def again(settled: float = 0.0) -> tuple[int, list[str]]:
+        read.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(file_hashes.time, "time_ns", lambda now=time.time_ns: now() + int(1e9 * settled))
+            return extract(images, store, options).computed, list(read)
+
+    assert again() == (3, [])
+    assert again() == (0, names[:3]), "their files were too young"
+    shutil.copy(small_scene[0] / names[3], images)
+    assert again(settled=10) == (1, names[:3])
+    assert again(settled=10) == (0, names[3:])
+    assert again() == again(settled=10) == (0, [])
+    times = (images / names[1]).stat()
+    content = bytearray((images / names[1]).read_bytes())
+    content[-1] ^= 1
+    (images / names[1]).write_bytes(content)
+    os.utime(images / names[1], ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.utime(images / names[2])
+    assert again(settled=10) == (1, [names[1], names[2]]), "of one the bytes changed, of the other the time"
+    (tmp_path / "out" / ".features.h5.hashes").write_text('{"a": 1}')
+    assert again() == (0, names), "a damaged file is made again"

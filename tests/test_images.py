@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import struct
+import subprocess
+import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import cv2
@@ -14,19 +19,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import (
-    list_photos,
-    read_colours,
-    read_photo,
-    resize_to_fit,
-    sensor_from_upright,
-    sha256_of,
-    size_of,
-    upright,
-)
+from hardnet_sfm.files import photo_files
+from hardnet_sfm.files.photo_decoding import exif_orientation, is_truncated
+from hardnet_sfm.files.photo_files import read_colours, read_photo, read_small, sha256_of, size_of
+from hardnet_sfm.files.photo_folders import list_photos
+from hardnet_sfm.photos import resize_to_fit, sensor_from_upright, upright
 
 Pixels = NDArray[np.uint8]
 ORIENTATIONS = range(1, 9)
@@ -37,47 +37,48 @@ _PILLOW_NAMES = {"jpg": "JPEG", "tif": "TIFF", "pgm": "PPM"}
 
 def test_lists_every_format_in_either_case_and_nothing_else(tmp_path: Path) -> None:
     photos = ["a.jpg", "b.jpeg", "c.png", "d.tif", "e.tiff", "f.bmp", "g.ppm", "h.pgm", "i.webp", "j.JPG", "k.TiFf"]
-    _touch(tmp_path, *photos, "notes.txt", "jpg", "l.jpg.part", "m.gif", "n.jpgx")
-    assert list_photos(tmp_path) == photos
+    photos += ["l.gif", "m.jp2", "n.jfif", "o.jpe"]
+    _touch(tmp_path, *photos, "notes.txt", "jpg", "l.jpg.part", "m.svg", "n.jpgx")
+    assert list_photos(tmp_path).names == photos
 
 
 def test_numbers_in_names_count_as_numbers(tmp_path: Path) -> None:
     ordered = ["img1.jpg", "img2.jpg", "IMG3.JPG", "img10.jpg", "img010a.jpg", "img100.jpg", "imga.jpg"]
     _touch(tmp_path, *reversed(ordered))
-    assert list_photos(tmp_path) == ordered
+    assert list_photos(tmp_path).names == ordered
 
 
 def test_searches_subfolders_and_writes_names_as_posix_paths(tmp_path: Path) -> None:
     ordered = ["day2/morning/1.jpg", "day2/morning/2.jpg", "day10/1.jpg", "z.jpg"]
     _touch(tmp_path, *reversed(ordered))
-    assert list_photos(tmp_path) == ordered
+    assert list_photos(tmp_path).names == ordered
 
 
 def test_photos_of_equal_name_in_different_folders_stay_apart(tmp_path: Path) -> None:
     _touch(tmp_path, "left/1.jpg", "right/1.jpg", "1.jpg")
-    assert list_photos(tmp_path) == ["1.jpg", "left/1.jpg", "right/1.jpg"]
+    assert list_photos(tmp_path).names == ["1.jpg", "left/1.jpg", "right/1.jpg"]
 
 
 def test_names_may_have_spaces_umlauts_and_other_scripts(tmp_path: Path) -> None:
     names = {"Kölner Dom 1.jpg", "Ærø/Überblick é.jpg", "東京 タワー.png", " leading.jpg", "100 % #1.jpg"}
     _touch(tmp_path, *names)
-    assert set(list_photos(tmp_path)) == names
+    assert set(list_photos(tmp_path).names) == names
     assert all(read_photo(tmp_path / name).size == (3, 2) for name in names)
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     _touch(tmp_path, "a.jpg", ".b.jpg", "._a.jpg", ".thumbnails/c.jpg", "deep/.cache/d.jpg", "deep/e.jpg")
-    assert list_photos(tmp_path) == ["a.jpg", "deep/e.jpg"]
+    assert list_photos(tmp_path).names == ["a.jpg", "deep/e.jpg"]
 
 
 def test_the_image_folder_itself_may_be_hidden(tmp_path: Path) -> None:
     _touch(tmp_path / ".photos", "a.jpg")
-    assert list_photos(tmp_path / ".photos") == ["a.jpg"]
+    assert list_photos(tmp_path / ".photos").names == ["a.jpg"]
 
 
 def test_a_folder_named_like_a_photo_is_a_folder(tmp_path: Path) -> None:
     _touch(tmp_path, "set.jpg/1.jpg")
-    assert list_photos(tmp_path) == ["set.jpg/1.jpg"]
+    assert list_photos(tmp_path).names == ["set.jpg/1.jpg"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,7 +94,7 @@ def test_the_order_does_not_depend_on_the_file_system(stems: list[str], data: st
         with tempfile.TemporaryDirectory() as folder:
             for name in order:
                 (Path(folder) / name).touch()
-            listings.append(list_photos(Path(folder)))
+            listings.append(list_photos(Path(folder)).names)
     assert sorted(listings[0]) == sorted(names)
     assert listings[1] == listings[0]
 
@@ -103,7 +104,7 @@ def test_the_order_does_not_depend_on_the_file_system(stems: list[str], data: st
 def test_numbered_photos_are_in_the_order_of_their_numbers(numbers: set[int], prefix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _touch(Path(folder), *(f"{prefix}{number}.jpg" for number in numbers))
-        assert list_photos(Path(folder)) == [f"{prefix}{number}.jpg" for number in sorted(numbers)]
+        assert list_photos(Path(folder)).names == [f"{prefix}{number}.jpg" for number in sorted(numbers)]
 
 
 def test_an_empty_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -463,6 +464,250 @@ def test_flipped_bytes_give_a_photo_or_a_clear_error(extension: str, data: st.Da
             assert read_photo(path).grey.ndim == 2
         except HardnetSfmError as error:
             assert str(path) in error.message
+
+
+@pytest.mark.parametrize("kind", ["webp", "avif", "jpeg2000", "gif", "png", "tiff", "bmp", "ppm", "jpeg"])
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif"])
+def test_a_photo_is_what_its_content_says(kind: str, extension: str, tmp_path: Path) -> None:
+    rgb = _colour()
+    options = {"webp": {"lossless": True}, "avif": {"quality": 100}, "jpeg": {"quality": 100}}.get(kind, {})
+    path = tmp_path / f"a.{extension}"
+    path.write_bytes(_by_pillow(Image.fromarray(rgb), kind, **options))
+    reference = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    assert np.abs(read_colours(path) - np.asarray(reference, float)).max() <= 2
+    assert np.abs(read_photo(path).grey - _luma(np.asarray(reference))).max() <= 2
+    assert size_of(path) == read_photo(path).size == (53, 37)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_avif_is_turned_upright(orientation: int, tmp_path: Path) -> None:
+    data = _oriented(_colour(), "avif", orientation)
+    (tmp_path / "a.avif").write_bytes(data)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(read_colours(tmp_path / "a.avif"), np.asarray(expected))
+    assert size_of(tmp_path / "a.avif") == expected.size == ((53, 37) if orientation == 1 else (37, 53))
+
+
+def test_heic_is_read_where_its_package_is_there(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    rgb = np.asarray(Image.fromarray(_colour()).resize((106, 74)))
+    exif = Image.Exif()
+    exif[_ORIENTATION_TAG] = 6
+    Image.fromarray(rgb).save(tmp_path / "a.heic", quality=100, exif=exif.tobytes())
+    assert list_photos(tmp_path).names == ["a.heic"]
+    photo = read_photo(tmp_path / "a.heic")
+    assert photo.size == size_of(tmp_path / "a.heic") == (74, 106)
+    assert np.abs(photo.grey - upright(_luma(rgb).astype(np.uint8), 6).astype(float)).mean() < 4
+
+
+def test_a_heic_photo_named_jpg_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo_files, "CAN_READ_HEIC", False)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    with pytest.raises(HardnetSfmError, match=r"a\.jpg: a HEIC photo") as raised:
+        read_photo(tmp_path / "a.jpg")
+    assert "pip install pillow-heif" in raised.value.hint
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
+def test_an_animation_gives_its_first_picture(kind: str, tmp_path: Path) -> None:
+    first, second = (Image.fromarray(pixels) for pixels in (_colour(), 255 - _colour()))
+    options = {"lossless": True} if kind == "webp" else {}
+    data = _by_pillow(first, kind, save_all=True, append_images=[second], **options)
+    (tmp_path / "a.jpg").write_bytes(data)
+    reference = Image.open(io.BytesIO(data)).convert("RGB")
+    assert np.abs(read_colours(tmp_path / "a.jpg") - np.asarray(reference, float)).max() <= 1
+
+
+def _large_jpeg(**options: object) -> bytes:
+    """Smooth, so that truncation and not the coding makes the difference; high enough for several rows of blocks."""
+    image = Image.fromarray(_colour()).resize((640, 480), Image.Resampling.BICUBIC)
+    return _by_pillow(image, "jpg", quality=90, **options)
+
+
+def test_a_jpeg_without_an_end_marker_is_read_whole(tmp_path: Path) -> None:
+    data = _large_jpeg()
+    (tmp_path / "whole.jpg").write_bytes(data)
+    (tmp_path / "cut.jpg").write_bytes(data[:-2])
+    (tmp_path / "zeros.jpg").write_bytes(data[:-2] + bytes(4096))  # of an interrupted copy
+    expected = read_photo(tmp_path / "whole.jpg").grey
+    for name in ("cut.jpg", "zeros.jpg"):
+        np.testing.assert_array_equal(read_photo(tmp_path / name).grey, expected)
+        assert is_truncated(tmp_path / name)
+    np.testing.assert_array_equal(read_small(tmp_path / "cut.jpg", 320), read_small(tmp_path / "whole.jpg", 320))
+    assert not is_truncated(tmp_path / "whole.jpg")
+    assert not is_truncated(data + b"the trailer of a phone")
+    assert not is_truncated(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_jpeg_is_read_as_far_as_it_goes(share: float, tmp_path: Path) -> None:
+    data = _large_jpeg()
+    (tmp_path / "whole.jpg").write_bytes(data)
+    (tmp_path / "cut.jpg").write_bytes(data[: int(share * len(data))])
+    whole, cut = read_photo(tmp_path / "whole.jpg").grey, read_photo(tmp_path / "cut.jpg").grey
+    assert cut.shape == whole.shape
+    rows = int((share - 0.1) * len(whole))
+    np.testing.assert_array_equal(cut[:rows], whole[:rows])
+    assert (cut[-8:] != whole[-8:]).any()
+    assert is_truncated(tmp_path / "cut.jpg")
+
+
+def test_a_truncated_progressive_jpeg_is_read_at_a_lower_quality(tmp_path: Path) -> None:
+    data = _large_jpeg(progressive=True)
+    (tmp_path / "whole.jpg").write_bytes(data)
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    difference = read_photo(tmp_path / "cut.jpg").grey - read_photo(tmp_path / "whole.jpg").grey.astype(float)
+    assert 0 < np.abs(difference).mean() < 8
+    assert is_truncated(tmp_path / "cut.jpg")
+
+
+def test_a_jpeg_that_is_only_a_head_is_damaged(tmp_path: Path) -> None:
+    data = _large_jpeg()
+    scan = data.index(b"\xff\xda")
+    for end in (scan, scan + 14):
+        (tmp_path / "a.jpg").write_bytes(data[:end])
+        with pytest.raises(HardnetSfmError, match="damaged"):
+            read_photo(tmp_path / "a.jpg")
+
+
+_ABOVE_THE_LIMITS = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("error")
+from hardnet_sfm.files import photo_decoding
+from hardnet_sfm.files.photo_files import read_photo, size_of
+photo = read_photo(Path(sys.argv[1]))
+print(photo.orientation, photo.size, size_of(Path(sys.argv[1])), int(photo.grey[0, 0]), int(photo.grey[-1, -1]))
+"""
+
+
+def test_photos_above_the_limit_of_opencv_are_read(tmp_path: Path) -> None:
+    """The limit is 2^30 pixels; the test lowers it."""
+    exif = Image.Exif()
+    exif[_ORIENTATION_TAG] = 6
+    image = Image.new("L", (400, 300), 90)
+    image.paste(200, (0, 200, 100, 300))  # the lower left corner, which is the upper left one upright
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    done = subprocess.run(
+        [sys.executable, "-c", _ABOVE_THE_LIMITS, str(tmp_path / "a.jpg")],
+        env={**os.environ, "OPENCV_IO_MAX_IMAGE_PIXELS": "1000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "6 (300, 400) (300, 400) 200 90"
+    assert done.stderr == ""
+
+
+def test_photos_above_the_limit_of_pillow_keep_their_orientation(tmp_path: Path) -> None:
+    """200 megapixels, above the 179 at which Pillow refuses; few bytes, as it is even."""
+    exif = Image.Exif()
+    exif[_ORIENTATION_TAG] = 8
+    Image.new("L", (16384, 12288), 77).save(tmp_path / "a.jpg", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert exif_orientation(tmp_path / "a.jpg") == 8
+        assert size_of(tmp_path / "a.jpg") == (12288, 16384)
+        small = read_small(tmp_path / "a.jpg", 64)
+    assert small.shape == (64, 48, 3)
+    assert (small == 77).all()
+
+
+def test_a_size_that_cannot_be_true_is_an_error(tmp_path: Path) -> None:
+    data = bytearray(_large_jpeg())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"  # 65535x65535
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(HardnetSfmError, match=r"a\.jpg: damaged: it states 65535x65535 pixels"):
+        read_photo(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_lab_is_converted_to_the_colours_that_went_in(orientation: int, tmp_path: Path) -> None:
+    rgb = Image.fromarray(_colour())
+    transform = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    lab = ImageCms.applyTransform(rgb, transform)
+    exif = Image.Exif()
+    exif[_ORIENTATION_TAG] = orientation
+    lab.save(tmp_path / "a.tif", exif=exif)
+    back = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    expected = upright(np.asarray(ImageCms.applyTransform(lab, back)), orientation)  # some colours are outside sRGB
+    np.testing.assert_array_equal(read_colours(tmp_path / "a.tif"), expected)
+    assert np.abs(read_photo(tmp_path / "a.tif").grey - _luma(expected)).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "extension"), [("CMYK", "tif"), ("YCbCr", "tif"), ("CMYK", "jpg"), ("P", "gif")])
+def test_other_colour_spaces_decode_as_pillow_decodes_them(mode: str, extension: str, tmp_path: Path) -> None:
+    data = _by_pillow(Image.fromarray(_colour()).convert(mode), extension)
+    (tmp_path / f"a.{extension}").write_bytes(data)
+    reference = Image.open(io.BytesIO(data)).convert("RGB")
+    difference = read_colours(tmp_path / f"a.{extension}") - np.asarray(reference, float)
+    assert np.abs(difference).max() <= (4 if extension == "jpg" else 2)
+
+
+def test_transparency_of_a_palette_is_dropped(tmp_path: Path) -> None:
+    palette = Image.fromarray(_colour()).quantize(64)
+    for extension in ("png", "gif"):
+        palette.save(tmp_path / f"a.{extension}", transparency=3)
+        expected = np.asarray(palette.convert("RGB"), float)
+        assert np.abs(read_colours(tmp_path / f"a.{extension}") - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(np.float32, 0, 1), (np.float32, 0, 255), (np.float64, 280, 310), (np.int32, -40, 3000)],
+)
+def test_numbers_of_32_or_64_bits_use_the_whole_range(dtype: type, low: float, high: float, tmp_path: Path) -> None:
+    grey = _colour()[..., 0]
+    values = (low + grey / 255 * (high - low)).astype(dtype)
+    (tmp_path / "a.tif").write_bytes(cv2.imencode(".tif", values)[1].tobytes())
+    photo = read_photo(tmp_path / "a.tif")
+    assert np.abs(photo.grey - _stretched(grey)).max() <= 1
+    assert size_of(tmp_path / "a.tif") == photo.size == (53, 37)
+
+
+def test_values_that_are_not_numbers_do_not_hide_the_others(tmp_path: Path) -> None:
+    """As at the borders of an orthophoto, or where a thermal camera measured nothing."""
+    grey = _colour()[..., 0]
+    values = 290 + grey.astype(np.float32) / 10
+    values[:5], values[5:8], values[8:10] = np.nan, np.inf, -np.inf
+    (tmp_path / "a.tif").write_bytes(cv2.imencode(".tif", values)[1].tobytes())
+    found = read_photo(tmp_path / "a.tif").grey
+    assert np.abs(found[10:] - _stretched(grey[10:])).max() <= 1
+    assert (found[:10] == 0).all()
+    (tmp_path / "b.tif").write_bytes(cv2.imencode(".tif", np.full((4, 5), np.nan, np.float32))[1].tobytes())
+    assert (read_photo(tmp_path / "b.tif").grey == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["little-endian", "big-endian", "BigTIFF"])
+def test_a_tiff_of_either_byte_order_and_size_is_turned_once(kind: str, tmp_path: Path) -> None:
+    grey = _colour()[..., 0]
+    if kind == "big-endian":
+        (height, width), ends = grey.shape, 8 + grey.size
+        tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 274: 6, 277: 1, 278: height, 279: grey.size}
+        rows = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+        head = struct.pack(">2sHI", b"MM", 42, ends)
+        (tmp_path / "a.tif").write_bytes(head + grey.tobytes() + struct.pack(">H", len(tags)) + rows + bytes(4))
+    else:
+        exif = Image.Exif()
+        exif[_ORIENTATION_TAG] = 6
+        Image.fromarray(grey).save(tmp_path / "a.tif", exif=exif, big_tiff=kind == "BigTIFF")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif").grey, upright(grey, 6))
+    assert size_of(tmp_path / "a.tif") == (37, 53)
+
+
+def test_colours_of_32_bits_keep_their_order(tmp_path: Path) -> None:
+    rgb = _colour()
+    bgr = np.ascontiguousarray(rgb[..., ::-1]).astype(np.float32) / 255
+    (tmp_path / "a.tif").write_bytes(cv2.imencode(".tif", bgr)[1].tobytes())
+    assert np.abs(read_colours(tmp_path / "a.tif") - _stretched(rgb)).max() <= 1
+    assert size_of(tmp_path / "a.tif") == (53, 37)
+
+
+def _stretched(pixels: Pixels) -> NDArray[np.float64]:
+    """The same picture with one in a thousand values black, and one white."""
+    low, high = np.quantile(pixels.astype(float), (0.001, 0.999))
+    return ((pixels - low) * 255 / (high - low)).clip(0, 255)
 
 
 @pytest.mark.parametrize("extension", _WITH_EXIF)

@@ -15,7 +15,7 @@ from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Keypoints, strongest
-from hardnet_sfm.orientation import estimated_is_better, quarter_turns, sample_of, turn_between
+from hardnet_sfm.orientation import choose_sample, estimate_turn, estimated_is_better, find_quarter_turns
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.verbs.extract import extract
@@ -56,28 +56,28 @@ class TestTurnBetween:
         other = one + 75 + rng.normal(0, 5, 100)
         other[:40] = rng.uniform(0, 360, 40)
         rows = np.stack([np.arange(100), np.arange(100)], 1).astype(np.int32)
-        turn = turn_between(keypoints(list(one % 360)), keypoints(list(other % 360)), rows)
+        turn = estimate_turn(keypoints(list(one % 360)), keypoints(list(other % 360)), rows)
         assert turn == pytest.approx(75, abs=2)
 
     def test_is_unknown_where_matches_disagree(self) -> None:
         rng = np.random.default_rng(1)
         rows = np.stack([np.arange(100), np.arange(100)], 1).astype(np.int32)
-        assert turn_between(keypoints([0.0] * 100), keypoints(list(rng.uniform(0, 360, 100))), rows) is None
-        assert turn_between(keypoints([0.0]), keypoints([0.0]), rows[:0]) is None
+        assert estimate_turn(keypoints([0.0] * 100), keypoints(list(rng.uniform(0, 360, 100))), rows) is None
+        assert estimate_turn(keypoints([0.0]), keypoints([0.0]), rows[:0]) is None
 
 
 class TestQuarterTurns:
     def test_the_direction_of_most_photos_is_upright(self) -> None:
         between = {("a", "b"): (3.0, 50), ("b", "c"): (88.0, 40), ("c", "d"): (-92.0, 30), ("d", "e"): (1.0, 30)}
-        assert quarter_turns(between) == {"c": 90}
+        assert find_quarter_turns(between) == {"c": 90}
 
     def test_follows_the_pairs_with_most_matches(self) -> None:
         between = {("a", "b"): (0.0, 90), ("b", "c"): (180.0, 80), ("a", "c"): (90.0, 15), ("a", "d"): (0.0, 70)}
-        assert quarter_turns(between) == {"c": 180}
+        assert find_quarter_turns(between) == {"c": 180}
 
     def test_judges_each_connected_part_by_itself(self) -> None:
         between = {("a", "b"): (0.0, 90), ("x", "y"): (90.0, 90), ("y", "z"): (0.0, 90)}
-        assert quarter_turns(between) == {"x": 270}
+        assert find_quarter_turns(between) == {"x": 270}
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_estimated_orientations_win_by_clear_evidence_alone(gains: list[int], be
 
 def test_the_sample_has_runs_of_neighbours() -> None:
     names = [f"{number:03}" for number in range(100)]
-    sample = sample_of(names)
+    sample = choose_sample(names)
     assert len(set(sample)) == 24 and sample[:4] == names[:4] and sample[-4:] == names[-4:]
-    assert sample_of(names[:24]) == names[:24]
+    assert choose_sample(names[:24]) == names[:24]
 
 
 def test_upright_photos_are_described_upright(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:

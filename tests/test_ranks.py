@@ -24,10 +24,10 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan
 from hardnet_sfm.training.objectives import DescriptorObjective
-from hardnet_sfm.training.processes import joined, rank
+from hardnet_sfm.training.processes import rank, run_on_devices
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
-from hardnet_sfm.training.validation import HeldOutBatches, validated
+from hardnet_sfm.training.validation import HeldOutBatches, validate_network
 from hardnet_sfm.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,7 +129,7 @@ def test_three_devices_measure_what_one_does(patches: Path, tmp_path: Path) -> N
     output = tmp_path / "out.safetensors"
     report = train([patches], output, replace(TWO, steps=1, devices=3), CPU, validation=scenes)
     network = load_network(output).network
-    one, other = (validated(network, HeldOutBatches([read_patches(of)]), 32, "cpu")["map"] for of in scenes)
+    one, other = (validate_network(network, HeldOutBatches([read_patches(of)]), 32, "cpu")["map"] for of in scenes)
     assert one > other + 0.2
     assert report.measures["map"] == pytest.approx((one + other) / 2, abs=0.01)
 
@@ -164,9 +164,9 @@ def _fails(how: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "message"), [("says why", "device 1: out of luck"), ("dies", "device 1: its process")])
 def test_a_device_that_fails_stops_the_first_one(how: str, message: str) -> None:
-    with pytest.raises(HardnetSfmError, match=message), joined(2, 1, _fails, how):
+    with pytest.raises(HardnetSfmError, match=message), run_on_devices(2, 1, _fails, how):
         time.sleep(60)
-    with joined(2, 1, _fails, "not"):
+    with run_on_devices(2, 1, _fails, "not"):
         assert rank() == 0 and os.environ["LOCAL_RANK"] == "0"
     assert "LOCAL_RANK" not in os.environ
 

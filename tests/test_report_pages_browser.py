@@ -83,6 +83,8 @@ class TestFound:
                     answer["score"][place], rel=1e-3
                 )
                 assert inliers is None or f"{inliers} inlier" in said
+                # Green is for accepted photos only.
+                assert results.nth(place).locator(".state.registered").count() == int(answer["shows"][place])
 
     def test_box_is_where_it_was_asked_for(self, browser: Browser, found: dict[str, Path]) -> None:
         with opened(browser, found["one"]) as seen:

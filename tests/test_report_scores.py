@@ -11,7 +11,7 @@ from test_report import data_of
 
 import hardnet_sfm
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.scores import Measure, ScoreTable, with_mean
+from hardnet_sfm.evaluation.scores import Measure, ScoreTable, append_mean
 
 RATES = {"rootsift": [0.002 * step for step in range(100)], "mine": [0.0001 * step for step in range(100)]}
 BROWN = ScoreTable(
@@ -50,7 +50,7 @@ HPATCHES = ScoreTable(
     "hpatches, split a",
     (
         Measure(
-            "matching_map", "matching, mAP, %", {"rootsift": with_mean({"view easy": 0.5, "view hard": 0.25})}, ".1%"
+            "matching_map", "matching, mAP, %", {"rootsift": append_mean({"view easy": 0.5, "view hard": 0.25})}, ".1%"
         ),
     ),
     {"rootsift": {}},
@@ -66,7 +66,7 @@ HPATCHES = ScoreTable(
 )
 W1BS = ScoreTable(
     "w1bs",
-    (Measure("mauc", "mAUC by nuisance", {"rootsift": with_mean({"appearance": 0.1, "sensor": 0.3})}),),
+    (Measure("mauc", "mAUC by nuisance", {"rootsift": append_mean({"appearance": 0.1, "sensor": 0.3})}),),
     {"rootsift": {}},
     {"pairs": {"rootsift": {"A/one": 0.1, "S/two": 0.3}}},
 )

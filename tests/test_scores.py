@@ -10,7 +10,7 @@ import math
 import pytest
 from printed import cells, text
 
-from hardnet_sfm.evaluation.scores import Measure, ScoreTable, with_mean
+from hardnet_sfm.evaluation.scores import Measure, ScoreTable, append_mean
 
 FPR = Measure(
     "fpr95",
@@ -97,4 +97,4 @@ def test_json_has_everything() -> None:
 
 
 def test_mean_is_the_last_column() -> None:
-    assert list(with_mean({"a": 1.0, "b": 2.0}).items()) == [("a", 1.0), ("b", 2.0), ("mean", pytest.approx(1.5))]
+    assert list(append_mean({"a": 1.0, "b": 2.0}).items()) == [("a", 1.0), ("b", 2.0), ("mean", pytest.approx(1.5))]

@@ -608,12 +608,56 @@ def test_kill_while_the_store_is_replaced_leaves_the_old_or_the_new_one(tmp_path
                 duration = time.monotonic() - began
             time.sleep(rng.uniform(0, duration))
             process.kill()
+        try:
+            assert contents(path) in (old, complete)
+        except OSError as error:  # killed within the milliseconds of the change
+            assert "already open for write" in str(error)
+            assert path.with_name(".features.h5.redo").exists()
+        with FeatureStore(path):
+            pass  # a reader of ours completes the change
         assert contents(path) in (old, complete)
         with StoreWriter(path, FEATURES) as writer:
             assert writer.fingerprints == dict.fromkeys(NAMES, "f")
             writer.commit(NAMES, HEADER)
         assert contents(path) == complete
         assert [*path.parent.iterdir()] == [path]
+
+
+def _put_part(path: Path, part: str, names: tuple[str, ...], pipe: Connection) -> None:
+    with StoreWriter(path, FEATURES, part) as writer:
+        pipe.send(sorted(writer.fingerprints))
+        for name in names:
+            Entry.random(NAMES.index(name)).put(writer, name)
+        pipe.send("put")
+        pipe.recv()
+        Entry.random(NAMES.index(NAMES[-1])).put(writer, NAMES[-1])
+        pipe.send("more")
+
+
+def test_processes_with_a_part_each_fill_one_store(tmp_path: Path) -> None:
+    complete = contents(made(tmp_path / "complete" / "features.h5"))
+    path = made(tmp_path / "work" / "features.h5", NAMES[:4])
+    with (
+        running(_put_part, path, "a", NAMES[4:12]) as (_, one),
+        running(_put_part, path, "b", NAMES[12:20]) as (_, two),
+    ):
+        for pipe in (one, two):
+            assert set(pipe.recv()) >= {*NAMES[:4]}
+            assert pipe.recv() == "put"
+        with pytest.raises(HardnetSfmError, match="another hardnet-sfm run"):
+            StoreWriter(path, FEATURES, "a")
+        one.send("go on")
+        assert last_words(one) == ["more"]
+        with StoreWriter(path, FEATURES) as writer:
+            assert set(writer.fingerprints) == {*NAMES[:20], NAMES[-1]}
+            names = [name for name in NAMES if name in writer.fingerprints]
+            writer.commit(names, {"names": names})
+        assert hloc_names(path) == {*names}
+        assert sorted(item.name for item in path.parent.glob(".*journal")) == [".features.h5.b.journal"]
+        two.send("go on")
+        assert two.recv() == "more"
+    assert contents(made(path)) == complete
+    assert [*path.parent.iterdir()] == [path]
 
 
 OPTIONS = ExtractOptions(max_keypoints=150)

@@ -28,19 +28,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import hardnet_sfm.files.weight_files
+from hardnet_sfm import versions
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.datasets.brown import write_brown
 from hardnet_sfm.features.descriptors import make_descriptor
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, read_patches, write_patches
+from hardnet_sfm.files.patch_sets import read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.literature.published_losses import l2net
 from hardnet_sfm.networks.architectures import ARCHITECTURES
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training import losses, provenance
-from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.brown_sets import write_brown
-from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan, loader_of
+from hardnet_sfm.training import losses
+from hardnet_sfm.training.augment import AugmentOptions, augment_pairs
+from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan, make_loader
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
@@ -63,7 +65,7 @@ def random_patches(count: int, seed: int = 0) -> np.ndarray:
 class TestAugmentation:
     def test_without_any_change_patches_are_halved(self) -> None:
         patches = random_patches(3)
-        first, second = augmented(*map(torch.from_numpy, (patches, patches[::-1].copy())), 32, NONE)
+        first, second = augment_pairs(*map(torch.from_numpy, (patches, patches[::-1].copy())), 32, NONE)
         expected = [cv2.resize(patch, (32, 32), interpolation=cv2.INTER_AREA) for patch in patches]
         np.testing.assert_allclose(255 * first[:, 0].numpy(), expected, atol=0.51)
         assert torch.equal(first, second.flip(0))
@@ -71,9 +73,9 @@ class TestAugmentation:
     def test_flips_and_quarter_turns_are_those_of_the_pair(self) -> None:
         patches = torch.from_numpy(random_patches(64))
         torch.manual_seed(0)
-        first, second = augmented(patches, patches, 32, AugmentOptions(True, 0, 0, 0, 0, 0))
+        first, second = augment_pairs(patches, patches, 32, AugmentOptions(True, 0, 0, 0, 0, 0))
         assert torch.equal(first, second)
-        plain = augmented(patches, patches, 32, NONE)[0]
+        plain = augment_pairs(patches, patches, 32, NONE)[0]
         symmetries = [torch.rot90(side, quarter, (2, 3)) for quarter in range(4) for side in (plain, plain.flip(3))]
         differences = torch.stack([(first - symmetry).abs().amax((1, 2, 3)) for symmetry in symmetries])
         assert differences.amin(0).max() < 1e-4
@@ -84,7 +86,7 @@ class TestAugmentation:
         patches = torch.from_numpy(random_patches(1))
         options = AugmentOptions(False, shift=0.05, turn=10, scale=0.2, light=0, noise=0)
         torch.manual_seed(3)
-        first = augmented(patches, patches, 32, options)[0][0, 0].numpy()
+        first = augment_pairs(patches, patches, 32, options)[0][0, 0].numpy()
         torch.manual_seed(3)
         turn, scale = 10 * torch.randn(2)[0].item(), np.exp(0.2 * torch.randn(2)[0].item())
         shift = 0.05 * torch.randn(2, 2, 1)[0, :, 0].numpy() * PATCH_SIZE
@@ -98,12 +100,12 @@ class TestAugmentation:
 
     def test_light_and_noise_keep_their_bounds(self) -> None:
         patches = torch.from_numpy(random_patches(50))
-        plain = augmented(patches, patches, 32, NONE)[0]
+        plain = augment_pairs(patches, patches, 32, NONE)[0]
         torch.manual_seed(0)
-        gamma = augmented(patches, patches, 32, AugmentOptions(False, 0, 0, 0, light=0.3, noise=0))[0]
+        gamma = augment_pairs(patches, patches, 32, AugmentOptions(False, 0, 0, 0, light=0.3, noise=0))[0]
         exponents = (gamma.log() / plain.clamp(1e-3, 1).log())[:, 0, 10, 10]
         assert 0.74 <= exponents.min() < 0.8 < 1.25 < exponents.max() <= 1.35
-        noisy = augmented(patches, patches, 32, AugmentOptions(False, 0, 0, 0, 0, noise=0.02))[0] - plain
+        noisy = augment_pairs(patches, patches, 32, AugmentOptions(False, 0, 0, 0, 0, noise=0.02))[0] - plain
         assert 0.015 < noisy.flatten(1).std(1).max() < 0.022
         assert noisy.flatten(1).std(1).min() < 0.003
 
@@ -170,7 +172,7 @@ def write_noisy_patches(path: Path, points: int = 60, noise: float = 10) -> None
     point, image = np.repeat(np.arange(points), 3), np.tile(np.arange(3, dtype=np.int32), points)
     places = np.full((points, 3), np.nan, np.float32)
     write_patches(
-        path, PatchSet(path, "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
+        path, PatchSet(str(path), "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
     )
 
 
@@ -226,8 +228,8 @@ def test_metadata_have_the_command_and_the_commit(
 def test_a_package_outside_a_clone_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a repository of the user's may be around it."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages/hardnet_sfm/training/provenance.py"))
-    assert provenance._commit() == ""
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "site-packages/hardnet_sfm/versions.py"))
+    assert versions.find_commit() == ""
 
 
 def test_curves_for_tensorboard_lie_beside_the_weights(trained: Path) -> None:
@@ -616,7 +618,7 @@ def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) ->
 
 def test_ctrl_c_for_all_processes_of_a_terminal_leaves_those_that_draw_batches(patches: Path) -> None:
     batches = Batches(Sampler([read_patches(patches)], [1.0], BRIEF.sampling, 0), 0, 1)
-    drawn = iter(loader_of(batches, workers=2))
+    drawn = iter(make_loader(batches, workers=2))
     assert isinstance(drawn, _MultiProcessingDataLoaderIter)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     here = iter(batches)

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from test_train import CPU, NONE, random_patches, write_noisy_patches
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.literature.published_losses import l2net
+from hardnet_sfm.measures import average_precision, fpr95
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.training import losses
-from hardnet_sfm.training.augment import augmented
+from hardnet_sfm.training.augment import augment_pairs
 from hardnet_sfm.training.module import Budget, NetworkTraining, TrainingPlan
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
@@ -86,7 +86,7 @@ def test_networks_of_pairs_learn_from_each_pair_and_a_drawn_negative(name: str, 
     network = cast(PairNetwork, module.network)
     anchors, positives = (F.avg_pool2d(batch[side][:, None].float() / 255, 1) for side in ("anchors", "positives"))
     torch.manual_seed(7)
-    augmented(batch["anchors"], batch["positives"], 64, NONE)  # which draws first
+    augment_pairs(batch["anchors"], batch["positives"], 64, NONE)  # which draws first
     drawn = torch.rand(4).tolist()
     torch.manual_seed(7)
     terms = []
@@ -111,7 +111,7 @@ def test_hardnets_loss_gets_tfeats_descriptors_at_unit_length_and_tfeats_own_as_
             if loss == "hardnet":
                 described = [F.normalize(side) for side in described]
             torch.manual_seed(3)
-            augmented(batch["anchors"], batch["positives"], 32, NONE)  # which draws first
+            augment_pairs(batch["anchors"], batch["positives"], 32, NONE)  # which draws first
             expected = losses.LOSSES[loss].function(*described, batch["allowed"])
             torch.manual_seed(3)
             torch.testing.assert_close(module.loss_of(batch), expected, atol=1e-4, rtol=1e-4)

@@ -15,16 +15,16 @@ from hardnet_sfm.features.synthetic_views import (
     SAME_PLACE,
     View,
     ViewDescriber,
-    joined,
+    choose_views,
+    find_same_keypoints,
+    join_keypoints,
+    make_keypoints,
     relative_area,
-    same_keypoints,
-    views_of,
-    with_frames,
 )
-from hardnet_sfm.files.photo_files import Photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounding_for
-from hardnet_sfm.matching.view_matching import PhotoInViews, candidates_of_views, merged
+from hardnet_sfm.matching.view_matching import PhotoInViews, find_candidates, merge_candidates
+from hardnet_sfm.photos import Photo
 from hardnet_sfm.resources import Resources
 
 VIEWS = [View(2, 0), View(2, 36), View(4, 90), View(4, 126), View(1, 45), View(3, 171)]
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def some_keypoints(count: int, size: tuple[int, int], seed: int = 0) -> Keypoints:
     rng = np.random.default_rng(seed)
     frames = rng.normal(size=(count, 2, 2)) + 2 * np.eye(2)
-    return with_frames(rng.uniform((0, 0), size, (count, 2)), frames, rng.random(count).astype(np.float32))
+    return make_keypoints(rng.uniform((0, 0), size, (count, 2)), frames, rng.random(count).astype(np.float32))
 
 
 def moments(grey: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -119,17 +119,17 @@ def test_keypoints_whose_patch_leaves_the_photo_are_dropped(view: View) -> None:
 
 
 def test_views_of_a_tilt_are_72_degrees_divided_by_it_apart() -> None:
-    assert [view.rotation for view in views_of(2, 72)] == [0, 36, 72, 108, 144]
-    assert len(views_of(4, 72)) == 10
-    assert len(views_of(2**0.5, 72)) == 4  # 3.5 steps of 51 degrees do not fit a half turn
-    assert [view.rotation for view in views_of(2, 180)] == [0, 90]
+    assert [view.rotation for view in choose_views(2, 72)] == [0, 36, 72, 108, 144]
+    assert len(choose_views(4, 72)) == 10
+    assert len(choose_views(2**0.5, 72)) == 4  # 3.5 steps of 51 degrees do not fit a half turn
+    assert [view.rotation for view in choose_views(2, 180)] == [0, 90]
 
 
 def test_the_area_of_the_views_is_that_of_asift() -> None:
     assert relative_area((), 72) == 1
     assert relative_area((2, 4), 72) == 1 + 5 / 2 + 10 / 4
     width, height = 400, 300
-    pixels = sum(abs(np.linalg.det(view.photo_to_view((width, height))[:, :2])) for view in views_of(4, 72))
+    pixels = sum(abs(np.linalg.det(view.photo_to_view((width, height))[:, :2])) for view in choose_views(4, 72))
     assert relative_area((4,), 72) == pytest.approx(1 + pixels)
 
 
@@ -146,7 +146,7 @@ def test_upright_keypoints_of_a_view_are_upright_in_the_photo(view: View) -> Non
 @pytest.mark.parametrize("seed", range(3))
 def test_the_same_keypoint_is_that_of_a_brute_force_search(seed: int) -> None:
     found, known = some_keypoints(40, (12, 12), seed), some_keypoints(60, (12, 12), seed + 1)
-    for row, same in enumerate(same_keypoints(found, known).tolist()):
+    for row, same in enumerate(find_same_keypoints(found, known).tolist()):
         costs = []
         for other in range(60):
             apart = np.linalg.norm(found.xy[row] - known.xy[other])
@@ -170,15 +170,15 @@ def test_a_keypoint_that_is_found_again_is_no_new_one(orientation: Literal["esti
     describe = ViewDescriber(options, Resources("cpu", 1))
     photo, known = Photo(textured((240, 180)), 1, ""), Keypoints.empty()
     steps = [describe(photo, known, [View(1, 0)])]
-    known = joined(known, steps[0].keypoints)
+    known = join_keypoints(known, steps[0].keypoints)
     # A photo that is turned by a right angle has the same pixels, so nearly all is found again.
     steps.append(describe(photo, known, [View(1, 90), View(2, 0)]))
     turned, tilted = np.split(steps[1].rows, steps[1].ends[:-1])
     assert (turned < len(known)).mean() > 0.9
     assert 0.1 < (tilted < len(known)).mean() < 0.9
-    everything = joined(known, steps[1].keypoints)
+    everything = join_keypoints(known, steps[1].keypoints)
     assert set(range(len(known), len(everything))) <= set(steps[1].rows.tolist())
-    assert same_keypoints(steps[1].keypoints, known).max() == -1
+    assert find_same_keypoints(steps[1].keypoints, known).max() == -1
     # What is found again is described alike, where the orientation is the same.
     again = turned < len(known)
     cosines = (steps[1].descriptors[: len(turned)][again] * steps[0].descriptors[turned[again]]).sum(1)
@@ -231,7 +231,7 @@ def test_candidates_are_the_mutual_neighbours_of_each_pair_of_views(
             if (a, b) != (0, 0):
                 offset = sum(map(len, first.views[:a])), sum(map(len, second.views[:b]))
                 expected += [tuple(pair + offset) for pair in mutual_nearest_neighbours(one, other, accept).pairs]
-    pairs, scores = candidates_of_views(first, second, accept, (1, 1))
+    pairs, scores = find_candidates(first, second, accept, (1, 1))
     assert [tuple(pair) for pair in pairs] == expected
     cosines = (first.exact()[pairs[:, 0]] * second.exact()[pairs[:, 1]]).sum(1)
     assert scores == pytest.approx((1 + cosines.numpy()) / 2, abs=1e-5)
@@ -240,7 +240,7 @@ def test_candidates_are_the_mutual_neighbours_of_each_pair_of_views(
 def test_merged_matches_are_those_of_brute_force(two_photos: tuple[PhotoInViews, PhotoInViews]) -> None:
     first, second = two_photos
     accept = Acceptance(0.85)
-    pairs, scores = candidates_of_views(first, second, Acceptance(1.0), (0, 0))
+    pairs, scores = find_candidates(first, second, Acceptance(1.0), (0, 0))
     similarity = (first.exact() @ second.exact().T).numpy()
 
     def beats(asked: int, answer: int, side: int) -> bool:
@@ -265,7 +265,7 @@ def test_merged_matches_are_those_of_brute_force(two_photos: tuple[PhotoInViews,
         )
         if not any(near):
             expected.append((one, other))
-    found = merged(first, second, (pairs, scores), accept)
+    found = merge_candidates(first, second, (pairs, scores), accept)
     assert [tuple(pair) for pair in found.pairs.tolist()] == sorted(expected)
     assert len(best_of) > len(held) > len(expected) > 20
 
@@ -274,8 +274,8 @@ def test_photos_without_keypoints_have_no_matches() -> None:
     nothing = np.zeros((0, 16), np.float16)
     rounding = rounding_for(nothing, "cpu")
     empty = PhotoInViews((prepare(nothing, rounding),) * 2, np.zeros(0, np.int32), np.zeros((0, 2), np.float32))
-    candidates = candidates_of_views(empty, empty, Acceptance(), (0, 0))
-    assert len(merged(empty, empty, candidates, Acceptance())) == 0
+    candidates = find_candidates(empty, empty, Acceptance(), (0, 0))
+    assert len(merge_candidates(empty, empty, candidates, Acceptance())) == 0
 
 
 def test_a_view_is_turned_in_the_direction_that_its_docstring_says() -> None:

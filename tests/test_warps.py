@@ -18,13 +18,13 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.training.warping import (
     WarpOptions,
-    found_again,
+    cut_warped_patches,
+    degrade,
+    find_again,
     jacobians,
+    map_points,
     random_homography,
-    spoilt,
-    through,
-    warped,
-    warped_patches,
+    warp_image,
 )
 from hardnet_sfm.verbs.warp import warp
 
@@ -61,7 +61,7 @@ def test_jacobian_is_the_derivative() -> None:
     for homography in homographies(10):
         numeric = np.stack(
             [
-                (through(homography, places + shift) - through(homography, places - shift)) / (2 * step)
+                (map_points(homography, places + shift) - map_points(homography, places - shift)) / (2 * step)
                 for shift in step * np.eye(2)
             ],
             -1,
@@ -73,14 +73,14 @@ def test_through_is_opencvs() -> None:
     places = np.random.default_rng(1).uniform(0, 400, (50, 2))
     for homography in homographies(5):
         expected = cv2.perspectiveTransform(places[None], homography)[0]
-        np.testing.assert_allclose(through(homography, places), expected, rtol=1e-9)
+        np.testing.assert_allclose(map_points(homography, places), expected, rtol=1e-9)
 
 
 def test_homographies_keep_the_centre_and_their_stated_ranges() -> None:
     centre = np.array([[239.5, 179.5]])
     tilts, scales = [], []
     for homography in homographies(300):
-        np.testing.assert_allclose(through(homography, centre), centre, atol=1e-9)
+        np.testing.assert_allclose(map_points(homography, centre), centre, atol=1e-9)
         largest, smallest = np.linalg.svd(jacobians(homography, centre)[0], compute_uv=False)
         tilts.append(largest / smallest)
         scales.append(np.sqrt(largest * smallest))
@@ -95,7 +95,7 @@ def test_a_shrunk_view_is_not_aliased() -> None:
     stripes = np.tile(np.uint8([0, 0, 255, 255]), (100, 100))
     shrink = np.diag([0.3, 0.3, 1.0])
     plain = cv2.warpPerspective(stripes, shrink, stripes.shape[::-1])[5:25, 5:100]
-    ours = warped(stripes, shrink)[5:25, 5:100]
+    ours = warp_image(stripes, shrink)[5:25, 5:100]
     assert plain.std() > 70
     assert ours.std() < 12
     np.testing.assert_allclose(ours.mean(), 127.5, atol=2)
@@ -104,7 +104,7 @@ def test_a_shrunk_view_is_not_aliased() -> None:
 def test_an_enlarged_view_is_not_blurred(photo: Grey) -> None:
     enlarge = np.diag([1.5, 1.5, 1.0])
     expected = cv2.warpPerspective(photo, enlarge, photo.shape[::-1], borderMode=cv2.BORDER_REFLECT_101)
-    np.testing.assert_array_equal(warped(photo, enlarge), expected)
+    np.testing.assert_array_equal(warp_image(photo, enlarge), expected)
 
 
 @pytest.mark.slow
@@ -112,9 +112,9 @@ def test_found_again_is_the_brute_force(photo: Grey) -> None:
     rng, options = np.random.default_rng(2), WarpOptions()
     first = detect(photo)
     for homography in homographies(3):
-        second = detect(spoilt(warped(photo, homography), rng))
-        rows, columns = found_again(first, second, homography, options)
-        expected, frames = through(homography, first.xy), jacobians(homography, first.xy) @ first.frames()
+        second = detect(degrade(warp_image(photo, homography), rng))
+        rows, columns = find_again(first, second, homography, options)
+        expected, frames = map_points(homography, first.xy), jacobians(homography, first.xy) @ first.frames()
         costs = np.full((len(first), len(second)), np.inf)
         for i in range(len(first)):
             scale = np.sqrt(abs(np.linalg.det(frames[i])))
@@ -133,7 +133,7 @@ def test_found_again_is_the_brute_force(photo: Grey) -> None:
 
 
 def test_nothing_is_found_again_in_nothing() -> None:
-    rows, columns = found_again(Keypoints.empty(), Keypoints.empty(), np.eye(3), WarpOptions())
+    rows, columns = find_again(Keypoints.empty(), Keypoints.empty(), np.eye(3), WarpOptions())
     assert len(rows) == len(columns) == 0
 
 
@@ -142,7 +142,7 @@ def correlation(first: Grey, second: Grey) -> float:
 
 
 def test_patches_of_a_point_look_alike_and_others_do_not(photo: Grey) -> None:
-    made = warped_patches(photo, detect, FEW, np.random.default_rng(6))
+    made = cut_warped_patches(photo, detect, FEW, np.random.default_rng(6))
     counts = np.bincount(made.point)
     assert counts.min() >= 2
     assert len(counts) == len(made.xy) <= FEW.points
@@ -174,7 +174,7 @@ class TestStage:
         import hardnet_sfm.verbs.warp as module
 
         warp(photos, tmp_path / "whole.h5", FEW)
-        real, calls = warped_patches, []
+        real, calls = cut_warped_patches, []
 
         def stopping(*args: object) -> object:
             calls.append(args)
@@ -182,7 +182,7 @@ class TestStage:
                 raise KeyboardInterrupt
             return real(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(module, "warped_patches", stopping)
+        monkeypatch.setattr(module, "cut_warped_patches", stopping)
         with pytest.raises(KeyboardInterrupt):
             warp(photos, tmp_path / "stopped.h5", FEW, Resources(workers=1))
         assert not (tmp_path / "stopped.h5").exists()

@@ -14,10 +14,13 @@ import pycolmap
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.photo_decoding import open_image
+from hardnet_sfm.files.photo_files import is_plausible, read_as_stored, stored_size_of
 
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
-# Formats that we can read and COLMAP's wheel cannot.
-_UNKNOWN_TO_COLMAP = (".webp",)
+# Formats that COLMAP's wheel reads, by Pillow's names, and kinds of pixels that COLMAP shows too dark or too bright.
+_KNOWN_TO_COLMAP = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "DIB", "PPM")
+_TOO_DEEP = ("I", "F")
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,14 @@ def import_photos(
     scratch: Path,
     shared: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Writes photos with their cameras, rigs and frames into a database without photos.
+    """Writes photos with their cameras, rigs and frames into a database. Photos that it already has stay as they are.
+
+    A photo that shares a camera with photos in the database takes their camera.
 
     Args:
         database: path of the database; made if missing.
         images: folder of the photos.
-        names: names of the photos to write.
+        names: names of all photos that the database will have.
         setup: setup of their cameras.
         scratch: folder for photos in formats that COLMAP does not read. It is made here and kept for `readable_folder`.
         shared: groups of names of photos that share a camera, instead of the mode. Each other photo has its own camera.
@@ -78,20 +83,25 @@ def import_photos(
     options = pycolmap.ImageReaderOptions()
     options.camera_model = setup.model
     options.camera_params = ", ".join(map(repr, setup.params))
-    mode = getattr(pycolmap.CameraMode, setup.mode.replace("-", "_").upper())
-    folder = readable_folder(images, names, scratch)
-    pycolmap.Database.open(database).close()
-    parts: list[tuple[pycolmap.CameraMode, list[str]]] = [(mode, names)]
-    if shared is not None:
-        grouped = {name for group in shared for name in group}
-        parts = [(pycolmap.CameraMode.SINGLE, list(group)) for group in shared]
-        parts.append((pycolmap.CameraMode.PER_IMAGE, [name for name in names if name not in grouped]))
-    for how, some in parts:
+    known = _cameras_in(database)
+    new = [name for name in names if name not in known]
+    folder = readable_folder(images, new, scratch)
+    alone = dict.fromkeys(new)
+    for group in _sharing(names, setup.mode) if shared is None else shared:
+        options.existing_camera_id = next((known[name] for name in group if name in known), -1)
+        some = [name for name in group if name in alone]
         if some:  # COLMAP takes an empty list for all photos of the folder
-            pycolmap.import_images(database, folder, camera_mode=how, image_names=some, options=options)
-    with pycolmap.Database.open(database) as opened:
-        lost = set(names) - {image.name for image in opened.read_all_images()}
-    if lost and setup.mode in ("single", "per-folder") and _sizes_differ(folder, names, setup.mode):
+            mode = pycolmap.CameraMode.SINGLE
+            pycolmap.import_images(database, folder, camera_mode=mode, image_names=some, options=options)
+        alone = {name: None for name in alone if name not in some}
+    options.existing_camera_id = -1
+    if alone:
+        mode = pycolmap.CameraMode.AUTO if shared is None and setup.mode == "auto" else pycolmap.CameraMode.PER_IMAGE
+        pycolmap.import_images(database, folder, camera_mode=mode, image_names=list(alone), options=options)
+    if not setup.params:
+        _forget_nonsense(database)
+    lost = set(names) - _cameras_in(database).keys()
+    if lost and setup.mode in ("single", "per-folder") and _sizes_differ(images, names, setup.mode):
         raise HardnetSfmError(
             f"--camera-mode {setup.mode}: photos of different sizes cannot share a camera ({images / min(lost)})",
             "Use --camera-mode auto or per-image.",
@@ -103,13 +113,41 @@ def import_photos(
         )
 
 
+def _cameras_in(database: Path) -> dict[str, int]:
+    """Returns the number of each photo's camera by the photo's name; makes the database if it is missing."""
+    with pycolmap.Database.open(database) as opened:
+        return {image.name: image.camera_id for image in opened.read_all_images()}
+
+
+def _sharing(names: list[str], mode: CameraMode) -> list[list[str]]:
+    """Returns the groups of photos that share a camera in this mode."""
+    if mode not in ("single", "per-folder"):
+        return []
+    groups: dict[Path, list[str]] = {}
+    for name in names:
+        groups.setdefault(Path(name).parent if mode == "per-folder" else Path(), []).append(name)
+    return list(groups.values())
+
+
 def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
     """Says whether photos that should share a camera have different sizes. Unreadable photos are ignored."""
     sizes: dict[Path, set[tuple[int, int]]] = {}
     for name in names:
-        with contextlib.suppress(OSError), Image.open(folder / name) as photo:
-            sizes.setdefault(Path(name).parent if mode == "per-folder" else folder, set()).add(photo.size)
+        with contextlib.suppress(HardnetSfmError):
+            size = stored_size_of(folder / name)
+            sizes.setdefault(Path(name).parent if mode == "per-folder" else folder, set()).add(size)
     return any(len(found) > 1 for found in sizes.values())
+
+
+def _forget_nonsense(database: Path) -> None:
+    """Replaces focal lengths that no lens has, which COLMAP computes from nonsense in EXIF, by its default."""
+    factor = pycolmap.ImageReaderOptions().default_focal_length_factor
+    with pycolmap.Database.open(database) as opened:
+        for camera in opened.read_all_cameras():
+            longest, focal = max(camera.width, camera.height), camera.focal_length_idxs()
+            if focal and not all(is_plausible(camera.params[row], (camera.width, camera.height)) for row in focal):
+                guess = (camera.model_name, factor * longest, camera.width, camera.height)
+                opened.update_camera(pycolmap.Camera.create_from_model_name(camera.camera_id, *guess))
 
 
 def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
@@ -118,8 +156,11 @@ def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
     It is the image folder itself if COLMAP can read all of its photos. Otherwise it is a folder of links to the photos,
     with copies of those that COLMAP cannot read. The copies have the same names, pixels and EXIF data. They are PNG
     files, as COLMAP recognises a format by its content.
+
+    Raises:
+        HardnetSfmError: a photo that COLMAP cannot read is damaged.
     """
-    strange = [name for name in names if name.lower().endswith(_UNKNOWN_TO_COLMAP)]
+    strange = [name for name in names if not _is_known_to_colmap(images / name)]
     if not strange:
         return images
     shutil.rmtree(scratch, ignore_errors=True)
@@ -127,10 +168,31 @@ def readable_folder(images: Path, names: list[str], scratch: Path) -> Path:
         target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in strange:
-            with Image.open(images / name) as photo:
-                content = io.BytesIO()
-                photo.convert("RGB").save(content, "PNG", exif=photo.getexif())
-            target.write_bytes(content.getvalue())
+            _copy_as_png(images / name, target)
         else:
             target.symlink_to((images / name).resolve())
     return scratch
+
+
+def _is_known_to_colmap(photo: Path) -> bool:
+    """Says whether COLMAP reads a photo. It is left to COLMAP if the head of the file cannot be read."""
+    image = open_image(photo)
+    if image is None:
+        return True
+    with image:
+        return image.format in _KNOWN_TO_COLMAP and image.mode not in _TOO_DEEP
+
+
+def _copy_as_png(photo: Path, target: Path) -> None:
+    exif = Image.Exif()
+    image = open_image(photo)
+    if image is not None:
+        with image, contextlib.suppress(Exception):  # Pillow raises nearly everything for damaged tags
+            exif = image.getexif()
+    content = io.BytesIO()
+    pixels = Image.fromarray(read_as_stored(photo))
+    try:
+        pixels.save(content, "PNG", exif=exif)
+    except Exception:  # some tags can be read, but not written
+        pixels.save(content, "PNG")
+    target.write_bytes(content.getvalue())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pycolmap
@@ -19,12 +19,15 @@ from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
+from hardnet_sfm.photos import sensor_from_upright
 
 # Pairs verified between two commits. A killed run loses at most these, a second's work.
 _PAIRS_A_COMMIT = 64
 _FACTS = "hardnet_sfm"
+# COLMAP's number of a pair is that of the one photo times this, plus that of the other.
+_MOST_PHOTOS = 2**31 - 1
+_OF_PAIRS = ("matches", "two_view_geometries")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Guide:
 
 class Database:
     """An open COLMAP database that contains photos. Use it as a context manager.
+
+    While it is open, no function of this module that takes the path of a database may be called with its path. pycolmap
+    and Python have a copy of SQLite each, and one would remove the write-ahead log of the other.
 
     Attributes:
         ids: COLMAP's number of each photo by its name.
@@ -80,17 +86,18 @@ class Database:
             for first, second, rows in pairs:
                 self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
 
-    def forget(self, pairs: Iterable[PhotoPair]) -> None:
-        """Removes the matches and the two-view geometry of pairs. A pair may have none."""
-        with pycolmap.DatabaseTransaction(self._database):
-            for first, second in pairs:
-                self._database.delete_matches(self.ids[first], self.ids[second])
-                self._database.delete_two_view_geometry(self.ids[first], self.ids[second])
-
     def unverified(self, pairs: list[PhotoPair]) -> list[PhotoPair]:
         """Returns the pairs whose two-view geometry is not estimated yet."""
-        exists = self._database.exists_two_view_geometry
-        return [pair for pair in pairs if not exists(self.ids[pair[0]], self.ids[pair[1]])]
+        exists, with_inliers = self._database.exists_two_view_geometry, {frozenset(pair) for pair in self.verified()}
+        rest = [pair for pair in pairs if frozenset(pair) not in with_inliers]
+        return [pair for pair in rest if not exists(self.ids[pair[0]], self.ids[pair[1]])]
+
+    def _named(self, pair_ids: list[int]) -> Iterator[PhotoPair]:
+        """Yields the names of the photos of each pair."""
+        names = {number: name for name, number in self.ids.items()}
+        for pair_id in pair_ids:
+            first, second = pycolmap.pair_id_to_image_pair(pair_id)
+            yield names[first], names[second]
 
     def verify(
         self,
@@ -113,7 +120,7 @@ class Database:
         pixels = pixels or {}
         cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
         camera_of = {image.name: cameras[image.camera_id] for image in self._database.read_all_images()}
-        keypoints = {name: self._database.read_keypoints(number) for name, number in self.ids.items()}
+        keypoints = {name: self._database.read_keypoints(self.ids[name]) for pair in pairs for name in pair}
         points = {name: rows[:, :2].astype(np.float64) for name, rows in keypoints.items()}
 
         def estimate(pair: PhotoPair, rows: NDArray[np.uint32]) -> pycolmap.TwoViewGeometry:
@@ -142,10 +149,8 @@ class Database:
 
     def verified(self) -> dict[PhotoPair, int]:
         """Returns the number of inliers of each verified pair."""
-        names = {number: name for name, number in self.ids.items()}
         pair_ids, inliers = self._database.read_two_view_geometry_num_inliers()
-        pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
-        return {(names[a], names[b]): count for (a, b), count in zip(pairs, inliers, strict=True) if count}
+        return {pair: count for pair, count in zip(self._named(pair_ids), inliers, strict=True) if count}
 
     def inliers(self, pair: PhotoPair) -> NDArray[np.int32]:
         """Returns the (M, 2) row numbers of a verified pair's keypoints that agree with its two-view geometry."""
@@ -185,24 +190,109 @@ def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, in
 
 
 def read_fact(database: Path, key: str) -> str:
-    """Reads a fact that `write_fact` noted; empty if there is no such fact or no database."""
+    """Reads a fact that `write_facts` noted; empty if there is no such fact or no database."""
+    return read_facts(database, key).get("", "")
+
+
+def read_facts(database: Path, prefix: str) -> dict[str, str]:
+    """Reads the facts whose keys begin with a prefix, by the rest of their keys; none if there is no database."""
+    columns, after = f"substr(key, {len(prefix) + 1}), value", prefix + "\U0010ffff"
+    rows = _select(database, columns, _FACTS, "WHERE key >= ? AND key < ?", prefix, after)
+    return {str(key): str(value) for key, value in rows}
+
+
+def write_facts(database: Path, facts: Mapping[str, str | None]) -> None:
+    """Notes facts in our own table, in one transaction. COLMAP ignores the table, and `drop_facts` removes it.
+
+    Args:
+        database: path of the database; made if missing.
+        facts: values by key; None removes a fact.
+    """
+    with _changing(database) as opened:
+        opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
+        gone = [(key,) for key, value in facts.items() if value is None]
+        opened.executemany(f"DELETE FROM {_FACTS} WHERE key = ?", gone)
+        noted = [(key, value) for key, value in facts.items() if value is not None]
+        opened.executemany(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", noted)
+
+
+def matched_pairs(database: Path) -> list[PhotoPair]:
+    """Returns the pairs that have matches, also those with zero matches; none if there is no database."""
+    names = dict(_select(database, "image_id, name", "images"))
+    pairs = (pycolmap.pair_id_to_image_pair(number) for (number,) in _select(database, "pair_id", "matches"))
+    return [(names[first], names[second]) for first, second in pairs]
+
+
+def forget_pairs(database: Path, pairs: Collection[PhotoPair]) -> None:
+    """Removes the matches and the two-view geometry of pairs, in one transaction. A pair may have none.
+
+    pycolmap can do this, but then copies the whole database.
+    """
+    if not pairs:
+        return
+    ids = {name: number for number, name in _select(database, "image_id, name", "images")}
+    numbers = [(pycolmap.image_pair_to_pair_id(ids[first], ids[second]),) for first, second in pairs]
+    with _changing(database) as opened:
+        for table in _OF_PAIRS:
+            opened.executemany(f"DELETE FROM {table} WHERE pair_id = ?", numbers)
+
+
+def forget_verification(database: Path) -> None:
+    """Removes the two-view geometry of all pairs."""
+    with _changing(database) as opened:
+        opened.execute("DELETE FROM two_view_geometries")
+
+
+def remove_photos(database: Path, names: Collection[str]) -> None:
+    """Removes photos with their keypoints, matches, two-view geometry and unshared cameras, in one transaction."""
+    if not names:
+        return
+    with _changing(database) as opened:
+        opened.execute("PRAGMA foreign_keys = ON")
+        opened.execute("CREATE TEMP TABLE gone (name TEXT PRIMARY KEY)")
+        opened.executemany("INSERT INTO gone VALUES (?)", [(name,) for name in names])
+        numbers = "(SELECT image_id FROM images WHERE name IN gone)"
+        for table in _OF_PAIRS:
+            first, second = f"pair_id / {_MOST_PHOTOS}", f"pair_id % {_MOST_PHOTOS}"  # as COLMAP numbers pairs
+            opened.execute(f"DELETE FROM {table} WHERE {first} IN {numbers} OR {second} IN {numbers}")
+        opened.execute(f"DELETE FROM pose_priors WHERE corr_sensor_type = 0 AND corr_data_id IN {numbers}")
+        frames = f"(SELECT frame_id FROM frame_data WHERE sensor_type = 0 AND data_id IN {numbers})"
+        opened.execute(f"DELETE FROM frames WHERE frame_id IN {frames}")  # data of a frame go with it
+        opened.execute("DELETE FROM images WHERE name IN gone")  # keypoints of a photo go with it
+        unused = "(SELECT camera_id FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images))"
+        opened.execute(f"DELETE FROM rigs WHERE ref_sensor_type = 0 AND ref_sensor_id IN {unused}")
+        opened.execute(f"DELETE FROM cameras WHERE camera_id IN {unused}")
+
+
+def camera_numbers(database: Path) -> dict[str, int]:
+    """Returns the number of each photo's camera by the photo's name; none if there is no database."""
+    return {str(name): int(number) for name, number in _select(database, "name, camera_id", "images")}
+
+
+@contextmanager
+def _changing(database: Path) -> Iterator[sqlite3.Connection]:
+    """Opens a database for the changes of one transaction; makes it if it is missing."""
+    try:
+        with closing(sqlite3.connect(database)) as opened, opened:
+            yield opened
+    except sqlite3.DatabaseError as error:
+        raise HardnetSfmError(
+            f"cannot write {database}: {error}",
+            "Check that the disk has room and that no other program uses the file. Then run again.",
+        ) from error
+
+
+def _select(database: Path, columns: str, table: str, where: str = "", *values: str) -> list[tuple[Any, ...]]:
+    """Reads rows of a table; none if there is no such table or no database."""
     if not database.is_file():
-        return ""
+        return []
     try:
         with closing(sqlite3.connect(database)) as opened:
-            if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_FACTS,)).fetchone():
-                return ""
-            row = opened.execute(f"SELECT value FROM {_FACTS} WHERE key = ?", (key,)).fetchone()
+            if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+                return []
+            return opened.execute(f"SELECT {columns} FROM {table} {where}", values).fetchall()
     except sqlite3.DatabaseError as error:
         raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged", "Delete it and run again.") from error
-    return str(row[0]) if row else ""
-
-
-def write_fact(database: Path, key: str, value: str) -> None:
-    """Notes a fact in our own table, which COLMAP ignores and `drop_facts` removes."""
-    with closing(sqlite3.connect(database)) as opened, opened:
-        opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
-        opened.execute(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", (key, value))
 
 
 def copy_database(source: Path, target: Path) -> None:

@@ -59,6 +59,10 @@ class Tracks:
     depth: Float64
     error: Float64
 
+    def sizes_by_name(self) -> dict[str, tuple[int, int]]:
+        """Returns width and height of each photo's camera by the photo's name."""
+        return {name: (int(width), int(height)) for name, (width, height) in zip(self.names, self.sizes, strict=True)}
+
     def of_photo(self, photo: int) -> slice:
         """Returns the rows of one photo's observations."""
         first, end = np.searchsorted(self.photo, [photo, photo + 1])

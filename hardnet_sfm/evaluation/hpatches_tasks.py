@@ -6,15 +6,15 @@ negatives come first in verification and positives come first in retrieval, as i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float16, Ints
-from hardnet_sfm.evaluation.hpatches import LEVELS, PHOTOS, Level, Tasks, column_of
-from hardnet_sfm.evaluation.measures import squared_distances, trapezoid_average_precision
+from hardnet_sfm.evaluation.datasets.hpatches import LEVELS, PHOTOS, Level, Tasks, find_column
+from hardnet_sfm.measures import squared_distances, trapezoid_average_precision
 
 # Sizes of the retrieval pools. A pool counts the five positives and leaves out distractors of the query's own sequence.
 # The authors' table has the mean over all pools.
@@ -25,8 +25,6 @@ _PAIRS = 2**16
 _QUERIES = 64
 
 Floats = NDArray[np.floating]
-# The string in a key is the kind of negatives or the name of a sequence.
-ByPhotos = Mapping[tuple[Level, str], "VerificationScore"]
 
 
 class VerificationScore(NamedTuple):
@@ -79,7 +77,7 @@ def pair_distances(
         advance: called with the number of pairs that were just finished.
     """
     pairs = tasks.pairs
-    columns = column_of(level, pairs[:, :, 1])
+    columns = find_column(level, pairs[:, :, 1])
     distances = np.empty(len(pairs))
     for start in range(0, len(pairs), _PAIRS):
         block = slice(start, start + _PAIRS)
@@ -107,7 +105,7 @@ def match_sequence(descriptors: Float16) -> dict[Level, float]:
     for level in LEVELS:
         precisions = []
         for photo in range(1, PHOTOS + 1):
-            others = descriptors[:, int(column_of(level, photo))].astype(np.float32)
+            others = descriptors[:, int(find_column(level, photo))].astype(np.float32)
             distances = squared_distances(reference, others)
             nearest = distances.argmin(1)
             order = np.argsort(distances[true, nearest], kind="stable")

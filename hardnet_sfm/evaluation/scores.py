@@ -153,6 +153,6 @@ class ScoreTable:
         }
 
 
-def with_mean(row: Mapping[str, float]) -> dict[str, float]:
+def append_mean(row: Mapping[str, float]) -> dict[str, float]:
     """Appends the mean to a row of values."""
     return {**row, MEAN: sum(row.values()) / len(row)}

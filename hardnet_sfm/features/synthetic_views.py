@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.features.detectors import Detect, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions, detector_options
-from hardnet_sfm.files.photo_files import Affine2, Photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.photos import Affine2, Photo, resize_to_fit
 from hardnet_sfm.resources import Resources
 
 # Sigma of the blur before a tilt, divided by sqrt(t^2 - 1), pixels. It turns a blur of 0.8 pixels into one of 0.8 t
@@ -104,7 +104,7 @@ class View:
         # long.
         reach = _SIGMAS_INSIDE * found.scales[:, None] * np.linalg.norm(linear, axis=1)
         rows = np.flatnonzero(((xy - reach >= -0.5) & (xy + reach <= np.array(size) - 0.5)).all(1))
-        return with_frames(xy[rows], linear @ found.frames()[rows], found.scores[rows]), rows
+        return make_keypoints(xy[rows], linear @ found.frames()[rows], found.scores[rows]), rows
 
     def turned(self, found: Keypoints, turn: float = 0) -> Keypoints:
         """Orients upright keypoints of the view along the photo's upright direction, as it appears in the view.
@@ -115,10 +115,10 @@ class View:
         """
         c, s = cos(radians(turn - self.rotation)) / self.tilt, sin(radians(turn - self.rotation))
         rotation = np.array([[c, -s], [s, c]]) / sqrt(c**2 + s**2)
-        return with_frames(found.xy, found.frames() @ rotation, found.scores)
+        return make_keypoints(found.xy, found.frames() @ rotation, found.scores)
 
 
-def views_of(tilt: float, rotation_step: float) -> tuple[View, ...]:
+def choose_views(tilt: float, rotation_step: float) -> tuple[View, ...]:
     """Returns the views of one tilt: a half turn in equal steps of at most `rotation_step` / tilt degrees.
 
     The more a view is tilted, the faster it changes with the direction (ASIFT: 72 degrees / tilt). The other half turn
@@ -133,10 +133,10 @@ def relative_area(tilts: Sequence[float], rotation_step: float) -> float:
 
     Each tilt adds about 180 / rotation_step, whatever the tilt is. So steps of 72 degrees give 3.5, 6, 8.5 ...
     """
-    return 1 + sum(len(views_of(tilt, rotation_step)) / tilt for tilt in tilts)
+    return 1 + sum(len(choose_views(tilt, rotation_step)) / tilt for tilt in tilts)
 
 
-def with_frames(xy: NDArray[np.floating], frames: NDArray[np.floating], scores: NDArray[np.float32]) -> Keypoints:
+def make_keypoints(xy: NDArray[np.floating], frames: NDArray[np.floating], scores: NDArray[np.float32]) -> Keypoints:
     """Makes keypoints of (N, 2) positions and (N, 2, 2) local affine frames.
 
     The scale is the root of the frame's area factor. The orientation is that of the image of the x axis.
@@ -147,14 +147,14 @@ def with_frames(xy: NDArray[np.floating], frames: NDArray[np.floating], scores: 
     return Keypoints(xy.astype(np.float32), scales, oris, scores, frames.astype(np.float32))
 
 
-def joined(*parts: Keypoints) -> Keypoints:
+def join_keypoints(*parts: Keypoints) -> Keypoints:
     """Joins keypoints into one set, with local affine frames."""
     columns = ([getattr(part, name) for part in parts] for name in ("xy", "scales", "oris", "scores"))
     xy, scales, oris, scores = map(np.concatenate, columns)
     return Keypoints(xy, scales, oris, scores, np.concatenate([part.frames() for part in parts]))
 
 
-def same_keypoints(found: Keypoints, known: Keypoints) -> NDArray[np.intp]:
+def find_same_keypoints(found: Keypoints, known: Keypoints) -> NDArray[np.intp]:
     """Returns the known keypoint that equals each found one: (N,) rows of `known`, or -1.
 
     Among known keypoints within 1.5 pixels and a factor of 1.5 in scale, it is the nearest in place and frame together.
@@ -242,10 +242,10 @@ class ViewDescriber:
             back, inside = view.back(found, size)
             descriptors.append(self._describe.at(image, found.select(inside)))
             back = back.resized(size, photo.size)
-            same = same_keypoints(back, keypoints)
+            same = find_same_keypoints(back, keypoints)
             new = np.flatnonzero(same < 0)
             same[new] = len(keypoints) + np.arange(len(new))
-            keypoints = joined(keypoints, back.select(new))
+            keypoints = join_keypoints(keypoints, back.select(new))
             rows.append(same.astype(np.int32))
         ends = np.cumsum([len(of_view) for of_view in rows])
         new = np.arange(len(known), len(keypoints))

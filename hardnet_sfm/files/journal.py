@@ -26,12 +26,15 @@ class Journal:
     Args:
         path: path of the file; made if missing.
 
+    Attributes:
+        path: the same path.
+
     Raises:
         HardnetSfmError: any method raises it if the disk is full or the file is damaged. The content stays as it is.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         with self._explained():
             # No implicit transactions: each statement is its own transaction.
             self._opened = sqlite3.connect(path, isolation_level=None)
@@ -71,12 +74,16 @@ class Journal:
         else:
             self.drop()
 
+    def leave(self) -> None:
+        """Closes the journal and keeps it, because it belongs to another process."""
+        self._opened.close()
+
     def drop(self) -> None:
         """Closes and removes the journal."""
         self._put = True  # closing again must not remove a file that another process has made since
         self._opened.close()
         for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -88,4 +95,4 @@ class Journal:
                 hint = "Make room on the disk and run again: finished work is kept."
             else:
                 hint = "It is damaged. Delete it, and its content is computed again."
-            raise HardnetSfmError(f"{self._path}: {error}", hint) from error
+            raise HardnetSfmError(f"{self.path}: {error}", hint) from error

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardnet_sfm.benchmark.comparing import PairStream
-from hardnet_sfm.benchmark.competitors import Competitor
-from hardnet_sfm.benchmark.describing import PatchStream
+from hardnet_sfm.competitors import Competitor
+from hardnet_sfm.evaluation.comparing import PairStream
+from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.literature.scorer import pair_network
 from hardnet_sfm.resources import Resources
 
 _TIMED_BATCHES = 8  # number of timed batches for each thread
 
 
-def cost_of(row: Competitor, resources: Resources) -> Mapping[str, float]:
+def measure_cost(row: Competitor, resources: Resources) -> Mapping[str, float]:
     """Measures the cost of a descriptor.
 
     The result has the dimension, the number of parameters, the operations of convolutions and matrix products, and the
@@ -48,7 +48,7 @@ def cost_of(row: Competitor, resources: Resources) -> Mapping[str, float]:
     }
 
 
-def cost_of_pairs(row: Competitor, resources: Resources) -> Mapping[str, float]:
+def measure_pair_cost(row: Competitor, resources: Resources) -> Mapping[str, float]:
     """Measures the cost of a network that compares patches, for pairs in which both patches are new.
 
     `patches_per_second` is then the number of pairs a second.

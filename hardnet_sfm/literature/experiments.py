@@ -144,7 +144,7 @@ def of_seeds(measure: Measure) -> dict[str, list[float]]:
     }
 
 
-def order_said(measure: Measure) -> str:
+def describe_order(measure: Measure) -> str:
     """Says whether the variants have the same order, best first, with every seed."""
     orders: dict[tuple[str, ...], list[str]] = {}
     for column in (column for column in measure.columns if column.startswith(_SEED)):
@@ -180,7 +180,7 @@ def run_experiment(
         output.print(title)
         output.print(printed)
     for measure in table.measures:
-        output.print(order_said(measure))
+        output.print(describe_order(measure))
     csv, png = (options.workspace / f"{name}.{suffix}" for suffix in ("csv", "png"))
     with replacing(csv) as beside:
         beside.write_text(table.as_csv(), encoding="utf-8")

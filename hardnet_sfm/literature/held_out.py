@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from hardnet_sfm.arrays import Grey
-from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.features.descriptors import Descriptor
 from hardnet_sfm.files.patch_sets import read_patches
 from hardnet_sfm.literature.pair_objective import scored
@@ -20,7 +20,7 @@ from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.networks.loading import check_compares
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training.validation import BATCH_SIZE, HeldOutBatches, measures_of
+from hardnet_sfm.training.validation import BATCH_SIZE, HeldOutBatches, measure_distances
 
 
 class HeldOut:
@@ -61,7 +61,7 @@ class HeldOut:
             first, second = torch.from_numpy(describe(sides).astype(np.float32)).chunk(2)
             distances = (2 - 2 * first @ second.T).clamp(min=0).sqrt()
             same = torch.eye(len(distances), dtype=torch.bool)
-            found.append(measures_of(distances, same, torch.from_numpy(batch.allowed)))
+            found.append(measure_distances(distances, same, torch.from_numpy(batch.allowed)))
         return {name: float(np.mean([measures[name] for measures in found])) for name in found[0]}
 
     @torch.inference_mode()
@@ -85,7 +85,7 @@ class HeldOut:
             ]
             patches = [torch.from_numpy(side).to(device).unsqueeze(1).float() / 255 for side in sides]
             compared = scored(network, patches[0], patches[1], torch.from_numpy(batch.allowed))
-            found.append(measures_of(*compared, scores=True)["fpr95"])
+            found.append(measure_distances(*compared, scores=True)["fpr95"])
         return {"fpr95": float(np.mean(found))}
 
     def _spanning(self, patches: Grey, measurement_size: float) -> Grey:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.networks.architectures import Architecture
 from hardnet_sfm.training.objectives import Describe, TrainingBatch
-from hardnet_sfm.training.validation import measures_of
+from hardnet_sfm.training.validation import measure_distances
 
 # Number of wrong patches that each patch is compared with when measuring. Comparing with all would take hours.
 RIVALS = 8
@@ -49,7 +49,7 @@ class PairObjective:
         assert isinstance(network, PairNetwork)
         allowed = batch.allowed
         negatives = allowed & ~torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
-        chosen = drawn_negatives(negatives)
+        chosen = draw_negatives(negatives)
         first, second = network.describe(batch.anchors, 0), network.describe(batch.positives, 1)
         scores = [network.compare(first, others) for others in (second, second[chosen])]
         with torch.autocast(batch.anchors.device.type, enabled=False):
@@ -64,10 +64,10 @@ class PairObjective:
     ) -> dict[str, float]:
         assert isinstance(network, PairNetwork)
         anchors, positives = inputs.chunk(2)
-        return measures_of(*scored(network, anchors, positives, allowed), scores=True)
+        return measure_distances(*scored(network, anchors, positives, allowed), scores=True)
 
 
-def drawn_negatives(negatives: Tensor, generator: Generator | None = None) -> Tensor:
+def draw_negatives(negatives: Tensor, generator: Generator | None = None) -> Tensor:
     """(N,) column numbers, drawn uniformly from the True entries of each row.
 
     Args:
@@ -81,7 +81,7 @@ def drawn_negatives(negatives: Tensor, generator: Generator | None = None) -> Te
 
 
 def scored(network: PairNetwork, anchors: Tensor, positives: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores each anchor with its own positive and with `RIVALS` others, as input for `measures_of`.
+    """Scores each anchor with its own positive and with `RIVALS` others, as input for `measure_distances`.
 
     A sample of the rivals has the same expected false positive rate as all rivals. This is not true of mean average
     precision.

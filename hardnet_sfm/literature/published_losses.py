@@ -10,13 +10,13 @@ from collections.abc import Iterable
 import torch
 from torch import Generator, Tensor, nn
 
-from hardnet_sfm.literature.pair_objective import PairObjective, drawn_negatives
+from hardnet_sfm.literature.pair_objective import PairObjective, draw_negatives
 from hardnet_sfm.training.loss_terms import (
     distance_of,
     distances_between,
+    find_negatives,
     hardest_in_batch,
     mean_over_pairs,
-    negatives_of,
     products,
 )
 from hardnet_sfm.training.objectives import DescriptorObjective
@@ -28,7 +28,7 @@ def contrastive(anchors: Tensor, positives: Tensor, allowed: Tensor | None = Non
     This is the hinge loss of Simo-Serra et al., Discriminative learning of deep convolutional feature point
     descriptors, ICCV 2015, with HardNet's negatives. HardNet's authors compare it in their ablation study.
     """
-    negatives = negatives_of(anchors, allowed)
+    negatives = find_negatives(anchors, allowed)
     positive, negative = hardest_in_batch(anchors, positives, negatives)
     return mean_over_pairs(positive + (margin - negative).relu(), negatives)
 
@@ -39,7 +39,7 @@ def hardest_softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None =
     This is the softmax of 2 - d over the pair and that negative alone. HardNet's authors compare it in their ablation
     study. `softmax` uses all negatives.
     """
-    negatives = negatives_of(anchors, allowed)
+    negatives = find_negatives(anchors, allowed)
     positive, negative = hardest_in_batch(anchors, positives, negatives)
     return mean_over_pairs(nn.functional.softplus(positive - negative), negatives)
 
@@ -61,8 +61,8 @@ def random_triplet(
         generator: random generator of the CPU on any device, so that all devices draw the same numbers. The default is
             torch's own.
     """
-    negatives = negatives_of(anchors, allowed)
-    chosen = drawn_negatives(negatives, generator)
+    negatives = find_negatives(anchors, allowed)
+    chosen = draw_negatives(negatives, generator)
     positive, negative = (distance_of((anchors * others).sum(1)) for others in (positives, positives[chosen]))
     return mean_over_pairs((margin + positive - negative).relu(), negatives)
 
@@ -85,8 +85,8 @@ def triplet_swap(
         margin: the margin.
         generator: as for `random_triplet`.
     """
-    negatives = negatives_of(anchors, allowed)
-    others = positives[drawn_negatives(negatives, generator)]
+    negatives = find_negatives(anchors, allowed)
+    others = positives[draw_negatives(negatives, generator)]
     negative = torch.minimum(distances_between(anchors, others), distances_between(positives, others))
     return mean_over_pairs((margin + distances_between(anchors, positives) - negative).relu(), negatives)
 
@@ -111,8 +111,8 @@ def mined_contrastive(
         share: share of the batch that is kept.
         generator: as for `random_triplet`.
     """
-    negatives = negatives_of(anchors, allowed)
-    negative = (margin - distances_between(anchors, positives[drawn_negatives(negatives, generator)])).relu()
+    negatives = find_negatives(anchors, allowed)
+    negative = (margin - distances_between(anchors, positives[draw_negatives(negatives, generator)])).relu()
     used = negatives.any(1)
     return _mean_of_largest(distances_between(anchors, positives), used, share) + _mean_of_largest(
         negative, used, share
@@ -125,7 +125,7 @@ def softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None) -
     This is E1 / N of Tian, Fan, Wu, L2-Net, CVPR 2017, the error term for descriptor similarity.
     """
     similarity = -distance_of(products(anchors, positives))  # the 2 cancels
-    return _softmax_both_ways(similarity, negatives_of(anchors, allowed))
+    return _softmax_both_ways(similarity, find_negatives(anchors, allowed))
 
 
 def l2net(
@@ -187,7 +187,7 @@ def feature_softmax(anchors: Tensor, positives: Tensor, allowed: Tensor | None =
             takes the outputs of a batch normalisation.
         allowed: as in the other losses.
     """
-    return _softmax_both_ways(products(anchors, positives), negatives_of(anchors, allowed))
+    return _softmax_both_ways(products(anchors, positives), find_negatives(anchors, allowed))
 
 
 def _mean_of_largest(terms: Tensor, used: Tensor, share: float) -> Tensor:

@@ -47,9 +47,7 @@ class PhotoInViews:
         return torch.cat([view.exact for view in self.views])
 
 
-def candidates_of_views(
-    first: PhotoInViews, second: PhotoInViews, accept: Acceptance, done: tuple[int, int]
-) -> Candidates:
+def find_candidates(first: PhotoInViews, second: PhotoInViews, accept: Acceptance, done: tuple[int, int]) -> Candidates:
     """Finds the mutual nearest neighbours of each view of one photo with each view of another.
 
     Lower bound: the cost for one pair of photos (`mutual_nearest_neighbours`) times the areas of both photos with their
@@ -75,7 +73,7 @@ def candidates_of_views(
     return np.concatenate(pairs), np.concatenate(scores)
 
 
-def merged(first: PhotoInViews, second: PhotoInViews, candidates: Candidates, accept: Acceptance) -> Matches:
+def merge_candidates(first: PhotoInViews, second: PhotoInViews, candidates: Candidates, accept: Acceptance) -> Matches:
     """Merges candidates into one list of keypoint matches, with each point of either photo at most once.
 
     A match must hold against all descriptions of the other photo, in both directions. Its distance is compared with the
@@ -88,7 +86,7 @@ def merged(first: PhotoInViews, second: PhotoInViews, candidates: Candidates, ac
 
     Args:
         first, second: the two photos in their views.
-        candidates: numbers of descriptions and scores, as `candidates_of_views` returns them.
+        candidates: numbers of descriptions and scores, as `find_candidates` returns them.
         accept: rule by which a neighbour is accepted.
 
     Returns:
@@ -103,7 +101,7 @@ def merged(first: PhotoInViews, second: PhotoInViews, candidates: Candidates, ac
     for one, other, side in ((first, second, 0), (second, first, 1)):
         holds = _beats_rivals(one, pairs[:, side], other, rows[:, 1 - side], scores, accept)
         pairs, scores, rows = pairs[holds], scores[holds], rows[holds]
-    kept = one_to_one(first.xy[rows[:, 0]], second.xy[rows[:, 1]])
+    kept = keep_one_to_one(first.xy[rows[:, 0]], second.xy[rows[:, 1]])
     kept = kept[np.argsort(rows[kept, 0])]
     return Matches(rows[kept], scores[kept])
 
@@ -142,7 +140,7 @@ def _beats_rivals(
     return torch.cat(holds).numpy()
 
 
-def one_to_one(first: Float32, second: Float32) -> NDArray[np.intp]:
+def keep_one_to_one(first: Float32, second: Float32) -> NDArray[np.intp]:
     """Selects correspondences of (K, 2) places, best first, that end near no better one that is kept."""
     kept = np.ones(len(first), bool)
     close: dict[int, list[int]] = {}

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.files.photo_files import Lens, read_lens
+from hardnet_sfm.files.photo_files import FILM_DIAGONAL, read_lens
 from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
+from hardnet_sfm.files.workspace import digest
 from hardnet_sfm.keypoints import PhotoPair
+from hardnet_sfm.photos import Lens
 from hardnet_sfm.progress import progress
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
@@ -24,8 +26,8 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need i
     from hardnet_sfm.colmap.trial import Evidence, Mapped, Trial
     from hardnet_sfm.colmap.two_view import Verification
 
-# Facts in a database: which photos share a camera, and for which inputs that was decided.
-GROUPS, GROUPS_OF = "camera groups", "camera groups of"
+# Fact in a database: which photos share a camera.
+GROUPS = "camera groups"
 # Number of photos of a trial. More take longer and give little more evidence.
 _PHOTOS = 12
 # From this many photos without EXIF data, a second trial with other photos must agree.
@@ -40,8 +42,6 @@ _FEWEST_MATCHES = 15
 _MANY_PAIRS = 24
 # Further matches above this number do not make a pair better connected.
 _ENOUGH_MATCHES = 150
-# Diagonal of 35 mm film, mm.
-_FILM_DIAGONAL = 43.27
 # Photos do not share a camera if one camera for each photo reduces the cost by more than this share ...
 _GAIN = 0.1
 # ... and if their focal lengths then differ by more than this share,
@@ -60,11 +60,15 @@ class CameraGroup:
         names: names of the photos.
         shared: whether they share a camera.
         reason: reason for the decision, for messages.
+        key: digest of the size and EXIF data that the photos have in common; empty for merged groups.
+        decided: number of photos that the group had when it was decided.
     """
 
     names: tuple[str, ...]
     shared: bool
     reason: str
+    key: str = ""
+    decided: int = 0
 
     def facts(self) -> dict[str, Any]:
         """Returns the group for the summary, for JSON."""
@@ -79,28 +83,40 @@ class Candidates:
         names: names of the photos.
         size: (width, height) of each photo as stored, pixels.
         lens: camera data from EXIF.
+        key: digest of what the photos have in common.
     """
 
     names: tuple[str, ...]
     size: tuple[int, int]
     lens: Lens
+    key: str
 
 
-def find_candidates(features: FeatureStore, images: Path) -> list[Candidates]:
+def find_candidates(features: FeatureStore, images: Path, known: Sequence[CameraGroup] = ()) -> list[Candidates]:
     """Groups photos by size and EXIF data, and by folder unless EXIF states camera and focal length.
 
     Args:
         features: features of the photos.
         images: folder of the photos.
+        known: groups of an earlier decision. Their photos are not read again.
+
+    Returns:
+        The groups that have a photo which is in no known group.
     """
-    groups: dict[tuple[tuple[int, int], Lens, str], list[str]] = defaultdict(list)
+    key_of = {name: group.key for group in known for name in group.names}
+    common: dict[str, tuple[tuple[int, int], Lens]] = {}
     for name in features.names():
-        width, height = features.size(name)
-        size = (height, width) if features.orientation(name) >= 5 else (width, height)
-        lens = read_lens(images / name)
-        named = bool(lens.make and lens.model and lens.knows_focal_length)
-        groups[size, lens, "" if named else str(PurePosixPath(name).parent)].append(name)
-    return [Candidates(tuple(names), size, lens) for (size, lens, _), names in groups.items()]
+        if name not in key_of:
+            width, height = features.size(name)
+            size = (height, width) if features.orientation(name) >= 5 else (width, height)
+            lens = read_lens(images / name)
+            named = bool(lens.make and lens.model and lens.knows_focal_length)
+            key_of[name] = digest(size, asdict(lens), "" if named else str(PurePosixPath(name).parent))
+            common[key_of[name]] = size, lens
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in features.names():
+        members[key_of[name]].append(name)
+    return [Candidates(tuple(members[key]), *size_and_lens, key) for key, size_and_lens in common.items()]
 
 
 def choose_connected(names: Sequence[str], counts: Mapping[PhotoPair, int], most: int = _PHOTOS) -> tuple[str, ...]:
@@ -191,19 +207,32 @@ class CameraTrials:
     threads: int
     scratch: Path
 
-    def decide(self, candidates: Sequence[Candidates]) -> list[CameraGroup]:
+    def decide(self, images: Path, known: Sequence[CameraGroup] = ()) -> list[CameraGroup]:
         """Decides for each group of candidates whether its photos share a camera.
 
-        Groups that do not share one, for the same reason, are merged.
+        A decision stands when photos join its group, until the group has doubled. Then its evidence is a small part of
+        the photos, and the group is decided again.
+
+        Args:
+            images: folder of the photos.
+            known: groups of an earlier decision, without photos that are gone or have changed.
+
+        Returns:
+            Groups of all photos, in the order of their first photos.
         """
         counts = {(str(f["name0"]), str(f["name1"])): int(f["matches"]) for f in self.matches.index.values()}
-        groups: list[CameraGroup] = []
+        groups = {group.key: group for group in known if group.names}
+        candidates = find_candidates(self.features, images, known)
         with progress("cameras", len(candidates)) as advance:
             for some in candidates:
-                shared, reason = self._decide_one(some, counts)
-                groups.append(CameraGroup(some.names, shared, reason))
+                group = groups.get(some.key)
+                if group is None or len(some.names) >= 2 * group.decided:
+                    shared, reason = self._decide_one(some, counts)
+                    group = CameraGroup(some.names, shared, reason, some.key, len(some.names))
+                groups[some.key] = replace(group, names=some.names)
                 advance(note=f"{len(some.names)} photos")
-        return _merge(groups)
+        place = {name: number for number, name in enumerate(self.features.names())}
+        return sorted(groups.values(), key=lambda group: place[group.names[0]])
 
     def _decide_one(self, some: Candidates, counts: Mapping[PhotoPair, int]) -> tuple[bool, str]:
         known = some.lens.knows_focal_length
@@ -266,7 +295,7 @@ class CameraTrials:
             )
             for name in chosen
         }
-        focal_length = some.lens.focal_length_35mm / _FILM_DIAGONAL * float(np.hypot(*some.size)) or None
+        focal_length = some.lens.focal_length_35mm / FILM_DIAGONAL * float(np.hypot(*some.size)) or None
         matches = {pair: pairs for pair, pairs in among.items() if len(pairs) >= _FEWEST_MATCHES}
         pixels = self.features.shrunk(some.names[0])
         return Trial(points, matches, some.size, self.setup.model, focal_length, pixels)
@@ -313,7 +342,7 @@ def _loses(together: Mapped, apart: Mapped) -> bool:
     return together.photos < apart.photos * _LOST or together.observations < apart.observations * _LOST
 
 
-def _merge(groups: Sequence[CameraGroup]) -> list[CameraGroup]:
+def merge_groups(groups: Sequence[CameraGroup]) -> list[CameraGroup]:
     """Puts groups that share a camera first, and merges photos with a camera each into one group for each reason."""
     apart: dict[str, list[str]] = defaultdict(list)
     for group in groups:
@@ -330,4 +359,4 @@ def write_groups(groups: Sequence[CameraGroup]) -> str:
 
 def read_groups(text: str) -> list[CameraGroup]:
     """Reads groups that `write_groups` wrote; none from an empty text."""
-    return [CameraGroup(tuple(g["names"]), g["shared"], g["reason"]) for g in json.loads(text or "[]")]
+    return [CameraGroup(**{**group, "names": tuple(group["names"])}) for group in json.loads(text or "[]")]

@@ -95,6 +95,16 @@ class MapOptions:
         decided = {**asdict(self), "camera_model": self.first_camera_model()}
         return {name: value for name, value in decided.items() if name not in self.of_mapper()}
 
+    def of_cameras(self) -> dict[str, Any]:
+        """Returns the options that the cameras in the database depend on, for JSON."""
+        setup = self.camera_setup()
+        return {"mode": setup.mode, "model": setup.model, "params": setup.params}
+
+    def of_verification(self) -> dict[str, Any]:
+        """Returns the options that the verification of a pair depends on, for JSON."""
+        names = ("max_error", "min_inliers", "guided_matching", "seed")
+        return {name: getattr(self, name) for name in names}
+
     def of_mapper(self) -> dict[str, Any]:
         """Returns the options that the mapper's result depends on, for JSON."""
         names = ("mapper", "fix_intrinsics", "refine_principal_point", "min_model_size", "retry")

@@ -10,7 +10,7 @@ from hardnet_sfm.errors import NoModel
 from hardnet_sfm.files.fingerprints import inputs_fingerprint
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import Workspace
-from hardnet_sfm.reconstruction.camera_groups import GROUPS, read_groups
+from hardnet_sfm.reconstruction.camera_groups import GROUPS, merge_groups, read_groups
 from hardnet_sfm.reconstruction.map_options import FIRST_CAMERA_MODEL, MapOptions
 from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
 from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
@@ -115,7 +115,7 @@ def _camera_groups(workspace: Workspace, options: MapOptions, photos: int) -> li
     if options.camera_mode != "auto":
         reason = f"--camera-mode {options.camera_mode}"
         return [{"photos": photos, "shared": options.camera_mode != "per-image", "reason": reason}]
-    return [group.facts() for group in read_groups(read_fact(workspace.database, GROUPS))]
+    return [group.facts() for group in merge_groups(read_groups(read_fact(workspace.database, GROUPS)))]
 
 
 def explain_failure(summary: dict[str, Any]) -> NoModel:

@@ -35,7 +35,7 @@ class AugmentOptions:
         check_least(self, shift=0, turn=0, scale=0, light=0, noise=0)
 
 
-def augmented(anchors: Tensor, positives: Tensor, size: int, options: AugmentOptions) -> tuple[Tensor, Tensor]:
+def augment_pairs(anchors: Tensor, positives: Tensor, size: int, options: AugmentOptions) -> tuple[Tensor, Tensor]:
     """Augments patch pairs at random and resamples them to the network's size.
 
     One bilinear resampling applies the affine map of a patch. From 64 to 32 pixels it averages 2x2 pixels.

@@ -16,7 +16,7 @@ NO_SIMILARITY = -2.0
 """This value is below the similarity of any two vectors of unit length."""
 
 
-def negatives_of(anchors: Tensor, allowed: Tensor | None) -> Tensor:
+def find_negatives(anchors: Tensor, allowed: Tensor | None) -> Tensor:
     """(N, N) bool: which positive is a negative of which anchor."""
     others = ~torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     return others if allowed is None else others & allowed

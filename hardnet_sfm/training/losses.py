@@ -21,9 +21,9 @@ from hardnet_sfm.registry import Registry
 from hardnet_sfm.training.loss_terms import (
     NO_SIMILARITY,
     distance_of,
+    find_negatives,
     hardest_in_batch,
     mean_over_pairs,
-    negatives_of,
     products,
     root,
 )
@@ -36,7 +36,7 @@ def hardnet(anchors: Tensor, positives: Tensor, allowed: Tensor | None = None, m
     d_i is the distance of the pair's closest negative, d(a_i, p_j) or d(a_k, p_i), whichever is smaller (anchor swap).
     Mishchuk et al., Working hard to know your neighbor's margins, NIPS 2017, equations 1 to 3.
     """
-    negatives = negatives_of(anchors, allowed)
+    negatives = find_negatives(anchors, allowed)
     positive, negative = hardest_in_batch(anchors, positives, negatives)
     return mean_over_pairs((margin + positive - negative).relu(), negatives)
 
@@ -52,7 +52,7 @@ def dynamic_margin(anchors: Tensor, positives: Tensor, allowed: Tensor | None = 
     running histogram of the differences. This implementation uses the distribution within the batch. A batch of 1024
     pairs determines it to 0.016, and a resumed training needs no stored state.
     """
-    negatives = negatives_of(anchors, allowed)
+    negatives = find_negatives(anchors, allowed)
     positive, negative = hardest_in_batch(anchors, positives, negatives)
     difference = positive - negative
     used = negatives.any(1)
@@ -77,7 +77,7 @@ def global_orthogonal(anchors: Tensor, positives: Tensor, allowed: Tensor | None
     M1 and M2 are the means of a b and of (a b)^2 over all negatives in the batch. Zhang, Yu, Kumar, Chang, Learning
     spread-out local feature descriptors, ICCV 2017. The paper draws one negative for each pair.
     """
-    negatives = negatives_of(anchors, allowed)
+    negatives = find_negatives(anchors, allowed)
     similarity = products(anchors, positives).masked_fill_(~negatives, 0)
     count = negatives.sum().clamp(min=1)
     first, second = similarity.sum() / count, similarity.square().sum() / count
@@ -95,7 +95,7 @@ def second_order(anchors: Tensor, positives: Tensor, allowed: Tensor | None = No
         anchors, positives, allowed: the batch, see the module.
         neighbours: number of nearest neighbours on either side; 8 in the paper.
     """
-    negatives = negatives_of(anchors, allowed)
+    negatives = find_negatives(anchors, allowed)
     nearest = torch.cat([_nearest(side, negatives, neighbours) for side in (anchors, positives)], 1).sort(1).values
     # A neighbour on both sides counts once. If fewer negatives are allowed than neighbours wanted, topk also returns
     # rows that are no negatives; these do not count.

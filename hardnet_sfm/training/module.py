@@ -16,17 +16,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.patch_sets import PatchSet
-from hardnet_sfm.files.weight_files import not_finite
+from hardnet_sfm.network_weights import not_finite
 from hardnet_sfm.networks.architectures import Architecture
-from hardnet_sfm.training.augment import AugmentOptions, augmented
+from hardnet_sfm.patch_set import PatchSet
+from hardnet_sfm.training.augment import AugmentOptions, augment_pairs
 from hardnet_sfm.training.losses import LOSSES
 from hardnet_sfm.training.objectives import TrainingBatch
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
+from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.training.validation import HeldOutBatches
 
 _GO_BACK = "Use a lower --learning-rate. Add --resume if the folder next to the output has a last.ckpt."
 _WARM_UP = 0.02
+NORM_BATCH = {"cpu": 256, "cuda": None}
 WORKERS = 4  # processes that draw batches while a GPU trains
 _BLOCK = 8192  # number of patches that are copied to a GPU at once
 
@@ -80,6 +82,29 @@ class TrainingPlan:
     norm_batch: int | None = None
     seed: int = 0
     fingerprint: str = ""
+
+    @classmethod
+    def of(cls, options: TrainOptions, minutes: float | None, fingerprint: str, device: str) -> TrainingPlan:
+        """Takes the settings from complete options, see `TrainOptions.completed`.
+
+        Args:
+            options: options of training.
+            minutes: limit on the time, see `Budget`.
+            fingerprint: see `TrainingPlan`.
+            device: "cpu" or "cuda".
+        """
+        assert options.loss is not None and options.learning_rate is not None
+        return cls(
+            options.loss,
+            options.augment,
+            Budget(minutes, options.steps),
+            options.learning_rate,
+            options.weight_decay,
+            options.dropout,
+            options.norm_batch or NORM_BATCH[device],
+            options.seed,
+            fingerprint,
+        )
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
@@ -140,9 +165,11 @@ class Resident:
         return dict(zip(("anchors", "positives"), self._patches[rows], strict=True))
 
 
-def loader_of(batches: Batches, workers: int) -> DataLoader[dict[str, Tensor]]:
+def make_loader(batches: Batches, workers: int) -> DataLoader[dict[str, Tensor]]:
     """Makes a loader that draws batches in `workers` processes; with 0, this process draws them."""
-    return _Loader(batches, batch_size=None, num_workers=workers, worker_init_fn=_heedless if workers else None)
+    return _Loader(
+        batches, batch_size=None, num_workers=workers, worker_init_fn=_ignore_interrupts if workers else None
+    )
 
 
 class _Loader(DataLoader[dict[str, Tensor]]):
@@ -163,7 +190,7 @@ class _Loader(DataLoader[dict[str, Tensor]]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _heedless(worker: int) -> None:  # noqa: ARG001
+def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -221,7 +248,7 @@ class NetworkTraining(lightning.LightningModule):
         workers = WORKERS if self.device.type == "cuda" else 0
         self._resident = Resident.where_it_fits(self._sampler.sets, self.device)
         batch = self._sampler if self._resident is None else self._sampler.draw
-        return loader_of(Batches(batch, self._number, self.trainer.world_size), workers)
+        return make_loader(Batches(batch, self._number, self.trainer.world_size), workers)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         if self._resident is not None and "rows" in batch:
@@ -286,7 +313,7 @@ class NetworkTraining(lightning.LightningModule):
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """Computes the loss of a batch of `Batches`: a whole step except the gradient and the update."""
         size = self._architecture.patch_size
-        anchors, positives = augmented(batch["anchors"], batch["positives"], size, self._plan.augment)
+        anchors, positives = augment_pairs(batch["anchors"], batch["positives"], size, self._plan.augment)
         paired = TrainingBatch(anchors, positives, batch["allowed"])
         return self._objective.loss(self.network, self._architecture, self._described, paired)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hardnet_sfm.networks.architectures import Architecture
-from hardnet_sfm.training.validation import measures_of
+from hardnet_sfm.training.validation import measure_distances
 
 Describe = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """Maps (B, 1, S, S) patches to (B, D) descriptors and the (B, K) outputs of the watched layers."""
@@ -102,7 +102,7 @@ class DescriptorObjective:
         with torch.autocast(described.device.type, enabled=False):
             anchors, positives = described.chunk(2)
             distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
-        return measures_of(distances, torch.eye(len(distances), dtype=torch.bool), allowed)
+        return measure_distances(distances, torch.eye(len(distances), dtype=torch.bool), allowed)
 
 
 def _as_used(described: Tensor, architecture: Architecture) -> Tensor:

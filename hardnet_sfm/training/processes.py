@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 @contextmanager
-def joined(devices: int, threads: int, target: Callable[..., object], *args: object) -> Iterator[None]:
+def run_on_devices(devices: int, threads: int, target: Callable[..., object], *args: object) -> Iterator[None]:
     """Runs `target(*args)` in `devices - 1` other processes while the block trains as rank 0.
 
     The other processes end with the block. They finish their work if the block ends normally, and are killed if it

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import average_precision, fpr95
-from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.measures import average_precision, fpr95
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 
 BATCHES = 4  # number of batches from each scene
@@ -53,10 +53,10 @@ class HeldOutBatches:
 
 
 def _too_small(patches: PatchSet, why: str) -> HardnetSfmError:
-    return HardnetSfmError(f"{patches.path}: too little to measure with: {why}", "Mine a larger scene for it.")
+    return HardnetSfmError(f"{patches.origin}: too little to measure with: {why}", "Mine a larger scene for it.")
 
 
-def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:
+def measure_distances(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:
     """Computes the false positive rate at 95 % recall and the mean average precision of matching.
 
     Args:
@@ -80,7 +80,7 @@ def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool
 
 
 @torch.inference_mode()
-def validated(network: nn.Module, batches: HeldOutBatches, patch_size: int, device: str) -> dict[str, float]:
+def validate_network(network: nn.Module, batches: HeldOutBatches, patch_size: int, device: str) -> dict[str, float]:
     """Computes the measures of a network whose descriptors have unit length, as means over the batches."""
     found = []
     for number in range(batches.count):
@@ -91,6 +91,6 @@ def validated(network: nn.Module, batches: HeldOutBatches, patch_size: int, devi
             sides.append(network(torch.nn.functional.avg_pool2d(grey, grey.shape[-1] // patch_size)))
         distances = (2 - 2 * sides[0] @ sides[1].T).clamp(min=0).sqrt().cpu()
         found.append(
-            measures_of(distances, torch.eye(len(distances), dtype=torch.bool), torch.from_numpy(batch.allowed))
+            measure_distances(distances, torch.eye(len(distances), dtype=torch.bool), torch.from_numpy(batch.allowed))
         )
     return {name: sum(measures[name] for measures in found) / len(found) for name in found[0]}

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32, Grey
 from hardnet_sfm.errors import UsageError, check_above, check_least
-from hardnet_sfm.files.patch_sets import PATCH_SIZE
 from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.patch_set import PATCH_SIZE
 from hardnet_sfm.patches import extract_patches
 
 _EXTENT = 1000.0  # pixels
@@ -75,7 +75,7 @@ class WarpedPatches:
     xy: Float32
 
 
-def warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np.random.Generator) -> WarpedPatches:
+def cut_warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np.random.Generator) -> WarpedPatches:
     """Finds keypoints in a photo and again in its warped and degraded views, and cuts patches in all of them.
 
     Each patch is cut by the frame that the detector found in its own view. Position, scale and orientation therefore
@@ -92,9 +92,9 @@ def warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np.ran
     for _ in range(options.views):
         still = rng.random() < options.still
         homography = np.eye(3) if still else random_homography((grey.shape[1], grey.shape[0]), rng)
-        views.append(spoilt(warped(grey, homography), rng))
+        views.append(degrade(warp_image(grey, homography), rng))
         seen = detect(views[-1])
-        first, second = found_again(found, seen, homography, options)
+        first, second = find_again(found, seen, homography, options)
         keypoints.append(seen.select(second))
         rows.append(first)
     again = np.unique(np.concatenate([np.zeros(0, np.intp), *rows[1:]]))
@@ -143,7 +143,7 @@ def _rotation(angle: float) -> NDArray[np.float64]:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def warped(grey: Grey, homography: Homography) -> Grey:
+def warp_image(grey: Grey, homography: Homography) -> Grey:
     """(H, W) uint8: warps a photo by a homography. It is blurred first against aliasing; its borders are mirrored."""
     height, width = grey.shape
     linear = jacobians(homography, np.array([[(width - 1) / 2, (height - 1) / 2]]))[0]
@@ -168,7 +168,7 @@ def _blurred(grey: Grey, covariance: NDArray[np.float64]) -> Grey:
     return np.asarray(cv2.filter2D(grey, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101), np.uint8)
 
 
-def spoilt(grey: Grey, rng: np.random.Generator) -> Grey:
+def degrade(grey: Grey, rng: np.random.Generator) -> Grey:
     """(H, W) uint8: degrades a photo at random by light, defocus or motion blur, noise and compression.
 
     Args:
@@ -198,7 +198,7 @@ def spoilt(grey: Grey, rng: np.random.Generator) -> Grey:
     return result
 
 
-def through(homography: Homography, xy: NDArray[np.floating]) -> NDArray[np.float64]:
+def map_points(homography: Homography, xy: NDArray[np.floating]) -> NDArray[np.float64]:
     """Maps (N, 2) positions by a homography."""
     homogeneous = np.column_stack([xy, np.ones(len(xy))]) @ homography.T
     return np.asarray(homogeneous[:, :2] / homogeneous[:, 2:])
@@ -207,11 +207,11 @@ def through(homography: Homography, xy: NDArray[np.floating]) -> NDArray[np.floa
 def jacobians(homography: Homography, xy: NDArray[np.floating]) -> NDArray[np.float64]:
     """(N, 2, 2) derivative of a homography at (N, 2) positions (Hartley and Zisserman, 2nd edition, section 4.2)."""
     depth = np.column_stack([xy, np.ones(len(xy))]) @ homography[2]
-    derivative = homography[None, :2, :2] - through(homography, xy)[:, :, None] * homography[2, :2]
+    derivative = homography[None, :2, :2] - map_points(homography, xy)[:, :, None] * homography[2, :2]
     return np.asarray(derivative / depth[:, None, None])
 
 
-def found_again(
+def find_again(
     first: Keypoints, second: Keypoints, homography: Homography, options: WarpOptions
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Finds the keypoints of a photo that occur again in its warped view. Returns the row numbers in both.
@@ -220,7 +220,7 @@ def found_again(
     """
     if not len(first) or not len(second):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    expected = through(homography, first.xy)
+    expected = map_points(homography, first.xy)
     scale, turn = _scale_and_turn(jacobians(homography, first.xy) @ first.frames())
     seen_scale, seen_turn = _scale_and_turn(second.frames())
     reach = np.minimum(3, options.max_distance * scale)

@@ -12,7 +12,8 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, check_choice
-from hardnet_sfm.files.stores import MatchStore
+from hardnet_sfm.files.photo_checks import check_photos
+from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import Workspace, prepare_folder, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.terminal import output
@@ -39,7 +40,8 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
         Paths of the written files; for models, paths of their folders.
 
     Raises:
-        HardnetSfmError: the workspace does not hold what the formats need, or a photo's name in the pairs has a space.
+        HardnetSfmError: the workspace does not hold what the formats need, photos have another size than when they were
+            mapped, or a photo's name in the pairs has a space.
         UsageError: there is no such format.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
@@ -50,6 +52,9 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
         raise HardnetSfmError(f"no workspace at {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
     if target.resolve() == place.root.resolve():
         raise HardnetSfmError("the workspace cannot be exported onto itself", "Choose another folder for --to.")
+    if place.features.is_file():
+        with FeatureStore(place.features) as features:
+            check_photos(Path(features.header["images"]), features)
     pairs: list[tuple[str, str]] = []
     if forms is None or "pairs" in forms:
         with MatchStore(place.matches) as matches:

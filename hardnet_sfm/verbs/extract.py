@@ -19,9 +19,11 @@ from hardnet_sfm.features.extraction import (
     detector_options,
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
-from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
+from hardnet_sfm.files.photo_decoding import is_truncated
+from hardnet_sfm.files.photo_folders import NotTaken, PhotoList, list_photos
+from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
-from hardnet_sfm.files.workspace import locked
+from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, Images, print_result
@@ -42,6 +44,8 @@ class ExtractResult:
         computed: number of photos processed in this run; the others were up to date.
         reason: why photos had to be computed, as text for the user; empty if none had to be.
         skipped: maps the name of each unreadable photo to the reason.
+        truncated: names of the photos whose end is missing. Their features come from what is there.
+        not_taken: what else is in the folder, such as photos in formats that are not read.
         orientation: "upright", "estimated" or "both"; if a trial decided, the reason follows.
     """
 
@@ -51,6 +55,8 @@ class ExtractResult:
     reason: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
     orientation: str = ""
+    truncated: tuple[str, ...] = ()
+    not_taken: NotTaken = field(default_factory=NotTaken)
 
     def summary(self) -> str:
         """One line about the contents of the store and the work of this run."""
@@ -59,7 +65,12 @@ class ExtractResult:
 
 
 def extract(
-    images: Path | str, features: Path | str, options: ExtractOptions | None = None, resources: Resources | None = None
+    images: Path | str,
+    features: Path | str,
+    options: ExtractOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    listed: PhotoList | None = None,
 ) -> ExtractResult:
     """Detects and describes keypoints in all photos of a folder.
 
@@ -74,6 +85,7 @@ def extract(
         features: store to create or to continue.
         options: options of detection and description.
         resources: threads and device to use.
+        listed: the photos of the folder, if the caller has listed them.
 
     Raises:
         HardnetSfmError: the folder has no photos, the weights do not fit the descriptor, a photo is unreadable and
@@ -87,7 +99,8 @@ def extract(
     options, resources = options or ExtractOptions(), resources or Resources()
     options.check()
     images, features = Path(images), Path(features)
-    names = list_photos(images)
+    listed = list_photos(images) if listed is None else listed
+    names = listed.names
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
     make_detector(options.detector, detector_options(options))  # refuses options that the detector does not have
@@ -101,7 +114,8 @@ def extract(
         turned = found.turned if found else {}
         cut = PhotoCutter(options, descriptor)
         recipe = options.recipe(descriptor.weights_sha256)
-        due = _due(images, names, writer.fingerprints, recipe, turned)
+        hashes = PhotoHashes(Workspace(features.parent).photo_hashes, images)
+        due = _due(hashes, names, writer.fingerprints, recipe, turned)
         skipped: dict[str, str] = {}
         if due:
             describe = describer()
@@ -109,7 +123,7 @@ def extract(
             with progress("extract", len(names), len(names) - len(due)) as advance:
                 stream = _detected(
                     due,
-                    lambda name: cut(name, read_photo(images / name), turned.get(name, 0)),
+                    lambda name: cut(name, hashes.photo(name), turned.get(name, 0)),
                     resources.threads,
                     skipped,
                     options.strict,
@@ -118,8 +132,9 @@ def extract(
                 for photo, descriptors in describe_stream(stream, describe, describing):
                     arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
                     print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
-                    writer.put(photo.name, print_of, arrays, _facts_of(photo))
+                    writer.put(photo.name, print_of, arrays, _facts_of(photo, images))
                     advance(note=photo.name)
+        hashes.save(names)
         done = [name for name in names if name not in skipped]
         if not done:
             first = next(iter(skipped.values()))
@@ -137,16 +152,28 @@ def extract(
         reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
-    return ExtractResult(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
+        truncated = tuple(name for name in done if "truncated" in writer.facts[name])
+    return ExtractResult(
+        len(done),
+        keypoints,
+        len(due) - len(skipped),
+        reason if due else "",
+        skipped,
+        orientation,
+        truncated,
+        listed.not_taken,
+    )
 
 
-def _facts_of(photo: DetectedPhoto) -> dict[str, str | int]:
+def _facts_of(photo: DetectedPhoto, images: Path) -> dict[str, str | int]:
     """Returns what the store says about one photo."""
+    truncated = {"truncated": 1} if is_truncated(images / photo.name) else {}
     return {
         "photo_sha256": photo.sha256,
         "exif_orientation": photo.exif_orientation,
         "keypoints": len(photo.keypoints),
         "turn": photo.turn,
+        **truncated,
     }
 
 
@@ -174,7 +201,7 @@ def _orientations(
 
 
 def _due(
-    images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
+    hashes: PhotoHashes, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
 ) -> list[str]:
     """Lists the photos whose features are missing or out of date."""
 
@@ -182,7 +209,7 @@ def _due(
         if name not in finished:
             return False
         try:
-            return finished[name] == feature_fingerprint(recipe, sha256_of(images / name), turned.get(name, 0))
+            return finished[name] == feature_fingerprint(recipe, hashes.sha256(name), turned.get(name, 0))
         except OSError:
             return False  # the later attempt to read the photo reports the error
 

@@ -12,7 +12,9 @@ from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.fingerprints import are_features_of, inputs_fingerprint, stale_pairs
-from hardnet_sfm.files.photo_files import list_photos, sha256_of
+from hardnet_sfm.files.photo_files import sha256_of
+from hardnet_sfm.files.photo_folders import list_photos
+from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import CARD, DEFAULT, MANIFEST, PHOTOS, Workspace, read_json
 from hardnet_sfm.terminal import output
@@ -65,8 +67,13 @@ def _features(features: FeatureStore) -> Part:
     options = features.header["options"]
     if not images.is_dir():
         return Part("features", holds, options, f"the photos are no longer in {images}")
-    there, prints = set(list_photos(images)) - set(skipped), features.fingerprints()
-    now = {n: _current(prints[n], options, sha256_of(images / n)) if n in prints else "" for n in there}
+    listed = list_photos(images)
+    hashes = PhotoHashes(Workspace(features.path.parent).photo_hashes, images)
+    there, prints = set(listed.names) - set(skipped), features.fingerprints()
+    not_taken = listed.not_taken.summary()
+    if not_taken:
+        holds += f"; not taken: {not_taken}"
+    now = {n: _current(prints[n], options, hashes.sha256(n)) if n in prints else "" for n in there}
     return Part("features", holds, options, _differences(prints, now))
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.fingerprints import stale_pairs
+from hardnet_sfm.files.photo_checks import check_photos
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import Workspace, digest, locked, read_json, write_json
@@ -60,8 +61,9 @@ def map_photos(
         The largest model.
 
     Raises:
-        HardnetSfmError: no model could be made (the message says what was found), an input is missing or damaged, or
-            the matches do not belong to the present features and list of pairs.
+        HardnetSfmError: no model could be made (the message says what was found), an input is missing or damaged,
+            photos have another size than their features, or the matches do not belong to the present features and list
+            of pairs.
         UsageError: an option is invalid.
     """
     from hardnet_sfm.colmap.database import read_fact
@@ -73,6 +75,7 @@ def map_photos(
         with FeatureStore(workspace.features) as features, MatchStore(workspace.matches) as matches:
             _check_matched(workspace, features, matches)
             images = Path(images or features.header["images"])
+            check_photos(images, features)
             maker = DatabaseMaker(workspace, images, features, matches, options, resources.threads)
             fingerprint = maker.fingerprint
             maker.make()

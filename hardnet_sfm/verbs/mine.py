@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -16,7 +16,9 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchWriter, is_made
+from hardnet_sfm.files.outputs import write_picture
+from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
+from hardnet_sfm.files.photo_checks import check_sizes
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.frames import (
@@ -29,6 +31,7 @@ from hardnet_sfm.frames import (
     upright_from_stored,
 )
 from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.patch_set import PATCH_SIZE
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output, print_skipped
@@ -44,7 +47,6 @@ Detect = Callable[[NDArray[np.uint8]], Keypoints]
 # Largest distance in pixels from an observation to a newly detected keypoint. A second detection does not reproduce the
 # positions of the model's keypoints exactly.
 _REACH_OF_DETECTED = 1.0
-_NAMED = 5  # photos to name in an error
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def mine(
     options: MineOptions | None = None,
     resources: Resources | None = None,
     *,
+    keypoints: Path | None = None,
     detect: Detect | None = None,
 ) -> MineResult:
     """Cuts a patch for each observation of a model that agrees with the other observations of its point.
@@ -102,8 +105,10 @@ def mine(
         model: workspace of this package, whose largest model is used, or folder of any COLMAP model, binary or text.
         images: folder of the model's photos.
         output: patches.h5 to create.
-        options: filters, and the source of scales and orientations.
+        options: filters, and the size of the patches.
         resources: threads and device to use.
+        keypoints: features.h5 or COLMAP database with the scales and orientations of the keypoints. The default is
+            one next to the model.
         detect: finds keypoints in photos whose keypoints have no known scale and orientation.
 
     Raises:
@@ -121,7 +126,8 @@ def mine(
     tracks = read_tracks(folder)
     if not images.is_dir():
         raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
-    with known_frames(options.keypoints or beside(folder)) as known:
+    check_sizes(images, tracks.sizes_by_name(), "its camera")
+    with known_frames(keypoints or beside(folder)) as known:
         views, skipped = _look(tracks, images, known, detect, resources.threads)
     axes = np.full((len(tracks.point), 2, 2), np.nan, np.float32)
     for number, view in views.items():
@@ -194,27 +200,7 @@ def _look(
     if not views:
         first = next(iter(skipped.values()))
         raise HardnetSfmError(f"{images}: none of the model's {len(skipped)} photos can be read", first)
-    _check_sizes(tracks, views, images)
     return views, skipped
-
-
-def _check_sizes(tracks: Tracks, views: dict[int, _View], images: Path) -> None:
-    resized = []
-    for number, view in views.items():
-        stored, camera = _turned(view.size, view.orientation), tuple(tracks.sizes[number].tolist())
-        if stored != camera:
-            resized.append(f"{tracks.names[number]} {stored[0]}x{stored[1]}, its camera {camera[0]}x{camera[1]}")
-    if resized:
-        more = f" and {len(resized) - _NAMED} more" if len(resized) > _NAMED else ""
-        raise HardnetSfmError(
-            f"{images}: photos of another size than when the model was made: {'; '.join(resized[:_NAMED])}{more}",
-            "Give the folder of the photos that the model was made from.",
-        )
-
-
-def _turned(size: Size, orientation: int) -> Size:
-    """Converts the width and height of an upright photo to those of the stored photo."""
-    return (size[1], size[0]) if orientation >= 5 else size
 
 
 def _columns(tracks: Tracks, views: dict[int, _View], selection: Selection) -> dict[int, dict[str, NDArray[Any]]]:
@@ -257,7 +243,7 @@ def _cut_all(
         for number, of_photo in columns.items()
     }
     names = {number: tracks.names[number] for number in columns}
-    made_of = {**options.recipe(), "fingerprint": digest([(names[number], prints[number]) for number in names])}
+    made_of = {**asdict(options), "fingerprint": digest([(names[number], prints[number]) for number in names])}
     if is_made(output, made_of):
         with PatchWriter(output) as writer:
             writer.discard()
@@ -307,6 +293,9 @@ class MineCommand:
     """Folder of the model's photos."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """File of patches to write, such as patches.h5."""
+    keypoints: Path | None = None
+    """features.h5 or COLMAP database with the scales and orientations of the keypoints. Default: one next to the
+    model."""
     sheet: Path | None = None
     """PNG picture to draw some of the patches on, one point in each row."""
     as_brown: Path | None = None
@@ -320,11 +309,19 @@ class MineCommand:
         from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 
         detect = make_detector("opencv-dog", DetectorOptions(8192, 0.02 / 3, 10, upright=False, affine_shape=False))
-        report = mine(self.model, self.images, self.output, self.mine, self.resources, detect=detect)
-        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
-        for name, count in report.dropped.items():
-            output.print(f"  {100 * count / report.observations:5.2f} % dropped: {name}")
-        print_skipped(report.skipped)
+        result = mine(
+            self.model,
+            self.images,
+            self.output,
+            self.mine,
+            self.resources,
+            keypoints=self.keypoints,
+            detect=detect,
+        )
+        output.print(f"{result.patches} patches of {result.points} points in {result.photos} photos")
+        for name, count in result.dropped.items():
+            output.print(f"  {100 * count / result.observations:5.2f} % dropped: {name}")
+        print_skipped(result.skipped)
         print_patches(self.output, self.sheet, self.as_brown)
 
 
@@ -332,13 +329,22 @@ def print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> N
     """Draws the sheet and writes Brown's layout if they were asked for, and prints where the files are."""
     output.print(escape(str(patches)))
     if sheet is not None:
-        from hardnet_sfm.pages.sheets import sheet as draw
-
-        draw(patches, sheet)
+        write_sheet(patches, sheet)
         output.print(escape(str(sheet)))
     if as_brown is not None:
-        from hardnet_sfm.files.patch_sets import read_patches
-        from hardnet_sfm.training.brown_sets import write_brown
+        from hardnet_sfm.evaluation.datasets.brown import write_brown
 
         write_brown(read_patches(patches), as_brown)
         output.print(escape(str(as_brown)))
+
+
+def write_sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> None:
+    """Writes a picture of some patches of a file, see `hardnet_sfm.pages.sheets.draw_sheet`.
+
+    Raises:
+        HardnetSfmError: the file of patches is missing or damaged, or the picture cannot be written.
+    """
+    from hardnet_sfm.pages.sheets import draw_sheet
+
+    read = read_patches(patches)
+    write_picture(png, draw_sheet(read.patches, read.point, points=points, columns=columns))

@@ -14,9 +14,9 @@ from tyro import MISSING
 
 from hardnet_sfm.errors import NoModel, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.outputs import read_mark
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, locked, read_json, write_json
-from hardnet_sfm.pages.page import read_mark
 from hardnet_sfm.reconstruction.left_out import retry_left_out
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
@@ -169,7 +169,7 @@ def reconstruct(
     # Invalid options are refused before the first photo is read.
     chosen.check()
     place.check_apart(images)
-    list_photos(images)
+    listed = list_photos(images)
     clock = _Clock()
 
     def ended(name: str, result: StageResult) -> None:
@@ -189,7 +189,7 @@ def reconstruct(
 
     with locked(place.root):
         with clock.stage("extract"):
-            extracted = extract(images, place.features, chosen.extract, resources)
+            extracted = extract(images, place.features, chosen.extract, resources, listed=listed)
         ended("extract", extracted)
         with clock.stage("pair"):
             proposed = propose_where_needed(place, chosen.pair, resources, on_stage)

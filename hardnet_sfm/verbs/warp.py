@@ -5,7 +5,6 @@ It warps each photo by known homographies and keeps the points that a detector f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -16,22 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
-from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit, sha256_of
+from hardnet_sfm.files.photo_files import read_photo, sha256_of
+from hardnet_sfm.files.photo_folders import NotTaken, list_photos
 from hardnet_sfm.files.workspace import digest, locked
-from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.terminal import Images, output, print_skipped
-from hardnet_sfm.training.warping import WarpedPatches, WarpOptions, warped_patches
+from hardnet_sfm.terminal import Images, output, print_not_taken, print_skipped
+from hardnet_sfm.training.warping import WarpedPatches, WarpOptions, cut_warped_patches
 from hardnet_sfm.verbs.mine import print_patches
 from hardnet_sfm.workers import in_order
 
 _EXTENT = 1000.0  # pixels
-Detect = Callable[[Grey], Keypoints]
-Homography = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class WarpResult:
         photos: number of photos they come from.
         computed: number of photos processed in this run; the others were up to date.
         skipped: maps the name of each photo without patches to the reason.
+        not_taken: what else is in the folder, such as photos in formats that are not read.
     """
 
     patches: int
@@ -51,6 +49,7 @@ class WarpResult:
     photos: int
     computed: int
     skipped: dict[str, str]
+    not_taken: NotTaken
 
 
 def warp(
@@ -75,7 +74,8 @@ def warp(
 
     options, resources = options or WarpOptions(), resources or Resources()
     options.check()
-    names = list_photos(images)
+    listed = list_photos(images)
+    names = listed.names
     detect = make_detector(options.detector, DetectorOptions(options.max_keypoints, 0.02 / 3, 10, False, False))
     recipe = asdict(options)
 
@@ -84,7 +84,7 @@ def warp(
         # The seed depends on the photo's content, so that the same photo gives the same patches in any folder and with
         # any number of threads.
         rng = np.random.default_rng((options.seed, int(photo.sha256[:8], 16)))
-        return warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
+        return cut_warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
 
     photos = {name: sha256_of(images / name) for name in names}
     first = {sha256: name for name, sha256 in reversed(photos.items())}
@@ -120,7 +120,7 @@ def warp(
     patches = read_patches(output)
     used = len(patches.images) // (options.views + 1)
     computed = sum(name not in skipped for name in due)
-    return WarpResult(len(patches), len(patches.xyz), used, computed, skipped | copies)
+    return WarpResult(len(patches), len(patches.xyz), used, computed, skipped | copies, listed.not_taken)
 
 
 def _views(name: str, views: int) -> list[str]:
@@ -165,7 +165,8 @@ class WarpCommand:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        report = warp(self.images, self.output, self.warp, self.resources)
-        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
-        print_skipped(report.skipped)
+        result = warp(self.images, self.output, self.warp, self.resources)
+        output.print(f"{result.patches} patches of {result.points} points in {result.photos} photos")
+        print_skipped(result.skipped)
+        print_not_taken(result.not_taken)
         print_patches(self.output, self.sheet, None)

@@ -28,11 +28,13 @@ from hardnet_sfm.colmap.baseline import ColmapSift
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.workers import torch_threads
@@ -90,7 +92,7 @@ def matrix_ceiling(device: str, dtype: torch.dtype) -> float:
 def main() -> None:
     options = tyro.cli(Options, registry=flag_rules())
     device = resolve_device(options.device)
-    names = list_photos(options.images)
+    names = list_photos(options.images).names
     used = names[: options.photos]
     asked = ExtractOptions(max_keypoints=options.max_keypoints)
     detector_options = DetectorOptions(options.max_keypoints, asked.peak_threshold, asked.edge_threshold, False, False)

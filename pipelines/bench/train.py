@@ -28,10 +28,9 @@ from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
-from hardnet_sfm.training.augment import AugmentOptions, augmented
+from hardnet_sfm.training.augment import AugmentOptions, augment_pairs
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
-from hardnet_sfm.verbs.train import NORM_BATCH
 
 FLOP_A_PAIR = 2 * 3 * 78e6
 _SIDE = 4096
@@ -68,6 +67,7 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
     from hardnet_sfm.training.module import (  # lightning takes seconds
+        NORM_BATCH,
         WORKERS,
         Budget,
         NetworkTraining,
@@ -121,7 +121,7 @@ def main() -> None:
     resident = Resident.where_it_fits(sets, torch.device(device))
     draw, workers = sampler if resident is None else sampler.draw, WORKERS if device == "cuda" else 1
     drawing = least_seconds(lambda: draw(next(numbers)), device) / workers
-    augmenting = least_seconds(lambda: augmented(anchors, positives, PATCH_SIZE, AugmentOptions()), device)
+    augmenting = least_seconds(lambda: augment_pairs(anchors, positives, PATCH_SIZE, AugmentOptions()), device)
     stepping = least_seconds(step_of(options.norm_batch or NORM_BATCH[device], torch.channels_last), device)
     plain = least_seconds(step_of(None, torch.contiguous_format), device)
     together = max(drawing, stepping) if device == "cuda" else drawing + stepping

@@ -1,0 +1,52 @@
+"""Checks that photos are still those that features were extracted from, or that a model was made from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_files import stored_size_of
+from hardnet_sfm.files.stores import FeatureStore
+
+Size = tuple[int, int]
+_NAMED = 5  # photos to name in an error
+
+
+def check_sizes(images: Path, sizes: Mapping[str, Size], owner: str) -> None:
+    """Checks that photos have the sizes that they had. Photos that are missing or unreadable are passed over.
+
+    It reads the heads of the files only.
+
+    Args:
+        images: folder of the photos.
+        sizes: width and height of the photos as stored, before EXIF orientation, by name.
+        owner: what has these sizes, for the message: "its camera" or "its features".
+
+    Raises:
+        HardnetSfmError: photos have other sizes. The message names up to five of them, with both sizes.
+    """
+    resized = []
+    for name, (width, height) in sizes.items():
+        with contextlib.suppress(HardnetSfmError):
+            now = stored_size_of(images / name)
+            if now != (width, height):
+                resized.append(f"{name} {now[0]}x{now[1]}, {owner} {width}x{height}")
+    if resized:
+        more = f" and {len(resized) - _NAMED} more" if len(resized) > _NAMED else ""
+        raise HardnetSfmError(
+            f"{images}: photos of another size than before: {'; '.join(resized[:_NAMED])}{more}",
+            "Put the original photos back or give their folder. For the new ones, run `hardnet-sfm reconstruct` again.",
+        )
+
+
+def check_photos(images: Path, features: FeatureStore) -> None:
+    """Checks that photos have the sizes at which their features were extracted, see `check_sizes`."""
+    sizes = {name: as_stored(features.size(name), features.orientation(name)) for name in features.names()}
+    check_sizes(images, sizes, "its features")
+
+
+def as_stored(size: Size, orientation: int) -> Size:
+    """Converts width and height of an upright photo to those of the photo as stored, and the reverse."""
+    return (size[1], size[0]) if orientation >= 5 else size
