@@ -47,8 +47,8 @@ def run(*args: object) -> str:
     return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def hash_arrays(path: Path) -> str:
-    """Of all arrays in an HDF5, NumPy or safetensors file by name; of the bytes of any other file."""
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """All arrays in an HDF5, NumPy or safetensors file by name; none for any other file."""
     arrays: dict[str, np.ndarray] = {}
     if path.suffix == ".h5":
         with h5py.File(path) as store:
@@ -61,13 +61,30 @@ def hash_arrays(path: Path) -> str:
         arrays = {"": np.load(path)}
     elif path.suffix == ".safetensors":
         arrays = load_file(path)
-    else:
+    return arrays
+
+
+def hash_arrays(path: Path) -> str:
+    """Of all arrays in an HDF5, NumPy or safetensors file by name; of the bytes of any other file."""
+    arrays = arrays_in(path)
+    if not arrays and path.suffix not in (".h5", ".npz", ".npy", ".safetensors"):
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     total = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        total.update(f"{name} {array.dtype} {array.shape}".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
+        _add(total, name, array)
     return total.hexdigest()[:16]
+
+
+def hash_array(name: str, array: np.ndarray) -> str:
+    """Of one array with its name, type and shape."""
+    total = hashlib.sha256()
+    _add(total, name, array)
+    return total.hexdigest()[:16]
+
+
+def _add(total: hashlib._Hash, name: str, array: np.ndarray) -> None:
+    total.update(f"{name} {array.dtype} {array.shape}".encode())
+    total.update(np.ascontiguousarray(array).tobytes())
 
 
 def hash_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 
 from hardnet_sfm.colmap import database as database_module
+from hardnet_sfm.colmap.binary_models import check_binary_model
 from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.cameras import CameraMode, CameraSetup, import_photos, readable_folder
 from hardnet_sfm.colmap.database import (
@@ -608,6 +610,41 @@ class TestModel:
     def test_writes_its_points_as_ply(self, model: Model, tmp_path: Path) -> None:
         model.write(tmp_path, "ply")
         assert b"element vertex 40" in (tmp_path / "points3D.ply").read_bytes()[:400]
+
+    @pytest.mark.parametrize("form", ["binary", "text", "ply"])
+    def test_a_disk_that_is_full_keeps_the_old_files(
+        self, model: Model, tmp_path: Path, form: Literal["binary", "text", "ply"]
+    ) -> None:
+        """COLMAP does not notice it and leaves truncated files. A limit on the size of files acts like a full disk."""
+        model.write(tmp_path / "model", form)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+        try:
+            with pytest.raises(HardnetSfmError, match=r"cannot write the model to .*model: its files are incomplete"):
+                model.write(tmp_path / "model", form)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+        assert not (tmp_path / ".model.tmp").exists()
+
+    @pytest.mark.parametrize("name", ["cameras", "rigs", "frames", "images", "points3D"])
+    def test_counts_of_more_than_a_file_holds_are_damage(self, model: Model, tmp_path: Path, name: str) -> None:
+        """COLMAP would read for hours behind the end of the file."""
+        model.write(tmp_path)
+        path = tmp_path / f"{name}.bin"
+        for data in ((2**60).to_bytes(8, "little") + path.read_bytes()[8:], path.read_bytes()[:-1]):
+            path.write_bytes(data)
+            with pytest.raises(HardnetSfmError, match=rf"the model is damaged: {name}\.bin: it ends before"):
+                Model.read(tmp_path)
+
+    def test_models_of_rigs_are_as_long_as_their_counts_say(self, tmp_path: Path) -> None:
+        options = pycolmap.SyntheticDatasetOptions()
+        options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig = 2, 3, 2
+        options.num_points3D = 40
+        Model(pycolmap.synthesize_dataset(options)).write(tmp_path)
+        check_binary_model(tmp_path)
+        assert Model.read(tmp_path).points == 40
 
     def test_of_older_versions_of_colmap_are_read(self, model: Model, tmp_path: Path) -> None:
         """Before 3.12 there were no rigs and no frames."""

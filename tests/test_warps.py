@@ -11,6 +11,7 @@ import pytest
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
+from hardnet_sfm.files.journal import Journal
 from hardnet_sfm.files.patch_sets import read_patches
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.keypoints import Keypoints
@@ -258,3 +259,15 @@ class TestStage:
         (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no photo")
         with pytest.raises(HardnetSfmError, match="none of the photos can be read"):
             warp(tmp_path / "photos", tmp_path / "out.h5", FEW)
+
+
+def test_what_a_run_left_that_was_killed_at_its_end_is_cleared_away(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "warps.h5"
+    warp(photos, output, FEW, Resources(workers=1))
+    before, journal = output.read_bytes(), tmp_path / ".warps.h5.journal"
+    left = Journal(journal)  # as if the run had been killed before it removed its journal
+    left.put("a.jpg", {"fingerprint": "f"}, {}, packed=False)
+    left.close()
+    assert journal.is_file()
+    assert warp(photos, output, FEW, Resources(workers=1)).computed == 0
+    assert output.read_bytes() == before and not journal.exists()

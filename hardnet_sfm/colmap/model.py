@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from hardnet_sfm.colmap.binary_models import check_binary_model
 from hardnet_sfm.colmap.model_files import find_damage, full_names
 from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.sights import NO_POINT, Sight
@@ -70,6 +72,7 @@ class Model:
             damage = find_damage(folder)
             if damage:  # COLMAP reads some incomplete files without an error
                 raise HardnetSfmError(f"{folder}: the model is incomplete: {damage}", _REMEDY)
+            check_binary_model(folder)
             colmap = pycolmap.Reconstruction(folder)
             for number, name in full_names(folder).items():
                 colmap.image(number).name = name
@@ -80,14 +83,55 @@ class Model:
         return cls(colmap)
 
     def write(self, folder: Path, form: Literal["binary", "text", "ply"] = "binary") -> None:
-        """Writes the model into a folder (made if missing). The form "ply" writes only its points, as points3D.ply."""
+        """Writes the model into a folder (made if missing). The form "ply" writes only its points, as points3D.ply.
+
+        The files are written into a hidden folder next to it, read again and then renamed. COLMAP does not notice that
+        a disk is full, and would leave truncated files.
+
+        Raises:
+            HardnetSfmError: the files are incomplete. Existing files are kept.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        if form == "binary":
-            self.colmap.write_binary(folder)
-        elif form == "text":
-            self.colmap.write_text(folder)
-        else:
-            self.colmap.export_PLY(folder / "points3D.ply")
+        beside = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        try:
+            if form == "binary":
+                self.colmap.write_binary(beside)
+            elif form == "text":
+                self.colmap.write_text(beside)
+            else:
+                self.colmap.export_PLY(beside / "points3D.ply")
+            if not (self._has_all_points(beside / "points3D.ply") if form == "ply" else self._is_equal_to(beside)):
+                raise HardnetSfmError(
+                    f"cannot write the model to {folder}: its files are incomplete",
+                    "Make room on the disk, then run the same command again.",
+                )
+            for path in sorted(beside.iterdir()):
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def _is_equal_to(self, folder: Path) -> bool:
+        """Whether a folder has a model with as many cameras, images, points and observations."""
+        try:
+            written = Model.read(folder).colmap
+        except HardnetSfmError:
+            return False
+        return all(
+            count(written) == count(self.colmap)
+            for count in (
+                pycolmap.Reconstruction.num_cameras,
+                pycolmap.Reconstruction.num_images,
+                pycolmap.Reconstruction.num_points3D,
+                pycolmap.Reconstruction.compute_num_observations,
+            )
+        )
+
+    def _has_all_points(self, path: Path) -> bool:
+        """Whether a binary PLY file has its header and 15 bytes for each point: three float32, three uint8."""
+        data = path.read_bytes()
+        return len(data) == data.find(b"end_header\n") + len(b"end_header\n") + 15 * self.points
 
     @property
     def names(self) -> list[str]:

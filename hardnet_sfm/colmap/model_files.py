@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import pycolmap
-
 _PARTS = ("cameras", "images", "points3D")
 _ADDED = ("rigs", "frames")  # since COLMAP 3.12
-_COUNT = struct.Struct("<Q")
-_CAMERA = struct.Struct("<IiQQ")
 _NAME = 9  # position of the name in the line of a photo
 
 
 def find_damage(folder: Path) -> str:
     """Says in which file of a model what is wrong; empty if nothing is found.
 
-    It finds missing and empty files, a list of cameras that ends early, and photos of a camera that is missing.
+    It finds missing and empty files, and in text models photos of a camera that is missing.
 
     Raises:
         OSError: a file may not be read.
@@ -32,7 +27,7 @@ def find_damage(folder: Path) -> str:
                     return f"{path.name} is empty"
         elif part in _PARTS:
             return f"{path.name} is missing"
-    return _damage_of_binary_cameras(folder / "cameras.bin") if suffix == ".bin" else _damage_of_text(folder)
+    return "" if suffix == ".bin" else _damage_of_text(folder)
 
 
 def _damage_of_text(folder: Path) -> str:
@@ -74,22 +69,3 @@ def _is_number(word: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _damage_of_binary_cameras(path: Path) -> str:
-    """Walks through cameras.bin: a count, then for each camera its number, model, width, height and parameters."""
-    content = path.read_bytes()
-    ends_early = f"{path.name} ends early, or is damaged"
-    if len(content) < _COUNT.size:
-        return ends_early
-    (count,) = _COUNT.unpack_from(content)
-    at, models = _COUNT.size, {int(model): model for model in pycolmap.CameraModelId.__members__.values()}
-    for _ in range(min(count, len(content))):
-        if at + _CAMERA.size > len(content):
-            return ends_early
-        number, model, _, _ = _CAMERA.unpack_from(content, at)
-        if model not in models:
-            return f"camera {number} in {path.name} has an unknown model"
-        example = pycolmap.Camera.create_from_model_id(number, models[model], 1.0, 2, 2)
-        at += _CAMERA.size + 8 * len(example.params)
-    return ends_early if at > len(content) else ""

@@ -258,6 +258,10 @@ class PatchWriter:
         _write(self.path, patch_set, self._blocks(names, np.split(row, np.cumsum(count)[:-1])))
         self._journal.drop()
 
+    def discard(self) -> None:
+        """Drops what a killed run had finished. The file is complete: the run was killed after it had written it."""
+        self._journal.drop()
+
     def _columns(self, names: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[int]]:
         """Returns all columns but the patches of the given photos, photo after photo.
 

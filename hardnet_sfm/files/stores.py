@@ -34,6 +34,7 @@ from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
 from hardnet_sfm.files.hdf5_files import open_hdf5, read_attributes
 from hardnet_sfm.files.in_place import FORMAT, change_in_place
 from hardnet_sfm.files.journal import Arrays, Facts, Journal
+from hardnet_sfm.files.store_checks import check_facts, check_keypoints, check_matches, check_numbers
 from hardnet_sfm.files.workspace import locked, replacing
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints, Matches
 from hardnet_sfm.photo_names import KnownNames
@@ -99,6 +100,8 @@ class Store:
             self.header: dict[str, Any] = json.loads(facts["header"]) if ours else {}
             self.index: dict[str, dict[str, Any]] = json.loads(_unpack(facts["index"])) if ours else {}
             self.empty_bytes = int(facts.get(_EMPTY, 0))
+            if ours:
+                check_facts(self.header, self.index)
         if not ours:
             self._file.close()
             raise HardnetSfmError(
@@ -174,11 +177,13 @@ class KeypointStore(Store):
     kind = KEYPOINTS
 
     def keypoints(self, name: str) -> Keypoints:
-        xy, scales, oris, scores = (self._read(name, of) for of in ("keypoints", "scales", "oris", "scores"))
+        arrays = {of: self._read(name, of) for of in ("keypoints", "scales", "oris", "scores")}
         with self._explained():
             similar = "affines" not in self._file[self._keys.find(name) or name]
         affines = None if similar else self._read(name, "affines")
-        return Keypoints(xy, scales, oris, scores, affines)
+        with self._explained():
+            check_keypoints(arrays if affines is None else {**arrays, "affines": affines}, self.index[name])
+        return Keypoints(arrays["keypoints"], arrays["scales"], arrays["oris"], arrays["scores"], affines)
 
 
 class FeatureStore(KeypointStore):
@@ -188,20 +193,29 @@ class FeatureStore(KeypointStore):
 
     def names(self) -> list[str]:
         """Returns the photo names in the order in which they were listed."""
-        return [str(name) for name in self.header["names"]]
+        with self._explained():
+            return [str(name) for name in self.header["names"]]
 
     def descriptors(self, name: str) -> NDArray[np.float16]:
         """Returns (N, D) float16 of unit length, a view of the (D, N) array in the file."""
-        return self._read(name, "descriptors").astype(np.float16, copy=False).T
+        descriptors = self._read(name, "descriptors")
+        with self._explained():
+            check_numbers("descriptors", descriptors, (None, self.index[name].get("keypoints")))
+        return descriptors.astype(np.float16, copy=False).T
 
     def counts(self) -> dict[str, int]:
         """Returns the number of keypoints by photo name."""
-        return {name: int(self.index[name]["keypoints"]) for name in self.names()}
+        with self._explained():
+            return {name: int(self.index[name]["keypoints"]) for name in self.names()}
 
     def size(self, name: str) -> tuple[int, int]:
         """Returns width and height of the upright photo, pixels."""
-        width, height = self._read(name, "image_size")
-        return int(width), int(height)
+        size = self._read(name, "image_size")
+        with self._explained():
+            width, height = map(int, size)
+            if not (width > 0 and height > 0):
+                raise ValueError(f"image_size of {name} is {width} x {height}")
+        return width, height
 
     def stored_size(self, name: str) -> tuple[int, int]:
         """Returns width and height of the photo as stored in its file, before EXIF orientation, pixels."""
@@ -236,7 +250,8 @@ class FeatureStore(KeypointStore):
 
         Keypoints are upright; COLMAP reads the photo as stored.
         """
-        return int(self._facts(name)["exif_orientation"])
+        with self._explained():
+            return int(self._facts(name)["exif_orientation"])
 
     def turn(self, name: str) -> int:
         """Returns the direction that is upright in the photo, degrees as in `Keypoints.oris`: 0, 90, 180 or 270.
@@ -253,22 +268,27 @@ class MatchStore(Store):
 
     def pairs(self) -> list[tuple[str, str]]:
         """Returns the names of all pairs in the store."""
-        return [(str(facts["name0"]), str(facts["name1"])) for facts in self.index.values()]
+        with self._explained():
+            return [(str(facts["name0"]), str(facts["name1"])) for facts in self.index.values()]
 
     def total(self) -> int:
         """Returns the number of matches of all pairs together."""
-        return sum(int(facts["matches"]) for facts in self.index.values())
+        with self._explained():
+            return sum(int(facts["matches"]) for facts in self.index.values())
 
     def count(self, name0: str, name1: str) -> int:
         """Returns the number of matches of one pair."""
-        return int(self._facts(pair_key(name0, name1))["matches"])
+        with self._explained():
+            return int(self._facts(pair_key(name0, name1))["matches"])
 
     def matches(self, name0: str, name1: str) -> Matches:
         """Returns the matches of one pair, in the order of the first photo's keypoints."""
         key = pair_key(name0, name1)
-        of_first = self._read(key, "matches0")
+        of_first, of_scores = self._read(key, "matches0"), self._read(key, "matching_scores0")
+        with self._explained():
+            check_matches(of_first, of_scores, self.index[key])
         rows = np.flatnonzero(of_first >= 0).astype(np.int32)
-        scores = self._read(key, "matching_scores0").astype(np.float32)
+        scores = of_scores.astype(np.float32)
         return Matches(np.stack([rows, of_first[rows]], 1), scores[rows])
 
 

@@ -245,6 +245,8 @@ def _cut_all(
     names = {number: tracks.names[number] for number in columns}
     made_of = {**asdict(options), "fingerprint": digest([(names[number], prints[number]) for number in names])}
     if is_made(output, made_of):
+        with PatchWriter(output) as writer:
+            writer.discard()
         return 0
 
     def cut(number: int) -> NDArray[np.uint8]:

@@ -115,6 +115,8 @@ def warp(
             if not kept:
                 raise HardnetSfmError(f"{images}: none of the photos can be read", next(iter(skipped.values())))
             writer.commit(kept, "warps", options.measurement_size, _EXTENT, made_of)
+        else:
+            writer.discard()
     patches = read_patches(output)
     used = len(patches.images) // (options.views + 1)
     computed = sum(name not in skipped for name in due)
