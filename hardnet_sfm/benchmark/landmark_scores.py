@@ -160,7 +160,8 @@ class _Maker:
 
     def features(self, images: Path) -> tuple[Path, ExtractResult]:
         path = self._of(images) / "features.h5"
-        report = extract(images, path, self.row.extract_options(self.keypoints), self.resources)
+        # The features of a data set are made again at will, so its photos may come and go.
+        report = extract(images, path, self.row.extract_options(self.keypoints), self.resources, prune=True)
         if self.on_extract:
             self.on_extract(f"{self.row.name} {path.parent.name}", report)
         return path, report

@@ -19,12 +19,12 @@ from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.ownership import FACTS
 from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
 
 # Pairs verified between two commits. A killed run loses at most these, a second's work.
 _PAIRS_A_COMMIT = 64
-_FACTS = "hardnet_sfm"
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ def read_fact(database: Path, key: str) -> str:
         return ""
     try:
         with closing(sqlite3.connect(database)) as opened:
-            if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_FACTS,)).fetchone():
+            if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (FACTS,)).fetchone():
                 return ""
-            row = opened.execute(f"SELECT value FROM {_FACTS} WHERE key = ?", (key,)).fetchone()
+            row = opened.execute(f"SELECT value FROM {FACTS} WHERE key = ?", (key,)).fetchone()
     except sqlite3.DatabaseError as error:
         raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged", "Delete it and run again.") from error
     return str(row[0]) if row else ""
@@ -201,8 +201,8 @@ def read_fact(database: Path, key: str) -> str:
 def write_fact(database: Path, key: str, value: str) -> None:
     """Notes a fact in our own table, which COLMAP ignores and `drop_facts` removes."""
     with closing(sqlite3.connect(database)) as opened, opened:
-        opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
-        opened.execute(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", (key, value))
+        opened.execute(f"CREATE TABLE IF NOT EXISTS {FACTS} (key TEXT PRIMARY KEY, value TEXT)")
+        opened.execute(f"INSERT OR REPLACE INTO {FACTS} VALUES (?, ?)", (key, value))
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -222,4 +222,4 @@ def replace_database(fresh: Path, database: Path) -> None:
 def drop_facts(database: Path) -> None:
     """Removes our own table, so that the database is as COLMAP would write it."""
     with closing(sqlite3.connect(database)) as opened, opened:
-        opened.execute(f"DROP TABLE IF EXISTS {_FACTS}")
+        opened.execute(f"DROP TABLE IF EXISTS {FACTS}")

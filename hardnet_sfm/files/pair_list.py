@@ -12,11 +12,16 @@ from hardnet_sfm.keypoints import PhotoPair
 
 def write_pairs(path: Path, pairs: Iterable[PhotoPair]) -> None:
     """Writes a list of pairs, with a tab between names that contain a space. An unchanged list keeps its file."""
-    text = "".join(f"{_line(pair)}\n" for pair in pairs)
+    pairs = list(pairs)
     # The file's modification time tells the user when the list was made.
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not lists(path, pairs):
         with replacing(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(_text(pairs), encoding="utf-8")
+
+
+def lists(path: Path, pairs: Iterable[PhotoPair]) -> bool:
+    """Says whether a file is what `write_pairs` would write."""
+    return path.is_file() and path.read_bytes() == _text(pairs).encode()
 
 
 def read_pairs(path: Path, names: list[str]) -> list[PhotoPair]:
@@ -57,6 +62,10 @@ def read_pairs(path: Path, names: list[str]) -> list[PhotoPair]:
             f"{path}: no pairs in it", "Write the names of two photos in each line, separated by a space."
         )
     return list(pairs.values())
+
+
+def _text(pairs: Iterable[PhotoPair]) -> str:
+    return "".join(f"{_line(pair)}\n" for pair in pairs)
 
 
 def _line(pair: PhotoPair) -> str:

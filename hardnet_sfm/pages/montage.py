@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.ownership import check_output, encode_picture
 from hardnet_sfm.files.photo_files import read_colours
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.keypoints import RankedImage
@@ -105,7 +106,12 @@ def montage(
 
 
 def check_target(target: Path) -> None:
-    """Raises UsageError if the picture cannot be written: its format is unknown, or its folder is missing."""
+    """Checks that a picture can be written.
+
+    Raises:
+        HardnetSfmError: a file is there that this package did not make.
+        UsageError: its format is unknown, or its folder is missing.
+    """
     if target.suffix.lower() not in FORMATS:
         raise UsageError(
             f"{target}: not a picture format that can be written",
@@ -113,6 +119,7 @@ def check_target(target: Path) -> None:
         )
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
+    check_output(target)
 
 
 def _said_of(results: Sequence[RankedImage], bbox: Box | None) -> list[str]:
@@ -261,9 +268,8 @@ def _font() -> Any:
 
 def _write(page: Picture, target: Path) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if target.suffix.lower() in (".jpg", ".jpeg") else []
-    _, packed = cv2.imencode(target.suffix, cv2.cvtColor(page, cv2.COLOR_RGB2BGR), quality)
     try:
         with replacing(target) as beside:
-            beside.write_bytes(packed.tobytes())
+            beside.write_bytes(encode_picture(target.suffix, cv2.cvtColor(page, cv2.COLOR_RGB2BGR), quality))
     except OSError as error:
         raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.workspace import replacing
 
 Kind = Literal["reconstruction", "training", "retrieval", "landmarks", "scores"]
@@ -66,11 +67,17 @@ def histogram(values: NDArray[Any], edges: Sequence[float] | NDArray[Any]) -> di
 
 
 def check_page(target: Path) -> None:
-    """Raises UsageError if the page cannot be written: its name is not that of a page, or its folder is missing."""
+    """Checks that a page can be written.
+
+    Raises:
+        HardnetSfmError: a file is there that this package did not make.
+        UsageError: its name is not that of a page, or its folder is missing.
+    """
     if target.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{target}: not a page", "Give it a name that ends in .html.")
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
+    check_output(target)
 
 
 def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any], mark: str = "") -> None:
@@ -84,8 +91,9 @@ def write_page(target: Path, title: str, kind: Kind, data: Mapping[str, Any], ma
         mark: digest of the inputs of the page. `read_mark` reads it again.
 
     Raises:
-        HardnetSfmError: the file cannot be written.
+        HardnetSfmError: the file cannot be written, or a file is there that this package did not make.
     """
+    check_output(target)
     text = page(title, kind, data, mark)
     try:
         with replacing(target) as beside:

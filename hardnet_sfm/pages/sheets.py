@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import h5py
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.ownership import check_output, encode_picture
 from hardnet_sfm.files.workspace import replacing
 
 _GAP = 2  # pixels between patches
@@ -24,7 +24,8 @@ def sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> N
         columns: largest number of patches of a point.
 
     Raises:
-        HardnetSfmError: the file of patches is missing or damaged, or the picture cannot be written.
+        HardnetSfmError: the file of patches is missing or damaged, the picture cannot be written, or a file is there
+            that this package did not make.
     """
     if not patches.is_file():
         raise HardnetSfmError(f"no patches at {patches}", "Run `hardnet-sfm mine` first.")
@@ -47,9 +48,9 @@ def sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> N
     for line, row in enumerate(rows):
         for column, patch in enumerate(row):
             canvas[line * step : line * step + size, column * step : column * step + size] = patch
-    _, packed = cv2.imencode(".png", canvas)
+    check_output(png)
     try:
         with replacing(png) as beside:
-            beside.write_bytes(packed.tobytes())
+            beside.write_bytes(encode_picture(".png", canvas))
     except OSError as error:
         raise HardnetSfmError(f"cannot write {png}: {error.strerror}", "Choose another place for it.") from error

@@ -61,19 +61,20 @@ class DatabaseMaker:
         """Fingerprint of everything that the database depends on."""
         return digest("database", self.options.of_database(), inputs_fingerprint(self.features, self.matches))
 
-    def make(self) -> None:
-        """Makes database.db if it is not up to date.
+    def make(self) -> Path:
+        """Makes a database next to database.db if that is not up to date, and resumes the file of a killed run.
 
-        It works on a file next to it, resumes the file of a killed run, and moves the finished file into place.
+        Returns:
+            The path of the database that is up to date. The caller moves it into place when there is a model.
 
         Raises:
             HardnetSfmError: the folder of photos does not exist.
         """
-        from hardnet_sfm.colmap.database import Database, Guide, read_fact, replace_database
+        from hardnet_sfm.colmap.database import Database, Guide, read_fact
         from hardnet_sfm.colmap.log import native_log
 
         if read_fact(self.workspace.database, "fingerprint") == self.fingerprint:
-            return
+            return self.workspace.database
         if not self.images.is_dir():
             raise HardnetSfmError(
                 f"the photos are no longer in {self.images}", "Say where they are with --images FOLDER."
@@ -91,7 +92,7 @@ class DatabaseMaker:
                     guide = Guide(_unit_descriptors(features), features.max_ratio()) if guided else None
                     for first, second in database.verify(due, self._verification, self.threads, pixels, guide):
                         advance(note=f"{first} {second}")
-        replace_database(beside, self.workspace.database)
+        return beside
 
     @property
     def _verification(self) -> Verification:

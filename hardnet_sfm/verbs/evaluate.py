@@ -20,6 +20,7 @@ from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
 from hardnet_sfm.evaluation.scores import Results, ScoreTable
 from hardnet_sfm.evaluation.tables import LandmarkTable
 from hardnet_sfm.features.extraction import KeypointOptions
+from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.workspace import DEFAULT, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
@@ -61,6 +62,7 @@ class TableOptions:
                 raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
             if path.is_dir():
                 raise UsageError(f"{path} is a folder", "Give the name of a file.")
+            check_output(path)
         if len({path.resolve() for path in given}) < len(given):
             raise UsageError(f"--json and --csv are both {self.json}", "Give each its own file.")
         return competitors(self.descriptor, self.weights)

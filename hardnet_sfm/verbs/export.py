@@ -12,16 +12,25 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, check_choice
+from hardnet_sfm.files.ledger import EXPORT, Ledger
+from hardnet_sfm.files.ownership import check_outputs, replacing_output
 from hardnet_sfm.files.stores import MatchStore
-from hardnet_sfm.files.workspace import Workspace, prepare_folder, replacing
+from hardnet_sfm.files.workspace import Workspace, prepare_folder, replace_folder, replacing, restore_folder
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.terminal import output
 
 Form = Literal["binary", "text", "ply", "pairs", "database"]
+_NAMES: dict[Form, str] = {
+    "binary": "sparse",
+    "text": "text",
+    "ply": "points",
+    "pairs": "pairs.txt",
+    "database": "database.db",
+}
 
 
 def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form, ...] | None = None) -> list[Path]:
-    """Writes the contents of a workspace for other programs. Existing files are replaced.
+    """Writes the contents of a workspace for other programs. An earlier export is replaced, other files are not.
 
     - binary: every model in COLMAP's binary format, in `sparse/0`, `sparse/1` and so on.
     - text: every model in COLMAP's text format, in `text/0`, `text/1` and so on.
@@ -39,7 +48,8 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
         Paths of the written files; for models, paths of their folders.
 
     Raises:
-        HardnetSfmError: the workspace does not hold what the formats need, or a photo's name in the pairs has a space.
+        HardnetSfmError: the folder has files of the same names that `export` did not write, or that were changed since;
+            the workspace does not hold what the formats need, or a photo's name in the pairs has a space.
         UsageError: there is no such format.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
@@ -60,25 +70,38 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
             f"hloc cannot read photo names with spaces, such as {spaced}", "Rename them, or leave out the form pairs."
         )
     chosen = forms or tuple(form for form in get_args(Form) if form != "pairs" or not spaced)
+    ledger = Ledger(target, EXPORT)
+    check_outputs(ledger, *(_NAMES[form] for form in chosen))
     prepare_folder(target)
-    write: dict[Form, Callable[[], list[Path]]] = {
-        "binary": lambda: _models(place, target / "sparse", "binary"),
-        "text": lambda: _models(place, target / "text", "text"),
-        "ply": lambda: _models(place, target / "points", "ply"),
-        "pairs": lambda: [_pairs(pairs, target / "pairs.txt")],
-        "database": lambda: [_database(place, target / "database.db")],
+    if not ledger.exists:
+        ledger.start({})
+    write: dict[Form, Callable[[Path], list[Path]]] = {
+        "binary": lambda path: _models(place, path, "binary"),
+        "text": lambda path: _models(place, path, "text"),
+        "ply": lambda path: _models(place, path, "ply"),
+        "pairs": lambda path: [_pairs(pairs, path)],
+        "database": lambda path: [_database(place, path)],
     }
-    return [path for form in chosen for path in write[form]()]
+    written = []
+    for form in chosen:
+        with replacing_output(ledger, _NAMES[form]) as path:
+            written += write[form](path)
+    return written
 
 
 def _models(place: Workspace, target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
+    """Writes all models into a folder next to the target, then replaces the target by it."""
     from hardnet_sfm.colmap.model import Model
 
     folders = sorted((path for path in place.sparse.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
     if not folders:
         raise HardnetSfmError(f"no model in {place.sparse}", "Run `hardnet-sfm map` first.")
+    beside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
     for folder in folders:
-        Model.read(folder).write(target / folder.name, form)
+        Model.read(folder).write(beside / folder.name, form)
+    restore_folder(target)
+    replace_folder(beside, target)
     return [target / folder.name for folder in folders]
 
 
@@ -111,7 +134,7 @@ class ExportCommand:
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")]
     """Workspace in which `reconstruct` made a model."""
     to: Path
-    """Folder to write to. It is made if it does not exist."""
+    """Folder to write to. It is made if it does not exist. An earlier export in it is replaced."""
     forms: tuple[Form, ...] | None = None
     """Forms to write. binary and text: COLMAP models. ply: points. pairs: the list of pairs for hloc. database:
     COLMAP's database without our own table. Default: all, but no pairs if the name of a photo has a space, which hloc

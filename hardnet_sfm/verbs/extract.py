@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,12 +20,15 @@ from hardnet_sfm.features.extraction import (
     detector_options,
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
+from hardnet_sfm.files.ledger import Ledger, say_again
+from hardnet_sfm.files.lost_photos import check_losses
+from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
 from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.terminal import Common, Images, print_result
+from hardnet_sfm.terminal import Common, Images, Prune, print_result
 from hardnet_sfm.workers import in_order
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do without
@@ -43,6 +47,7 @@ class ExtractResult:
         reason: why photos had to be computed, as text for the user; empty if none had to be.
         skipped: maps the name of each unreadable photo to the reason.
         orientation: "upright", "estimated" or "both"; if a trial decided, the reason follows.
+        removed: number of photos that were gone, so that their features were dropped.
     """
 
     photos: int
@@ -51,15 +56,23 @@ class ExtractResult:
     reason: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
     orientation: str = ""
+    removed: int = 0
 
     def summary(self) -> str:
         """One line about the contents of the store and the work of this run."""
-        made = f"computed {self.computed} ({self.reason})" if self.computed else "up to date"
-        return f"{self.keypoints} keypoints in {self.photos} photos, {self.orientation}; {made}"
+        made = [f"computed {self.computed} ({self.reason})"] if self.computed else []
+        made += [f"removed {self.removed}"] if self.removed else []
+        state = ", ".join(made) or "up to date"
+        return f"{self.keypoints} keypoints in {self.photos} photos, {self.orientation}; {state}"
 
 
 def extract(
-    images: Path | str, features: Path | str, options: ExtractOptions | None = None, resources: Resources | None = None
+    images: Path | str,
+    features: Path | str,
+    options: ExtractOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    prune: bool = False,
 ) -> ExtractResult:
     """Detects and describes keypoints in all photos of a folder.
 
@@ -72,21 +85,23 @@ def extract(
     Args:
         images: folder of photos, searched recursively.
         features: store to create or to continue.
-        options: options of detection and description.
+        options: options of detection and description. None means those that the workspace remembers, or the defaults.
         resources: threads and device to use.
+        prune: drop the features of photos that are gone, even if these are a tenth of the photos or more.
 
     Raises:
-        HardnetSfmError: the folder has no photos, the weights do not fit the descriptor, a photo is unreadable and
-            `strict` is set, or no photo can be read.
+        HardnetSfmError: the folder has no photos, many photos are gone and `prune` is not set, the weights do not fit
+            the descriptor, a photo is unreadable and `strict` is set, or no photo can be read.
         UsageError: the options contradict each other.
     """
     from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
     from hardnet_sfm.features.detectors import make_detector
     from hardnet_sfm.networks.device import resolve_device
 
-    options, resources = options or ExtractOptions(), resources or Resources()
+    images, features, resources = Path(images), Path(features), resources or Resources()
+    ledger = Ledger(features.parent)
+    asked = options = options or ledger.recall("extract", ExtractOptions) or ExtractOptions()
     options.check()
-    images, features = Path(images), Path(features)
     names = list_photos(images)
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
@@ -94,6 +109,7 @@ def extract(
     # Created only when the first photo has to be described: a run that is up to date does not need it.
     describer = cache(lambda: PatchDescriber(descriptor, resolve_device(resources.device)))
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
+        removed = check_losses(features, writer.header, writer.facts, images, names, prune=prune)
         found = None
         if options.orientation == "auto":
             found = _orientations(images, names, options, describer, resources.threads, writer.header)
@@ -103,6 +119,10 @@ def extract(
         recipe = options.recipe(descriptor.weights_sha256)
         due = _due(images, names, writer.fingerprints, recipe, turned)
         skipped: dict[str, str] = {}
+        start = time.perf_counter()
+        changed = what_changed(writer.header, recipe)
+        if due and changed and writer.facts:
+            say_again(ledger, "extract", f"{len(due)} photos", changed, items=len(due))
         if due:
             describe = describer()
             describing = resources.threads if describe.device == "cpu" else 1
@@ -134,10 +154,13 @@ def extract(
             "orientation": orientation,
             **({"trial": found.facts()} if found else {}),
         }
-        reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
+        reason = changed or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
+        ledger.note_seconds("extract", time.perf_counter() - start, len(due), len(names))
+        ledger.remember("extract", asked)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
-    return ExtractResult(len(done), keypoints, len(due) - len(skipped), reason if due else "", skipped, orientation)
+    computed = len(due) - len(skipped)
+    return ExtractResult(len(done), keypoints, computed, reason if due else "", skipped, orientation, removed)
 
 
 def _facts_of(photo: DetectedPhoto) -> dict[str, str | int]:
@@ -223,10 +246,15 @@ class ExtractCommand:
     images: Images
     """Folder of photos, searched recursively, never written to."""
     common: Common = field(default_factory=Common)
+    prune: Prune = False
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
         place = self.common.place
         place.check_apart(self.images)
-        print_result("extract", extract(self.images, place.features, self.extract, self.resources))
+        self.extract.check()
+        list_photos(self.images)
+        claim(place.root, place.features.name)
+        result = extract(self.images, place.features, self.extract, self.resources, prune=self.prune)
+        print_result("extract", result)

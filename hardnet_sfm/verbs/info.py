@@ -65,14 +65,21 @@ def _features(features: FeatureStore) -> Part:
     options = features.header["options"]
     if not images.is_dir():
         return Part("features", holds, options, f"the photos are no longer in {images}")
-    there, prints = set(list_photos(images)) - set(skipped), features.fingerprints()
-    now = {n: _current(prints[n], options, sha256_of(images / n)) if n in prints else "" for n in there}
+    try:
+        listed = list_photos(images)
+    except HardnetSfmError as error:  # no photo is left
+        return Part("features", holds, options, f"{len(counts)} photos gone: {error.message}")
+    there, prints = set(listed) - set(skipped), features.fingerprints()
+    now = {n: _current(prints[n], options, images / n) if n in prints else "" for n in there}
     return Part("features", holds, options, _differences(prints, now))
 
 
-def _current(fingerprint: str, options: Mapping[str, Any], photo_sha256: str) -> str:
+def _current(fingerprint: str, options: Mapping[str, Any], photo: Path) -> str:
     """Returns the fingerprint if it belongs to this photo, else an empty string."""
-    return fingerprint if are_features_of(fingerprint, options, photo_sha256) else ""
+    try:
+        return fingerprint if are_features_of(fingerprint, options, sha256_of(photo)) else ""
+    except OSError:
+        return ""  # it cannot be read at the moment
 
 
 def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:

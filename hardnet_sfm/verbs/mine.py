@@ -16,6 +16,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchWriter, is_made
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.workspace import digest, locked
@@ -317,6 +318,7 @@ class MineCommand:
     def run(self) -> None:
         from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 
+        check_output(self.sheet)
         detect = make_detector("opencv-dog", DetectorOptions(8192, 0.02 / 3, 10, upright=False, affine_shape=False))
         report = mine(self.model, self.images, self.output, self.mine, self.resources, detect=detect)
         output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")

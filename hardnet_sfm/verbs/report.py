@@ -46,8 +46,6 @@ def write_report(
         HardnetSfmError: there is nothing to report on, a file is damaged, or the page cannot be written.
         UsageError: the output is not an .html file, or images or patches are given for a source that does not use them.
     """
-    if output is not None:
-        check_page(Path(output))
     kind = "" if isinstance(source, Workspace) else Path(source).suffix
     for name, given, wanted in (("images", images, ("", ".json")), ("patches", patches, (".safetensors",))):
         if given is not None and kind not in wanted:
@@ -56,6 +54,7 @@ def write_report(
         assert not isinstance(source, Workspace)
         file = Path(source)
         target = Path(output) if output else file.with_suffix(".html")
+        check_page(target)
         if kind == ".json":
             evaluation_page(file, target, Path(images) if images else None, resources)
         else:
@@ -68,6 +67,7 @@ def write_report(
             "Run `hardnet-sfm reconstruct IMAGES` first, or name a .safetensors of `train` or a .json of `evaluate`.",
         )
     target = Path(output) if output else place.report
+    check_page(target)
     reconstruction_page(place, target, Path(images) if images else None, resources)
     return target
 

@@ -18,6 +18,7 @@ from tyro.conf import arg
 
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
 from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit, sha256_of
 from hardnet_sfm.files.workspace import digest, locked
@@ -163,6 +164,7 @@ class WarpCommand:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
+        check_output(self.sheet)
         report = warp(self.images, self.output, self.warp, self.resources)
         output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
         print_skipped(report.skipped)
