@@ -23,7 +23,8 @@ def convert(
 
     Args:
         source: .pth file with a state dict, at the top level or under "state_dict" as in the HardNet authors' files.
-        target: .safetensors file to create, which must not exist yet. The default is next to the source.
+        target: .safetensors file to create. It may replace an earlier conversion, but no other file. The default is
+            next to the source, provided that it does not exist yet.
         architecture: network that the weights belong to. It may also be a part of that network: "deepcompare-siam-l2"
             takes the towers of "deepcompare-siam". If None, the names and shapes of the tensors decide.
         measurement_size: width of the training patches in sigmas of the keypoint; 12 by default.
@@ -49,10 +50,10 @@ def convert(
     size = CUSTOMARY_SIZE if measurement_size is None else measurement_size
     if not 0 < size < float("inf"):
         raise UsageError(f"--measurement-size must be above 0 and finite: {size}")
-    target = target or source.with_suffix(".safetensors")
+    given, target = target, target or source.with_suffix(".safetensors")
     if target.resolve() == source.resolve():
         raise UsageError(f"{source} would be overwritten by its conversion", "Give another name for --output.")
-    if target.exists():
+    if target.exists() and (given is None or not _is_conversion(target)):
         raise UsageError(f"{target} is there already", "Give another name for --output, or move it elsewhere.")
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
@@ -77,6 +78,17 @@ def convert(
         )
     write_weights(target, named, {**of.metadata(), "measurement_size": str(size), "source": source.name})
     return target
+
+
+def _is_conversion(path: Path) -> bool:
+    """Says whether a file has weights that `convert` wrote, not `train`."""
+    from hardnet_sfm.files.weight_files import read_weights
+
+    try:
+        metadata = read_weights(path).metadata
+    except HardnetSfmError:
+        return False
+    return "source" in metadata and "fingerprint" not in metadata
 
 
 @dataclass(frozen=True)
