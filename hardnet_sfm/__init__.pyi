@@ -1,14 +1,13 @@
 # What the package exports; `__init__.py` imports each name when it is first asked for.
-from .benchmark.competitors import competitors as competitors
-from .benchmark.landmark_scores import evaluate_landmarks as evaluate_landmarks
-from .benchmark.patch_scores import evaluate_brown as evaluate_brown
-from .benchmark.patch_scores import evaluate_hpatches as evaluate_hpatches
-from .benchmark.patch_scores import evaluate_w1bs as evaluate_w1bs
-from .benchmark.photo_scores import evaluate_homographies as evaluate_homographies
-from .benchmark.photo_scores import evaluate_pairs as evaluate_pairs
 from .colmap.model import Model as Model
+from .competitors import competitors as competitors
 from .errors import HardnetSfmError as HardnetSfmError
 from .errors import UsageError as UsageError
+from .evaluation.patch_scores import evaluate_brown as evaluate_brown
+from .evaluation.patch_scores import evaluate_hpatches as evaluate_hpatches
+from .evaluation.patch_scores import evaluate_w1bs as evaluate_w1bs
+from .evaluation.photo_scores import evaluate_homographies as evaluate_homographies
+from .evaluation.photo_scores import evaluate_pairs as evaluate_pairs
 from .features.extraction import ExtractOptions as ExtractOptions
 from .files.stores import FeatureStore as FeatureStore
 from .files.stores import MatchStore as MatchStore
@@ -16,7 +15,6 @@ from .files.workspace import Workspace as Workspace
 from .keypoints import Keypoints as Keypoints
 from .keypoints import Matches as Matches
 from .keypoints import RankedImage as RankedImage
-from .pages.montage import montage as montage
 from .photo_index import Index as Index
 from .reconstruction.map_options import MapOptions as MapOptions
 from .resources import Resources as Resources
@@ -26,6 +24,7 @@ from .training.train_options import TrainOptions as TrainOptions
 from .training.warping import WarpOptions as WarpOptions
 from .verbs.demo import demo as demo
 from .verbs.doctor import doctor as doctor
+from .verbs.evaluate import evaluate_landmarks as evaluate_landmarks
 from .verbs.export import export as export
 from .verbs.extract import extract as extract
 from .verbs.index import IndexOptions as IndexOptions
@@ -42,6 +41,7 @@ from .verbs.pair import pair as pair
 from .verbs.reconstruct import RetryOptions as RetryOptions
 from .verbs.reconstruct import reconstruct as reconstruct
 from .verbs.report import write_report as write_report
+from .verbs.retrieve import montage as montage
 from .verbs.retrieve import retrieve as retrieve
 from .verbs.train import train as train
 from .verbs.vocabulary import VocabularyOptions as VocabularyOptions

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32, Float64
-from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.photos import sensor_from_upright
 
 Rows = NDArray[np.intp]
 

@@ -11,6 +11,8 @@ from hardnet_sfm.arrays import Float32
 
 PhotoPair = tuple[str, str]
 """Names of two photos."""
+Box = tuple[float, float, float, float]
+"""A part of a photo: left, top, right and bottom in pixels of the upright photo."""
 # Lowe's threshold of the ratio test for SIFT (IJCV 2004, section 7.1). It serves descriptors that recommend no ratio of
 # their own.
 LOWES_RATIO = 0.8
@@ -185,9 +187,13 @@ class RankedImage:
         inliers: number of spatially verified correspondences; None if verification was not tried or failed for this
             image.
         lines: (K, 4) float32 or None. The inliers: x, y in the query and x, y in the image, upright pixels.
+        accepted: whether the image shows what the query shows; None if the method does not verify.
+        identical: whether the image is the same file as the query.
     """
 
     image: str
     score: float
     inliers: int | None
     lines: Float32 | None = None
+    accepted: bool | None = None
+    identical: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,19 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, NoKeypoints, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
-from hardnet_sfm.files.fingerprints import are_features_of
-from hardnet_sfm.files.photo_files import Photo, read_photo, sha256_of
-from hardnet_sfm.files.workspace import DEFAULT
-from hardnet_sfm.keypoints import Keypoints, RankedImage
+from hardnet_sfm.files.fingerprints import are_features_of, feature_fingerprint
+from hardnet_sfm.files.photo_files import read_photo, sha256_of
+from hardnet_sfm.files.photo_hashes import PhotoHashes
+from hardnet_sfm.files.workspace import DEFAULT, Workspace
+from hardnet_sfm.index_folder import OpenIndex, open_index
+from hardnet_sfm.keypoints import Box, Keypoints, RankedImage
+from hardnet_sfm.photos import Photo
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
 from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of
 
-Box = tuple[float, float, float, float]
-
-
-# An answer with this many inliers is certainly right, so no other turn of the query needs to be tried.
-_SURE = 20
+_TURNS = (0, 90, 180, 270)
 
 
 class Index:
@@ -40,13 +39,13 @@ class Index:
         HardnetSfmError: the index has no photos.
     """
 
-    def __init__(self, lists: InvertedIndex, weights: Path | None, resources: Resources) -> None:
-        if not len(lists):
-            raise HardnetSfmError(f"{lists.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
-        self._lists, self._weights, self._resources = lists, weights, resources
+    def __init__(self, index: OpenIndex, weights: Path | None, resources: Resources) -> None:
+        if not len(index.lists):
+            raise HardnetSfmError(f"{index.folder}: no photos in the index", "Run `hardnet-sfm index IMAGES`.")
+        self._folder, self._lists, self._weights, self._resources = index.folder, index.lists, weights, resources
         self._describer: PhotoDescriber | None = None
-        self.images = Path(lists.manifest.images)
-        self.options: dict[str, Any] = lists.manifest.options
+        self.images = Path(index.manifest.images)
+        self.options: dict[str, Any] = index.manifest.options
 
     @classmethod
     def open(
@@ -71,11 +70,11 @@ class Index:
         Examples:
             >>> index = hardnet_sfm.Index.open("hardnet-sfm-out")  # doctest: +SKIP
             >>> [(found.image, found.inliers) for found in index.search("q.jpg", top=2)]  # doctest: +SKIP
-            [('a/b.jpg', 41), ('c.jpg', 17)]
+            [('a/b.jpg', 141), ('c.jpg', 57)]
         """
         resources = resources or Resources()
-        lists = InvertedIndex(Path(folder), resources, thorough=thorough)
-        return cls(lists, None if weights is None else Path(weights), resources)
+        index = open_index(Path(folder), resources, thorough=thorough)
+        return cls(index, None if weights is None else Path(weights), resources)
 
     @property
     def names(self) -> list[str]:
@@ -90,16 +89,16 @@ class Index:
     @property
     def words(self) -> int:
         """Number of visual words."""
-        return self._lists.manifest.words
+        return len(self._lists.vocabulary)
 
     def changed(self, names: Sequence[str]) -> dict[str, str]:
         """Reads the files of the named photos and says which are "gone" or "changed" since they were indexed."""
         found = {}
+        hashes = PhotoHashes(Workspace(self._folder.parent).photo_hashes, self.images)
         for name in names:
-            path = self.images / name
-            if not path.is_file():
+            if not (self.images / name).is_file():
                 found[name] = "gone"
-            elif not are_features_of(self._lists.fingerprints[name], self.options, sha256_of(path)):
+            elif not are_features_of(self._lists.fingerprints[name], self.options, hashes.sha256(name)):
                 found[name] = "changed"
         return found
 
@@ -135,32 +134,35 @@ class Index:
         top: int | None = 20,
         method: str = DEFAULT_METHOD,
         bbox: Box | None = None,
+        min_inliers: int | None = None,
     ) -> list[RankedImage]:
         """Ranks the photos of the index by how likely they show the same thing as the query.
 
         A photo that lies on its side or upside down finds nothing among photos that are described upright. So the query
-        is tried in all quarter turns if the best answer has fewer than 20 inliers, or if the method counts none.
+        is tried in all quarter turns if no photo is accepted, or if the method does not verify. A photo of the index
+        that is the same file as the query comes first.
 
         Args:
             image: see `describe`. A result of `describe` is searched as it is, without turns.
             top: largest number of photos; None returns all that have anything in common with the query.
             method: one of `METHODS`.
             bbox: see `describe`.
+            min_inliers: number of inliers from which on a photo is accepted. None accepts a photo if chance does not
+                explain its inliers, see `hardnet_sfm.retrieval.acceptance`.
 
         Returns:
-            The ranked photos, best first.
+            The ranked photos, best first. `RankedImage.accepted` tells whether a photo shows what the query shows.
 
         Raises:
-            HardnetSfmError, UsageError: see `describe`; or the method is unknown, or `top` is less than 1.
+            HardnetSfmError, UsageError: see `describe`; or the method is unknown, or `top` is less than 1; or
+                `min_inliers` is less than 1, or has no effect because the method does not verify.
         """
         if not isinstance(image, Described):
-            return self.answer(image, top, method, bbox)[1]
+            return self.answer(image, top, method, bbox, min_inliers)[1]
         if bbox is not None:
             raise UsageError("a box has no effect on a query that is already described", "Give the box to `describe`.")
-        check_choice("method", method, Method)
-        if top is not None and top < 1:
-            raise UsageError("--top must be at least 1")
-        return search(self._lists, image, method, top)  # type: ignore[arg-type]
+        _check(method, top, min_inliers)
+        return search(self._lists, image, method, top, min_inliers)  # type: ignore[arg-type]
 
     def answer(
         self,
@@ -168,24 +170,41 @@ class Index:
         top: int | None = 20,
         method: str = DEFAULT_METHOD,
         bbox: Box | None = None,
+        min_inliers: int | None = None,
     ) -> tuple[Described, list[RankedImage]]:
         """Returns the answer of `search` and the description of the query that gave the best answer."""
-        described = self.describe(image, bbox)
-        best = described, self.search(described, top, method)
-        if self.options.get("orientation") == "upright" and _strength(best[1]) < (_SURE, 0.0):
-            for turn in (90, 180, 270):
+        _check(method, top, min_inliers)
+        turn, identical = (0, set[str]()) if isinstance(image, np.ndarray) else self._same_file(Path(image))
+        described = self.describe(image, bbox, turn)
+        if identical:
+            return described, _identical_first(self.search(described, None, method, None, min_inliers), identical)[:top]
+        best = described, self.search(described, top, method, None, min_inliers)
+        if self.options.get("orientation") == "upright" and not any(found.accepted for found in best[1]):
+            for turn in _TURNS[1:]:
                 described = self.describe(image, bbox, turn)
-                found = self.search(described, top, method)
+                found = self.search(described, top, method, None, min_inliers)
                 if _strength(found) > _strength(best[1]):
                     best = described, found
         return best
+
+    def _same_file(self, path: Path) -> tuple[int, set[str]]:
+        """Returns the photos of the index that are the same file as a query, and the turn that they were described at.
+
+        The turn is 0 and the set is empty if there is none.
+        """
+        sha256 = sha256_of(path) if path.is_file() else ""
+        for turn in _TURNS:
+            mark = feature_fingerprint(self.options, sha256, turn)
+            if same := {name for name, theirs in self._lists.fingerprints.items() if theirs == mark}:
+                return turn, same
+        return 0, set()
 
     def _describe(self, photo: Photo, turn: int) -> tuple[Keypoints, NDArray[np.float16]]:
         if self._describer is None:
             describer = PhotoDescriber(ExtractOptions.of_recipe(self.options, self._weights), self._resources)
             if describer.recipe != self.options:
                 raise HardnetSfmError(
-                    f"{self._lists.folder}: its photos were described with other weights "
+                    f"{self._folder}: its photos were described with other weights "
                     f"({str(self.options.get('weights_sha256'))[:16]}...) than the query",
                     "Give their file with --weights, or index the photos again.",
                 )
@@ -193,9 +212,27 @@ class Index:
         return self._describer(photo, turn)
 
 
-def _strength(answer: list[RankedImage]) -> tuple[int, float]:
-    """Returns the inliers, if the method counts them, and the score of the best photo."""
-    return (answer[0].inliers or 0, answer[0].score) if answer else (0, 0.0)
+def _check(method: str, top: int | None, min_inliers: int | None) -> None:
+    """Raises UsageError if an option of a search is invalid or has no effect."""
+    check_choice("method", method, Method)
+    if top is not None and top < 1:
+        raise UsageError("--top must be at least 1")
+    if min_inliers is not None and min_inliers < 1:
+        raise UsageError("--min-inliers must be at least 1")
+    if min_inliers is not None and "+sv" not in method:
+        raise UsageError(f"--min-inliers has no effect with --method {method}", "Choose a method with +sv.")
+
+
+def _identical_first(results: list[RankedImage], identical: set[str]) -> list[RankedImage]:
+    """Marks and accepts the photos that are the same file as the query, and puts them first."""
+    same = [replace(one, accepted=True, identical=True) for one in results if one.image in identical]
+    return same + [one for one in results if one.image not in identical]
+
+
+def _strength(answer: list[RankedImage]) -> tuple[bool, int, float]:
+    """Returns whether a photo is accepted; and the inliers, if the method counts them, and the score of the best."""
+    accepted = any(found.accepted for found in answer)
+    return (accepted, answer[0].inliers or 0, answer[0].score) if answer else (False, 0, 0.0)
 
 
 def box_on_photo(bbox: Box | None, size: tuple[int, int], name: str) -> Box:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Generic, TypeVar
@@ -28,20 +28,21 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, what: str, group: str, built_in: dict[str, T]) -> None:
         self.what, self.group, self.built_in = what, f"hardnet_sfm.{group}", built_in
 
-    def _offered(self) -> dict[str, EntryPoint]:
+    def offered(self) -> dict[str, EntryPoint]:
+        """Looks through the installed packages for what they offer under a name that is not built in."""
         found = {entry_point.name: entry_point for entry_point in entry_points(group=self.group)}
         return {name: found[name] for name in sorted(found) if name not in self.built_in}
 
     def __iter__(self) -> Iterator[str]:
         """Yields the names of what can be loaded."""
-        return iter([*self.built_in, *(name for name, offered in self._offered().items() if _is_there(offered))])
+        return iter([*self.built_in, *(name for name, offered in self.offered().items() if _is_there(offered))])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
         """Says whether there is an entry of that name. One of a removed package cannot be loaded."""
-        return name in self.built_in or name in self._offered()
+        return name in self.built_in or name in self.offered()
 
     def __getitem__(self, name: str) -> T:
         """Returns the entry with the given name.
@@ -50,14 +51,19 @@ class Registry(Mapping[str, T], Generic[T]):
             KeyError: no entry has this name.
             HardnetSfmError: the package that offers it fails to import.
         """
-        if name in self.built_in:
-            return self.built_in[name]
-        entry_point = self._offered()[name]
+        return self.built_in[name] if name in self.built_in else self.load(self.offered()[name])
+
+    def items(self) -> ItemsView[str, T]:
+        """Returns the names and entries of all that can be loaded. It looks through the installed packages once."""
+        return _Items(self)
+
+    def load(self, entry_point: EntryPoint) -> T:
+        """Loads what a package offers; raises HardnetSfmError if that fails."""
         try:
             found: T = entry_point.load()
         except (ImportError, AttributeError) as error:
             raise HardnetSfmError(
-                f"the {self.what} {name} ({entry_point.value}) cannot be loaded: {error}",
+                f"the {self.what} {entry_point.name} ({entry_point.value}) cannot be loaded: {error}",
                 "Install the package that provides it again, with its dependencies.",
             ) from error
         return found
@@ -75,6 +81,20 @@ class Registry(Mapping[str, T], Generic[T]):
             guess = f"Did you mean {close[0]}? " if close else ""
             raise UsageError(f"unknown {self.what}: {name}", f"{guess}There are: {', '.join(known)}.")
         return self[name]
+
+
+class _Items(ItemsView[str, T]):
+    """Names and entries of a registry. Each entry is loaded when it is reached."""
+
+    def __init__(self, registry: Registry[T]) -> None:
+        super().__init__(registry)
+        self._registry = registry
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
+        yield from self._registry.built_in.items()
+        for name, offered in self._registry.offered().items():
+            if _is_there(offered):
+                yield name, self._registry.load(offered)
 
 
 def _is_there(entry_point: EntryPoint) -> bool:

@@ -2,8 +2,7 @@
 
 A scene is a ground plane with boxes on it: a town square, one with three equal houses, or a tower whose four facades
 look alike. Every surface is a textured planar quad. So its image is a homography of its texture, and the photos are
-exact up to resampling. The textures follow the dead-leaves model. Its statistics are scale-invariant like those of
-natural images, so a feature detector finds keypoints at every scale.
+exact up to resampling.
 
 Image and texture coordinates have their origin at the top-left *corner* of the top-left pixel, as in COLMAP. So a
 change of resolution is a pure scaling. OpenCV has its origin at that pixel's *centre*; `_paint` converts to it.
@@ -11,7 +10,7 @@ change of resolution is a pure scaling. OpenCV has its origin at that pixel's *c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float64
 from hardnet_sfm.files.workspace import read_json, replacing, write_json
+from hardnet_sfm.textures import Image, make_texture, shrink
 
-Image = NDArray[np.uint8]
 Layout = Literal["square", "walk", "twins", "tower"]
 _Quad = tuple[Float64, Float64, Float64]  # top-left corner, edge to the right and edge down, in metres
 
@@ -174,8 +173,7 @@ def _place_cameras(count: int, rng: np.random.Generator) -> Float64:
     step = min(_LARGEST_STEP_DEGREES, _ARC_DEGREES / max(count - 1, 1))
     angles = np.radians(step * (np.arange(count) - (count - 1) / 2))
     distances, heights = rng.uniform(21, 25, count), rng.uniform(9, 12, count)
-    centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
-    return _look_at(centres, _TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
+    return _look_at(_around(angles, distances, heights), _TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
 def _place_ring(count: int, rng: np.random.Generator) -> Float64:
@@ -185,8 +183,12 @@ def _place_ring(count: int, rng: np.random.Generator) -> Float64:
     """
     angles = 2 * np.pi * np.arange(count) / count
     distances, heights = rng.uniform(14, 16, count), rng.uniform(2.0, 4.5, count)
-    centres = np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
-    return _look_at(centres, _RING_TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
+    return _look_at(_around(angles, distances, heights), _RING_TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
+
+
+def _around(angles: Float64, distances: Float64, heights: Float64) -> Float64:
+    """Returns (V, 3) places around the middle of the scene; an angle of 0 is in front of it."""
+    return np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
 
 
 def _place_walk(count: int, rng: np.random.Generator) -> Float64:
@@ -207,10 +209,7 @@ def _look_at(centres: Float64, targets: Float64) -> Float64:
 
 def _build_square(rng: np.random.Generator) -> list[_Face]:
     """Builds the ground, z = 0, and the boxes on it. z points up."""
-    faces = [_make_ground(rng)]
-    for box in _BOXES:
-        faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
-    return faces
+    return [_make_ground(rng), *_make_boxes(_BOXES, rng)]
 
 
 def _build_twins(rng: np.random.Generator) -> list[_Face]:
@@ -218,11 +217,8 @@ def _build_twins(rng: np.random.Generator) -> list[_Face]:
     faces = [_make_ground(rng)]
     texture_seed = int(rng.integers(2**32))
     for house in _TWINS:
-        own = np.random.default_rng(texture_seed)
-        faces += [_make_face(quad, _WALL_TEXEL, own) for quad in _box_quads(*house)]
-    for box in _AMONG_TWINS:
-        faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
-    return faces
+        faces += _make_boxes([house], np.random.default_rng(texture_seed))
+    return faces + _make_boxes(_AMONG_TWINS, rng)
 
 
 def _build_tower(rng: np.random.Generator) -> list[_Face]:
@@ -234,9 +230,11 @@ def _build_tower(rng: np.random.Generator) -> list[_Face]:
     for facade in facades:
         faces.append(_make_face(facade, _WALL_TEXEL, np.random.default_rng(texture_seed)))
         faces.append(_make_face(_sign_on(facade, rng.uniform(0.1, 0.9, 2)), _WALL_TEXEL, rng))
-    for box in _AROUND_TOWER:
-        faces += [_make_face(quad, _WALL_TEXEL, rng) for quad in _box_quads(*box)]
-    return faces
+    return faces + _make_boxes(_AROUND_TOWER, rng)
+
+
+def _make_boxes(boxes: Sequence[tuple[float, ...]], rng: np.random.Generator) -> list[_Face]:
+    return [_make_face(quad, _WALL_TEXEL, rng) for box in boxes for quad in _box_quads(*box)]
 
 
 def _make_ground(rng: np.random.Generator) -> _Face:
@@ -276,51 +274,10 @@ def _make_face(quad: _Quad, texel: float, rng: np.random.Generator) -> _Face:
     width, height = (unit * int(np.ceil(np.linalg.norm(edge) / texel / unit)) for edge in (right, down))
     normal = np.cross(down, right)
     sunlight = max(0.0, float(normal @ _TO_SUN / np.linalg.norm(normal)))
-    pyramid = [_make_texture(width, height, 0.6 + 0.5 * sunlight, rng)]
+    pyramid = [make_texture(width, height, 0.6 + 0.5 * sunlight, rng)]
     for _ in range(_PYRAMID_LEVELS - 1):
-        pyramid.append(_shrink(pyramid[-1], 2))
+        pyramid.append(shrink(pyramid[-1], 2))
     return _Face(np.column_stack([right / width, down / height, corner]), tuple(pyramid))
-
-
-def _make_texture(width: int, height: int, brightness: float, rng: np.random.Generator) -> Image:
-    """Makes a (height, width, 3) texture of dead leaves under 1/f noise, whose strength differs between leaves."""
-    leaves = _draw_leaves(width, height, rng)
-    noise = np.zeros((height, width), np.float32)
-    for octave in range(int(np.log2(min(width, height)))):
-        coarse = rng.standard_normal((height >> octave, width >> octave), dtype=np.float32)
-        noise += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    gain = brightness * (1 + leaves[..., 3:] / np.float32(255) * noise[..., None])
-    return np.clip(leaves[..., :3] * gain, 0, 255).astype(np.uint8)
-
-
-def _draw_leaves(width: int, height: int, rng: np.random.Generator) -> Image:
-    """Draws overlapping opaque polygons, (height, width, 4): blue, green, red and the strength of the noise."""
-    smallest, largest, coverage = 3.0, 0.4 * min(width, height), 4.0
-    # With a density of radius^-3 every octave of sizes covers the same area, so the statistics do not depend on scale.
-    low, high = largest**-2, smallest**-2
-    mean_area = 2 * np.pi * np.log(largest / smallest) / (high - low)
-    count = int(coverage * width * height / mean_area)
-    radius = rng.uniform(low, high, (count, 1)) ** -0.5
-
-    # Triangles, rectangles, hexagons and near-ellipses share one array: polygons with fewer corners repeat them.
-    sides = rng.choice([3, 4, 4, 6, 12], (count, 1))
-    angle = (np.arange(12) * sides // 12 + 0.5) * 2 * np.pi / sides
-    stretch = np.exp(rng.normal(0, 0.4, (count, 1)))
-    outline = radius * (stretch * np.cos(angle) + 1j / stretch * np.sin(angle))
-    outline *= np.exp(2j * np.pi * rng.random((count, 1)))
-    outline += rng.uniform(0, width, (count, 1)) + 1j * rng.uniform(0, height, (count, 1))
-    polygons = np.stack([outline.real, outline.imag], axis=-1)
-
-    # Light varies more than colour, and colour varies mostly between warm and cool. The mean differs between textures.
-    light = rng.normal(rng.normal(0, 0.15), 0.4, (count, 1))
-    warmth = rng.normal(rng.normal(0.05, 0.12), 0.1, (count, 1)) * [-1, 0, 1]
-    colour = 100 * np.exp(light + warmth + rng.normal(0, 0.05, (count, 3)))
-    paint = np.clip(np.hstack([colour, rng.uniform(3, 25, (count, 1))]), 0, 255)
-
-    canvas = np.full((height, width, 4), paint.mean(axis=0), np.uint8)
-    for polygon, value in zip((16 * polygons).astype(np.int32), paint.tolist(), strict=True):
-        cv2.fillConvexPoly(canvas, polygon, value, shift=4)
-    return canvas
 
 
 def _expose(faces: list[_Face], projection: Float64, size: tuple[int, int], rng: np.random.Generator) -> Image:
@@ -332,7 +289,7 @@ def _expose(faces: list[_Face], projection: Float64, size: tuple[int, int], rng:
     for face in faces:
         _draw(face, np.diag([_SUPERSAMPLING, _SUPERSAMPLING, 1]) @ projection, canvas, inverse_depth)
     noise = _SENSOR_NOISE * rng.standard_normal((size[1], size[0], 3), dtype=np.float32)
-    return np.clip(np.rint(_shrink(canvas, _SUPERSAMPLING) + noise), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(shrink(canvas, _SUPERSAMPLING) + noise), 0, 255).astype(np.uint8)
 
 
 def _draw(face: _Face, projection: Float64, canvas: Image, inverse_depth: NDArray[np.float32]) -> None:
@@ -381,12 +338,6 @@ def _bounds(image_from_texel: Float64, texture_size: tuple[int, int], canvas: Im
     left, right = np.clip([(x / depth).min(), (x / depth).max() + 1], 0, width).astype(int).tolist()
     top, bottom = np.clip([(y / depth).min(), (y / depth).max() + 1], 0, height).astype(int).tolist()
     return left, top, right, bottom
-
-
-def _shrink(image: Image, factor: int) -> Image:
-    """Averages squares of factor x factor pixels."""
-    size = image.shape[1] // factor, image.shape[0] // factor
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _translation(x: float, y: float) -> Float64:

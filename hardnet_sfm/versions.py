@@ -1,9 +1,12 @@
-"""Versions of the installed packages that affect results."""
+"""Versions of what affects results: the installed packages, this package's commit, and the running program."""
 
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 _PACKAGES = ("hardnet-sfm", "pycolmap", "torch", "opencv-python-headless", "numpy", "h5py")
 
@@ -23,3 +26,26 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def name_program() -> str:
+    """Returns the name of the running program without its folder."""
+    name = Path(sys.argv[0]).name
+    return "hardnet-sfm" if name == "__main__.py" else name
+
+
+def find_commit() -> str:
+    """Returns the commit of the package and whether it has local changes; empty if it does not run from a clone."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # without git the commit cannot be determined
+    return described.stdout.strip()

@@ -18,17 +18,15 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from threading import RLock
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.fingerprints import are_features_of, view_fingerprints
-from hardnet_sfm.files.photo_files import read_photo
-from hardnet_sfm.files.stores import KEYPOINTS, FeatureStore, StoreWriter, keypoint_arrays
-from hardnet_sfm.files.workspace import Workspace, digest, prepare_folder, replacing
+from hardnet_sfm.files.fingerprints import read_described, view_fingerprints
+from hardnet_sfm.files.stores import FeatureStore, StoreWriter, keypoint_arrays
+from hardnet_sfm.files.workspace import digest, prepare_folder, replacing
 from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
 from hardnet_sfm.resources import Resources
 
@@ -121,46 +119,18 @@ class MatchedPair:
 class ViewMatcher:
     """Matches pairs again, with views of both photos, if they have too few verified matches.
 
-    Use it as a context manager.
-
     Args:
-        store: features of the photos.
-        images: folder of the photos.
-        workspace: workspace for the views' keypoints and descriptions.
+        views: the photos in their views.
+        keypoints: writer of the store for the keypoints of photos and views.
         accept: rule by which a neighbour is accepted.
-        options: the views, and the number of matches that is enough.
-        resources: how much of the machine to use.
-        weights: weights of the descriptor, if the photos were not described with the weights in the package.
-
-    Raises:
-        HardnetSfmError: the photos were described with other weights.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        images: Path,
-        workspace: Workspace,
-        accept: Acceptance,
-        options: ViewSynthesisOptions,
-        resources: Resources,
-        weights: Path | None = None,
-    ) -> None:
+    def __init__(self, views: PhotoViews, keypoints: StoreWriter, accept: Acceptance) -> None:
         from hardnet_sfm.colmap.two_view import Verification
 
-        self._views = _Views(store, images, workspace.views, options, resources, weights)
-        self._store, self._options, self._accept = store, options, accept
+        self._views, self._writer, self._accept = views, keypoints, accept
+        self._store, self._options = views.store, views.options
         self._verification = Verification(_MAX_ERROR, _MIN_INLIERS, _SEED)
-        self._writer = StoreWriter(workspace.view_keypoints, KEYPOINTS)
-
-    def __enter__(self) -> Self:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
 
     def __call__(self, pair: PhotoPair, found: Matches) -> MatchedPair:
         """Returns the matches of the first step that has enough verified ones, or of the step with most of them.
@@ -231,7 +201,7 @@ class _Step:
     rows: Any
 
 
-class _Views:
+class PhotoViews:
     """Provides photos with their views: describes views on first use, and keeps them on disk and a few in memory.
 
     Args:
@@ -240,7 +210,10 @@ class _Views:
         folder: folder for descriptions of views; made when needed.
         options: the views.
         resources: how much of the machine to use.
-        weights: weights of the descriptor.
+        weights: weights of the descriptor, if the photos were not described with the weights in the package.
+
+    Attributes:
+        store, options: as given.
 
     Raises:
         HardnetSfmError: the photos were described with other weights.
@@ -267,7 +240,7 @@ class _Views:
                 f"({str(recipe.get('weights_sha256'))[:16]}...) than their views",
                 "Give their file with --weights, or extract features again.",
             )
-        self._store, self._images, self._folder, self._options = store, images, folder, options
+        self.store, self.options, self._images, self._folder = store, options, images, folder
         counts = store.counts()
         richest = max(counts, key=counts.__getitem__)
         self._rounding = rounding_for(store.descriptors(richest), resolve_device(resources.device))
@@ -278,7 +251,7 @@ class _Views:
 
     def fingerprints(self, name: str) -> list[str]:
         """Returns the fingerprints of the photo's keypoints with those of its first 0, 1, 2 ... steps."""
-        return view_fingerprints(self._options.recipe(), self._made_from[name])
+        return view_fingerprints(self.options.recipe(), self._made_from[name])
 
     def keypoints(self, name: str, steps: int) -> Keypoints:
         """Returns the photo's keypoints, then those of its first `steps` steps.
@@ -307,7 +280,7 @@ class _Views:
         from hardnet_sfm.matching.nearest import prepare
 
         if step == 0:
-            keypoints, descriptors = self._store.keypoints(name), self._store.descriptors(name)
+            keypoints, descriptors = self.store.keypoints(name), self.store.descriptors(name)
             return _Step(keypoints, (prepare(descriptors, self._rounding),), np.arange(len(keypoints), dtype=np.int32))
         described = self._described(name, step)
         views = np.split(described.descriptors, described.ends[:-1])
@@ -321,16 +294,9 @@ class _Views:
         fingerprint = digest(self.fingerprints(name)[step])
         found = _read(path, fingerprint)
         if found is None:
-            if not self._images.is_dir():
-                raise HardnetSfmError(f"no folder of photos at {self._images}", "Say where they are now with --images.")
-            photo = read_photo(self._images / name)
-            if not are_features_of(self._made_from[name], self._store.header["options"], photo.sha256):
-                raise HardnetSfmError(
-                    f"{self._images / name}: changed since its features were extracted",
-                    "Run `hardnet-sfm extract` again.",
-                )
-            views = views_of(self._options.tilts[step - 1], self._options.rotation_step)
-            found = self._describe(photo, self.keypoints(name, step - 1), views, self._store.turn(name))
+            photo = read_described(self.store, self._images, name)
+            views = views_of(self.options.tilts[step - 1], self.options.rotation_step)
+            found = self._describe(photo, self.keypoints(name, step - 1), views, self.store.turn(name))
             _write(path, fingerprint, found)
         return found
 

@@ -20,7 +20,7 @@ and their right inliers. Photos of different workspaces show nothing in common, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise, product
 from pathlib import Path
@@ -181,10 +181,7 @@ def nearest_neighbours(first: Photo, second: Photo) -> Neighbours:
     distance = _distances((queries[0] * queries[1]).sum(1))
     ratios = []
     for reach in (0.0, _RIVAL_DISTANCE):
-        rivals = (
-            _rivals(queries[0], second, pairs[:, 1], reach),
-            _rivals(queries[1], first, pairs[:, 0], reach),
-        )
+        rivals = (_rivals(queries[side], (second, first)[side], pairs[:, 1 - side], reach) for side in (0, 1))
         ratios.append(distance / np.minimum(*rivals).clip(1e-6))
     return Neighbours(pairs, distance, *ratios)
 
@@ -243,20 +240,19 @@ def all_pairs(options: Options) -> Iterator[Pair]:
     """All pairs within the workspaces, and some of photos of different ones."""
     rng = np.random.default_rng(options.seed)
     photos = [read_photos(Workspace(path)) for path in options.workspaces]
-    related: list[tuple[int, Photo, Photo]] = []
-    others: list[tuple[int, Photo, Photo]] = []
-    for number, of in enumerate(photos):
-        chosen = _some(list(combinations(of, 2)), options.pairs, rng)
-        related += [(number, *pair) for pair in chosen]
-    for number, two in enumerate(pairwise(photos)):
-        chosen = _some(list(product(*two)), options.unrelated, rng)
-        others += [(number, *pair) for pair in chosen]
-    with progress("neighbours", len(related) + len(others)) as advance:
-        for number, first, second in related:
-            yield measure(first, second, number, True, rng)
-            advance()
-        for number, first, second in others:
-            yield measure(first, second, number, False, rng)
+    due = [
+        (number, *pair, True)
+        for number, of in enumerate(photos)
+        for pair in _some(list(combinations(of, 2)), options.pairs, rng)
+    ]
+    due += [
+        (number, *pair, False)
+        for number, two in enumerate(pairwise(photos))
+        for pair in _some(list(product(*two)), options.unrelated, rng)
+    ]
+    with progress("neighbours", len(due)) as advance:
+        for number, first, second, related in due:
+            yield measure(first, second, number, related, rng)
             advance()
 
 
@@ -276,21 +272,14 @@ def logistic(features: Float64, right: Float64) -> Float64:
     return weights
 
 
-Columns = Callable[[Neighbours], Float64]
-
-
-def _columns(*names: str) -> Columns:
-    return lambda found: np.column_stack([getattr(found, name) for name in names])
-
-
 # The columns that each rule uses. A rule with one column needs no regression.
-RULES: dict[str, Columns] = {
-    "ratio": _columns("ratio"),
-    "FGINN ratio": _columns("fginn"),
-    "distance": _columns("distance"),
-    "ratio and distance": _columns("ratio", "distance"),
-    "FGINN and distance": _columns("fginn", "distance"),
-    "ratio, FGINN, distance": _columns("ratio", "fginn", "distance"),
+RULES = {
+    "ratio": ("ratio",),
+    "FGINN ratio": ("fginn",),
+    "distance": ("distance",),
+    "ratio and distance": ("ratio", "distance"),
+    "FGINN and distance": ("fginn", "distance"),
+    "ratio, FGINN, distance": ("ratio", "fginn", "distance"),
 }
 
 
@@ -307,9 +296,9 @@ class Rule:
     weights: dict[int, Float64] = field(default_factory=dict)
 
 
-def fit(pairs: list[Pair], columns: Columns) -> Rule:
+def fit(pairs: list[Pair], columns: tuple[str, ...]) -> Rule:
     """The costs of all neighbours by a rule that is fitted on the other workspaces."""
-    inputs = [columns(pair.found) for pair in pairs]
+    inputs = [np.column_stack([getattr(pair.found, name) for name in columns]) for pair in pairs]
     if inputs[0].shape[1] == 1:
         return Rule([of[:, 0] for of in inputs])
     weights = {}
@@ -395,8 +384,7 @@ def main() -> None:
     options.check()
     console = Console(width=120, highlight=False)
     pairs = list(all_pairs(options))
-    related = sum(pair.related for pair in pairs)
-    hard = sum(pair.hard for pair in pairs)
+    related, hard = sum(pair.related for pair in pairs), sum(pair.hard for pair in pairs)
     console.print(f"{related} pairs, {hard} of them hard; {len(pairs) - related} pairs of unrelated photos")
     rules = {name: fit(pairs, columns) for name, columns in RULES.items()}
     print_table(console, pairs, rules, options)

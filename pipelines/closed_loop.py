@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.datasets.patch_sources import read_any_patches
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.weight_files import find_weights
 from hardnet_sfm.files.workspace import Workspace, read_json
@@ -34,7 +35,6 @@ from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.observations import MineOptions
-from hardnet_sfm.training.patch_sources import read_any_patches
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.match import MatchOptions
 from hardnet_sfm.verbs.mine import mine

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import OmitArgPrefixes
 
-from hardnet_sfm.benchmark.competitors import Competitor, competitors, made
+from hardnet_sfm.competitors import Competitor, competitors, made
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.scores import MEAN, ScoreTable
 from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
@@ -190,7 +190,7 @@ def held_out(path: Path, batch_size: int, resources: Resources) -> Benchmark:
 
 def homographies(folder: Path, resources: Resources) -> Benchmark:
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.photo_scores import evaluate_homographies
+        from hardnet_sfm.evaluation.photo_scores import evaluate_homographies
 
         return means(evaluate_homographies(folder, rows, resources), rows, {"homography_map": "map"})
 
@@ -202,7 +202,7 @@ def hpatches(folder: Path, tasks: Path | None, split: str, resources: Resources)
     kinds = {f"hpatches_{kind}": f"{kind}_{'ap' if kind == 'verification' else 'map'}" for kind in HPATCHES_TASKS}
 
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.patch_scores import evaluate_hpatches
+        from hardnet_sfm.evaluation.patch_scores import evaluate_hpatches
 
         return means(evaluate_hpatches(folder, rows, resources, tasks=tasks, split=split), rows, kinds)
 
@@ -216,7 +216,7 @@ HPATCHES_TASKS = ("verification", "matching", "retrieval")
 
 def w1bs(folder: Path, resources: Resources) -> Benchmark:
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.patch_scores import evaluate_w1bs
+        from hardnet_sfm.evaluation.patch_scores import evaluate_w1bs
 
         return means(evaluate_w1bs(folder, rows, resources), rows, {"w1bs_mauc": "mauc"})
 
@@ -227,7 +227,7 @@ def brown(folder: Path, resources: Resources) -> Benchmark:
     """The mean of the sets that a descriptor was not trained on."""
 
     def run(rows: list[Competitor]) -> Iterable[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.patch_scores import evaluate_brown
+        from hardnet_sfm.evaluation.patch_scores import evaluate_brown
 
         return means(evaluate_brown(folder, rows, resources), rows, {"brown_fpr95": "fpr95"})
 
@@ -287,7 +287,7 @@ def landmarks(name: Any, folder: Path, words_from: Path, options: Options) -> Be
     column = Column(f"{name}_map", f"{name} mAP, %", ".1%", "higher")
 
     def run(rows: list[Competitor]) -> Iterator[tuple[str, Values]]:
-        from hardnet_sfm.benchmark.landmark_scores import evaluate_landmarks
+        from hardnet_sfm.verbs.evaluate import evaluate_landmarks
 
         for row in rows:
             table = evaluate_landmarks(

@@ -31,8 +31,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.homographies import HomographySequence, read_sequences
-from hardnet_sfm.evaluation.hpatches import (
+from hardnet_sfm.evaluation.datasets.hpatches import (
     COLUMNS,
     LEVELS,
     MEASUREMENT_SIZE,
@@ -41,6 +40,7 @@ from hardnet_sfm.evaluation.hpatches import (
     SIDE,
     VERIFICATION_HEADER,
 )
+from hardnet_sfm.evaluation.datasets.sequences import HomographySequence, read_sequences
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.flags import flag_rules
@@ -175,7 +175,9 @@ def make(options: Options) -> dict[str, int]:
         UsageError: an option makes no sense.
     """
     options.check()
-    sequences = read_sequences(options.folder)
+    sequences, left_out = read_sequences(options.folder)
+    if left_out:
+        raise next(iter(left_out.values()))
     check_names([sequence.name for sequence in sequences])
     folder = options.output.resolve()
     beside = folder.with_name(f".{folder.name}.tmp")

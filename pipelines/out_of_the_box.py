@@ -29,8 +29,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.strecha import read_strecha
 from hardnet_sfm.evaluation.poses import pose_errors
-from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.files.workspace import read_json, write_json
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.resources import Resources

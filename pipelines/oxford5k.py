@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set
+from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS, City, data_set
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.verbs.evaluate import LandmarkOptions

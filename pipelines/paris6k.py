@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from oxford5k import main
 
-from hardnet_sfm.evaluation.archives import OXFORD, PARIS
+from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS
 
 if __name__ == "__main__":
     main(PARIS, OXFORD)

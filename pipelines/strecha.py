@@ -32,8 +32,8 @@ from hardnet_sfm.colmap.cameras import CameraSetup
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import check_least
+from hardnet_sfm.evaluation.datasets.strecha import read_strecha
 from hardnet_sfm.evaluation.poses import PoseErrors, pose_errors
-from hardnet_sfm.evaluation.strecha import read_strecha
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
 from hardnet_sfm.files.workspace import Workspace, read_json

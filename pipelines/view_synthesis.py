@@ -30,7 +30,8 @@ from rich.table import Table
 
 from hardnet_sfm.colmap.two_view import Verification, verified_matches
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth, read_sequences
+from hardnet_sfm.evaluation.datasets.sequences import read_sequences
+from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.features.synthetic_views import relative_area
 from hardnet_sfm.files.fingerprints import matched_keypoints
@@ -193,7 +194,7 @@ def compare_all(options: Options) -> None:
     for steps in range(len(tilts) + 1):
         area = relative_area(tilts[:steps], step)
         Console().print(f"{steps} steps: {area:.1f} times the photo's area, {area**2:.0f} times the matching")
-    sequence = read_sequences(options.sequence)[0]
+    (sequence, *_), _ = read_sequences(options.sequence)
     first, *others = (path.name for path in sequence.photos)
     compare(
         options.sequence,

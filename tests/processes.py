@@ -19,8 +19,8 @@ PROCESSES.set_forkserver_preload(
         "hardnet_sfm.features.detectors",
         "hardnet_sfm.matching.nearest",
         "hardnet_sfm.scene",
-        "hardnet_sfm.training.brown_sets",
-        "hardnet_sfm.training.hpatches_sets",
+        "hardnet_sfm.evaluation.datasets.brown",
+        "hardnet_sfm.evaluation.datasets.hpatches",
     ]
 )
 

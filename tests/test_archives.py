@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.archives import OXFORD, PARIS, City, data_set, unpack
+from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS, City, data_set, unpack
 
 
 def archive(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:

@@ -20,13 +20,13 @@ from test_image_pairs import TILT
 from test_measures import fpr95_by_hand
 from test_w1bs import area_by_hand as w1bs_area_by_hand
 
-from hardnet_sfm.benchmark.competitors import Competitor, competitors
-from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.benchmark.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs, trained_on
-from hardnet_sfm.benchmark.photo_scores import COLMAP, evaluate_pairs
 from hardnet_sfm.cli import main
+from hardnet_sfm.competitors import Competitor, competitors
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.hpatches import COLUMNS
+from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS
+from hardnet_sfm.evaluation.describing import PatchStream
+from hardnet_sfm.evaluation.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs, trained_on
+from hardnet_sfm.evaluation.photo_scores import COLMAP, evaluate_pairs
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.resources import Resources

@@ -18,11 +18,11 @@ from hardnet_sfm.colmap import cameras as colmap_cameras
 from hardnet_sfm.colmap import trial as trials
 from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
 from hardnet_sfm.files.fingerprints import match_fingerprint
-from hardnet_sfm.files.photo_files import Lens, read_lens
+from hardnet_sfm.files.photo_files import read_lens
 from hardnet_sfm.files.stores import FEATURES, MATCHES, StoreWriter, feature_arrays, match_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace, read_json
 from hardnet_sfm.keypoints import Keypoints, Matches
-from hardnet_sfm.pages.model_page import reconstruction_page
+from hardnet_sfm.photos import Lens
 from hardnet_sfm.reconstruction.camera_groups import choose_connected, judge
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
@@ -267,7 +267,7 @@ def test_terminal_and_page_say_the_decision_and_the_reason(tmp_path: Path, capsy
     said = " ".join(capsys.readouterr().out.split())
     assert "cameras 1 (6 photos share one: the focal lengths of 6 photos agree within" in said
     page = tmp_path / "page.html"
-    reconstruction_page(place, page)
+    hardnet_sfm.write_report(place, page)
     assert read_json(place.summary)["camera_groups"][0]["reason"] in page.read_text(encoding="utf-8")
 
 

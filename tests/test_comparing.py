@@ -18,26 +18,27 @@ from test_rescore import by_loop, saved, unit
 from torch import nn
 
 import hardnet_sfm
-from hardnet_sfm.benchmark.comparing import PairStream
-from hardnet_sfm.benchmark.competitors import Competitor, competitors
-from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.benchmark.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs
-from hardnet_sfm.benchmark.photo_scores import (
+from hardnet_sfm.cli import main
+from hardnet_sfm.colmap.baseline import ColmapSift
+from hardnet_sfm.competitors import Competitor, competitors
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.comparing import PairStream
+from hardnet_sfm.evaluation.describing import PatchStream
+from hardnet_sfm.evaluation.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs
+from hardnet_sfm.evaluation.photo_scores import (
     Comparing,
     Describing,
     DetectedPhoto,
     evaluate_homographies,
     ranked_by_scores,
 )
-from hardnet_sfm.cli import main
-from hardnet_sfm.colmap.baseline import ColmapSift
-from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.literature import pair_scoring
 from hardnet_sfm.literature.pair_scoring import PairNetwork
-from hardnet_sfm.matching.rescore import short_lists
+from hardnet_sfm.matching.rescore import SHORT_LIST, short_lists
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.verbs.match import MatchOptions
 
 Grey = NDArray[np.uint8]
 ONE = Resources(device="cpu", workers=1)
@@ -216,3 +217,7 @@ def test_evaluate_homography_has_a_column_for_it(tmp_path: Path, capsys: pytest.
     assert table.measures[2].values["deepcompare-2ch"] == {"wall": 0.0, "mean": 0.0}  # flat photos: nothing to match
     main(["evaluate", "homography", str(tmp_path / "sequences"), "--descriptor", "--weights", str(path)])
     assert "deepcompare-2ch" in capsys.readouterr().out
+
+
+def test_short_lists_are_as_long_as_those_of_match() -> None:
+    assert MatchOptions.short_list == SHORT_LIST

@@ -19,17 +19,18 @@ from torch import Tensor
 
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.files.journal import Journal
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, write_patches
+from hardnet_sfm.files.patch_sets import write_patches
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.literature.convex import ConvexOptions, learn_convexopt, learn_projection, learn_weights
 from hardnet_sfm.literature.convexopt import ConvexOpt, PooledGradients, gaussians
 from hardnet_sfm.literature.pooling import PooledPairs, candidate_rings
 from hardnet_sfm.literature.rda import DualAverage, low_rank_step, margin_hinge, sparse_step
+from hardnet_sfm.measures import fpr95
 from hardnet_sfm.networks.architectures import recognised
 from hardnet_sfm.networks.loading import load_network
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
@@ -58,7 +59,7 @@ def generated(points: int, seed: int = 0, hard: float = 1) -> PatchSet:
             patches.append(np.clip(patch, 0, 255).astype(np.uint8))
     count = 2 * points
     return PatchSet(
-        Path("generated"),
+        "generated",
         "warps",
         12.0,
         ("a.jpg", "b.jpg"),

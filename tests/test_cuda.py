@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, write_patches
+from hardnet_sfm.files.patch_sets import write_patches
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounding_for
 from hardnet_sfm.networks.architectures import ARCHITECTURES
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.losses import LOSSES
 from hardnet_sfm.training.objectives import DescriptorObjective
@@ -43,7 +44,7 @@ def patches(tmp_path: Path) -> Path:
     point, image = np.repeat(np.arange(200), 3), np.tile(np.arange(3, dtype=np.int32), 200)
     frame, xyz = np.full((count, 2, 3), np.nan, np.float32), np.full((200, 3), np.nan, np.float32)
     path = tmp_path / "patches.h5"
-    write_patches(path, PatchSet(path, "sfm", 20, ("a", "b", "c"), noisy, point, image, frame, nothing, xyz))
+    write_patches(path, PatchSet(str(path), "sfm", 20, ("a", "b", "c"), noisy, point, image, frame, nothing, xyz))
     return path
 
 

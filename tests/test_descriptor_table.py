@@ -18,9 +18,9 @@ from test_benchmarks import write_brown, write_hpatches, write_w1bs
 from test_experiments import typed, write_hard_patches
 from test_train import write_noisy_patches
 
-from hardnet_sfm.benchmark import patch_scores
-from hardnet_sfm.benchmark.competitors import competitors
+from hardnet_sfm.competitors import competitors
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.evaluation import patch_scores
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.literature import held_out
 from hardnet_sfm.literature.costs import cost_of

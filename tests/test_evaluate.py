@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from test_landmarks import average_precision_as_described, write_query
 
-from hardnet_sfm.benchmark.competitors import Competitor, competitors
-from hardnet_sfm.benchmark.landmark_scores import evaluate_landmarks
 from hardnet_sfm.cli import main
+from hardnet_sfm.competitors import Competitor, competitors
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL
 from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
 from hardnet_sfm.photo_index import Index
+from hardnet_sfm.verbs.evaluate import evaluate_landmarks
 from hardnet_sfm.verbs.extract import ExtractResult, extract
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 

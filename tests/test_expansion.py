@@ -15,9 +15,9 @@ from collections_of_features import SIZE, Photos, keypoints_of, store_of, unit_r
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardnet_sfm.index_folder import open_index
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.retrieval.inverted_index import InvertedIndex
-from hardnet_sfm.retrieval.kernels import aggregate
+from hardnet_sfm.retrieval.grouping import aggregate
 from hardnet_sfm.retrieval.methods import Method
 from hardnet_sfm.retrieval.scoring import Query
 from hardnet_sfm.retrieval.search import multiple_of, score
@@ -71,7 +71,7 @@ class Collection:
     @cached_property
     def idf(self) -> Mapping[int, float]:
         having = Counter(word for photo in self.features.values() for word in {word for word, _ in photo})
-        return defaultdict(float, {word: math.log(len(self.features) / count) for word, count in having.items()})
+        return defaultdict(float, {word: math.log((len(self.features) + 1) / count) for word, count in having.items()})
 
     def vector(self, counts: Mapping[int, float]) -> dict[int, float]:
         return {word: count * self.idf[word] for word, count in counts.items()}
@@ -158,7 +158,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", ["hqe", "hqe+ma", "hqe+ma+sv", "bow+sv+qe"])
 def test_expansion_as_a_whole_is_what_plain_python_gives(method: Method, place: Path) -> None:
     """Verification alone, which has tests of its own, is the engine's on both sides."""
-    opened, photos = InvertedIndex(place), two_scenes()
+    opened, photos = open_index(place).lists, two_scenes()
     features, xy = {}, {}
     for name in opened.names:
         keypoints, descriptors = photos[name]

@@ -20,15 +20,16 @@ from PIL import Image
 from test_train import write_noisy_patches
 
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.measures import fpr95
 from hardnet_sfm.evaluation.scores import Measure
 from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
-from hardnet_sfm.files.patch_sets import PatchSet, read_patches, write_patches
+from hardnet_sfm.files.patch_sets import read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.literature.experiments import ExperimentOptions, compare, of_seeds, order_said
 from hardnet_sfm.literature.held_out import HeldOut
 from hardnet_sfm.literature.pair_scoring import PairNetwork
+from hardnet_sfm.measures import fpr95
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import fitting, losses
 from hardnet_sfm.training.objectives import DescriptorObjective
@@ -67,7 +68,9 @@ def write_hard_patches(path: Path, easy: Path, seed: int, noise: float) -> None:
     of, rng = read_patches(easy), np.random.default_rng(seed)
     added = np.array([cv2.GaussianBlur(rng.normal(0, noise, (64, 64)), (0, 0), 3) for _ in range(len(of))])
     looks = np.uint8((of.patches + added).clip(0, 255))
-    write_patches(path, PatchSet(path, "sfm", 12, of.images, looks, of.point, of.image, of.frame, of.angle, of.xyz))
+    write_patches(
+        path, PatchSet(str(path), "sfm", 12, of.images, looks, of.point, of.image, of.frame, of.angle, of.xyz)
+    )
 
 
 @pytest.fixture(scope="module")

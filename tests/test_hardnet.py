@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.features import descriptors
 from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.files import weight_files
@@ -23,7 +22,7 @@ from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.weight_files import read_weights, shipped
 from hardnet_sfm.networks.device import in_type
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.networks.loading import load_into
+from hardnet_sfm.networks.loading import SHIPPED, load_into
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.scene import Scene
 
@@ -295,16 +294,16 @@ class TestShippedWeights:
     def test_are_looked_for_in_the_folders_of_the_package(
         self, monkeypatch: pytest.MonkeyPatch, save: Callable[..., Path], network: HardNet, tmp_path: Path
     ) -> None:
-        path = save(network.state_dict(), descriptors.SHIPPED["hardnet"], measurement_size="11")
+        path = save(network.state_dict(), SHIPPED["hardnet"], measurement_size="11")
         monkeypatch.setattr(weight_files, "_FOLDERS", (tmp_path / "nowhere", tmp_path))
-        assert shipped(descriptors.SHIPPED["hardnet"]) == path
+        assert shipped(SHIPPED["hardnet"]) == path
         assert make_descriptor("hardnet", None).measurement_size == 11
 
     def test_where_there_are_none_the_user_learns_what_to_do(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(weight_files, "_FOLDERS", (tmp_path,))
-        assert shipped(descriptors.SHIPPED["hardnet"]) is None
+        assert shipped(SHIPPED["hardnet"]) is None
         with pytest.raises(HardnetSfmError, match="without trained HardNet weights") as refused:
             make_descriptor("hardnet", None)
         assert "--weights FILE.safetensors" in refused.value.hint

@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
+from clutter import litter
 from numpy.typing import NDArray
 from PIL import Image
 
-from hardnet_sfm.benchmark.competitors import Competitor
-from hardnet_sfm.benchmark.photo_scores import COLMAP, evaluate_homographies
 from hardnet_sfm.cli import main
+from hardnet_sfm.competitors import Competitor
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.sequences import read_sequences
 from hardnet_sfm.evaluation.homographies import (
     MatchingScores,
     RankedMatches,
@@ -26,8 +27,8 @@ from hardnet_sfm.evaluation.homographies import (
     homography_scores,
     matching_scores,
     pair_truth,
-    read_sequences,
 )
+from hardnet_sfm.evaluation.photo_scores import COLMAP, evaluate_homographies
 from hardnet_sfm.evaluation.scores import ScoreTable
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.scene import Scene
@@ -66,7 +67,7 @@ class TestReadSequences:
     )
     def test_of_either_data_set(self, tmp_path: Path, photo: str, homography: str) -> None:
         matrices = write_sequence(tmp_path / "wall", photo, homography)
-        (sequence,) = read_sequences(tmp_path / "wall")
+        (sequence,), _ = read_sequences(tmp_path / "wall")
         assert sequence.name == "wall"
         assert sequence.photos == tuple(tmp_path / "wall" / photo.format(number) for number in range(1, 7))
         np.testing.assert_array_equal(sequence.homographies, matrices)
@@ -76,12 +77,12 @@ class TestReadSequences:
             write_sequence(tmp_path / name)
         (tmp_path / ".thumbnails").mkdir()
         (tmp_path / "README").write_text("of HPatches")
-        assert [sequence.name for sequence in read_sequences(tmp_path)] == ["i_street", "v_wall"]
+        assert [sequence.name for sequence in read_sequences(tmp_path)[0]] == ["i_street", "v_wall"]
 
     def test_of_a_folder_with_another_in_it(self, tmp_path: Path) -> None:
         write_sequence(tmp_path / "wall")
         (tmp_path / "wall" / "thumbnails").mkdir()
-        assert [sequence.name for sequence in read_sequences(tmp_path / "wall")] == ["wall"]
+        assert [sequence.name for sequence in read_sequences(tmp_path / "wall")[0]] == ["wall"]
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no such folder"):
@@ -97,6 +98,17 @@ class TestReadSequences:
             shutil.copy(tmp_path / "wall/3.ppm", tmp_path / "wall" / copy)
         with pytest.raises(HardnetSfmError, match="wall: several photos with number 4"):
             read_sequences(tmp_path / "wall")
+
+    def test_a_bad_sequence_is_left_out_and_named(self, tmp_path: Path) -> None:
+        for name in ("bark", "wall"):
+            write_sequence(tmp_path / name)
+        litter(tmp_path)
+        assert [sequence.name for sequence in read_sequences(tmp_path)[0]] == ["bark", "wall"]
+        (tmp_path / "bark/H_1_5").unlink()
+        (kept,), left_out = read_sequences(tmp_path)
+        assert kept.name == "wall"
+        assert list(left_out) == ["bark"]
+        assert "bark: no homography H_1_5 or H1to5p" in left_out["bark"].message
 
     def test_a_missing_homography(self, tmp_path: Path) -> None:
         write_sequence(tmp_path / "wall")
@@ -123,7 +135,7 @@ class TestReadSequences:
 
     def test_real_ones(self, shared_data: Path) -> None:
         """Their homographies take one photo to the other: grey values agree."""
-        sequences = read_sequences(shared_data / "homography")
+        sequences, _ = read_sequences(shared_data / "homography")
         assert [sequence.name for sequence in sequences] == ["bikes", "boat", "graf", "leuven", "v_churchill"]
         for sequence in (sequences[1], sequences[2], sequences[4]):
             first, second = (read_photo(path).grey for path in sequence.photos[:2])
@@ -285,7 +297,7 @@ class TestEvaluate:
         assert table.measures[0].columns == ["v_square", "mean"]
         assert scores_of(table, COLMAP, "mean") == scores_of(table, COLMAP, "v_square")
         features = [colmap_rootsift(warped / f"{number}.png", 250) for number in range(1, 7)]
-        (sequence,) = read_sequences(warped)
+        (sequence,), _ = read_sequences(warped)
         expected = []
         for homography, (xy, described) in zip(sequence.homographies, features[1:], strict=True):
             pairs, ratios = matched_by_hand(features[0][1], described)

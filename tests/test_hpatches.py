@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation import hpatches_tasks
-from hardnet_sfm.evaluation.hpatches import COLUMNS, LEVELS, Tasks, column_of, find_sequences, read_tasks
+from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS, LEVELS, Tasks, column_of, find_sequences, read_tasks
 from hardnet_sfm.evaluation.hpatches_tasks import match_sequence, pair_distances, retrieve, verify
 
 COUNTS = {"i_ski": 2, "v_cat": 3, "v_wall": 4}
@@ -203,20 +204,31 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown sequence": (_append("retr_queries_split-b.csv", "v_cat,0\n"), "v_cat is no sequence of split b"),
     "unknown patch": (_append("retr_queries_split-b.csv", "v_wall,4\n"), "patch 4 of v_wall, which has only 4"),
     "unknown photo": (_append("verif_pos_split-b.csv", "v_wall,6,1,v_wall,0,1\n"), "not from 0 to 5"),
-    "truncated": (_append("verif_pos_split-b.csv", "v_wall,1,1,v_wa"), "verif_pos.*truncated"),
-    "words": (_append("retr_distractors_split-b.csv", "v_wall,one\n"), "retr_distractors.*truncated, or not a task"),
+    "truncated": (_append("verif_pos_split-b.csv", "v_wall,1,1,v_wa"), "verif_pos.*line .*: truncated"),
+    "words": (_append("retr_distractors_split-b.csv", "v_wall,one\n"), "retr_distractors.*line .*invalid literal"),
     "another header": (_write("retr_queries_split-b.csv", "idx,s\n0,v_wall\n"), "its first line is 'idx,s'"),
     "header alone": (_write("retr_queries_split-b.csv", "s,idx\n"), "retr_queries.*not a task"),
     "other columns": (_write("retr_queries_split-b.csv", "s,idx\nv_wall,0,1\n"), "retr_queries.*not a task"),
 }
 
 
+BAD_LINES = ("unknown sequence", "unknown patch", "unknown photo", "truncated", "words")
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.filterwarnings("error")
-def test_bad_tasks_are_a_clear_error(damage: str, tmp_path: Path) -> None:
+def test_bad_lines_are_left_out_and_named_and_bad_files_are_a_clear_error(damage: str, tmp_path: Path) -> None:
     folder = release(tmp_path)
     change, message = DAMAGES[damage]
     change(folder / "tasks")
+    if damage in BAD_LINES:
+        whole = read_tasks(release(tmp_path / "whole") / "tasks", "b", find_sequences(folder))
+        tasks = read_tasks(folder / "tasks", "b", find_sequences(folder))
+        for name in ("pairs", "queries", "distractors"):
+            np.testing.assert_array_equal(getattr(tasks, name), getattr(whole, name))
+        (error,) = tasks.left_out.values()
+        assert re.search(message, error.message)
+        return
     with pytest.raises(HardnetSfmError, match=message) as raised:
         read_tasks(folder / "tasks", "b", find_sequences(folder))
     assert raised.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,12 @@ import kornia.geometry as KG
 import numpy as np
 import pytest
 import torch
+from clutter import litter
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.image_pairs import (
-    epipolar_distances,
-    fundamental_matrix,
-    read_image_pairs,
-    recall_of_truth,
-)
+from hardnet_sfm.evaluation.datasets.image_pairs import read_image_pairs
+from hardnet_sfm.evaluation.epipolar import epipolar_distances, fundamental_matrix, recall_of_truth
 
 TILT = np.array([[0.9, 0.3, -20.0], [-0.2, 1.1, 30.0], [2e-4, -1e-4, 1.0]])
 # Of two cameras side by side: x2' F x1 = y2 - y1, up to sign.
@@ -47,7 +45,7 @@ def wxbs(folder: Path) -> Path:
 
 
 def test_evd(tmp_path: Path) -> None:
-    pairs = read_image_pairs(evd(tmp_path))
+    pairs, _ = read_image_pairs(evd(tmp_path))
     assert [pair.name for pair in pairs] == ["adam", "there"]
     assert pairs[1].photos == (tmp_path / "1/there.png", tmp_path / "2/there.png")
     np.testing.assert_array_equal(pairs[0].homography, TILT)
@@ -60,12 +58,22 @@ def test_names_with_dots_and_brackets(tmp_path: Path) -> None:
         for of in ("1", "2"):
             shutil.copy(tmp_path / of / "adam.png", tmp_path / of / f"{name}.png")
         shutil.copy(tmp_path / "h/adam.txt", tmp_path / f"h/{name}.txt")
-    pairs = {pair.name: pair.photos[1].name for pair in read_image_pairs(tmp_path)}
+    pairs = {pair.name: pair.photos[1].name for pair in read_image_pairs(tmp_path)[0]}
     assert pairs == {name: f"{name}.png" for name in ("a[1]", "adam", "adam.b", "there")}
 
 
+@pytest.mark.parametrize("make", [evd, wxbs])
+def test_what_a_mac_or_a_nas_leaves_is_passed_over(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    expected = [pair.name for pair in read_image_pairs(folder)[0]]
+    litter(folder)
+    pairs, left_out = read_image_pairs(folder)
+    assert [pair.name for pair in pairs] == expected
+    assert left_out == {}
+
+
 def test_wxbs_without_the_pairs_for_validation(tmp_path: Path) -> None:
-    pairs = read_image_pairs(wxbs(tmp_path))
+    pairs, _ = read_image_pairs(wxbs(tmp_path))
     assert [pair.name for pair in pairs] == ["WGABS/kremlin", "WLABS/dh"]
     assert pairs[1].photos == (tmp_path / "WLABS/dh/01.png", tmp_path / "WLABS/dh/02.jpg")
     np.testing.assert_array_equal(pairs[0].correspondences, [[1, 2, 3.5, 4], [5, 6, 7, 8]])
@@ -97,13 +105,22 @@ WXBS_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", [*EVD_DAMAGES, *(f"wxbs {name}" for name in WXBS_DAMAGES)])
-def test_a_bad_folder_is_a_clear_error(damage: str, tmp_path: Path) -> None:
+def test_a_bad_pair_is_left_out_and_named(damage: str, tmp_path: Path) -> None:
     of_wxbs = damage.startswith("wxbs ")
     (wxbs if of_wxbs else evd)(tmp_path)
     change, message = WXBS_DAMAGES[damage.removeprefix("wxbs ")] if of_wxbs else EVD_DAMAGES[damage]
     change(tmp_path)
-    with pytest.raises(HardnetSfmError, match=message):
-        read_image_pairs(tmp_path)
+    if message == "no pairs of photos":
+        with pytest.raises(HardnetSfmError, match=message):
+            read_image_pairs(tmp_path)
+    else:
+        (kept,), left_out = read_image_pairs(tmp_path)
+        ((name, error),) = left_out.items()
+        assert (kept.name, name) == (("WGABS/kremlin", "WLABS/dh") if of_wxbs else ("there", "adam"))
+        assert re.search(message, error.message)
+        shutil.rmtree(kept.photos[0].parent)
+        with pytest.raises(HardnetSfmError):
+            read_image_pairs(tmp_path)
     with pytest.raises(HardnetSfmError, match="no such folder"):
         read_image_pairs(tmp_path / "none")
 

@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import (
-    list_photos,
-    read_colours,
-    read_photo,
-    resize_to_fit,
-    sensor_from_upright,
-    sha256_of,
-    size_of,
-    upright,
-)
+from hardnet_sfm.files.photo_files import list_photos, read_colours, read_photo, sha256_of, size_of
+from hardnet_sfm.photos import resize_to_fit, sensor_from_upright, upright
 
 Pixels = NDArray[np.uint8]
 ORIENTATIONS = range(1, 9)

@@ -14,17 +14,18 @@ from collections_of_features import OPTIONS, SIZE, keypoints_of, some_photos, st
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.workspace import MANIFEST
+from hardnet_sfm.files.index_files import UNFINISHED
+from hardnet_sfm.files.workspace import MANIFEST, Workspace
+from hardnet_sfm.index_folder import IndexBuilder, open_index
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index_builder import IndexBuilder
-from hardnet_sfm.retrieval.inverted_index import UNFINISHED, InvertedIndex
+from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.methods import METHODS
 from hardnet_sfm.retrieval.scoring import Query, distance_weights, score_asmk, score_bow, score_he
 from hardnet_sfm.retrieval.search import Described, search
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
 from hardnet_sfm.retrieval.visual_words import Vocabulary
-from hardnet_sfm.verbs.index import IndexOptions, index
+from hardnet_sfm.verbs.index import IndexOptions, index, update_index
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 PHOTOS = some_photos(12)
@@ -64,11 +65,11 @@ def assigned(words: Vocabulary) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def brute_idf(photos: dict[str, tuple[np.ndarray, np.ndarray]], words: int) -> np.ndarray:
     having = np.array([sum(word in of for of, _ in photos.values()) for word in range(words)])
-    return np.where(having > 0, np.log(len(photos) / np.maximum(having, 1)), 0)
+    return np.where(having > 0, np.log((len(photos) + 1) / np.maximum(having, 1)), 0)
 
 
 def test_bag_of_words_is_the_cosine_of_dense_vectors(place: Path) -> None:
-    opened = InvertedIndex(place)
+    opened = open_index(place).lists
     photos = assigned(opened.vocabulary)
     idf = brute_idf(photos, 16)
     query = Query.of(opened.vocabulary, described().descriptors, described().geometry, 1)
@@ -80,7 +81,7 @@ def test_bag_of_words_is_the_cosine_of_dense_vectors(place: Path) -> None:
 
 
 def test_hamming_embedding_is_what_loops_over_all_pairs_give(place: Path) -> None:
-    opened = InvertedIndex(place)
+    opened = open_index(place).lists
     photos = assigned(opened.vocabulary)
     idf, weights = brute_idf(photos, 16), distance_weights()
     query = Query.of(opened.vocabulary, described().descriptors, described().geometry, 2)
@@ -114,7 +115,7 @@ def test_asmk_is_that_of_the_public_package_on_the_same_residuals(place: Path, u
     """Signatures as vectors of +1 and -1 are the residuals: the package gets them with centroids of zero."""
     kernel = pytest.importorskip("asmk.kernel")
     lists = pytest.importorskip("asmk.inverted_file")
-    opened = InvertedIndex(place)
+    opened = open_index(place).lists
     photos = assigned(opened.vocabulary)
     query = Query.of(opened.vocabulary, described().descriptors, described().geometry, 2)
 
@@ -145,17 +146,17 @@ def test_asmk_is_that_of_the_public_package_on_the_same_residuals(place: Path, u
 
 
 def test_a_feature_takes_14_bytes_beside_the_offsets(place: Path) -> None:
-    opened = InvertedIndex(place)
+    opened = open_index(place).lists
     (segment,) = opened.segments
-    columns = (segment.images, segment.signatures, segment.geometry)
+    columns = (segment.columns.images, segment.columns.signatures, segment.columns.geometry)
     assert opened.features == 11 * 60
     assert sum(column.nbytes for column in columns) == 14 * opened.features
 
 
 def test_ranking_does_not_depend_on_threads_segments_or_history(place: Path, tmp_path: Path) -> None:
-    expected = answers(InvertedIndex(place, Resources(workers=1)))
+    expected = answers(open_index(place, Resources(workers=1)).lists)
     assert all(expected.values())
-    assert answers(InvertedIndex(place, Resources(workers=3))) == expected
+    assert answers(open_index(place, Resources(workers=3)).lists) == expected
     # Some photos that go again, some that come later, in an order of their own, a segment for every two.
     options, output = IndexOptions(checkpoint=2), tmp_path / "index"
     some = {name: PHOTOS[name] for name in list(PHOTOS)[5:]}
@@ -164,7 +165,7 @@ def test_ranking_does_not_depend_on_threads_segments_or_history(place: Path, tmp
     assert (first.photos, first.added, first.removed) == (13, 13, 0)
     second = index(place / "features.h5", place, output, options)
     assert (second.photos, second.added, second.removed) == (12, 5, 6)
-    assert answers(InvertedIndex(tmp_path, Resources(workers=2), thorough=True)) == expected
+    assert answers(open_index(tmp_path, Resources(workers=2), thorough=True).lists) == expected
     third = index(place / "features.h5", place, output, options)
     assert (third.added, third.removed) == (0, 0)
 
@@ -175,7 +176,18 @@ def test_a_changed_photo_is_indexed_anew(place: Path, tmp_path: Path) -> None:
     report = index(store_of(tmp_path / "features.h5", changed), place, tmp_path / "index")
     assert (report.photos, report.added, report.removed) == (12, 1, 1)
     index(tmp_path / "features.h5", place, tmp_path / "fresh")
-    assert answers(InvertedIndex(tmp_path)) == answers(InvertedIndex(tmp_path / "fresh"))
+    assert answers(open_index(tmp_path).lists) == answers(open_index(tmp_path / "fresh").lists)
+
+
+def test_features_of_removed_photos_are_not_counted(place: Path, tmp_path: Path) -> None:
+    """A single removed photo of twelve stays in its segment, marked as removed."""
+    shutil.copytree(place / "index", tmp_path / "index")
+    kept = {name: PHOTOS[name] for name in list(PHOTOS) if name != "folder/4.jpg"}
+    report = index(store_of(tmp_path / "features.h5", kept), place, tmp_path / "index")
+    opened = open_index(tmp_path).lists
+    (segment,) = opened.segments
+    assert (report.photos, report.features, opened.features) == (11, 10 * 60, 10 * 60)
+    assert (segment.entries, segment.removed) == (11 * 60, [4])
 
 
 def test_all_photos_gone_leaves_an_empty_index_that_is_refused_to_search(place: Path, tmp_path: Path) -> None:
@@ -183,7 +195,7 @@ def test_all_photos_gone_leaves_an_empty_index_that_is_refused_to_search(place: 
 
     shutil.copytree(place / "index", tmp_path / "index")
     report = index(store_of(tmp_path / "features.h5", {}), place, tmp_path / "index")
-    assert (report.photos, report.removed) == (0, 12)
+    assert (report.photos, report.features, report.removed) == (0, 0, 12)
     with pytest.raises(HardnetSfmError, match="no photos in the index"):
         Index.open(tmp_path)
 
@@ -205,26 +217,60 @@ def test_resume_after_kill_keeps_what_was_finished_and_readers_the_last_good_sta
     output = tmp_path / "index"
     some = {name: PHOTOS[name] for name in list(PHOTOS)[:4]}
     index(store_of(tmp_path / "features.h5", some), place, output)
-    before = answers(InvertedIndex(tmp_path))
+    before = answers(open_index(tmp_path).lists)
     with running(index_slowly, str(place), str(output)) as (process, pipe):
         last_words(pipe, 3)
         process.kill()
         process.join()
     assert (output / UNFINISHED).is_file()
-    assert answers(InvertedIndex(tmp_path)) == before
+    assert answers(open_index(tmp_path).lists) == before
     report = index(place / "features.h5", place, output)
     assert 0 < report.added <= 6 and report.photos == 12
-    assert answers(InvertedIndex(tmp_path)) == answers(InvertedIndex(place))
+    assert answers(open_index(tmp_path).lists) == answers(open_index(place).lists)
     assert not (output / UNFINISHED).exists()
-    assert len(list(output.glob("segment-*"))) == len(InvertedIndex(tmp_path).segments)
+    assert len(list(output.glob("segment-*"))) == len(open_index(tmp_path).lists.segments)
 
 
 def test_another_vocabulary_makes_another_index_and_the_old_one_stays_until_then(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "index", tmp_path / "index")
     vocabulary(place / "features.h5", tmp_path / "vocabulary", VocabularyOptions(words=9, iterations=2))
     report = index(place / "features.h5", tmp_path, tmp_path / "index")
-    assert (report.added, len(InvertedIndex(tmp_path).vocabulary)) == (12, 9)
+    assert (report.added, len(open_index(tmp_path).lists.vocabulary)) == (12, 9)
     assert len(list((tmp_path / "index").glob("vocabulary-*"))) == 1
+
+
+def test_words_are_learned_again_if_the_collection_has_outgrown_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three photos give 120 descriptors and 2 words; 12 give 660 and 16."""
+    work, few = Workspace(tmp_path), {name: PHOTOS[name] for name in list(PHOTOS)[:3]}
+    store_of(work.features, few)
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 2
+    store_of(work.features, {name: PHOTOS[name] for name in list(PHOTOS)[:6]})  # 300 descriptors would give 8 words
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 8
+    assert "outgrown the 2 visual words" in (told := capsys.readouterr().err) and "8 new ones" in told
+    store_of(work.features, PHOTOS)
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 8 and not capsys.readouterr().err
+    # A number that was chosen by hand stays.
+    store_of(work.features, few)
+    update_index(work, vocabulary_options=VocabularyOptions(words=3))
+    store_of(work.features, PHOTOS)
+    update_index(work)
+    assert len(open_index(tmp_path).lists.vocabulary) == 3 and not capsys.readouterr().err
+
+
+def test_words_of_other_photos_are_never_replaced(tmp_path: Path) -> None:
+    others = {f"other/{name}": photo for name, photo in some_photos(3, seed=4).items()}
+    store_of(tmp_path / "other" / "features.h5", others)
+    vocabulary(tmp_path / "other" / "features.h5", tmp_path / "other" / "vocabulary")
+    work = Workspace(tmp_path / "work")
+    store_of(work.features, PHOTOS)
+    update_index(work, vocabulary_folder=tmp_path / "other")
+    update_index(work)
+    assert len(open_index(work.root).lists.vocabulary) == 2
 
 
 def test_features_of_another_descriptor_are_refused(place: Path, tmp_path: Path) -> None:
@@ -239,7 +285,7 @@ def test_a_truncated_column_is_noticed(column: str, place: Path, tmp_path: Path)
     (path,) = tmp_path.glob(f"index/segment-*/{column}.npy")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(HardnetSfmError, match="damaged or truncated"):
-        InvertedIndex(tmp_path)
+        open_index(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["offsets.npy", "photos.json"])
@@ -247,7 +293,7 @@ def test_a_flipped_bit_in_what_is_small_is_noticed_at_once(name: str, place: Pat
     shutil.copytree(place / "index", tmp_path / "index")
     flip(next(tmp_path.glob(f"index/segment-*/{name}")))
     with pytest.raises(HardnetSfmError, match="damaged"):
-        InvertedIndex(tmp_path)
+        open_index(tmp_path)
 
 
 @pytest.mark.parametrize("column", ["images", "signatures", "geometry"])
@@ -256,9 +302,9 @@ def test_a_flipped_bit_in_a_large_column_is_noticed_by_a_thorough_look(
 ) -> None:
     shutil.copytree(place / "index", tmp_path / "index")
     flip(next(tmp_path.glob(f"index/segment-*/{column}.npy")))
-    answers(InvertedIndex(tmp_path))  # nothing crashes
+    answers(open_index(tmp_path).lists)  # nothing crashes
     with pytest.raises(HardnetSfmError, match="has changed"):
-        InvertedIndex(tmp_path, thorough=True)
+        open_index(tmp_path, thorough=True)
     with pytest.raises(HardnetSfmError, match="has changed"):
         index(place / "features.h5", place, tmp_path / "index")
 
@@ -275,13 +321,13 @@ def test_a_manifest_of_another_version_or_damaged_is_refused(change: dict, place
     manifest = tmp_path / "index" / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
     with pytest.raises(HardnetSfmError, match=r"manifest\.json"):
-        InvertedIndex(tmp_path)
+        open_index(tmp_path)
     manifest.write_text("{")
     with pytest.raises(HardnetSfmError, match=r"manifest\.json"):
-        InvertedIndex(tmp_path)
+        open_index(tmp_path)
     manifest.unlink()
     with pytest.raises(HardnetSfmError, match="no index"):
-        InvertedIndex(tmp_path)
+        open_index(tmp_path)
 
 
 def test_geometry_comes_back_as_exactly_as_its_bits_allow() -> None:
@@ -305,7 +351,7 @@ def test_an_affine_frame_gives_the_scale_of_its_area_and_its_nearest_rotation() 
 
 
 def test_entries_are_all_features_of_the_photos_asked_for(place: Path) -> None:
-    opened = InvertedIndex(place)
+    opened = open_index(place).lists
     photos = assigned(opened.vocabulary)
     found = opened.entries([3, 7])
     assert set(found.photos.tolist()) == {3, 7}

@@ -12,7 +12,7 @@ from PIL import Image
 from test_landmarks import write_query
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.landmark_sets import DAMAGED_PARIS, open_landmark_set
+from hardnet_sfm.evaluation.datasets.landmark_sets import DAMAGED_PARIS, open_landmark_set
 
 
 def photos(folder: Path, *names: str) -> None:

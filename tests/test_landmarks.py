@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from clutter import litter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.landmark_sets import read_landmarks
 from hardnet_sfm.evaluation.landmarks import (
     ORIGINAL,
     LandmarkQuery,
     Landmarks,
     QueryScore,
     Relevance,
-    read_landmarks,
     score_ranking,
     score_rankings,
 )
@@ -197,6 +198,15 @@ class TestReading:
         write_query(tmp_path, "a_1", "photo 1 2 3 4", good=["x"], junk=["x"])
         with pytest.raises(HardnetSfmError, match="x is also among the good or ok photos"):
             read_landmarks(tmp_path)
+
+    def test_a_bad_query_is_left_out_and_named(self, tmp_path: Path) -> None:
+        write_query(tmp_path, "a_1", "photo 1 2 3", ["x"])
+        write_query(tmp_path, "a_2", "photo 1 2 3 4", ["x"])
+        litter(tmp_path)
+        truth = read_landmarks(tmp_path)
+        assert [query.name for query in truth.queries] == ["a_2"]
+        assert list(truth.left_out) == ["a_1"]
+        assert "a_1_query.txt: not a query" in truth.left_out["a_1"]
 
     def test_folder_without_ground_truth(self, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no ground truth"):

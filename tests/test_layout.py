@@ -12,24 +12,34 @@ import pytest
 from hardnet_sfm.cli import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "hardnet_sfm"
-WINGS = ("features", "matching", "retrieval", "training", "evaluation", "pages", "viewer")
+WINGS = ("features", "matching", "retrieval", "training", "pages", "viewer")
+# Folders that take arrays and know no files, and the part of one that reads them.
+FREE_OF_FILES = ("evaluation", "features", "matching", "pages", "retrieval", "training", "viewer")
+READERS = ("evaluation.datasets",)
 FLOORS = (
     ("__main__",),
     ("cli", "literature"),
     # These verbs run other verbs to measure or to check them.
     ("verbs.demo", "verbs.doctor", "verbs.evaluate"),
-    ("benchmark", "checks"),
+    ("checks",),
     ("verbs",),
-    ("photo_index", "view_synthesis"),
+    # It describes, matches and searches in order to measure, so it stands on the wings.
+    ("evaluation",),
+    ("competitors", "pair_matching", "photo_index", "view_synthesis"),
     ("orientation", "reconstruction"),
+    ("index_folder",),
     WINGS,
     ("frames",),
     ("colmap", "networks"),
     ("terminal",),
     ("patches", "scene"),
     ("files",),
-    ("flags", "keypoints", "progress", "registry", "resources", "sights", "stages", "versions", "workers"),
-    ("arrays", "errors"),
+    ("flags", "network_weights", "patch_set"),
+    (
+        *("keypoints", "measures", "photos", "progress", "registry", "resources", "sights", "stages", "textures"),
+        *("versions", "workers"),
+    ),
+    ("arrays", "errors", "inverted_lists"),
 )
 LEVEL = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
 FILES = {
@@ -37,8 +47,6 @@ FILES = {
     for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
 }
-# Training measures itself as evaluation does, and reads the same data sets.
-BETWEEN_WINGS = {"training": {"evaluation"}}
 
 
 def part_of(module: str) -> str:
@@ -60,8 +68,14 @@ def imports_of(path: Path) -> set[str]:
 def test_module_imports_only_from_below(module: str) -> None:
     part = part_of(module)
     used = {part_of(other) for other in imports_of(FILES[module])} - {part}
-    same_floor = BETWEEN_WINGS.get(part, set())
-    assert all(LEVEL[other] < LEVEL[part] or other in same_floor for other in used), used
+    assert all(LEVEL[other] < LEVEL[part] for other in used), used
+
+
+@pytest.mark.parametrize("folder", FREE_OF_FILES)
+def test_only_readers_of_data_sets_import_files(folder: str) -> None:
+    others = [module for module in FILES if module.startswith(f"{folder}.") and not module.startswith(READERS)]
+    found = {module: {used for used in imports_of(FILES[module]) if used.startswith("files.")} for module in others}
+    assert {module: used for module, used in found.items() if used} == {}
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:

@@ -15,6 +15,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.lost_photos import check_losses
 from hardnet_sfm.files.photo_files import list_photos, sha256_of
+from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.scene import Scene
 
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=200, orientation="upright")
@@ -32,7 +33,8 @@ class Stored:
 
     def losses(self, images: Path, prune: bool = False) -> int:
         names = [path.relative_to(images).as_posix() for path in images.rglob("*") if path.is_file()]
-        return check_losses(Path("features.h5"), self.header, self.facts, images, names, prune=prune)
+        hashes = PhotoHashes(images / ".none", images)
+        return check_losses(Path("features.h5"), self.header, self.facts, hashes, names, prune=prune)
 
 
 def twenty(folder: Path) -> Stored:
@@ -82,7 +84,8 @@ def test_links_to_photos_that_cannot_be_followed_count_as_lost(tmp_path: Path) -
         (tmp_path / "images" / name).unlink()
         (tmp_path / "images" / name).symlink_to(tmp_path / "unmounted" / name)
     with pytest.raises(HardnetSfmError, match="2 of 20 photos"):
-        check_losses(Path("features.h5"), stored.header, stored.facts, tmp_path / "images", names, prune=False)
+        hashes = PhotoHashes(tmp_path / ".none", tmp_path / "images")
+        check_losses(Path("features.h5"), stored.header, stored.facts, hashes, names, prune=False)
 
 
 def test_a_second_folder_is_refused(tmp_path: Path) -> None:

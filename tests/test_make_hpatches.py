@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.homographies import HomographySequence, read_sequences
-from hardnet_sfm.evaluation.hpatches import COLUMNS, find_sequences, read_tasks
+from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS, find_sequences, read_tasks
+from hardnet_sfm.evaluation.datasets.sequences import HomographySequence, read_sequences
 from hardnet_sfm.keypoints import Keypoints
 
 TILT = np.array([[0.95, 0.1, -6.0], [-0.08, 1.02, 5.0], [1e-4, -5e-5, 1.0]])
@@ -123,7 +123,7 @@ class TestSet:
         pipeline.make(options(pipeline, sequences, tmp_path / "again"))
         files = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
         assert all((made / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
-        (sequence,) = read_sequences(sequences / "wall")
+        (sequence,), _ = read_sequences(sequences / "wall")
         _, columns = pipeline.cut_sequence(sequence, options(pipeline, sequences, tmp_path), np.random.default_rng(1))
         found = {of.name: of for of in find_sequences(made)}["v_wall"].column("e1")
         assert columns["e1"].shape != found.shape or (columns["e1"] != found).any()

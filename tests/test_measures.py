@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hardnet_sfm.evaluation.measures import (
+from hardnet_sfm.measures import (
     average_precision,
     false_positive_rates,
     fpr95,

@@ -31,13 +31,13 @@ from hardnet_sfm.colmap.tracks import Tracks, keypoint_tables, read_tracks
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.patch_sets import PatchSet, PatchWriter, read_patches
+from hardnet_sfm.files.patch_sets import PatchWriter, read_patches
 from hardnet_sfm.files.photo_files import exif_orientation, read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import Frames, associated, frames_of_keypoints, frames_of_table, upright_from_stored
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.pages.sheets import sheet
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
@@ -51,7 +51,7 @@ from hardnet_sfm.training.observations import (
     rays_to_cameras,
     select,
 )
-from hardnet_sfm.verbs.mine import mine
+from hardnet_sfm.verbs.mine import mine, write_sheet
 
 FEW = ExtractOptions(descriptor="rootsift", max_keypoints=1500, orientation="estimated")  # as `made` has
 # Patches as wide as the bounds on how alike they look were measured with: the wider, the more parallax changes.
@@ -487,7 +487,7 @@ class TestSources:
         self, made: Workspace, small_scene: tuple[Path, Scene], of_long_tracks: PatchSet, tmp_path: Path
     ) -> None:
         Model.read(made.sparse / "0").write(tmp_path / "text", "text")
-        mine(tmp_path / "text", small_scene[0], tmp_path / "p.h5", replace(LONG, keypoints=made.features))
+        mine(tmp_path / "text", small_scene[0], tmp_path / "p.h5", LONG, keypoints=made.features)
         again = read_patches(tmp_path / "p.h5")
         np.testing.assert_array_equal(again.patches, of_long_tracks.patches)
         np.testing.assert_array_equal(again.point, of_long_tracks.point)
@@ -621,7 +621,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["nowhere.h5", "nowhere.db"])
     def test_keypoints_that_are_not_there(self, made: Workspace, images: Path, tmp_path: Path, name: str) -> None:
         with pytest.raises(HardnetSfmError, match=rf"^no such file: .*{name}") as raised:
-            mine(made.root, images, tmp_path / "p.h5", MineOptions(keypoints=tmp_path / name))
+            mine(made.root, images, tmp_path / "p.h5", keypoints=tmp_path / name)
         assert "features.h5 or database.db" in raised.value.hint
         assert not (tmp_path / "p.h5").exists() and not (tmp_path / name).exists()
 
@@ -635,7 +635,7 @@ class TestBadInput:
     def test_resized_photos_are_named_and_older_patches_stay(
         self, made: Workspace, images: Path, mined: PatchSet, tmp_path: Path
     ) -> None:
-        shutil.copy(mined.path, tmp_path / "p.h5")
+        shutil.copy(Path(mined.origin), tmp_path / "p.h5")
         before = (tmp_path / "p.h5").read_bytes()
         photo = Image.open(images / "view_003.jpg")
         photo.resize((240, 180)).save(images / "view_003.jpg")
@@ -648,10 +648,10 @@ class TestBadInput:
         model.delete_all_points2D_and_points3D()
         (tmp_path / "bare").mkdir()
         model.write(tmp_path / "bare")
-        shutil.copy(mined.path, tmp_path / "p.h5")
+        shutil.copy(Path(mined.origin), tmp_path / "p.h5")
         with pytest.raises(HardnetSfmError, match=r"bare: .*no points"):
             mine(tmp_path / "bare", images, tmp_path / "p.h5")
-        assert (tmp_path / "p.h5").read_bytes() == mined.path.read_bytes()
+        assert (tmp_path / "p.h5").read_bytes() == Path(mined.origin).read_bytes()
 
     def test_a_disk_that_fills_up_loses_no_finished_photo(
         self, made: Workspace, images: Path, of_long_tracks: PatchSet, tmp_path: Path
@@ -672,7 +672,7 @@ class TestBadInput:
             for name in json.loads(file.attrs["index"]):
                 file[name]["keypoints"][...] += np.float32(1000)
         with pytest.raises(HardnetSfmError, match=r"none of the \d+ observations .* no keypoint \d+"):
-            mine(made.root, images, tmp_path / "p.h5", MineOptions(keypoints=other))
+            mine(made.root, images, tmp_path / "p.h5", keypoints=other)
 
     def test_a_file_that_is_something_else_is_not_written_over(
         self, made: Workspace, images: Path, tmp_path: Path
@@ -685,7 +685,7 @@ class TestBadInput:
 
 class TestSheet:
     def test_has_a_row_for_a_point_and_a_column_for_a_patch(self, mined: PatchSet, tmp_path: Path) -> None:
-        sheet(mined.path, tmp_path / "sheet.png", points=5, columns=3)
+        write_sheet(Path(mined.origin), tmp_path / "sheet.png", points=5, columns=3)
         picture = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
         assert picture.shape == (5 * 66 - 2, 3 * 66 - 2)
         np.testing.assert_array_equal(picture[:64, 66:130], mined.patches[1])
@@ -696,7 +696,7 @@ class TestSheet:
 
     def test_without_patches(self, tmp_path: Path) -> None:
         with pytest.raises(HardnetSfmError, match="no patches"):
-            sheet(tmp_path / "p.h5", tmp_path / "sheet.png")
+            write_sheet(tmp_path / "p.h5", tmp_path / "sheet.png")
         (tmp_path / "p.h5").write_bytes(b"no HDF5")
         with pytest.raises(HardnetSfmError, match="damaged"):
-            sheet(tmp_path / "p.h5", tmp_path / "sheet.png")
+            write_sheet(tmp_path / "p.h5", tmp_path / "sheet.png")

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.keypoints import RankedImage
-from hardnet_sfm.pages.montage import MOST_RESULTS, montage
+from hardnet_sfm.pages.montage import MOST_RESULTS
 from hardnet_sfm.scene import Scene
+from hardnet_sfm.verbs.retrieve import montage
 
 QUERY, RED, BLUE, BOX = (90, 90, 90), (200, 30, 30), (30, 30, 200), (255, 120, 0)
 

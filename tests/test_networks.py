@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import kornia.feature
@@ -522,3 +523,17 @@ class TestWeights:
         with pytest.raises(SystemExit) as exit:
             main(["weights", "show", str(tmp_path / "a.safetensors"), "--architecture", "l2net"])
         assert exit.value.code == 2
+
+
+def test_listing_all_networks_looks_through_the_installed_packages_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+
+    def count(**group: str) -> object:
+        searches.append(group)
+        return entry_points(**group)
+
+    monkeypatch.setattr("hardnet_sfm.registry.entry_points", count)
+    assert dict(ARCHITECTURES.items()) == {name: ARCHITECTURES[name] for name in ARCHITECTURES}
+    searches.clear()
+    assert len(dict(ARCHITECTURES.items())) > 10
+    assert len(searches) == 1

@@ -18,9 +18,10 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.ledger import NAME, Ledger
-from hardnet_sfm.files.ownership import check_output, check_workspace, claim, encode_picture, replacing_output
+from hardnet_sfm.files.outputs import write_page, write_picture
+from hardnet_sfm.files.ownership import check_output, check_workspace, claim, replacing_output
 from hardnet_sfm.files.workspace import Workspace, read_json, replace_folder, restore_folder
-from hardnet_sfm.pages.page import write_page
+from hardnet_sfm.pages.page import make_page
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
@@ -241,13 +242,13 @@ def write_ours(path: Path) -> None:
     """Writes a file as the verbs write it."""
     match path.suffix:
         case ".html":
-            write_page(path, "title", "scores", {})
+            write_page(path, make_page("title", "scores", {}))
         case ".json":
             path.write_text(json.dumps({"data_set": "brown", "results": []}))
         case ".csv":
             path.write_text("data_set,measure,descriptor,column,value,mark\n")
         case _:
-            path.write_bytes(encode_picture(path.suffix, np.zeros((8, 8, 3), np.uint8)))
+            write_picture(path, np.zeros((8, 8, 3), np.uint8))
 
 
 def write_theirs(path: Path) -> None:

@@ -23,10 +23,10 @@ from PIL import Image
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.brown import open_brown, read_pairs
-from hardnet_sfm.files.patch_sets import PatchSet, PatchWriter, read_patches, write_patches
-from hardnet_sfm.training.brown_sets import read_brown, write_brown
-from hardnet_sfm.training.hpatches_sets import read_hpatches
+from hardnet_sfm.evaluation.datasets.brown import open_brown, read_brown, read_pairs, write_brown
+from hardnet_sfm.evaluation.datasets.hpatches import read_hpatches
+from hardnet_sfm.files.patch_sets import PatchWriter, read_patches, write_patches
+from hardnet_sfm.patch_set import PatchSet
 
 NAMES = tuple(f"day {number % 2}/{number}.jpg" for number in range(12))
 ARRAYS = ("patches", "point", "image", "frame", "angle", "xyz")
@@ -41,7 +41,7 @@ def a_set(path: Path = Path("made"), seed: int = 0, points: int = 30) -> PatchSe
     xyz = rng.normal(size=(points, 3)).astype(np.float32)
     xyz[::2] = np.nan
     return PatchSet(
-        path,
+        str(path),
         "sfm",
         12.0,
         tuple(NAMES[:6]),
@@ -65,31 +65,31 @@ def assert_same(found: PatchSet, expected: PatchSet, *but: str) -> None:
 
 def test_a_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     expected = a_set(tmp_path / "patches.h5")
-    write_patches(expected.path, expected)
-    assert_same(read_patches(expected.path), expected)
-    assert [*tmp_path.iterdir()] == [expected.path]
+    write_patches(Path(expected.origin), expected)
+    assert_same(read_patches(Path(expected.origin)), expected)
+    assert [*tmp_path.iterdir()] == [Path(expected.origin)]
 
 
 def test_numbers_of_points_in_their_model_are_kept_where_they_are_known(tmp_path: Path) -> None:
     """Older files have none, nor have patches that are of no model."""
     plain = a_set(tmp_path / "patches.h5")
     numbered = replace(plain, point_id=np.cumsum(np.arange(30)) * 10**12)
-    write_patches(numbered.path, numbered)
-    assert_same(read_patches(numbered.path), numbered)
-    with h5py.File(numbered.path, "r+") as file:
+    write_patches(Path(numbered.origin), numbered)
+    assert_same(read_patches(Path(numbered.origin)), numbered)
+    with h5py.File(Path(numbered.origin), "r+") as file:
         assert (str(file["point_id"].dtype), file["point_id"].shape) == ("int64", (30,))
         del file["point_id"]
-    assert read_patches(numbered.path).point_id is None
-    assert_same(read_patches(numbered.path), plain)
+    assert read_patches(Path(numbered.origin)).point_id is None
+    assert_same(read_patches(Path(numbered.origin)), plain)
     with pytest.raises(HardnetSfmError, match=r"point_id is of shape \(29,\), expected \(30,\)"):
-        write_patches(plain.path, replace(plain, point_id=np.arange(29)))
+        write_patches(Path(plain.origin), replace(plain, point_id=np.arange(29)))
 
 
 def test_the_file_has_the_documented_types_and_shapes(tmp_path: Path) -> None:
     expected = a_set(tmp_path / "patches.h5")
-    write_patches(expected.path, replace(expected, extent=math.nan))
+    write_patches(Path(expected.origin), replace(expected, extent=math.nan))
     count, points = len(expected), len(expected.xyz)
-    with h5py.File(expected.path, "r") as file:
+    with h5py.File(Path(expected.origin), "r") as file:
         assert {name: (str(item.dtype), item.shape) for name, item in file.items()} == {
             "patches": ("uint8", (count, 64, 64)),
             "point": ("int64", (count,)),
@@ -102,30 +102,30 @@ def test_the_file_has_the_documented_types_and_shapes(tmp_path: Path) -> None:
         assert (file.attrs["source"], file.attrs["measurement_size"]) == ("sfm", 12.0)
         assert file.attrs["images"].startswith('["day 0/0.jpg", "day 1/1.jpg", ')
         assert file.attrs["options"] == '{"min_track": 3}'
-    assert math.isnan(read_patches(expected.path).extent)
+    assert math.isnan(read_patches(Path(expected.origin)).extent)
 
 
 def test_taken_patches_are_a_copy_of_the_rows_of_any_shape(tmp_path: Path) -> None:
     expected = a_set(tmp_path / "patches.h5")
-    write_patches(expected.path, expected)
-    opened = read_patches(expected.path)
+    write_patches(Path(expected.origin), expected)
+    opened = read_patches(Path(expected.origin))
     rows = np.random.default_rng(1).integers(0, len(expected), (2, 7))
     taken = opened.take(rows)
     for index in np.ndindex(rows.shape):
         np.testing.assert_array_equal(taken[index], expected.patches[rows[index]])
     taken[:] = 0
-    assert_same(read_patches(expected.path), expected)
+    assert_same(read_patches(Path(expected.origin)), expected)
     with pytest.raises(ValueError, match="read-only"):
         opened.patches[0] = 0
 
 
 def test_an_open_set_outlives_its_replacement(tmp_path: Path) -> None:
     before, after = (a_set(tmp_path / "patches.h5", seed) for seed in (0, 1))
-    write_patches(before.path, before)
-    opened = read_patches(before.path)
-    write_patches(before.path, after)
+    write_patches(Path(before.origin), before)
+    opened = read_patches(Path(before.origin))
+    write_patches(Path(before.origin), after)
     assert_same(opened, before)
-    assert_same(read_patches(after.path), after)
+    assert_same(read_patches(Path(after.origin)), after)
 
 
 def resized(file: h5py.File) -> None:
@@ -171,28 +171,28 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_bad_file_is_a_clear_error(damage: str, tmp_path: Path) -> None:
     made = a_set(tmp_path / "patches.h5")
-    write_patches(made.path, made)
+    write_patches(Path(made.origin), made)
     change, message = DAMAGES[damage]
-    with h5py.File(made.path, "r+") as file:
+    with h5py.File(Path(made.origin), "r+") as file:
         change(file)
     with pytest.raises(HardnetSfmError, match=message) as raised:
-        read_patches(made.path)
-    assert str(made.path) in raised.value.message
+        read_patches(Path(made.origin))
+    assert made.origin in raised.value.message
     assert raised.value.hint
 
 
 def test_a_file_that_is_missing_foreign_or_truncated_is_a_clear_error(tmp_path: Path) -> None:
     made = a_set(tmp_path / "patches.h5")
     with pytest.raises(HardnetSfmError, match="no patches at") as raised:
-        read_patches(made.path)
+        read_patches(Path(made.origin))
     assert "hardnet-sfm mine" in raised.value.hint
-    write_patches(made.path, made)
-    content = made.path.read_bytes()
+    write_patches(Path(made.origin), made)
+    content = Path(made.origin).read_bytes()
     for broken in (b"", b"hello " * 999, *(content[: round(share * len(content))] for share in (0.01, 0.5, 0.999))):
-        made.path.write_bytes(broken)
+        Path(made.origin).write_bytes(broken)
         with pytest.raises(HardnetSfmError, match="truncated, damaged or not a file of patches") as raised:
-            read_patches(made.path)
-        assert str(made.path) in raised.value.message
+            read_patches(Path(made.origin))
+        assert made.origin in raised.value.message
 
 
 def test_points_with_one_patch_each_are_too_few(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_points_with_one_patch_each_are_too_few(tmp_path: Path) -> None:
     for rows in (first, first[:0]):
         one_each = replace(full, **{name: getattr(full, name)[rows] for name in ARRAYS if name != "xyz"})
         with pytest.raises(HardnetSfmError, match="too few points"):
-            write_patches(full.path, one_each)
+            write_patches(Path(full.origin), one_each)
     assert not [*tmp_path.iterdir()]
 
 
@@ -253,7 +253,7 @@ def test_mined_patches_are_sorted_by_point_then_photo(count: int, tmp_path: Path
     np.testing.assert_array_equal(found.xyz, [arrays["xyz"][row] for ((_, arrays, row), *_) in expected])
     assert found.point_id is not None
     assert found.point_id.tolist() == [point for point, seen in sorted(of_point.items()) if len(seen) > 1]
-    assert [*tmp_path.iterdir()] == [found.path]
+    assert [*tmp_path.iterdir()] == [Path(found.origin)]
 
 
 def test_a_photo_put_again_is_replaced_and_one_not_asked_for_is_left_out(tmp_path: Path) -> None:
@@ -500,7 +500,7 @@ def test_a_set_read_from_brown_can_be_kept_as_patches(tmp_path: Path) -> None:
     brown(tmp_path / "liberty", some_info(photos=False))
     found = read_brown(tmp_path / "liberty")
     write_patches(tmp_path / "patches.h5", found)
-    assert_same(read_patches(tmp_path / "patches.h5"), found, "path")
+    assert_same(read_patches(tmp_path / "patches.h5"), found, "origin")
 
 
 @pytest.mark.parametrize("extra", ["", " 0"])
@@ -521,12 +521,21 @@ def test_labelled_pairs_name_the_patches_of_the_folder(extra: str, tmp_path: Pat
     assert labelled.matching.tolist() == [info[one, 0] == info[other, 0] for one, other in pairs]
 
 
-@pytest.mark.parametrize(("line", "message"), [("0 5 0 999 5 0", "not in info.txt"), ("0 6 0 1 5 0", "other points")])
-def test_labelled_pairs_that_contradict_info_are_a_clear_error(line: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("0 5 0 999 5 0", "not in info.txt"), ("0 6 0 1 5 0", "other points"), ("0 5 0 1 x", "invalid literal")],
+)
+def test_labelled_pairs_that_contradict_info_are_left_out_and_named(line: str, message: str, tmp_path: Path) -> None:
     brown(tmp_path / "liberty", some_info(photos=False))
     path = tmp_path / "liberty" / "m50_2_2_0.txt"
     path.write_text(f"0 5 0 1 5 0\n{line}\n")
-    with pytest.raises(HardnetSfmError, match=message) as raised:
+    labelled = read_pairs(path, open_brown(path.parent))
+    assert (labelled.patches.tolist(), labelled.matching.tolist()) == ([[0, 1]], [True])
+    (error,) = labelled.left_out.values()
+    assert error.message.startswith(f"{path}: line 2: ")
+    assert message in error.message
+    path.write_text(f"{line}\n{line}\n")
+    with pytest.raises(HardnetSfmError, match=f"{message}|whole numbers") as raised:
         read_pairs(path, open_brown(path.parent))
     assert str(path) in raised.value.message
 
@@ -593,7 +602,7 @@ def test_a_set_written_as_brown_is_what_the_description_says(tmp_path: Path) -> 
     assert_same(
         found,
         replace(made, frame=found.frame, xyz=found.xyz, angle=found.angle),
-        *("path", "source", "images", "extent", "options"),
+        *("origin", "source", "images", "extent", "options"),
     )
 
 
@@ -694,7 +703,7 @@ def test_hpatches_rows_are_points_and_columns_are_photos(tmp_path: Path) -> None
     assert (found.source, found.measurement_size) == ("hpatches", 10.0)
     assert np.isnan(found.xyz).all()
     write_patches(tmp_path / "patches.h5", found)
-    assert_same(read_patches(tmp_path / "patches.h5"), found, "path")
+    assert_same(read_patches(tmp_path / "patches.h5"), found, "origin")
 
 
 def test_halved_hpatches_are_as_if_resampled_at_once(tmp_path: Path) -> None:

@@ -22,13 +22,15 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.tracks import read_tracks
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import read_colours, read_small, resize_to_fit
+from hardnet_sfm.files.photo_files import read_colours, read_small
+from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.workspace import Workspace, read_json, write_json
-from hardnet_sfm.pages.cloud import MOST_POINTS, thin, upright_turn
-from hardnet_sfm.pages.matchgraph import MOST_ROWS, match_graph
+from hardnet_sfm.pages.cloud import MOST_POINTS, find_upright_turn, thin
+from hardnet_sfm.pages.matchgraph import MOST_ROWS, make_match_graph
 from hardnet_sfm.pages.model_page import MOST_KEYPOINTS, PAIR_PREVIEW_BYTES, PREVIEW_BYTES
-from hardnet_sfm.pages.page import MOST_BYTES, histogram, page
+from hardnet_sfm.pages.page import MOST_BYTES, make_histogram, make_page
 from hardnet_sfm.pages.previews import make_previews
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
@@ -130,7 +132,7 @@ def test_points_of_the_page_are_the_models_but_for_a_turn(made: Workspace, shown
     tracks, cloud = read_tracks(made.sparse / "0"), shown["cloud"]
     low, high = np.array(cloud["low"]), np.array(cloud["high"])
     drawn = low + unpacked(cloud["xyz"]).reshape(-1, 3) / 65535 * (high - low)
-    turned = tracks.xyz @ upright_turn(tracks.cam_from_world, [1] * len(tracks.names)).T
+    turned = tracks.xyz @ find_upright_turn(tracks.cam_from_world, [1] * len(tracks.names)).T
     inside = ((turned >= low) & (turned <= high)).all(axis=1)
     assert cloud["shown"] == inside.sum() and cloud["outside"] == (~inside).sum()
     np.testing.assert_allclose(drawn, turned[inside], atol=float((high - low).max()) / 65535)
@@ -139,7 +141,7 @@ def test_points_of_the_page_are_the_models_but_for_a_turn(made: Workspace, shown
 
 def test_pyramids_have_the_corners_of_their_photos(made: Workspace, shown: dict[str, Any]) -> None:
     model, tracks, cloud = pycolmap.Reconstruction(made.sparse / "0"), read_tracks(made.sparse / "0"), shown["cloud"]
-    turn = upright_turn(tracks.cam_from_world, [1] * len(tracks.names))
+    turn = find_upright_turn(tracks.cam_from_world, [1] * len(tracks.names))
     for photo, corners in zip(cloud["photo"], cloud["corners"], strict=True):
         image = next(
             model.image(n) for n in model.reg_image_ids() if model.image(n).name == shown["photos"]["name"][photo]
@@ -159,7 +161,7 @@ def test_upright_turn_is_a_rotation_with_the_photos_up(orientation: int) -> None
     level = np.array([[(np.cos(a), np.sin(a), 0), (0, 0, -1), (-np.sin(a), np.cos(a), 0)] for a in angles])
     # Held on edge, the camera's x axis is what was down (6: the file's left is the photo's top).
     on_edge = np.array([(0, 1, 0), (-1, 0, 0), (0, 0, 1)]) @ level if orientation == 6 else level
-    turn = upright_turn(np.concatenate([on_edge @ world, np.zeros((9, 3, 1))], 2), [orientation] * 9)
+    turn = find_upright_turn(np.concatenate([on_edge @ world, np.zeros((9, 3, 1))], 2), [orientation] * 9)
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(turn) == pytest.approx(1)
     np.testing.assert_allclose(turn @ world.T @ (0, 0, 1), (0, 0, 1), atol=1e-12)
@@ -224,7 +226,7 @@ def test_lines_of_pairs_join_their_inliers(made: Workspace, shown: dict[str, Any
 def test_match_graph_counts_every_pair() -> None:
     names = [f"{n}.jpg" for n in range(6)]
     verified = {("0.jpg", "1.jpg"): 50, ("2.jpg", "1.jpg"): 20, ("3.jpg", "4.jpg"): 70, ("0.jpg", "2.jpg"): 5}
-    graph = match_graph(names, verified)
+    graph = make_match_graph(names, verified)
     cells = zip(*(unpacked(graph[name]).tolist() for name in ("first", "second", "matches")), strict=True)
     assert list(cells) == [(3, 4, 70), (0, 1, 50), (1, 2, 20), (0, 2, 5)]
     assert graph["group"] == 1 and graph["edges"] == [0, 1, 2, 3] and len(graph["places"]) == 6
@@ -234,7 +236,7 @@ def test_match_graph_counts_every_pair() -> None:
 def test_match_graph_of_many_photos_has_groups() -> None:
     names = [f"{n:04}" for n in range(600)]
     verified = {(names[n], names[n + 1]): n + 1 for n in range(599)}
-    graph = match_graph(names, verified)
+    graph = make_match_graph(names, verified)
     first, second, matches = (unpacked(graph[name]).astype(int) for name in ("first", "second", "matches"))
     assert graph["group"] == 3 and len(graph["places"]) == 200
     assert matches.sum() == sum(verified.values())
@@ -243,7 +245,7 @@ def test_match_graph_of_many_photos_has_groups() -> None:
 
 
 def test_histogram_counts_all_that_is_finite() -> None:
-    counted = histogram(np.array([0.5, 1.5, 1.6, 99, np.inf]), [0, 1, 2, 3])
+    counted = make_histogram(np.array([0.5, 1.5, 1.6, 99, np.inf]), [0, 1, 2, 3])
     assert counted["counts"] == [1, 2, 1]
     assert counted["median"] == pytest.approx(1.55) and counted["mean"] == pytest.approx(25.65)
 
@@ -253,13 +255,13 @@ def test_previews_stay_within_their_budget(small_scene: tuple[Path, Scene], tmp_
     rng = np.random.default_rng(0)
     (tmp_path / "noise.png").write_bytes(encoded(rng.integers(0, 255, (700, 500, 3), np.uint8), "PNG"))
     for budget in (400_000, 40_000):
-        previews = make_previews(folder, names, budget, 1)
+        previews = make_previews(PhotoFolder(folder), names, budget, 1)
         assert not previews.missing and sum(map(len, previews.webp.values())) <= budget
-    assert len(make_previews(tmp_path, ["noise.png"], 3000, 1).webp["noise.png"]) <= 3000
-    few = make_previews(folder, [*names, "gone.jpg"], 2000, 1)
+    assert len(make_previews(PhotoFolder(tmp_path), ["noise.png"], 3000, 1).webp["noise.png"]) <= 3000
+    few = make_previews(PhotoFolder(folder), [*names, "gone.jpg"], 2000, 1)
     assert list(few.webp) == names[:2]
     assert few.missing["gone.jpg"] == few.missing[names[-1]] == "too many photos to show all"
-    assert "gone.jpg" in make_previews(folder, ["gone.jpg"], 2000, 1).missing["gone.jpg"]
+    assert "gone.jpg" in make_previews(PhotoFolder(folder), ["gone.jpg"], 2000, 1).missing["gone.jpg"]
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8, 4])
@@ -279,7 +281,7 @@ def test_small_photos_are_upright_and_look_the_same(
 def test_no_name_of_a_photo_becomes_markup(made: Workspace, shown: dict[str, Any]) -> None:
     assert "<script>alert(1)<&'script>.jpg" in shown["photos"]["name"]
     assert "<script>alert(1)" not in made.report.read_text("utf-8")
-    text = page("a </title><b>&", "reconstruction", {"name": "</script>@@title@@<!--"})
+    text = make_page("a </title><b>&", "reconstruction", {"name": "</script>@@title@@<!--"})
     assert "<title>a &lt;/title&gt;&lt;b&gt;&amp;</title>" in text
     assert '{"name":"\\u003c/script>@@title@@\\u003c!--"}' in text
 
@@ -376,7 +378,7 @@ def test_shares_of_a_page_are_no_more_than_all_of_it() -> None:
     """What 1000 photos with everything there can be of them take; base64 makes four bytes of three."""
     points, graph = MOST_POINTS * (3 * 2 + 3), MOST_ROWS * (MOST_ROWS + 1) // 2 * (2 + 2 + 4)
     in_base64 = PREVIEW_BYTES + PAIR_PREVIEW_BYTES + 5 * MOST_KEYPOINTS + points + graph
-    scripts = len(page("", "reconstruction", {}).encode())
+    scripts = len(make_page("", "reconstruction", {}).encode())
     table = 1000 * 300 + 1000 * 30  # a row of text, and the head of each picture
     assert in_base64 * 4 / 3 + scripts + table < MOST_BYTES
 

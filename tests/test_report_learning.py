@@ -16,10 +16,14 @@ import hardnet_sfm
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, Relevance, score_ranking
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
+from hardnet_sfm.files.patch_sets import PatchSet, write_patches
+from hardnet_sfm.files.training_curves import read_curves
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.pages.landmark_charts import RECALLS, interpolated_precision
-from hardnet_sfm.pages.training_page import hardest, read_curves
+from hardnet_sfm.networks.loading import load_network
+from hardnet_sfm.pages.landmark_charts import RECALLS, interpolate_precision
+from hardnet_sfm.pages.training_page import find_hardest
+from hardnet_sfm.verbs.report import read_patch_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POINTS = 30
@@ -39,16 +43,23 @@ def patches(tmp_path: Path) -> Path:
     """Points in a row a unit apart in three photos; two neighbours are too near to each other for a negative."""
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 255, (POINTS, 1, 16, 16)) + rng.integers(-60, 60, (POINTS, 3, 16, 16))
-    with h5py.File(tmp_path / "patches.h5", "w") as file:
-        file.attrs["extent"] = 1.5 / 0.002
-        file["patches"] = np.kron(grey.clip(0, 255).reshape(-1, 16, 16), np.ones((4, 4))).astype(np.uint8)
-        file["point"] = np.repeat(np.arange(POINTS), 3)
-        file["image"] = np.tile(np.arange(3), POINTS).astype(np.int32)
-        file["xyz"] = np.column_stack([np.arange(POINTS), np.zeros((POINTS, 2))]).astype(np.float32)
-        frames = np.zeros((3 * POINTS, 2, 3), np.float32)
-        frames[:, 0, 2] = 50 * np.arange(3 * POINTS)
-        file["frame"] = frames
-    return tmp_path / "patches.h5"
+    frames = np.zeros((3 * POINTS, 2, 3), np.float32)
+    frames[:, 0, 2] = 50 * np.arange(3 * POINTS)
+    made = PatchSet(
+        tmp_path / "patches.h5",
+        "sfm",
+        20.0,
+        ("a.jpg", "b.jpg", "c.jpg"),
+        np.kron(grey.clip(0, 255).reshape(-1, 16, 16), np.ones((4, 4))).astype(np.uint8),
+        point=np.repeat(np.arange(POINTS), 3),
+        image=np.tile(np.arange(3), POINTS).astype(np.int32),
+        frame=frames,
+        angle=np.zeros(3 * POINTS, np.float32),
+        xyz=np.column_stack([np.arange(POINTS), np.zeros((POINTS, 2))]).astype(np.float32),
+        extent=1.5 / 0.002,
+    )
+    write_patches(made.path, made)
+    return made.path
 
 
 def test_curves_are_what_was_logged(tmp_path: Path) -> None:
@@ -68,7 +79,7 @@ def test_curves_are_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_hardest_patches_are_those_of_a_loop_over_all(weights: Path, patches: Path) -> None:
-    found = hardest(weights, patches)
+    found = find_hardest(load_network(weights), read_patch_pairs(patches))
     network = HardNet()
     network.load_state_dict(read_weights(weights).tensors)
     with h5py.File(patches) as file, torch.inference_mode():
@@ -124,10 +135,10 @@ def test_bad_input_is_told(weights: Path, patches: Path, tmp_path: Path) -> None
 
 def test_interpolated_precision_is_the_highest_at_that_recall_or_later() -> None:
     ranks, positives = [1, 2, 5, 6, 20], 8
-    for recall, precision in zip(RECALLS, interpolated_precision(ranks, positives), strict=True):
+    for recall, precision in zip(RECALLS, interpolate_precision(ranks, positives), strict=True):
         at = [(n + 1) / rank for n, rank in enumerate(ranks) if (n + 1) / positives >= recall - 1e-9]
         assert precision == pytest.approx(max(at, default=0.0))
-    assert interpolated_precision([], 3).max() == 0
+    assert interpolate_precision([], 3).max() == 0
 
 
 def landmark_table() -> LandmarkTable:
@@ -145,7 +156,7 @@ def test_page_about_an_evaluation_has_the_tables_figures(tmp_path: Path) -> None
     row = data["rows"][0]["setups"][ORIGINAL]
     assert row["map"] == pytest.approx(table.rows["hardnet"]["bow"].mean(ORIGINAL).average_precision)  # type: ignore[union-attr]
     # Positives at ranks 1, 3, 5 of the first, at 2 of the second, without the junk.
-    expected = (interpolated_precision([1, 3, 5], 3) + interpolated_precision([2], 3)) / 2
+    expected = (interpolate_precision([1, 3, 5], 3) + interpolate_precision([2], 3)) / 2
     np.testing.assert_allclose(row["precision"], expected, atol=1e-5)
     assert data["photos"] == 6 and data["queries"] == ["one", "two"] and data["found"] is None
 

@@ -16,10 +16,19 @@ from test_report import data_of, unpacked
 import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.pages import answer_page
-from hardnet_sfm.pages.answer_page import MOST_LINES, MOST_ROWS, PREVIEW_BYTES, QUERY_BYTES, Answer, retrieval_page
-from hardnet_sfm.pages.page import MOST_BYTES, page
+from hardnet_sfm.pages.answer_page import (
+    MOST_LINES,
+    MOST_ROWS,
+    PREVIEW_BYTES,
+    QUERY_BYTES,
+    Answer,
+    SearchFacts,
+    make_retrieval_page,
+)
+from hardnet_sfm.pages.page import MOST_BYTES, make_page
 from hardnet_sfm.scene import Scene
 
 GREY, RED, BLUE = (90, 90, 90), (200, 30, 30), (30, 30, 200)
@@ -44,7 +53,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shown(folder: Path, *answers: Answer) -> dict[str, Any]:
-    retrieval_page(answers, folder, folder / "page.html", search=SEARCH, features={"descriptor": "rootsift"})
+    facts = SearchFacts(SEARCH, {"descriptor": "rootsift"}, {"descriptor": "rootsift"})
+    html = make_retrieval_page(answers, facts, PhotoFolder(folder), PhotoFolder(Path()), 1)
+    (folder / "page.html").write_text(html, "utf-8")
     return data_of(folder / "page.html")
 
 
@@ -55,7 +66,7 @@ def decoded(address: str) -> np.ndarray:
 
 
 def test_pictures_are_those_of_their_photos_upright(folder: Path) -> None:
-    data = shown(folder, Answer(folder / "query.png", [RankedImage(name, 1.0, None) for name in NAMES]))
+    data = shown(folder, Answer(str(folder / "query.png"), [RankedImage(name, 1.0, None) for name in NAMES]))
     assert data["names"] == list(NAMES) and data["sizes"] == [[400, 300], [100, 200]]
     expected = [(RED, (300, 400, 3)), (BLUE, (200, 100, 3)), (GREY, (720, 540, 3))]
     for address, (colour, shape) in zip([*data["previews"], *data["queries"]], expected, strict=True):
@@ -66,12 +77,17 @@ def test_pictures_are_those_of_their_photos_upright(folder: Path) -> None:
 
 
 def test_ranks_scores_inliers_and_the_box_are_those_given(folder: Path) -> None:
-    results = [RankedImage(NAMES[1], 12.3456789, 9), RankedImage(NAMES[0], 0.25, 0), RankedImage("gone.png", 0.1, None)]
-    data = shown(folder, Answer(folder / "query.png", results, (149.5, 199.5, 449.5, 599.5)))
+    results = [
+        RankedImage(NAMES[1], 12.3456789, 9, accepted=True),
+        RankedImage(NAMES[0], 0.25, 7, accepted=False),
+        RankedImage("gone.png", 0.1, None, accepted=True, identical=True),
+    ]
+    data = shown(folder, Answer(str(folder / "query.png"), results, (149.5, 199.5, 449.5, 599.5)))
     (answer,) = data["answers"]
     assert [data["names"][image] for image in answer["image"]] == [found.image for found in results]
-    assert answer["score"] == [12.3457, 0.25, 0.1] and answer["inliers"] == [9, 0, None]
-    assert (answer["found"], answer["verified"], answer["size"]) == (3, 1, [600, 800])
+    assert answer["score"] == [12.3457, 0.25, 0.1] and answer["inliers"] == [9, 7, None]
+    assert answer["shows"] == [True, False, True] and answer["identical"] == [False, False, True]
+    assert (answer["found"], answer["accepted"], answer["size"]) == (3, 2, [600, 800])
     # Pixels have their centres at whole numbers: the photo begins at -0.5.
     assert answer["box"] == pytest.approx([0.25, 0.25, 0.75, 0.75], abs=2e-5)
     assert data["search"] == SEARCH and data["weights"] == {"descriptor": "rootsift"}
@@ -82,14 +98,14 @@ def test_ranks_scores_inliers_and_the_box_are_those_given(folder: Path) -> None:
 
 def test_lines_are_shares_of_the_two_photos(folder: Path) -> None:
     lines = np.array([[299.5, 199.5, 399.5, 299.5], [-0.5, 799.5, 99.5, -0.5]], np.float32)
-    data = shown(folder, Answer(folder / "query.png", [RankedImage(NAMES[0], 1.0, 2, lines)]))
+    data = shown(folder, Answer(str(folder / "query.png"), [RankedImage(NAMES[0], 1.0, 2, lines)]))
     drawn = unpacked(data["answers"][0]["lines"][0]).reshape(-1, 4) / 65535
     np.testing.assert_allclose(drawn, [[0.5, 0.25, 1, 1], [0, 1, 0.25, 0]], atol=1e-5)
 
 
 def test_of_many_lines_some_are_drawn_evenly(folder: Path) -> None:
     lines = np.stack([np.arange(600.0)] * 4, 1).astype(np.float32)
-    data = shown(folder, Answer(folder / "query.png", [RankedImage(NAMES[0], 1.0, 600, lines)]))
+    data = shown(folder, Answer(str(folder / "query.png"), [RankedImage(NAMES[0], 1.0, 600, lines)]))
     x = unpacked(data["answers"][0]["lines"][0]).reshape(-1, 4)[:, 0] / 65535 * 600 - 0.5
     assert len(x) == 150 and x[0] == pytest.approx(0, abs=0.01) and x[-1] == pytest.approx(599, abs=0.01)
     assert np.diff(x).min() > 3 and np.diff(x).max() < 6
@@ -98,9 +114,9 @@ def test_of_many_lines_some_are_drawn_evenly(folder: Path) -> None:
 def test_photos_of_several_answers_are_there_once(folder: Path) -> None:
     photo(folder / "other/query.png", RED, (50, 40))
     answers = [
-        Answer(folder / "query.png", [RankedImage(NAMES[0], 2.0, None), RankedImage(NAMES[1], 1.0, None)]),
-        Answer(folder / "other/query.png", [RankedImage(NAMES[1], 3.0, None)]),
-        Answer(folder / "query.png", []),
+        Answer(str(folder / "query.png"), [RankedImage(NAMES[0], 2.0, None), RankedImage(NAMES[1], 1.0, None)]),
+        Answer(str(folder / "other/query.png"), [RankedImage(NAMES[1], 3.0, None)]),
+        Answer(str(folder / "query.png"), []),
     ]
     data = shown(folder, *answers)
     assert data["names"] == list(NAMES) and len(data["queries"]) == 2
@@ -112,7 +128,7 @@ def test_photos_of_several_answers_are_there_once(folder: Path) -> None:
 def test_too_many_results_are_cut_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_page, "MOST_ROWS", 6)
     results = [RankedImage(NAMES[0], 1.0, 0)] * 5
-    data = shown(folder, *[Answer(folder / "query.png", results)] * 2)
+    data = shown(folder, *[Answer(str(folder / "query.png"), results)] * 2)
     assert [len(answer["image"]) for answer in data["answers"]] == [3, 3]
     assert [answer["found"] for answer in data["answers"]] == [5, 5]
 
@@ -121,13 +137,13 @@ def test_shares_of_a_page_are_no_more_than_all_of_it() -> None:
     """All that there can be of queries, photos and lines; base64 makes four bytes of three."""
     in_base64 = PREVIEW_BYTES + QUERY_BYTES + 8 * MOST_LINES
     rows = MOST_ROWS * (100 + 20 + 40)  # names and sizes; ranks; the heads of lines
-    assert in_base64 * 4 / 3 + rows + len(page("", "retrieval", {}).encode()) < MOST_BYTES
+    assert in_base64 * 4 / 3 + rows + len(make_page("", "retrieval", {}).encode()) < MOST_BYTES
 
 
 def test_a_query_that_is_no_photo(folder: Path) -> None:
     (folder / "query.png").write_text("no photo")
     with pytest.raises(HardnetSfmError, match=r"query.png: not a photo"):
-        shown(folder, Answer(folder / "query.png", []))
+        shown(folder, Answer(str(folder / "query.png"), []))
 
 
 class TestRetrieve:
@@ -142,6 +158,8 @@ class TestRetrieve:
         (answer,) = data["answers"]
         assert [data["names"][image] for image in answer["image"]] == [row["image"] for row in printed]
         assert answer["inliers"] == [row["inliers"] for row in printed]
+        assert answer["shows"] == [row["accepted"] for row in printed]
+        assert answer["identical"] == [row["identical"] for row in printed]
         assert answer["score"] == pytest.approx([row["score"] for row in printed], rel=1e-4, abs=1e-6)
         index = hardnet_sfm.Index.open(indexed)
         assert data["search"] == {

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.weight_files import write_weights
+from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.literature import pair_scoring
 from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.matching import rescore as rescore_module
-from hardnet_sfm.matching.rescore import Rescorer, best_of_both, short_lists
+from hardnet_sfm.matching.rescore import DescribedPhotos, Rescorer, Rules, best_of_both, short_lists
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.verbs.match import MatchOptions, match
@@ -140,9 +142,13 @@ def saved(name: str, folder: Path, seed: int = 0) -> Path:
     return path
 
 
-def patches_of(place: Path, store: FeatureStore, name: str) -> Tensor:
+def shrunk(place: Path, store: FeatureStore, name: str) -> tuple[NDArray[np.uint8], Keypoints]:
     grey = resize_to_fit(read_photo(place / "images" / name).grey, 250)
-    keypoints = store.keypoints(name).resized((300, 260), (grey.shape[1], grey.shape[0]))
+    return grey, store.keypoints(name).resized((300, 260), (grey.shape[1], grey.shape[0]))
+
+
+def patches_of(place: Path, store: FeatureStore, name: str) -> Tensor:
+    grey, keypoints = shrunk(place, store, name)
     cut = extract_patches(grey, keypoints.xy, keypoints.frames(), 64, 14)
     return torch.from_numpy(cut)[:, None].float() / 255
 
@@ -162,9 +168,10 @@ def test_scores_are_the_networks_of_the_patches_of_each_candidate(
     network = loaded.network
     assert isinstance(network, PairNetwork)
     with FeatureStore(place / "features.h5") as store:
-        Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
+        photos = DescribedPhotos(store.descriptors, lambda name: shrunk(place, store, name))
+        Rescorer(photos, loaded, Rules(short_list=1))(PAIR)
         monkeypatch.setattr(pair_scoring, "fast_type", lambda _: torch.float32)
-        Rescorer(store, place / "images", loaded, short_list=1)(*PAIR)
+        Rescorer(photos, loaded, Rules(short_list=1))(PAIR)
         (_, fast), (candidates, scores) = seen
         descriptors = [torch.from_numpy(store.descriptors(of).copy()).float() for of in PAIR]
         patches = [patches_of(place, store, of) for of in PAIR]
@@ -270,7 +277,8 @@ def test_a_network_that_sees_which_patches_are_alike_finds_the_shift(place: Path
     """Blobs look alike; of the matches of correlation nearly all are of the same blob, nine pixels to the right."""
     loaded = LoadedNetwork(Sameness(), ARCHITECTURES["matchnet"], 30.0, "")
     with FeatureStore(place / "features.h5") as store:
-        found = Rescorer(store, place / "images", loaded)(*PAIR)
+        photos = DescribedPhotos(store.descriptors, lambda name: shrunk(place, store, name))
+        found = Rescorer(photos, loaded, Rules())(PAIR)
         xy = [store.keypoints(name).xy[found.pairs[:, side]] for side, name in enumerate(PAIR)]
     assert len(found) > 10
     right = np.linalg.norm(xy[1] - xy[0] - [9, 0], axis=1) < 2

@@ -15,16 +15,15 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions, PhotoDescriber
+from hardnet_sfm.files.index_files import Manifest
 from hardnet_sfm.files.pair_list import read_pairs
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import MANIFEST, Workspace
+from hardnet_sfm.index_folder import IndexBuilder, OpenIndex, open_index, open_vocabulary
 from hardnet_sfm.photo_index import Index
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.index_builder import IndexBuilder
-from hardnet_sfm.retrieval.inverted_index import InvertedIndex, Manifest
 from hardnet_sfm.retrieval.methods import METHODS
-from hardnet_sfm.retrieval.visual_words import Vocabulary
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.verbs.index import index_photos
@@ -74,6 +73,69 @@ def test_a_turned_query_finds_what_the_upright_one_finds(turn: int, place: Path)
     assert turned.image == straight.image == name
     assert turned.inliers is not None and straight.inliers is not None
     assert turned.inliers > 0.8 * straight.inliers
+    assert turned.accepted and straight.accepted and straight.identical
+
+
+def stranger(path: Path) -> Path:
+    """A photo of nothing: spots of noise of several sizes."""
+    random = np.random.default_rng(5)
+    layers = [cv2.resize(random.random((360 // step, 480 // step)), (480, 360)) for step in (3, 6, 12)]
+    cv2.imwrite(str(path), (255 * np.mean(layers, 0)).astype(np.uint8))
+    return path
+
+
+@pytest.mark.parametrize("method", ["hqe+ma+sv", "he+sv", "bow+sv"])
+def test_a_query_that_shows_nothing_of_the_collection_finds_nothing(method: str, place: Path, tmp_path: Path) -> None:
+    results = Index.open(place, resources=CPU).search(stranger(tmp_path / "q.png"), method=method)
+    assert results and not any(found.accepted for found in results)
+
+
+def test_the_command_line_says_that_nothing_was_found(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query, page = str(stranger(tmp_path / "q.png")), tmp_path / "page.html"
+    args = ["retrieve", "--workspace", str(place), "--device", "cpu", "--query", query]
+    status, out, _ = said_by([*args, "--report", str(page)], capsys)
+    assert status == 3 and out.startswith(f"{query}  hqe+ma+sv: nothing found")
+    assert "accepted" not in out and "nothing found" in page.read_text("utf-8")
+    status, out, _ = said_by([*args, "--json"], capsys)
+    answer = json.loads(out)
+    assert status == 3 and answer["found"] == 0
+    assert [row["accepted"] for row in answer["results"]] == [False] * len(answer["results"])
+    # Without verification nobody knows.
+    status, out, _ = said_by([*args, "--json", "--method", "he"], capsys)
+    answer = json.loads(out)
+    assert status == 0 and answer["found"] is None and answer["results"][0]["accepted"] is None
+
+
+def test_min_inliers_accepts_what_has_as_many(place: Path) -> None:
+    index = Index.open(place, resources=CPU)
+    name = photo_names(place)[3]
+    pixels = cv2.imread(str(place / "photos" / name))[..., ::-1]
+    counts = [found.inliers or 0 for found in index.search(np.ascontiguousarray(pixels))]
+    for least in (1, counts[1], counts[1] + 1, 10_000):
+        results = index.search(np.ascontiguousarray(pixels), min_inliers=least)
+        assert [found.accepted for found in results] == [count >= least for count in counts]
+    for wrong in ({"min_inliers": 0}, {"min_inliers": 8, "method": "hqe"}):
+        with pytest.raises(UsageError, match="--min-inliers"):
+            index.search(place / "photos" / name, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_identical_photo_is_found_in_a_collection_of_one_or_two(count: int, place: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in photo_names(place)[:count]:
+        shutil.copy(place / "photos" / name, photos)
+    index = index_photos(photos, tmp_path / "out", extract_options=FEW, resources=CPU)
+    for name in photo_names(place)[:count]:
+        copy = shutil.copy(photos / name, tmp_path / "query.jpg")
+        found = index.search(copy, method="he+sv")[0]
+        assert (found.image, found.accepted, found.identical) == (name, True, True)
+        # The same picture in another file is found by what it shows.
+        pixels = np.ascontiguousarray(cv2.imread(str(photos / name))[..., ::-1])
+        found = index.search(pixels, method="he+sv")[0]
+        assert (found.image, found.accepted, found.identical) == (name, True, False)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -196,7 +258,9 @@ def test_the_command_line_prints_a_json_object_a_query(place: Path, capsys: pyte
     for name, answer in zip(names, answers, strict=True):
         assert [row["rank"] for row in answer["results"]] == [1, 2, 3]
         assert answer["results"][0]["image"] == name and answer["results"][0]["inliers"] > 100
-        assert set(answer["results"][0]) == {"rank", "image", "score", "inliers"}
+        assert set(answer["results"][0]) == {"rank", "image", "score", "inliers", "accepted", "identical"}
+        assert answer["results"][0]["accepted"] and answer["results"][0]["identical"]
+        assert answer["found"] == sum(row["accepted"] for row in answer["results"])
 
 
 def test_a_folder_of_queries_is_answered_but_for_what_is_no_photo(
@@ -240,12 +304,11 @@ def test_retrieve_opens_an_index_that_is_up_to_date_once(
 ) -> None:
     opened = []
 
-    class Counted(InvertedIndex):
-        def __init__(self, folder: Path, *args: Any, **options: Any) -> None:
-            opened.append(folder)
-            super().__init__(folder, *args, **options)
+    def counted(folder: Path, *args: Any, **options: Any) -> OpenIndex:
+        opened.append(folder)
+        return open_index(folder, *args, **options)
 
-    monkeypatch.setattr("hardnet_sfm.retrieval.inverted_index.InvertedIndex", Counted)
+    monkeypatch.setattr("hardnet_sfm.index_folder.open_index", counted)
     query = str(place / "photos" / photo_names(place)[4])
     status, out, _ = said_by(
         ["retrieve", "--workspace", str(place), "--device", "cpu", "--query", query, "--top", "1"], capsys
@@ -258,7 +321,7 @@ def test_an_index_that_lost_all_its_photos_is_made_anew(place: Path, tmp_path: P
     """An empty index is refused only where there are no features to fill it with."""
     shutil.copytree(place / "index", tmp_path / "index")
     options = Manifest.read(place / "index" / MANIFEST).options
-    builder = IndexBuilder(tmp_path / "index", Vocabulary.open(place), "", options)
+    builder = IndexBuilder(tmp_path / "index", open_vocabulary(place), "", options)
     builder.keep_only({})
     builder.finish()
     with pytest.raises(HardnetSfmError, match="no photos in the index"):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.pickles import read_plain_pickle
+from hardnet_sfm.evaluation.datasets.revisited import EASY, HARD, MEDIUM, read_revisited
 from hardnet_sfm.evaluation.landmarks import score_rankings
-from hardnet_sfm.evaluation.pickles import read_plain_pickle
-from hardnet_sfm.evaluation.revisited import EASY, HARD, MEDIUM, read_revisited
 
 PHOTOS = [f"photo_{i}" for i in range(8)]
 TRUTH: dict[str, Any] = {
@@ -134,7 +134,7 @@ class TestGroundTruth:
         [
             ({"imlist": None}, "not ground truth"),
             ({"qimlist": ["query_a"]}, "1 queries with 2 answers"),
-            ({"imlist": PHOTOS[:4]}, "a photo that is not in the list"),
+            ({"imlist": PHOTOS[:1]}, "a photo that is not in the list"),
             ({"imlist": [*PHOTOS, 3]}, "names of photos that are no text"),
             ({"gnd": [{"bbx": [1, 2, 3, 4], "easy": [0.5], "hard": [], "junk": []}, {}]}, "whole numbers"),
             ({"gnd": [{"bbx": [1, 2, 3, 4], "easy": [-1], "hard": [], "junk": []}, {}]}, "not in the list"),
@@ -146,6 +146,14 @@ class TestGroundTruth:
     def test_of_something_else(self, tmp_path: Path, change: dict[str, Any], says: str) -> None:
         with pytest.raises(HardnetSfmError, match=says):
             read_revisited(write(tmp_path / "gnd.pkl", TRUTH | change))
+
+    def test_a_bad_query_is_left_out_and_named(self, tmp_path: Path) -> None:
+        whole = read_revisited(write(tmp_path / "gnd.pkl", TRUTH))
+        bad = TRUTH["gnd"][0] | {"bbx": [4, 2, 3, 4]}
+        found = read_revisited(write(tmp_path / "gnd.pkl", TRUTH | {"gnd": [bad, *TRUTH["gnd"][1:]]}))
+        assert found.queries == whole.queries[1:]
+        assert list(found.left_out) == ["query_a"]
+        assert "query_a: 4 2 3 4 is not a box" in found.left_out["query_a"]
 
 
 plain = st.recursive(

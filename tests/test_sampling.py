@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.training.module import Batches, Resident
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 
@@ -32,7 +30,7 @@ def patch_set(points: int = 300, photos: int = 8, seed: int = 0, shade: int = 0)
     xyz[1::10] = xyz[::10] + 0.001
     nothing = np.full(count, np.nan, np.float32)
     names = tuple(map(str, range(photos)))
-    return PatchSet(Path("made.h5"), "sfm", 12, names, patches, point, image, frame, nothing, xyz, 1.0).check()
+    return PatchSet("made.h5", "sfm", 12, names, patches, point, image, frame, nothing, xyz, 1.0).check()
 
 
 def told(patches: np.ndarray, place: int) -> np.ndarray:

@@ -9,9 +9,10 @@ import pytest
 from collections_of_features import SIZE, store_of, unit_rows
 from numpy.typing import NDArray
 
+from hardnet_sfm.index_folder import open_index
 from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.retrieval.acceptance import _log_tail, cells_of, log_false_alarms
 from hardnet_sfm.retrieval.consensus import _frame, _hypothesis, best_transformation
-from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
 from hardnet_sfm.verbs.index import IndexOptions, index
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
@@ -153,7 +154,7 @@ def test_an_index_keeps_affine_frames_where_there_are_any_through_merges(tmp_pat
     store_of(tmp_path / "features.h5", photos)
     vocabulary(tmp_path / "features.h5", tmp_path / "vocabulary", VocabularyOptions(words=16, iterations=3))
     index(tmp_path / "features.h5", tmp_path, tmp_path / "index", IndexOptions(checkpoint=2))
-    opened = InvertedIndex(tmp_path, thorough=True)
+    opened = open_index(tmp_path, thorough=True).lists
     entries = opened.entries(range(6))
     for number, name in enumerate(opened.names):
         rows = entries.rows[entries.photos == number]
@@ -163,3 +164,49 @@ def test_an_index_keeps_affine_frames_where_there_are_any_through_merges(tmp_pat
         found = opened.geometry_of(segment, rows)
         assert found.shape == (50, 6)
         assert sorted(found.tolist()) == sorted(expected.tolist())
+
+
+class TestAcceptance:
+    """Chance must not explain the inliers of an accepted photo."""
+
+    @pytest.mark.parametrize(("trials", "successes"), [(1, 1), (20, 3), (1000, 4), (1000, 60), (50, 50)])
+    def test_the_tail_is_that_of_the_binomial_distribution(self, trials: int, successes: int) -> None:
+        binom = pytest.importorskip("scipy.stats").binom
+        assert _log_tail(trials, successes) * np.log(10) == pytest.approx(
+            binom.logsf(successes - 1, trials, 0.004), rel=1e-9
+        )
+
+    @staticmethod
+    def judged(mine: Floats, theirs: Floats, distances: NDArray[np.int64]) -> float:
+        order = np.argsort(distances, kind="stable")
+        inside, _ = verified(mine[order], theirs[order])
+        cells = np.stack([cells_of(side[order, :2], 32) for side in (mine, theirs)])
+        return log_false_alarms(distances[order], cells, np.flatnonzero(inside))
+
+    def test_inliers_among_wrong_correspondences_are_no_chance(self) -> None:
+        matrix = np.array([[1.1, 0.2, 30], [-0.2, 1.1, -20]])
+        for seed in range(5):
+            mine, theirs = correspondences(matrix, 20, 300, seed)
+            assert self.judged(mine, theirs, np.full(320, 20)) < -3
+
+    def test_as_many_inliers_with_near_signatures_say_more(self) -> None:
+        mine, theirs = correspondences(np.array([[1.0, 0, 9], [0, 1, 9]]), 9, 400)
+        far, near = np.full(409, 20), np.where(np.arange(409) < 9, 6, 20)
+        assert self.judged(mine, theirs, near) < self.judged(mine, theirs, far) - 3
+
+    def test_chance_is_explained_by_chance(self) -> None:
+        """Of correspondences between places at random, hardly any set gives less than one false alarm in 100."""
+        random, few = np.random.default_rng(0), 0
+        for _ in range(100):
+            mine, theirs = random.random((2, 400, 4)) * [640, 480, 4, 0.5] + [0, 0, 4, 0]
+            few += self.judged(mine, theirs, random.integers(8, 25, 400)) < -2
+        assert few <= 3
+
+    def test_many_correspondences_of_one_place_count_once(self) -> None:
+        """A repeated texture matches itself in many ways, which agree without showing the same thing."""
+        mine, theirs = correspondences(np.array([[1.0, 0, 9], [0, 1, 9]]), 3, 300)
+        random = np.random.default_rng(1)
+        places = np.concatenate([mine[:1] + random.normal(0, 3, (40, 4)) * [1, 1, 0, 0], mine])
+        matched = np.concatenate([theirs[:1] + random.normal(0, 3, (40, 4)) * [1, 1, 0, 0], theirs])
+        assert verified(places, matched)[0].sum() > 30
+        assert self.judged(places, matched, np.full(343, 20)) > 0

@@ -28,18 +28,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import hardnet_sfm.files.weight_files
+from hardnet_sfm import versions
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.datasets.brown import write_brown
 from hardnet_sfm.features.descriptors import make_descriptor
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchSet, read_patches, write_patches
+from hardnet_sfm.files.patch_sets import read_patches, write_patches
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.literature.published_losses import l2net
 from hardnet_sfm.networks.architectures import ARCHITECTURES
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training import losses, provenance
+from hardnet_sfm.training import losses
 from hardnet_sfm.training.augment import AugmentOptions, augmented
-from hardnet_sfm.training.brown_sets import write_brown
 from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan, loader_of
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
@@ -170,7 +172,7 @@ def write_noisy_patches(path: Path, points: int = 60, noise: float = 10) -> None
     point, image = np.repeat(np.arange(points), 3), np.tile(np.arange(3, dtype=np.int32), points)
     places = np.full((points, 3), np.nan, np.float32)
     write_patches(
-        path, PatchSet(path, "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
+        path, PatchSet(str(path), "sfm", 12, ("a", "b", "c"), looks, point, image, unknown, unknown[:, 0, 0], places)
     )
 
 
@@ -226,8 +228,8 @@ def test_metadata_have_the_command_and_the_commit(
 def test_a_package_outside_a_clone_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a repository of the user's may be around it."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages/hardnet_sfm/training/provenance.py"))
-    assert provenance._commit() == ""
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "site-packages/hardnet_sfm/versions.py"))
+    assert versions.find_commit() == ""
 
 
 def test_curves_for_tensorboard_lie_beside_the_weights(trained: Path) -> None:

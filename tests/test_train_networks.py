@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from test_train import CPU, NONE, random_patches, write_noisy_patches
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import average_precision, fpr95
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.files.weight_files import read_weights
 from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.literature.published_losses import l2net
+from hardnet_sfm.measures import average_precision, fpr95
 from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.training import losses

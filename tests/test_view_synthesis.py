@@ -332,7 +332,7 @@ def test_a_photo_that_is_gone_or_was_changed_is_a_clear_error(
     shutil.copytree(photos[0], images)
     extract(images, place.features, ExtractOptions(descriptor="rootsift", max_keypoints=500), CPU)
     cv2.imwrite(str(images / DOWN), np.zeros((256, 256), np.uint8))
-    with pytest.raises(HardnetSfmError, match=f"{DOWN}: changed since its features were extracted"):
+    with pytest.raises(HardnetSfmError, match=f"{DOWN}: not the photo that features were extracted from"):
         match_photos(place, view_options=ONE_STEP, resources=CPU)
     (images / DOWN).unlink()
     with pytest.raises(HardnetSfmError, match=DOWN):

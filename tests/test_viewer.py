@@ -27,11 +27,13 @@ from PIL import Image
 from hardnet_sfm.colmap.model import Model, models_in
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.patch_sets import read_patches
+from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import known_frames
 from hardnet_sfm.scene import Scene
 from hardnet_sfm.verbs.mine import mine
+from hardnet_sfm.verbs.view import read_world, viewing
 
 viser = pytest.importorskip("viser", reason="viser is not installed: pip install hardnet-sfm[view]")
 
@@ -41,12 +43,12 @@ from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 from websockets.typing import Subprotocol  # noqa: E402
 
-from hardnet_sfm.viewer import guard, pages  # noqa: E402
+from hardnet_sfm.viewer import guard, selection  # noqa: E402
 from hardnet_sfm.viewer.guard import Served, serving  # noqa: E402
 from hardnet_sfm.viewer.options import ViewOptions  # noqa: E402
-from hardnet_sfm.viewer.photo_panel import Cut, Photos  # noqa: E402
-from hardnet_sfm.viewer.window import Window, viewing  # noqa: E402
-from hardnet_sfm.viewer.world import World, ramp, span  # noqa: E402
+from hardnet_sfm.viewer.photo_panel import Cut, ModelPhotos  # noqa: E402
+from hardnet_sfm.viewer.window import Window  # noqa: E402
+from hardnet_sfm.viewer.world import World, colour_by_ramp, find_span  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -57,7 +59,7 @@ CANVAS = "canvas[data-engine]"
 
 @pytest.fixture(scope="module")
 def world(made: Workspace) -> World:
-    return World.read(made.sparse / "0")
+    return read_world(made.sparse / "0")
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,9 @@ def theirs(made: Workspace) -> pycolmap.Reconstruction:
 
 
 @pytest.fixture
-def photos(made: Workspace, small_scene: tuple[Path, Scene], world: World) -> Iterator[Photos]:
+def photos(made: Workspace, small_scene: tuple[Path, Scene], world: World) -> Iterator[ModelPhotos]:
     with known_frames(made.features) as known:
-        yield Photos(world, small_scene[0], known)
+        yield ModelPhotos(world, PhotoFolder(small_scene[0]), known)
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +201,8 @@ class TestWorld:
 
     def test_ramp_is_grey_where_infinite_and_saturates(self) -> None:
         values = np.array([1.0, 2.0, 3.0, np.inf])
-        assert span(np.append(np.ones(99), 1e9))[1] < 2
-        colours = ramp(values, 1.0, 2.0)
+        assert find_span(np.append(np.ones(99), 1e9))[1] < 2
+        colours = colour_by_ramp(values, 1.0, 2.0)
         np.testing.assert_array_equal(colours[1], colours[2])
         np.testing.assert_array_equal(colours[3], [128, 128, 128])
         assert colours[0, 2] > colours[0, 0]
@@ -209,7 +211,7 @@ class TestWorld:
 
 class TestPhotos:
     def test_patches_are_those_that_are_mined(
-        self, made: Workspace, small_scene: tuple[Path, Scene], world: World, photos: Photos, tmp_path: Path
+        self, made: Workspace, small_scene: tuple[Path, Scene], world: World, photos: ModelPhotos, tmp_path: Path
     ) -> None:
         mine(made.root, small_scene[0], tmp_path / "patches.h5")
         mined = read_patches(tmp_path / "patches.h5")
@@ -218,7 +220,9 @@ class TestPhotos:
             # Two keypoints that differ in their orientation alone make two points of one position.
             points = np.flatnonzero(np.linalg.norm(world.tracks.xyz - mined.xyz[number], axis=1) < 1e-5).tolist()
             cuts = [
-                (world.tracks.names[cut.photo], cut.patch) for point in points for cut in photos.cuts(point, size=64)
+                (world.tracks.names[cut.photo], cut.patch)
+                for point in points
+                for cut in photos.cut_patches(point, size=64)
             ]
             for row in np.flatnonzero(mined.point == number):
                 name, patch = mined.images[mined.image[row]], mined.take(row)
@@ -227,15 +231,15 @@ class TestPhotos:
         assert compared > 20
 
     def test_every_photo_of_a_point_is_there(
-        self, world: World, theirs: pycolmap.Reconstruction, photos: Photos
+        self, world: World, theirs: pycolmap.Reconstruction, photos: ModelPhotos
     ) -> None:
         point = int(world.lengths.argmax())
         track = theirs.point3D(int(world.tracks.point_ids[point])).track.elements
         names = {theirs.image(element.image_id).name for element in track}
-        assert {world.tracks.names[cut.photo] for cut in photos.cuts(point)} == names
+        assert {world.tracks.names[cut.photo] for cut in photos.cut_patches(point)} == names
 
     def test_a_photo_that_is_stored_turned_gives_the_same_patches(
-        self, small_scene: tuple[Path, Scene], made: Workspace, world: World, photos: Photos, tmp_path: Path
+        self, small_scene: tuple[Path, Scene], made: Workspace, world: World, photos: ModelPhotos, tmp_path: Path
     ) -> None:
         """The pixels in the file are the same, and only its EXIF orientation says that the camera was turned."""
         for name in world.tracks.names:
@@ -245,15 +249,15 @@ class TestPhotos:
             picture.save(tmp_path / name, "PNG", exif=exif)
         # COLMAP's database has keypoints in the pixels as stored, whichever way the photo is turned.
         with known_frames(made.database) as known:
-            turned = Photos(world, tmp_path, known)
+            turned = ModelPhotos(world, PhotoFolder(tmp_path), known)
             assert turned.orientation(0) == 6
             for point in range(0, len(world.tracks.xyz), 60):
-                for ours, same in zip(turned.cuts(point), photos.cuts(point), strict=True):
+                for ours, same in zip(turned.cut_patches(point), photos.cut_patches(point), strict=True):
                     assert ours.patch is not None
                     assert same.patch is not None
                     difference = np.abs(ours.patch.astype(int) - same.patch)
                     assert difference.mean() < 1.5  # halvings of the pyramid begin at another corner
-            drawn = turned.drawn(0, "track length")
+            drawn = turned.draw(0, "track length")
         assert drawn.picture.shape[0] > drawn.picture.shape[1]
         assert drawn.stored.shape[0] < drawn.stored.shape[1]
         as_stored = cv2.imread(
@@ -262,9 +266,9 @@ class TestPhotos:
         np.testing.assert_array_equal(drawn.stored, as_stored)
 
     def test_keypoints_are_drawn_where_they_are_in_the_colour_of_their_track(
-        self, world: World, photos: Photos, made: Workspace
+        self, world: World, photos: ModelPhotos, made: Workspace
     ) -> None:
-        drawn = photos.drawn(3, "track length")
+        drawn = photos.draw(3, "track length")
         with FeatureStore(made.features) as store:
             found = store.counts()[world.tracks.names[3]]
         rows = world.tracks.of_photo(3)
@@ -276,14 +280,14 @@ class TestPhotos:
         alone = np.flatnonzero(apart.min(0) > 8)  # not covered by another's dot
         x, y = np.floor(xy[alone]).astype(int).T
         assert len(alone) > 20
-        np.testing.assert_array_equal(drawn.picture[y, x], ramp(lengths, drawn.low, drawn.high)[alone])
-        green = photos.drawn(3, "triangulated or not").picture
+        np.testing.assert_array_equal(drawn.picture[y, x], colour_by_ramp(lengths, drawn.low, drawn.high)[alone])
+        green = photos.draw(3, "triangulated or not").picture
         np.testing.assert_array_equal(green[y, x], np.tile([60, 220, 90], (len(alone), 1)))
 
     def test_without_features_the_patch_says_that_it_is_a_guess(
         self, small_scene: tuple[Path, Scene], world: World
     ) -> None:
-        cut = Photos(world, small_scene[0], lambda _: None).cuts(0)[0]
+        cut = ModelPhotos(world, PhotoFolder(small_scene[0]), lambda _: None).cut_patches(0)[0]
         assert cut.patch is not None
         assert cut.notice == "scale and orientation not known"
 
@@ -292,17 +296,17 @@ class TestPhotos:
     ) -> None:
         name = world.tracks.names[0]
         Image.open(small_scene[0] / name).resize((96, 72)).save(tmp_path / name)
-        other = Photos(world, tmp_path, lambda _: None)
-        assert "96x72 pixels, its camera 480x360" in other.drawn(0, "track length").notice
+        other = ModelPhotos(world, PhotoFolder(tmp_path), lambda _: None)
+        assert "96x72 pixels, its camera 480x360" in other.draw(0, "track length").notice
         point = int(world.tracks.point[world.tracks.of_photo(0)][0])
-        cuts = {cut.photo: cut for cut in other.cuts(point)}
+        cuts = {cut.photo: cut for cut in other.cut_patches(point)}
         assert cuts[0].patch is None
         assert "not the one of the model" in cuts[0].notice
         assert all("No such file" in cut.notice for number, cut in cuts.items() if number)
 
     def test_unknown_folder_of_photos_says_what_to_do(self, world: World) -> None:
         with pytest.raises(HardnetSfmError, match="--images"):
-            Photos(world, None, lambda _: None).drawn(0, "track length")
+            ModelPhotos(world, None, lambda _: None).draw(0, "track length")
 
 
 class TestPages:
@@ -310,7 +314,8 @@ class TestPages:
         patch = np.random.default_rng(0).integers(0, 256, (96, 96), np.uint8)
         names = ["<script>alert(1)</script>.jpg", *world.tracks.names[1:]]
         tracks = world.tracks.__class__(**{**vars(world.tracks), "names": names})
-        page = pages.point(World(world.folder, world.model, tracks), 0, [Cut(0, 0.5, patch), Cut(1, 0.25, None, "<b>")])
+        cuts = [Cut(0, 0.5, patch), Cut(1, 0.25, None, "<b>")]
+        page = selection.format_point(World(world.title, world.model, tracks), 0, cuts)
         assert "<script" not in page
         assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg" in page
         assert "&lt;b&gt;" in page
@@ -318,7 +323,7 @@ class TestPages:
         assert found is not None
         pixels = cv2.imdecode(np.frombuffer(base64.b64decode(found[1]), np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(pixels, patch)
-        assert "<script" not in pages.notice("<script>", "<script>")
+        assert "<script" not in selection.format_notice("<script>", "<script>")
 
 
 class TestGuard:
@@ -477,20 +482,20 @@ class TestWindow:
             assert {frustum.scale for frustum in window.frusta.values()} == {2 * world.distance / 100 * 8}
 
     def test_a_chosen_photo_and_a_chosen_point_fill_the_page(
-        self, made: Workspace, world: World, photos: Photos
+        self, made: Workspace, world: World, photos: ModelPhotos
     ) -> None:
         with viewing(made.root, options=FREE) as (window, _, _):
             assert not window.notice
             window.photos.value = world.tracks.names[4]
-            shown = photos.drawn(4, "track length")
-            assert window.page.content == pages.photo(world, 4, shown, "track length")
+            shown = photos.draw(4, "track length")
+            assert window.page.content == selection.format_photo(world, 4, shown, "track length")
             np.testing.assert_array_equal(window.frusta[4].image, shown.stored)
             point = int(world.lengths.argmax())
             window.open_point(point)
-            assert window.page.content == pages.point(world, point, photos.cuts(point))
+            assert window.page.content == selection.format_point(world, point, photos.cut_patches(point))
             assert window.frusta[4].image is None
             rays = window.server.scene.get_handle_by_name("/chosen/rays").points
-            seen = [cut.photo for cut in photos.cuts(point)]
+            seen = [cut.photo for cut in photos.cut_patches(point)]
             np.testing.assert_allclose(rays[:, 0], np.tile(world.tracks.xyz[point], (len(seen), 1)), rtol=1e-6)
             np.testing.assert_allclose(rays[:, 1], world.centres[seen], rtol=1e-6)
 
@@ -504,7 +509,7 @@ class TestWindow:
             assert "--images" in window.page.content
             assert window.models.visible
             window.models.value = window.models.options[1]
-            assert window.world.folder == tmp_path / "1"
+            assert window.world.title == f"{tmp_path.name}/1"
             window.open_photo(0)
             assert "--images" in window.page.content
 

@@ -21,10 +21,10 @@ from hardnet_sfm.features.synthetic_views import (
     views_of,
     with_frames,
 )
-from hardnet_sfm.files.photo_files import Photo
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.matching.nearest import Acceptance, mutual_nearest_neighbours, prepare, rounding_for
 from hardnet_sfm.matching.view_matching import PhotoInViews, candidates_of_views, merged
+from hardnet_sfm.photos import Photo
 from hardnet_sfm.resources import Resources
 
 VIEWS = [View(2, 0), View(2, 36), View(4, 90), View(4, 126), View(1, 45), View(3, 171)]

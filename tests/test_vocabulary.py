@@ -12,8 +12,10 @@ import pytest
 from collections_of_features import OPTIONS, keypoints_of, some_photos, store_of, unit_rows
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.files.vocabulary_files import CentroidFile, write_vocabulary
+from hardnet_sfm.index_folder import open_vocabulary
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.visual_words import Vocabulary
+from hardnet_sfm.retrieval.kmeans import NoCheckpoint, kmeans
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 FEW = VocabularyOptions(words=16, sample=660, iterations=5)
@@ -28,14 +30,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_words_are_the_nearest_centroids_nearest_first(place: Path) -> None:
-    words = Vocabulary.open(place)
+    words = open_vocabulary(place)
     rows = unit_rows(np.random.default_rng(5), 200).astype(np.float32)
     distances = ((rows[:, None].astype(np.float64) - words.centroids) ** 2).sum(2)
     assert (words.assign(rows, 3) == np.argsort(distances, axis=1)[:, :3]).all()
 
 
 def test_signatures_say_which_projections_exceed_the_words_median(place: Path) -> None:
-    words = Vocabulary.open(place)
+    words = open_vocabulary(place)
     assert np.allclose(words.projection @ words.projection.T, np.eye(64), atol=1e-5)
     rows = unit_rows(np.random.default_rng(6), 30).astype(np.float32)
     assigned = words.assign(rows)[:, 0]
@@ -49,7 +51,7 @@ def test_signatures_say_which_projections_exceed_the_words_median(place: Path) -
 def test_descriptors_of_fewer_dimensions_than_bits_have_several_projections_on_each(tmp_path: Path) -> None:
     photos = some_photos(12, dimension=27)
     vocabulary(store_of(tmp_path / "features.h5", photos), tmp_path / "vocabulary", FEW)
-    words = Vocabulary.open(tmp_path)
+    words = open_vocabulary(tmp_path)
     assert words.projection.shape == (64, 27)
     for rows in (words.projection[:27], words.projection[27:54], words.projection[54:]):
         assert np.allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-5)
@@ -62,7 +64,7 @@ def test_descriptors_of_fewer_dimensions_than_bits_have_several_projections_on_e
 
 
 def test_half_of_the_sample_is_above_each_threshold(place: Path) -> None:
-    words = Vocabulary.open(place)
+    words = open_vocabulary(place)
     rows = np.concatenate([rows for _, rows in some_photos(12).values()]).astype(np.float32)
     assigned = words.assign(rows)[:, 0]
     for word in np.unique(assigned):
@@ -82,9 +84,66 @@ def test_it_is_the_same_with_any_number_of_threads(place: Path, tmp_path: Path) 
     prints = set()
     for workers in (1, 2):
         vocabulary(place / "features.h5", tmp_path / "v", replace(FEW, words=17), Resources(workers=workers))
-        prints.add(Vocabulary.open(tmp_path / "v").fingerprint)
+        prints.add(open_vocabulary(tmp_path / "v").fingerprint)
         (tmp_path / "v" / "card.json").unlink()
     assert len(prints) == 1
+
+
+@pytest.mark.parametrize(("count", "words"), [(3000, 40), (700, 300)], ids=["full", "with empty clusters"])
+def test_k_means_gives_the_centroids_of_faiss(count: int, words: int) -> None:
+    random = np.random.default_rng(7)
+    sample = unit_rows(random, count // 2).astype(np.float32)
+    sample = np.concatenate([sample, sample[: count - len(sample)]])
+    peer = faiss.Clustering(128, words)
+    peer.niter, peer.seed = 6, 3
+    peer.min_points_per_centroid, peer.max_points_per_centroid = 1, count
+    index = faiss.IndexFlatL2(128)
+    first = np.empty(count, np.int32)
+    faiss.rand_perm(faiss.swig_ptr(first), count, 4)
+    centroids, distances = kmeans(sample, sample[first[:words]], faiss.IndexFlatL2(128), 6, NoCheckpoint())
+    peer.train(sample, index)
+    np.testing.assert_allclose(centroids, faiss.vector_to_array(peer.centroids).reshape(words, 128), atol=1e-6)
+    assert distances == pytest.approx(peer.iteration_stats.at(5).obj, rel=1e-4)
+
+
+def test_ctrl_c_works_between_small_parts_of_an_iteration() -> None:
+    """faiss does not return to Python within a search."""
+    sizes: list[int] = []
+
+    class Watched(faiss.IndexFlatL2):
+        def search(self, rows: np.ndarray, count: int) -> object:
+            sizes.append(len(rows))
+            return super().search(rows, count)
+
+    sample = unit_rows(np.random.default_rng(0), 20_000, 8).astype(np.float32)
+    kmeans(sample, sample[:5], Watched(8), 2, NoCheckpoint())
+    assert max(sizes) < 10_000 and sum(sizes) == 2 * len(sample)
+
+
+def test_an_interrupted_run_resumes_after_its_last_iteration(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    class Interrupted(CentroidFile):
+        def save(self, iterations: int, centroids: np.ndarray) -> None:
+            super().save(iterations, centroids)
+            saved.append(iterations)
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("hardnet_sfm.files.vocabulary_files.CentroidFile", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vocabulary(place / "features.h5", tmp_path / "v", FEW)
+    vocabulary(place / "features.h5", tmp_path / "v", FEW)
+    assert saved == [1, 2, 3, 4]
+    assert open_vocabulary(tmp_path / "v").fingerprint == open_vocabulary(place).fingerprint
+    assert len(list((tmp_path / "v").iterdir())) == 2
+    # Centroids of other options, and damaged ones, are not used.
+    CentroidFile(tmp_path / "w", {"words": 17}).save(3, np.zeros((16, 128), np.float32))
+    assert CentroidFile(tmp_path / "w", {"words": 16}).load() is None
+    (tmp_path / "w" / "unfinished.safetensors").write_bytes(b"damaged")
+    assert CentroidFile(tmp_path / "w", {"words": 17}).load() is None
 
 
 def test_gpus_assign_where_faiss_has_them(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +160,7 @@ def test_gpus_assign_where_faiss_has_them(place: Path, tmp_path: Path, monkeypat
     for name, device, indexes in (("cpu", "cpu", 0), ("gpu", "auto", 1)):
         vocabulary(place / "features.h5", tmp_path / name, options, Resources(device=device))
         assert len(moved) == indexes
-    assert (Vocabulary.open(tmp_path / "cpu").centroids == Vocabulary.open(tmp_path / "gpu").centroids).all()
+    assert (open_vocabulary(tmp_path / "cpu").centroids == open_vocabulary(tmp_path / "gpu").centroids).all()
 
 
 def test_many_words_are_assigned_approximately_and_the_recall_is_measured(tmp_path: Path) -> None:
@@ -110,7 +169,7 @@ def test_many_words_are_assigned_approximately_and_the_recall_is_measured(tmp_pa
     report = vocabulary(
         store_of(tmp_path / "features.h5", photos), tmp_path / "v", VocabularyOptions(words=4200, iterations=1)
     )
-    words = Vocabulary.open(tmp_path / "v")
+    words = open_vocabulary(tmp_path / "v")
     exact = faiss.IndexFlatL2(128)
     exact.add(words.centroids)
     rows = photos["b.jpg"][1][:1000].astype(np.float32)
@@ -131,7 +190,7 @@ def test_senseless_options_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_other_descriptors_and_other_weights_are_refused(place: Path) -> None:
-    words = Vocabulary.open(place)
+    words = open_vocabulary(place)
     words.check_fits(dict(OPTIONS), "features.h5")
     with pytest.raises(HardnetSfmError, match="other weights"):
         words.check_fits({**OPTIONS, "weights_sha256": "def"}, "features.h5")
@@ -140,16 +199,16 @@ def test_other_descriptors_and_other_weights_are_refused(place: Path) -> None:
 
 
 def test_damage_is_noticed(place: Path, tmp_path: Path) -> None:
-    words = Vocabulary.open(place)
-    words.save(tmp_path)
+    words = open_vocabulary(place)
+    write_vocabulary(tmp_path, words.card, words.numbers)
     (file,) = tmp_path.glob("words-*.safetensors")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(HardnetSfmError, match="damaged"):
-        Vocabulary.open(tmp_path)
+        open_vocabulary(tmp_path)
     file.unlink()
     with pytest.raises(HardnetSfmError, match="missing"):
-        Vocabulary.open(tmp_path)
+        open_vocabulary(tmp_path)
     with pytest.raises(HardnetSfmError, match="no vocabulary"):
-        Vocabulary.open(tmp_path / "nowhere")
+        open_vocabulary(tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clutter import litter
 from PIL import Image
 
+from hardnet_sfm import measures
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation import w1bs
-from hardnet_sfm.evaluation.w1bs import column_score, find_columns
+from hardnet_sfm.evaluation.datasets.w1bs import find_columns
+from hardnet_sfm.measures import column_score
 
 
 def layout(folder: Path, side: int = 20) -> Path:
@@ -31,8 +34,27 @@ def layout(folder: Path, side: int = 20) -> Path:
     return folder
 
 
+def test_what_a_mac_or_a_nas_leaves_is_passed_over(tmp_path: Path) -> None:
+    expected = find_columns(layout(tmp_path))
+    litter(tmp_path)
+    assert find_columns(tmp_path) == expected
+    assert expected[1] == {}
+
+
+@pytest.mark.parametrize("damage", ["no counterpart", "empty set"])
+def test_a_column_without_counterpart_is_left_out_and_named(damage: str, tmp_path: Path) -> None:
+    layout(tmp_path)
+    change, message = DAMAGES[damage]
+    change(tmp_path)
+    pairs, left_out = find_columns(tmp_path)
+    (error,) = left_out.values()
+    assert re.search(message, error.message)
+    gone = "arch" if damage == "no counterpart" else "maps"
+    assert [pair.name for pair in pairs] == [name for name in ("arch", "obama", "maps") if name != gone]
+
+
 def test_columns_are_pairs_by_set_and_name(tmp_path: Path) -> None:
-    pairs = find_columns(layout(tmp_path))
+    pairs, _ = find_columns(layout(tmp_path))
     assert [(pair.nuisance, pair.name) for pair in pairs] == [("G", "arch"), ("G", "obama"), ("map2photo", "maps")]
     first, second = pairs[1].read()
     assert first.shape == second.shape == (4, 20, 20)
@@ -57,7 +79,7 @@ def area_by_hand(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
 def test_score_is_that_of_a_loop(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(w1bs, "_ROWS", 7)
+    monkeypatch.setattr(measures, "_ROWS", 7)
     rng = np.random.default_rng(4)
     first = rng.normal(size=(40, 8)).astype(np.float16)
     second = (first + noise * rng.normal(size=first.shape)).astype(np.float16)
@@ -93,10 +115,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", DAMAGES.keys() - {"no counterpart", "empty set"})
 def test_a_bad_folder_is_a_clear_error(damage: str, tmp_path: Path) -> None:
     layout(tmp_path)
     change, message = DAMAGES[damage]
     change(tmp_path)
     with pytest.raises(HardnetSfmError, match=message):
-        [pair.read() for pair in find_columns(tmp_path)]
+        [pair.read() for pair in find_columns(tmp_path)[0]]

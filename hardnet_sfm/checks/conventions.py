@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import Photo, read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.photos import Photo, resize_to_fit
 
 # Longest sides of photos at which keypoints may have been detected: the default here, and those of hloc.
 _SIDES = (3200, 1600, 1024)

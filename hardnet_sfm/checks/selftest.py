@@ -105,11 +105,11 @@ def _describe(resources: Resources) -> str:
     """Compares HardNet as this package runs it, folded and in the fast type, with its plain layers in float64."""
     import torch
 
-    from hardnet_sfm.features.descriptors import SHIPPED, PatchDescriber, make_descriptor
+    from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
     from hardnet_sfm.files.weight_files import find_weights, read_weights
     from hardnet_sfm.networks.device import resolve_device
     from hardnet_sfm.networks.hardnet import PATCH_SIZE, HardNet
-    from hardnet_sfm.networks.loading import load_into
+    from hardnet_sfm.networks.loading import SHIPPED, load_into
 
     photo, corners = _texture(0), np.random.default_rng(0).integers(0, min(_SIZE) - PATCH_SIZE, (_PATCHES, 2))
     patches = np.stack([photo[y : y + PATCH_SIZE, x : x + PATCH_SIZE] for x, y in corners])
@@ -188,14 +188,14 @@ def _retrieve(place: Workspace, resources: Resources) -> str:
 
     The first result of a query must be the other view of its scene.
     """
-    from hardnet_sfm.retrieval.inverted_index import InvertedIndex
+    from hardnet_sfm.index_folder import open_index
     from hardnet_sfm.retrieval.scoring import Query, score_bow, score_he
     from hardnet_sfm.verbs.index import index
     from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
     vocabulary(place.features, place.vocabulary, VocabularyOptions(words=_WORDS, iterations=3), resources)
     index(place.features, place.vocabulary, place.index, resources=resources)
-    opened = InvertedIndex(place.index, resources, thorough=True)
+    opened = open_index(place.index, resources, thorough=True).lists
     with FeatureStore(place.features) as features:
         descriptors = {name: features.descriptors(name).astype(np.float64) for name in opened.names}
     centroids = opened.vocabulary.centroids.astype(np.float64)
@@ -208,7 +208,7 @@ def _retrieve(place: Workspace, resources: Resources) -> str:
         if worse.max() > 1e-5:
             raise _Wrong(f"{name}: words that are not the nearest: {int((worse > 1e-5).sum())} of {len(words)}")
         counts[row] = np.bincount(words, minlength=_WORDS)
-    weighted = counts * np.log(len(counts) / np.maximum((counts > 0).sum(0), 1))
+    weighted = counts * np.log((len(counts) + 1) / np.maximum((counts > 0).sum(0), 1))
     lengths = np.maximum(np.linalg.norm(weighted, axis=1), 1e-12)
     expected = weighted @ weighted.T / lengths / lengths[:, None]
     for row, name in enumerate(opened.names):

@@ -20,8 +20,8 @@ from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.ownership import FACTS
-from hardnet_sfm.files.photo_files import sensor_from_upright
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
+from hardnet_sfm.photos import sensor_from_upright
 
 # Pairs verified between two commits. A killed run loses at most these, a second's work.
 _PAIRS_A_COMMIT = 64

@@ -1,15 +1,9 @@
-"""Reads sequences of photos that are related by homographies, and scores keypoint matches on them.
-
-Two data sets have this layout with a folder for each sequence. One is Mikolajczyk et al., A comparison of affine region
-detectors, IJCV 2005 (`img1.ppm` .. `img6.ppm`, `H1to2p` .. `H1to6p`). The other is the full photos of HPatches, Balntas
-et al., CVPR 2017 (`1.ppm` .. `6.ppm`, `H_1_2` .. `H_1_6`).
-"""
+"""Scores keypoint matches between photos that are related by homographies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,98 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32, Float64
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import average_precision
-from hardnet_sfm.files.photo_files import EXTENSIONS
+from hardnet_sfm.measures import average_precision
 
-PHOTOS = 6
 TOLERANCE = 3.0
 # Thresholds in pixels for the curve of matching accuracy, as in the literature since D2-Net (Dusmanu et al.,
 # CVPR 2019).
 TOLERANCES = np.arange(1, 11)
-_LAYOUT = "A sequence has photos 1 to 6 (or img1 to img6) and homographies H_1_2 to H_1_6 (or H1to2p to H1to6p)."
 # Number of rows of the distance matrix between two photos' keypoints that are computed at once.
 _ROWS = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class HomographySequence:
-    """Six photos of a plane, or six photos from one position.
-
-    Attributes:
-        name: name of the folder.
-        photos: paths of the six photos.
-        homographies: (5, 3, 3) homographies from pixels of the first photo to pixels of each other photo. The centre of
-            the top-left pixel is at (0, 0).
-    """
-
-    name: str
-    photos: tuple[Path, ...]
-    homographies: Float64
-
-
-def read_sequences(folder: Path) -> list[HomographySequence]:
-    """Reads one sequence, or all sequences of a folder in the order of their names. Photos are not decoded.
-
-    Raises:
-        HardnetSfmError: the folder is missing, or photos or homographies are missing, ambiguous or damaged.
-    """
-    if not folder.is_dir():
-        raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [_read_sequence(sequence) for sequence in (inside if inside and not _photos(folder, 1) else [folder])]
-
-
-def _read_sequence(folder: Path) -> HomographySequence:
-    photos = tuple(_photo(folder, number) for number in range(1, PHOTOS + 1))
-    homographies = np.array([_homography(folder, number) for number in range(2, PHOTOS + 1)])
-    return HomographySequence(folder.resolve().name, photos, homographies)
-
-
-def photos_named(folder: Path, *stems: str) -> list[Path]:
-    """Lists the photos of a folder that have one of the given names before the suffix."""
-    return [path for path in folder.iterdir() if path.stem in stems and path.suffix.lower() in EXTENSIONS]
-
-
-def _photos(folder: Path, number: int) -> list[Path]:
-    return photos_named(folder, str(number), f"img{number}")
-
-
-def _photo(folder: Path, number: int) -> Path:
-    found = _photos(folder, number)
-    if len(found) != 1:
-        raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} with number {number}", _LAYOUT)
-    return found[0]
-
-
-def _homography(folder: Path, number: int) -> Float64:
-    paths = (folder / f"H_1_{number}", folder / f"H1to{number}p")
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise HardnetSfmError(f"{folder}: no homography {paths[0].name} or {paths[1].name}", _LAYOUT)
-    return read_homography(path)
-
-
-def read_homography(path: Path) -> Float64:
-    """Reads a (3, 3) matrix from a text file of nine numbers, row by row.
-
-    Raises:
-        HardnetSfmError: the file is damaged, or the matrix cannot be inverted.
-    """
-    try:
-        matrix = np.array(path.read_text(encoding="ascii").split(), np.float64)
-    except (OSError, ValueError) as error:
-        raise HardnetSfmError(f"{path}: not a homography ({error})", "It is a text of nine numbers.") from error
-    if matrix.size != 9:
-        raise HardnetSfmError(
-            f"{path}: {matrix.size} numbers, but a homography has 9", "It is a text of nine numbers, three a row."
-        )
-    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix.reshape(3, 3)) < 3:
-        raise HardnetSfmError(
-            f"{path}: not a homography: the matrix cannot be inverted",
-            "Take it from the data set again: the file has been changed.",
-        )
-    return matrix.reshape(3, 3)
 
 
 @dataclass(frozen=True, eq=False)

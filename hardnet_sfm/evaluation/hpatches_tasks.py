@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float16, Ints
-from hardnet_sfm.evaluation.hpatches import LEVELS, PHOTOS, Level, Tasks, column_of
-from hardnet_sfm.evaluation.measures import squared_distances, trapezoid_average_precision
+from hardnet_sfm.evaluation.datasets.hpatches import LEVELS, PHOTOS, Level, Tasks, column_of
+from hardnet_sfm.measures import squared_distances, trapezoid_average_precision
 
 # Sizes of the retrieval pools. A pool counts the five positives and leaves out distractors of the query's own sequence.
 # The authors' table has the mean over all pools.

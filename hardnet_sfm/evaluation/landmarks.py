@@ -8,24 +8,27 @@ neither as right nor as wrong.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
 
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import precision_at, trapezoid_average_precision
+from hardnet_sfm.errors import HardnetSfmError, NoKeypoints
+from hardnet_sfm.measures import precision_at, trapezoid_average_precision
+from hardnet_sfm.progress import console, progress
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from hardnet_sfm.photo_index import Index
 
 Box = tuple[float, float, float, float]
 ORIGINAL = "original"
 CUTS = (1, 5, 10)
 FIRST = 10
-_LAYOUT = (
-    "A data set has photos in images/ (or jpg/), and NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt in gt/."
-)
-_OXFORD_PREFIX = "oxc1_"
-_SUFFIX = "_query.txt"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,20 @@ class LandmarkQuery:
     relevance: Mapping[str, Relevance]
 
 
+class Question(NamedTuple):
+    """A query to search for.
+
+    Attributes:
+        query: the query in the ground truth.
+        image: path of a photo, or the pixels of the query alone, (H, W) uint8 upright.
+        box: box of the query in the photo; None if the whole image is the query.
+    """
+
+    query: LandmarkQuery
+    image: Path | NDArray[np.uint8]
+    box: Box | None
+
+
 @dataclass(frozen=True)
 class Landmarks:
     """The ground truth of a data set.
@@ -74,11 +91,13 @@ class Landmarks:
         queries: queries in the order of their names or of the file.
         setups: names of the setups for which each query has its relevance.
         collection: names of the photos to search; None means all photos of the data set.
+        left_out: maps the name of each query whose ground truth is damaged to the reason.
     """
 
     queries: tuple[LandmarkQuery, ...]
     setups: tuple[str, ...]
     collection: frozenset[str] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def named(self) -> frozenset[str]:
         """All photos that the ground truth names: positives, junk and photos to search."""
@@ -86,46 +105,37 @@ class Landmarks:
         return frozenset().union(*each, *(r.positives | r.junk for q in self.queries for r in q.relevance.values()))
 
 
-def read_landmarks(folder: Path) -> Landmarks:
-    """Reads the text files of Oxford5k or Paris6k.
+def rank_photos(
+    index: Index, questions: Sequence[Question], methods: Sequence[str], what: str
+) -> tuple[dict[str, dict[str, list[str]]], dict[str, float]]:
+    """Searches for every query by every method.
 
-    Raises:
-        HardnetSfmError: there are no queries, or a file is missing or damaged.
+    Args:
+        index: index of the photos to search.
+        questions: queries to search for.
+        methods: methods of `hardnet_sfm.retrieval`.
+        what: what the index is made of, for the progress bar.
+
+    Returns:
+        Rankings by method and query, names of photos without folder and suffix; and the seconds of all searches by
+        method.
     """
-    paths = sorted(folder.glob(f"*{_SUFFIX}"))
-    if not paths:
-        raise HardnetSfmError(f"{folder}: no ground truth, no files that end in {_SUFFIX}", _LAYOUT)
-    return Landmarks(tuple(_read_query(path) for path in paths), (ORIGINAL,))
-
-
-def _read_query(path: Path) -> LandmarkQuery:
-    name = path.name.removesuffix(_SUFFIX)
-    words = " ".join(_read_lines(path)).split()
-    try:
-        photo, x0, y0, x1, y1 = words[0].removeprefix(_OXFORD_PREFIX), *map(float, words[1:])
-    except (ValueError, IndexError) as error:
-        raise HardnetSfmError(f"{path}: not a query", "It is one line: PHOTO x0 y0 x1 y1.") from error
-    good, ok, junk = (frozenset(_read_lines(path.with_name(f"{name}_{which}.txt"))) for which in ("good", "ok", "junk"))
-    if both := sorted((good | ok) & junk):
-        raise HardnetSfmError(
-            f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is also among the good or ok photos",
-            "Take the ground truth from the data set again: one of the files has been changed.",
-        )
-    box = check_box((x0, y0, x1, y1), f"{path}: ")
-    return LandmarkQuery(name, photo, box, {ORIGINAL: Relevance(good | ok, junk)})
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise HardnetSfmError(f"{path}: no such file", _LAYOUT) from error
-    except (OSError, ValueError) as error:
-        raise HardnetSfmError(
-            f"{path}: cannot be read: {error}",
-            "Take the ground truth from the data set again, or check its permissions.",
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+    rankings: dict[str, dict[str, list[str]]] = {method: {} for method in methods}
+    seconds = dict.fromkeys(methods, 0.0)
+    with progress("search", len(questions) * len(methods)) as advance:
+        for question in questions:
+            try:
+                described = index.describe(question.image, question.box)
+            except NoKeypoints:
+                described = None
+                console.print(f"{escape(question.query.name)}: no keypoints in this query, so it finds nothing")
+            for method in methods:
+                start = time.perf_counter()
+                results = [] if described is None else index.search(described, top=None, method=method)
+                seconds[method] += time.perf_counter() - start
+                rankings[method][question.query.name] = [PurePosixPath(result.image).stem for result in results]
+                advance(note=f"{what} {method}")
+    return rankings, seconds
 
 
 def check_box(box: Sequence[float], where: str) -> Box:
@@ -147,8 +157,8 @@ class QueryScore:
     """Quality of the answer to one query, or the mean over several queries.
 
     Attributes:
-        average_precision: 0 to 1, see `hardnet_sfm.evaluation.measures.trapezoid_average_precision`.
-        precision_at: precision at each of `CUTS`, 0 to 1, see `hardnet_sfm.evaluation.measures.precision_at`.
+        average_precision: 0 to 1, see `hardnet_sfm.measures.trapezoid_average_precision`.
+        precision_at: precision at each of `CUTS`, 0 to 1, see `hardnet_sfm.measures.precision_at`.
         ranks: ranks of the positives found, counted from 1 without junk; empty for a mean.
         positives: number of positives in the collection; 0 for a mean.
         first: the first `FIRST` photos of the ranking, including junk: each photo's name and its kind, `positive`,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, Box, QueryScore
 Scores = Mapping[str, Mapping[str, QueryScore]]
 
 _NAMES = {"bow": "BoW"}
+_NAMED = 10  # unreadable photos to print; the JSON lists all
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,21 @@ class LandmarkTable:
             table.add_row(label, *(_cell(row.get(method), best, revisited) for method in self.methods))
         return table
 
+    def remarks(self) -> list[str]:
+        """Says, with rich's markup, which parts of the data set are missing. The ground truth about them is ignored."""
+        lines = [f"[yellow]skipped:[/] {escape(why)}" for why in list(self.skipped.values())[:_NAMED]]
+        if len(self.skipped) > _NAMED:
+            lines.append(f"and {len(self.skipped) - _NAMED} more photos: --json FILE has their names")
+        if self.unknown:
+            lines.append(
+                f"[yellow]missing:[/] {_some(self.unknown)} of the photos in the ground truth. They count as outside "
+                "the collection, so the results are not comparable with those of the whole data set"
+            )
+        for why in dict.fromkeys(self.left_out.values()):
+            names = [name for name, reason in self.left_out.items() if reason == why]
+            lines.append(f"[yellow]not used:[/] {_some(names)} of the queries: {escape(why)}")
+        return lines
+
     def as_csv(self) -> str:
         """Writes a line for each descriptor, method and setup as CSV. Measures are from 0 to 1."""
         text = io.StringIO()
@@ -127,6 +143,11 @@ class LandmarkTable:
                 for method, cell in row.items()
             ],
         }
+
+
+def _some(names: Sequence[str]) -> str:
+    """Formats the number of names and the first three of them."""
+    return f"{len(names)} ({escape(', '.join(names[:3]))}{' ...' if len(names) > 3 else ''})"
 
 
 def heading(method: str) -> str:

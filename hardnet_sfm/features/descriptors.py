@@ -18,19 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files import weight_files
 from hardnet_sfm.keypoints import LOWES_RATIO, Keypoints
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture
 from hardnet_sfm.networks.device import fast_type, in_type
-from hardnet_sfm.networks.loading import load_network
+from hardnet_sfm.networks.loading import load_network_or_shipped
 from hardnet_sfm.networks.rootsift import RootSift
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.registry import Registry
 
 _ROOTSIFT_SIZE, _ROOTSIFT_MEASUREMENT = 32, 15.0
 _ROOTSIFT_RATIO = 0.9  # measured by pipelines/acceptance.py
-# Weights in the package whose name differs from that of their network.
-SHIPPED = {"hardnet": "hardnet-sfm"}
 # Patches described at once. The number is fixed, so that a patch gets the same bits no matter which patches share its
 # batch. With 128, HardNet's largest layer, 32x32x32 in bfloat16, takes 8 MB and stays within the last-level cache of a
 # laptop's CPU.
@@ -79,22 +76,14 @@ def learned(architecture: Architecture, weights: Path | None) -> Descriptor:
 
     Descriptors without a fixed length, such as TFeat's and DeepDesc's, are scaled to length 1.
     """
-    name, title = architecture.name, architecture.title
     if architecture.metric != "l2":
         raise UsageError(
-            f"{title} compares patches with a network. Nearest neighbours, visual words and indexes need descriptors "
-            "with a distance",
+            f"{architecture.title} compares patches with a network. Nearest neighbours, visual words and indexes need "
+            "descriptors with a distance",
             "It can re-score what another descriptor finds: hardnet-sfm match --rescore FILE.safetensors. Measure "
             "it with hardnet-sfm evaluate brown | hpatches | homography | pairs, --weights FILE.safetensors.",
         )
-    path = weights or weight_files.shipped(SHIPPED.get(name, name))
-    if path is None:
-        raise HardnetSfmError(
-            f"this version comes without trained {title} weights",
-            f"Train weights with `hardnet-sfm train --network {name}`, or convert those of the authors with "
-            "`hardnet-sfm weights convert`. Give them with --weights FILE.safetensors. Or use --descriptor rootsift.",
-        )
-    loaded = load_network(path, name)
+    loaded = load_network_or_shipped(weights, architecture)
     return Descriptor(
         _for_inference(loaded.network, architecture),
         architecture.patch_size,

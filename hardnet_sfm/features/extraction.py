@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import UsageError, check_choice
-from hardnet_sfm.files.photo_files import Photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.photos import Photo, resize_to_fit
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.workers import torch_threads
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.features.detectors import Detect, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions, detector_options
-from hardnet_sfm.files.photo_files import Affine2, Photo, resize_to_fit
 from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.photos import Affine2, Photo, resize_to_fit
 from hardnet_sfm.resources import Resources
 
 # Sigma of the blur before a tilt, divided by sqrt(t^2 - 1), pixels. It turns a blur of 0.8 pixels into one of 0.8 t

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import VERSION, FeatureStore, KeypointStore, MatchStore, pair_key
 from hardnet_sfm.files.workspace import digest
+from hardnet_sfm.photos import Photo
 
 
 def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str, turn: int = 0) -> str:
@@ -20,6 +22,22 @@ def feature_fingerprint(recipe: Mapping[str, Any], photo_sha256: str, turn: int 
 def are_features_of(fingerprint: str, recipe: Mapping[str, Any], photo_sha256: str) -> bool:
     """Says whether features with this fingerprint come from this recipe and these photo bytes, at any turn."""
     return any(fingerprint == feature_fingerprint(recipe, photo_sha256, turn) for turn in (0, 90, 180, 270))
+
+
+def read_described(features: FeatureStore, images: Path, name: str) -> Photo:
+    """Reads the photo that features were extracted from.
+
+    Raises:
+        HardnetSfmError: the folder is missing, or the photo is unreadable or another one.
+    """
+    if not images.is_dir():
+        raise HardnetSfmError(f"no folder of photos at {images}", "Say where they are now with --images.")
+    photo = read_photo(images / name)
+    if photo.sha256 != features.index[name]["photo_sha256"]:
+        raise HardnetSfmError(
+            f"{images / name}: not the photo that features were extracted from", "Run `hardnet-sfm extract` again."
+        )
+    return photo
 
 
 def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:

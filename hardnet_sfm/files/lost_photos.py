@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.journal import Facts
-from hardnet_sfm.files.photo_files import sha256_of
+from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.progress import console
 
 _NAMED = 5  # photos to name in a message
@@ -21,7 +21,7 @@ def check_losses(
     store: Path,
     header: Mapping[str, Any],
     facts: Mapping[str, Facts],
-    images: Path,
+    hashes: PhotoHashes,
     names: Collection[str],
     *,
     prune: bool,
@@ -36,7 +36,7 @@ def check_losses(
         store: path of the store of features.
         header: header of the store, empty for a new one.
         facts: facts of each photo in the store.
-        images: folder of the photos.
+        hashes: gives the content of the photos in the folder.
         names: names of the photos that are there.
         prune: whether a large loss is wanted.
 
@@ -47,16 +47,17 @@ def check_losses(
         HardnetSfmError: a tenth of the photos or more, or all photos of a folder, are lost, and `prune` is not set.
     """
     before = [name for name in header.get("names", ()) if name in facts]
+    images = hashes.images
     old = Path(header.get("images", images))
-    moved = old != images.resolve()
+    moved = old != images
     there = set(names)
     kept = {name for name in before if name in there and _is_readable(images / name)}
     if moved:
-        same = {name for name in kept if _sha256(images / name) == facts[name].get("photo_sha256")}
+        same = {name for name in kept if _sha256(hashes, name) == facts[name].get("photo_sha256")}
         kept = same if 2 * len(same) < len(before) else kept
     gone = [name for name in before if name not in kept]
     if gone:
-        renamed = {_sha256(images / name) for name in there.difference(before)}
+        renamed = {_sha256(hashes, name) for name in there.difference(before)}
         gone = [name for name in gone if facts[name].get("photo_sha256") not in renamed]
     if not gone:
         return 0
@@ -91,10 +92,10 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def _sha256(path: Path) -> str:
+def _sha256(hashes: PhotoHashes, name: str) -> str:
     """Returns the sha256 of a photo; empty if it cannot be read."""
     try:
-        return sha256_of(path)
+        return hashes.sha256(name)
     except OSError:
         return ""
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,63 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.clutter import is_clutter
+from hardnet_sfm.photos import Lens, Photo, resize_to_fit, upright
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".webp")
 _EXIF_ORIENTATION = 0x0112
 _EXIF_MAKE, _EXIF_MODEL, _EXIF_DETAILS = 0x010F, 0x0110, 0x8769
 _EXIF_FOCAL_LENGTH, _EXIF_FOCAL_LENGTH_35MM, _EXIF_DIGITAL_ZOOM, _EXIF_LENS = 0x920A, 0xA405, 0xA404, 0xA434
 
-Affine2 = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A decoded photo.
-
-    Attributes:
-        grey: (H, W) uint8, upright: EXIF orientation applied.
-        orientation: the EXIF orientation tag, 1 to 8, that was applied.
-        sha256: sha256 of the file's bytes.
-    """
-
-    grey: NDArray[np.uint8]
-    orientation: int
-    sha256: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the upright photo in pixels."""
-        return self.grey.shape[1], self.grey.shape[0]
-
-
-@dataclass(frozen=True)
-class Lens:
-    """The camera data in a photo file. Missing and invalid values are "" and 0.
-
-    Attributes:
-        make, model, lens: names of the manufacturer, the camera and the lens.
-        focal_length: mm.
-        focal_length_35mm: focal length that gives the same field of view on 35 mm film, mm.
-        zoom: digital zoom.
-    """
-
-    make: str = ""
-    model: str = ""
-    lens: str = ""
-    focal_length: float = 0.0
-    focal_length_35mm: float = 0.0
-    zoom: float = 0.0
-
-    @property
-    def knows_focal_length(self) -> bool:
-        """Whether the file states a focal length."""
-        return max(self.focal_length, self.focal_length_35mm) > 0
-
 
 def list_photos(folder: Path) -> list[str]:
     """Lists the names of all photos below a folder: POSIX paths relative to it.
 
-    The order is natural (img2 before img10). Files and folders whose name starts with a dot are skipped.
+    The order is natural (img2 before img10). Hidden files and what a Mac or a NAS leaves are skipped.
 
     Raises:
         HardnetSfmError: the folder is missing, is a file, cannot be read or holds no photo.
@@ -99,7 +54,7 @@ def list_photos(folder: Path) -> list[str]:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return any(map(is_clutter, path.parts))
 
 
 def _natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
@@ -262,65 +217,6 @@ def exif_orientation(data: bytes) -> int:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 1
     return int(value) if value in range(1, 9) else 1
-
-
-def upright(sensor: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Applies an EXIF orientation to the pixels as stored, (H, W) or (H, W, C)."""
-    match orientation:
-        case 2:
-            turned = sensor[:, ::-1]
-        case 3:
-            turned = sensor[::-1, ::-1]
-        case 4:
-            turned = sensor[::-1]
-        case 5:
-            turned = sensor.swapaxes(0, 1)
-        case 6:
-            turned = sensor[::-1].swapaxes(0, 1)
-        case 7:
-            turned = sensor[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            turned = sensor[:, ::-1].swapaxes(0, 1)
-        case _:
-            turned = sensor
-    return np.ascontiguousarray(turned)
-
-
-def sensor_from_upright(orientation: int, size: tuple[int, int]) -> Affine2:
-    """Returns the (2, 3) affine map from upright pixels to the pixels as stored in the file, centres at whole numbers.
-
-    COLMAP reads the pixels as stored and ignores the EXIF orientation, so that portrait and landscape photos share one
-    camera. Keypoints pass through this map on their way into a database.
-
-    Args:
-        orientation: EXIF orientation, 1 to 8.
-        size: (width, height) of the upright photo, pixels.
-    """
-    right, bottom = size[0] - 1, size[1] - 1
-    rows: dict[int, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-        1: ((1, 0, 0), (0, 1, 0)),
-        2: ((-1, 0, right), (0, 1, 0)),
-        3: ((-1, 0, right), (0, -1, bottom)),
-        4: ((1, 0, 0), (0, -1, bottom)),
-        5: ((0, 1, 0), (1, 0, 0)),
-        6: ((0, 1, 0), (-1, 0, right)),
-        7: ((0, -1, bottom), (-1, 0, right)),
-        8: ((0, -1, bottom), (1, 0, 0)),
-    }
-    return np.array(rows[orientation], np.float64)
-
-
-def resize_to_fit(grey: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:
-    """Shrinks a photo by pixel-area averaging so that no side is longer than `longest_side` pixels.
-
-    It never enlarges.
-    """
-    height, width = grey.shape[:2]
-    factor = longest_side / max(height, width)
-    if factor >= 1:
-        return grey
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def sha256_of(path: Path) -> str:

@@ -6,7 +6,6 @@ import pickle
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import replacing
-from hardnet_sfm.keypoints import LOWES_RATIO
+from hardnet_sfm.network_weights import Weights, not_finite
 
 # PyTorch's reader raises these for truncated files and for other formats.
 _DAMAGED = (
@@ -27,23 +26,6 @@ _DAMAGED = (
 )
 # An installed package contains the repository's folder `weights`. A checkout has the folder next to the package.
 _FOLDERS = tuple(folder / "weights" for folder in Path(__file__).parents[1:3])
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The tensors of one network and the metadata of their file.
-
-    Attributes:
-        path: path of the file.
-        sha256: sha256 of the file.
-        tensors: tensors by the module's parameter names.
-        metadata: architecture, patch_size, measurement_size (sigmas across the patch) and other noted facts.
-    """
-
-    path: Path
-    sha256: str
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
 
 
 def shipped(name: str) -> Path | None:
@@ -70,6 +52,20 @@ def find_weights(name: str) -> Path:
             f"Shipped are: {', '.join(shipped_names()) or 'none'}.",
         )
     return path
+
+
+def describe_weights(extract: Mapping[str, Any]) -> dict[str, str]:
+    """Names the descriptor that made the features of a store, and its weights.
+
+    Args:
+        extract: options of the extraction, from the header of the store.
+    """
+    found = {"descriptor": str(extract.get("descriptor", ""))}
+    if sha256 := extract.get("weights_sha256"):
+        name = next((name for name in shipped_names() if sha256_of(find_weights(name)) == sha256), None)
+        found["weights"] = f"{name}, as shipped" if name else "your own"
+        found["sha256"] = str(sha256)
+    return found
 
 
 def verify(path: Path) -> str:
@@ -141,26 +137,3 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             beside.write_bytes(save(copies, dict(metadata)))
     except (safetensors.SafetensorError, OSError) as error:
         raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors with a value that is infinite or not a number."""
-    return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-
-
-def recommended_ratio(weights: Weights) -> float:
-    """Returns the largest ratio of the ratio test that a file recommends for its descriptors, or 0.8 by default.
-
-    Raises:
-        HardnetSfmError: the ratio is not a number above 0 and at most 1.
-    """
-    try:
-        ratio = float(weights.metadata.get("max_ratio", LOWES_RATIO))
-        if not 0 < ratio <= 1:
-            raise ValueError(f"not above 0 and at most 1: {ratio}")
-    except ValueError as error:
-        raise HardnetSfmError(
-            f"{weights.path}: metadata max_ratio: {error}",
-            "Save the weights again with a ratio such as 0.9, or without this entry.",
-        ) from error
-    return ratio

@@ -65,6 +65,11 @@ class Workspace:
         return self.root / ".views"
 
     @property
+    def photo_hashes(self) -> Path:
+        """Notes that save reading unchanged photos again. A deleted file is made again."""
+        return self.root / ".photo-hashes.json"
+
+    @property
     def vocabulary(self) -> Path:
         return self.root / "vocabulary"
 

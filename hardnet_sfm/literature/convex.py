@@ -6,12 +6,11 @@ The solver is in `hardnet_sfm.literature.rda`. The features are in `hardnet_sfm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_above, check_least
 from hardnet_sfm.files.journal import Journal
@@ -23,17 +22,10 @@ if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options o
     from torch import Tensor
 
     from hardnet_sfm.literature.pooling import PooledPairs, Rings
-    from hardnet_sfm.literature.rda import DualAverage
+    from hardnet_sfm.literature.rda import DualAverage, Problem, State
 
 # Number of matching pairs, and of other pairs, in a step of the solver.
 _BATCH = 2048
-_CHECKPOINTS = 10
-# Candidate weights of the solver's quadratic term, relative to the squared length of the first subgradient, and the
-# share of the steps for each trial. The best weight depends on the unknown distance to the optimum. Each trial learns
-# from four fifths of the pairs. The loss on the other pairs decides, as the paper validates its parameters.
-_GAMMAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
-_TRIAL = 0.05
-_HELD_OUT = 5
 
 
 @dataclass(frozen=True)
@@ -121,6 +113,7 @@ def learn_convexopt(
     import torch
 
     from hardnet_sfm.literature.pooling import PooledPairs, candidate_rings
+    from hardnet_sfm.literature.rda import State
 
     options.check()
     state = State(journal, digest("convexopt", recipe, asdict(options), patch_size, seed))
@@ -158,9 +151,9 @@ def learn_weights(
     Raises:
         HardnetSfmError: matching pairs are not closer than other pairs in any ring.
     """
-    from hardnet_sfm.literature.rda import margin_hinge, sparse_step
+    from hardnet_sfm.literature.rda import Problem, margin_hinge, solve, sparse_step, split
 
-    def problem(positive: Tensor, negative: Tensor) -> _Problem:
+    def problem(positive: Tensor, negative: Tensor) -> Problem:
         # At 0 every combination violates the margin, so the subgradient there has a closed form.
         first = positive.mean(0) - negative.mean(0)
         mu = options.sparsity * _most(-first.min())
@@ -173,14 +166,14 @@ def learn_weights(
         def step(average: DualAverage, gamma: float) -> Tensor:
             return sparse_step(average, gamma, mu, sizes, options.features)
 
-        return _Problem("regions", first, first.new_zeros(len(first)), subgradient, step)
+        return Problem("regions", first, first.new_zeros(len(first)), subgradient, step)
 
-    (near, held_near), (far, held_far) = _split(positive, 0), _split(negative, 0)
+    (near, held_near), (far, held_far) = split(positive, 0), split(negative, 0)
 
     def validate(weights: Tensor) -> float:
         return float(margin_hinge(held_near @ weights, held_far @ weights)[0])
 
-    return _solve(problem(positive, negative), problem(near, far), validate, options.region_steps, state)
+    return solve(problem(positive, negative), problem(near, far), validate, options.region_steps, state)
 
 
 def learn_projection(
@@ -208,7 +201,7 @@ def learn_projection(
     """
     import torch
 
-    from hardnet_sfm.literature.rda import low_rank_step, margin_hinge
+    from hardnet_sfm.literature.rda import Problem, low_rank_step, margin_hinge, solve, split
 
     def differences(pairs: Tensor) -> Tensor:
         return anchors[pairs[0]] - positives[pairs[1]]
@@ -222,7 +215,7 @@ def learn_projection(
     def distances(projection: Tensor, pairs: Tensor) -> Tensor:
         return torch.cat([(block @ projection.T).square().sum(1) for block in blocks(pairs)])
 
-    def problem(matching: Tensor, others: Tensor) -> _Problem:
+    def problem(matching: Tensor, others: Tensor) -> Problem:
         first = scatter(matching) - scatter(others)
         mu = options.nuclear * _most(torch.linalg.eigvalsh(-first)[-1])
 
@@ -236,32 +229,15 @@ def learn_projection(
         def step(average: DualAverage, gamma: float) -> Tensor:
             return low_rank_step(average, gamma, mu, options.dimension)
 
-        return _Problem("project", first, first.new_zeros(0, len(first)), subgradient, step)
+        return Problem("project", first, first.new_zeros(0, len(first)), subgradient, step)
 
     matching = torch.arange(len(anchors), device=anchors.device).expand(2, -1)
-    (near, held_near), (far, held_far) = _split(matching, 1), _split(others, 1)
+    (near, held_near), (far, held_far) = split(matching, 1), split(others, 1)
 
     def validate(projection: Tensor) -> float:
         return float(margin_hinge(distances(projection, held_near), distances(projection, held_far))[0])
 
-    return _solve(problem(matching, others), problem(near, far), validate, options.projection_steps, state)
-
-
-class State:
-    """Finished work of a run, stored in a journal. Entries of other recipes are ignored."""
-
-    def __init__(self, journal: Journal, fingerprint: str) -> None:
-        self._journal, self._fingerprint = journal, fingerprint
-        self._kept = {key for key, facts in journal.facts().items() if facts["fingerprint"] == fingerprint}
-
-    def get(self, key: str) -> dict[str, NDArray[Any]] | None:
-        """Returns the arrays stored under a key, or None."""
-        return self._journal.arrays(key) if key in self._kept else None
-
-    def put(self, key: str, **arrays: NDArray[Any]) -> None:
-        """Stores arrays under a key. They are safe on disk when this returns."""
-        self._journal.put(key, {"fingerprint": self._fingerprint}, arrays, packed=False)
-        self._kept.add(key)
+    return solve(problem(matching, others), problem(near, far), validate, options.projection_steps, state)
 
 
 def _distances(pairs: PooledPairs, rings: Rings, state: State) -> tuple[Tensor, Tensor]:
@@ -320,85 +296,3 @@ def _drawn(rows: Tensor, seed: int, step: int, kind: int) -> Tensor:
     if len(rows) <= _BATCH:
         return torch.arange(len(rows), device=rows.device)
     return torch.from_numpy(np.random.default_rng((seed, step, kind)).integers(len(rows), size=_BATCH)).to(rows.device)
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """A convex problem.
-
-    Attributes:
-        name: name for the progress bar and the journal.
-        first: subgradient at the start.
-        start: starting point, at which nothing is selected.
-        subgradient: computes the subgradient at a point, in the step of the given number.
-        step: computes the solver's next point from the mean of subgradients and the weight of the quadratic term.
-    """
-
-    name: str
-    first: Tensor
-    start: Tensor
-    subgradient: Callable[[Tensor, int], Tensor]
-    step: Callable[[DualAverage, float], Tensor]
-
-    def run(self, average: DualAverage, gamma: float, steps: int) -> Iterator[Tensor]:
-        """Runs the solver until `steps` steps are done, and yields the point after each step."""
-        from hardnet_sfm.literature.rda import dual_averaging
-
-        return dual_averaging(average, self.start, self.subgradient, lambda mean: self.step(mean, gamma), steps)
-
-
-def _split(pairs: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
-    """Splits pairs into those to learn from in a trial and those held out. A single pair serves as both."""
-    count = pairs.shape[dimension]
-    held_out = max(1, count // _HELD_OUT)
-    if count < 2:
-        return pairs, pairs
-    return pairs.narrow(dimension, 0, count - held_out), pairs.narrow(dimension, count - held_out, held_out)
-
-
-def _solve(
-    problem: _Problem, trial: _Problem, validate: Callable[[Tensor], float], steps: int, state: State | None
-) -> Tensor:
-    """Solves a problem from its beginning, or resumes a killed run.
-
-    Args:
-        problem: problem with all pairs.
-        trial: problem with a part of the pairs, for choosing the weight of the quadratic term.
-        validate: computes the loss on the held-out pairs.
-        steps: number of steps of the solver.
-        state: stored state of the run to resume, or None.
-    """
-    import torch
-
-    from hardnet_sfm.literature.rda import DualAverage
-
-    kept = state.get(problem.name) if state else None
-    if kept:
-        average = DualAverage(torch.from_numpy(kept["mean"]).to(problem.first), int(kept["steps"]))
-        gamma = float(kept["gamma"])
-    else:
-        average, gamma = DualAverage(torch.zeros_like(problem.first)), _best_gamma(trial, validate, steps)
-    every = -(-steps // _CHECKPOINTS)
-    with progress(problem.name, steps, average.steps) as advance:
-        for _ in problem.run(average, gamma, steps):
-            advance()
-            if state and (average.steps % every == 0 or average.steps == steps):
-                mean = average.mean.cpu().numpy()
-                state.put(problem.name, mean=mean, steps=np.array(average.steps), gamma=np.array(gamma))
-    return problem.step(average, gamma)
-
-
-def _best_gamma(trial: _Problem, validate: Callable[[Tensor], float], steps: int) -> float:
-    """Chooses the weight of the quadratic term with the lowest loss on held-out pairs after a share of the steps."""
-    import torch
-
-    from hardnet_sfm.literature.rda import DualAverage
-
-    scale, few = float(trial.first.square().sum()), max(1, round(_TRIAL * steps))
-    found = {}
-    with progress(f"{trial.name}?", len(_GAMMAS)) as advance:
-        for gamma in _GAMMAS:
-            *_, last = trial.run(DualAverage(torch.zeros_like(trial.first)), gamma * scale, few)
-            found[gamma * scale] = validate(last)
-            advance()
-    return min(found, key=lambda gamma: found[gamma])

@@ -16,9 +16,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from hardnet_sfm.files.journal import Journal
+from hardnet_sfm.progress import progress
+
+_CHECKPOINTS = 10
+# Candidate weights of the solver's quadratic term, relative to the squared length of the first subgradient, and the
+# share of the steps for each trial. The best weight depends on the unknown distance to the optimum. Each trial learns
+# from four fifths of the pairs. The loss on the other pairs decides, as the paper validates its parameters.
+_GAMMAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
+_TRIAL = 0.05
+_HELD_OUT = 5
 
 
 def margin_hinge(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,3 +138,92 @@ def low_rank_step(average: DualAverage, gamma: float, mu: float, rank: int) -> T
     scale = ((gain[kept] - mu) * (math.sqrt(average.steps) / gamma)).sqrt()
     projection: Tensor = (vectors[:, kept] * scale).T.flip(0)
     return projection
+
+
+class State:
+    """Finished work of a run, stored in a journal. Entries of other recipes are ignored."""
+
+    def __init__(self, journal: Journal, fingerprint: str) -> None:
+        self._journal, self._fingerprint = journal, fingerprint
+        self._kept = {key for key, facts in journal.facts().items() if facts["fingerprint"] == fingerprint}
+
+    def get(self, key: str) -> dict[str, NDArray[Any]] | None:
+        """Returns the arrays stored under a key, or None."""
+        return self._journal.arrays(key) if key in self._kept else None
+
+    def put(self, key: str, **arrays: NDArray[Any]) -> None:
+        """Stores arrays under a key. They are safe on disk when this returns."""
+        self._journal.put(key, {"fingerprint": self._fingerprint}, arrays, packed=False)
+        self._kept.add(key)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convex problem.
+
+    Attributes:
+        name: name for the progress bar and the journal.
+        first: subgradient at the start.
+        start: starting point, at which nothing is selected.
+        subgradient: computes the subgradient at a point, in the step of the given number.
+        step: computes the solver's next point from the mean of subgradients and the weight of the quadratic term.
+    """
+
+    name: str
+    first: Tensor
+    start: Tensor
+    subgradient: Callable[[Tensor, int], Tensor]
+    step: Callable[[DualAverage, float], Tensor]
+
+    def run(self, average: DualAverage, gamma: float, steps: int) -> Iterator[Tensor]:
+        """Runs the solver until `steps` steps are done, and yields the point after each step."""
+        return dual_averaging(average, self.start, self.subgradient, lambda mean: self.step(mean, gamma), steps)
+
+
+def split(pairs: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
+    """Splits pairs into those to learn from in a trial and those held out. A single pair serves as both."""
+    count = pairs.shape[dimension]
+    held_out = max(1, count // _HELD_OUT)
+    if count < 2:
+        return pairs, pairs
+    return pairs.narrow(dimension, 0, count - held_out), pairs.narrow(dimension, count - held_out, held_out)
+
+
+def solve(
+    problem: Problem, trial: Problem, validate: Callable[[Tensor], float], steps: int, state: State | None
+) -> Tensor:
+    """Solves a problem from its beginning, or resumes a killed run.
+
+    Args:
+        problem: problem with all pairs.
+        trial: problem with a part of the pairs, for choosing the weight of the quadratic term.
+        validate: computes the loss on the held-out pairs.
+        steps: number of steps of the solver.
+        state: stored state of the run to resume, or None.
+    """
+    kept = state.get(problem.name) if state else None
+    if kept:
+        average = DualAverage(torch.from_numpy(kept["mean"]).to(problem.first), int(kept["steps"]))
+        gamma = float(kept["gamma"])
+    else:
+        average, gamma = DualAverage(torch.zeros_like(problem.first)), _best_gamma(trial, validate, steps)
+    every = -(-steps // _CHECKPOINTS)
+    with progress(problem.name, steps, average.steps) as advance:
+        for _ in problem.run(average, gamma, steps):
+            advance()
+            if state and (average.steps % every == 0 or average.steps == steps):
+                mean = average.mean.cpu().numpy()
+                state.put(problem.name, mean=mean, steps=np.array(average.steps), gamma=np.array(gamma))
+    return problem.step(average, gamma)
+
+
+def _best_gamma(trial: Problem, validate: Callable[[Tensor], float], steps: int) -> float:
+    """Chooses the weight of the quadratic term with the lowest loss on held-out pairs after a share of the steps."""
+    scale, few = float(trial.first.square().sum()), max(1, round(_TRIAL * steps))
+    found = {}
+    with progress(f"{trial.name}?", len(_GAMMAS)) as advance:
+        for gamma in _GAMMAS:
+            *_, last = trial.run(DualAverage(torch.zeros_like(trial.first)), gamma * scale, few)
+            found[gamma * scale] = validate(last)
+            advance()
+    return min(found, key=lambda gamma: found[gamma])

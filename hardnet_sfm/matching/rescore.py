@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -13,10 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import read_photo, resize_to_fit
-from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.keypoints import Matches
+from hardnet_sfm.arrays import Grey
+from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
 from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.loading import scorer_of
 from hardnet_sfm.patches import extract_patches
@@ -24,14 +22,45 @@ from hardnet_sfm.patches import extract_patches
 # Number of photos whose patches stay in memory, described or as pixels: 2 or 4 KB a keypoint, so at most 0.5 GB with
 # 8192 keypoints each.
 PHOTOS_AT_HAND = 16
+SHORT_LIST = 5  # neighbours of a keypoint to score; `match --short-list` has the same default
 # Values of a similarity matrix that are computed at once.
 _VALUES = 2**24
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which pairs of patches are scored and accepted.
+
+    Attributes:
+        short_list: k, number of neighbours of a keypoint.
+        max_distance: largest L2 distance of descriptors on a short list.
+        min_score: smallest score of a match.
+        max_ratio: largest ratio of the odds; 1 accepts any.
+    """
+
+    short_list: int = 5
+    max_distance: float = 2.0
+    min_score: float = 0.0
+    max_ratio: float = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class DescribedPhotos:
+    """Gives photos and their features by name. Several threads call these functions at once.
+
+    Attributes:
+        descriptors: returns the (N, D) descriptors of a photo.
+        shrunk: returns the (H, W) photo as large as its keypoints were found, and these N keypoints in its pixels.
+    """
+
+    descriptors: Callable[[str], NDArray[np.float16]]
+    shrunk: Callable[[str], tuple[Grey, Keypoints]]
 
 
 class Rescorer:
     """Matches two photos by the scores that a network gives to pairs of their patches.
 
-    Each keypoint has a short list: its nearest neighbours in the other photo by the descriptors of the store. The
+    Each keypoint has a short list: its nearest neighbours in the other photo by the descriptors. The
     network scores the pairs on the short lists of both photos. A match must be the best of both its keypoints, and its
     score must be at least `min_score`. The odds of a pair are exp of its score. The odds of the next best pair of
     either keypoint must be at most `max_ratio` times those of the match.
@@ -48,53 +77,35 @@ class Rescorer:
     describes 1400 patches a second with matchnet and 5400 with deepcompare-siam.
 
     Args:
-        features: store of the photos, which must stay open during use.
-        images: folder of the photos.
+        photos: gives the photos and their features.
         loaded: the network.
-        short_list: k, number of neighbours of a keypoint.
-        max_distance: largest L2 distance of descriptors on a short list.
-        min_score: smallest score of a match.
-        max_ratio: largest ratio of the odds; 1 accepts any.
+        rules: which pairs are scored and accepted.
         device: "cpu" or "cuda".
 
     Raises:
-        HardnetSfmError: the folder of photos does not exist.
+        UsageError: the network describes patches.
     """
 
-    def __init__(
-        self,
-        features: FeatureStore,
-        images: Path,
-        loaded: LoadedNetwork,
-        *,
-        short_list: int = 5,
-        max_distance: float = 2.0,
-        min_score: float = 0.0,
-        max_ratio: float = 0.8,
-        device: str = "cpu",
-    ) -> None:
-        if not images.is_dir():
-            raise HardnetSfmError(f"no folder of photos at {images}", "Say where they are now with --images.")
-        self._features, self._images, self._scorer = features, images, scorer_of(loaded, device)
-        self._short_list, self._max_distance = short_list, max_distance
-        self._min_score, self._max_ratio = min_score, max_ratio
+    def __init__(self, photos: DescribedPhotos, loaded: LoadedNetwork, rules: Rules, device: str = "cpu") -> None:
+        self._photos, self._rules, self._scorer = photos, rules, scorer_of(loaded, device)
         self._device, self._guard = torch.device(device), Lock()
         self._photo = lru_cache(PHOTOS_AT_HAND)(lambda name, side: _Once(lambda: self._patches_of(name, side)))
 
-    def __call__(self, first: str, second: str) -> Matches:
-        """Matches two photos of the store."""
+    def __call__(self, pair: PhotoPair) -> Matches:
+        """Matches two photos."""
+        rules = self._rules
         descriptors = [
-            torch.from_numpy(np.ascontiguousarray(self._features.descriptors(name))).to(self._device).float()
-            for name in (first, second)
+            torch.from_numpy(np.ascontiguousarray(self._photos.descriptors(name))).to(self._device).float()
+            for name in pair
         ]
-        candidates = short_lists(descriptors[0], descriptors[1], self._short_list, self._max_distance)
-        scores = self._scores(first, second, candidates) if len(candidates) else np.zeros(0, np.float32)
+        candidates = short_lists(descriptors[0], descriptors[1], rules.short_list, rules.max_distance)
+        scores = self._scores(pair, candidates) if len(candidates) else np.zeros(0, np.float32)
         counts = len(descriptors[0]), len(descriptors[1])
-        return best_of_both(candidates.cpu().numpy(), scores, counts, self._min_score, self._max_ratio)
+        return best_of_both(candidates.cpu().numpy(), scores, counts, rules.min_score, rules.max_ratio)
 
-    def _scores(self, first: str, second: str, candidates: Tensor) -> NDArray[np.float32]:
+    def _scores(self, pair: PhotoPair, candidates: Tensor) -> NDArray[np.float32]:
         sides = []
-        for side, name in enumerate((first, second)):
+        for side, name in enumerate(pair):
             with self._guard:
                 photo = self._photo(name, side % self._scorer.sides)
             sides.append(photo())
@@ -102,15 +113,7 @@ class Rescorer:
 
     def _patches_of(self, name: str, side: int) -> Tensor:
         """Returns the tensor that the network keeps of the patches of a photo."""
-        photo = read_photo(self._images / name)
-        if photo.sha256 != self._features.index[name]["photo_sha256"]:
-            raise HardnetSfmError(
-                f"{self._images / name}: not the photo that features were extracted from",
-                "Run `hardnet-sfm extract` again.",
-            )
-        # As in `extract`, which found keypoints and cut patches in shrunken photos.
-        grey = resize_to_fit(photo.grey, int(self._features.header["options"]["max_image_size"]))
-        found = self._features.keypoints(name).resized(photo.size, (grey.shape[1], grey.shape[0]))
+        grey, found = self._photos.shrunk(name)
         cut = extract_patches(grey, found.xy, found.frames(), self._scorer.patch_size, self._scorer.measurement_size)
         return self._scorer.prepare(cut, side)
 

@@ -7,9 +7,19 @@ from pathlib import Path
 from torch import nn
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.weight_files import Weights, not_finite, read_weights, recommended_ratio
-from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork, PairScorer, part_of_whole, recognised
+from hardnet_sfm.files.weight_files import read_weights, shipped
+from hardnet_sfm.network_weights import Weights, not_finite, recommended_ratio
+from hardnet_sfm.networks.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    LoadedNetwork,
+    PairScorer,
+    part_of_whole,
+    recognised,
+)
 
+# Weights in the package whose name differs from that of their network.
+SHIPPED = {"hardnet": "hardnet-sfm"}
 CUSTOMARY_SIZE = 12.0  # sigmas across a patch, usual since Brown's data set
 
 
@@ -52,6 +62,23 @@ def load_network(path: Path, name: str | None = None) -> LoadedNetwork:
             "Save the weights again with the side of their patches, in sigmas.",
         ) from error
     return LoadedNetwork(network.eval(), architecture, measurement_size, weights.sha256, recommended_ratio(weights))
+
+
+def load_network_or_shipped(path: Path | None, architecture: Architecture) -> LoadedNetwork:
+    """Reads a network from a weights file, or from the weights in the package if the path is None.
+
+    Raises:
+        HardnetSfmError: see `load_network`; or the package has no weights of this architecture.
+    """
+    name = architecture.name
+    path = path or shipped(SHIPPED.get(name, name))
+    if path is None:
+        raise HardnetSfmError(
+            f"this version comes without trained {architecture.title} weights",
+            f"Train weights with `hardnet-sfm train --network {name}`, or convert those of the authors with "
+            "`hardnet-sfm weights convert`. Give them with --weights FILE.safetensors. Or use --descriptor rootsift.",
+        )
+    return load_network(path, name)
 
 
 def load_into(network: nn.Module, weights: Weights, architecture: str) -> None:

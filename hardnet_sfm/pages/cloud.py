@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float64
-from hardnet_sfm.colmap.tracks import Tracks
-from hardnet_sfm.files.photo_files import sensor_from_upright
-from hardnet_sfm.pages.page import packed
+from hardnet_sfm.pages.page import pack_array
+from hardnet_sfm.photos import sensor_from_upright
+
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
+    from hardnet_sfm.colmap.tracks import Tracks
 
 MOST_POINTS = 200_000
 # The box to draw ignores this share of the points on either side. A few far points would shrink the rest to a dot.
@@ -19,7 +21,7 @@ _FAR = 0.01
 _STEPS = 65535
 
 
-def cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) -> dict[str, Any]:
+def make_cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) -> dict[str, Any]:
     """Collects the points of a model and its cameras as pyramids for a page, with z up.
 
     Coordinates of points are uint16 along each side of the box, which is precise enough for a window of any size.
@@ -29,18 +31,18 @@ def cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) 
         orientations: (V,) EXIF orientation of each photo.
         most: largest number of points to keep.
     """
-    turn = upright_turn(tracks.cam_from_world, orientations)
+    turn = find_upright_turn(tracks.cam_from_world, orientations)
     xyz, lengths = tracks.xyz @ turn.T, tracks.lengths()
-    target, reach = _subject(xyz[tracks.point], tracks.centres() @ turn.T)
-    tips, corners = _pyramids(tracks, turn, reach)
-    low, high = _box(xyz)
+    target, reach = _choose_subject(xyz[tracks.point], tracks.centres() @ turn.T)
+    tips, corners = _make_pyramids(tracks, turn, reach)
+    low, high = _find_box(xyz)
     inside = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(axis=1))
     kept, cell = thin(xyz[inside], lengths[inside], most)
     rows = inside[kept]
     steps = (xyz[rows] - low) / (high - low) * _STEPS
     return {
-        "xyz": packed(steps.round().astype(np.uint16)),
-        "rgb": packed(tracks.colours[rows]),
+        "xyz": pack_array(steps.round().astype(np.uint16)),
+        "rgb": pack_array(tracks.colours[rows]),
         "low": low.tolist(),
         "high": high.tolist(),
         "points": len(xyz),
@@ -54,7 +56,7 @@ def cloud(tracks: Tracks, orientations: Sequence[int], most: int = MOST_POINTS) 
     }
 
 
-def upright_turn(cam_from_world: Float64, orientations: Sequence[int]) -> Float64:
+def find_upright_turn(cam_from_world: Float64, orientations: Sequence[int]) -> Float64:
     """Computes a (3, 3) rotation of the world after which z points up and y points away from the viewer.
 
     A model has no up direction of its own. The mean of the up directions of its upright photos approximates it. The y
@@ -110,14 +112,14 @@ def thin(xyz: Float64, lengths: NDArray[np.int64], most: int) -> tuple[NDArray[n
     return np.sort(kept), extent / coarse
 
 
-def _box(xyz: Float64) -> tuple[Float64, Float64]:
+def _find_box(xyz: Float64) -> tuple[Float64, Float64]:
     """Computes the corners of the box to draw: it holds nearly all points, plus a quarter more on each side."""
     low, high = np.quantile(xyz, [_FAR, 1 - _FAR], axis=0)
     air = 0.25 * max(float((high - low).max()), 1e-6)
     return low - air, high + air
 
 
-def _subject(observed: Float64, tips: Float64) -> tuple[Float64, float]:
+def _choose_subject(observed: Float64, tips: Float64) -> tuple[Float64, float]:
     """Chooses the initial view: the median of the observed points, and the radius of points and cameras around it.
 
     Args:
@@ -131,7 +133,7 @@ def _subject(observed: Float64, tips: Float64) -> tuple[Float64, float]:
     return target, float(max(np.quantile(of_points, 0.6), of_most_tips, 1e-9))
 
 
-def _pyramids(tracks: Tracks, turn: Float64, reach: float) -> tuple[Float64, Float64]:
+def _make_pyramids(tracks: Tracks, turn: Float64, reach: float) -> tuple[Float64, Float64]:
     """Computes the (V, 3) tips and (V, 4, 3) corners of pyramids that show the viewing direction of each photo.
 
     The depth of a pyramid is half the median distance of consecutive cameras. It is limited so that a pyramid is

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.workspace import read_json
-from hardnet_sfm.pages.landmark_charts import landmarks_data
-from hardnet_sfm.pages.page import Kind, write_page
-from hardnet_sfm.pages.score_charts import scores_data
-from hardnet_sfm.resources import Resources
+from hardnet_sfm.pages.landmark_charts import collect_landmarks
+from hardnet_sfm.pages.page import make_page
+from hardnet_sfm.pages.score_charts import collect_scores
+from hardnet_sfm.photos import PhotoSource
 
 
-def evaluation_page(
-    results: Path, target: Path, images: Path | None = None, resources: Resources | None = None
-) -> None:
-    """Writes the page about a file from `evaluate --json`, for any data set.
+def shows_photos(table: Mapping[str, Any]) -> bool:
+    """Says whether the page about an evaluation can show photos: whether it ranked photos."""
+    return "measures" not in table
+
+
+def make_evaluation_page(table: Mapping[str, Any], photos: PhotoSource | None, threads: int) -> str:
+    """Makes the HTML about the results of `evaluate --json`, for any data set.
 
     Args:
-        results: the .json file.
-        target: the .html file to write.
-        images: for an evaluation on landmarks, the data set or the folder of its photos; the page then shows the photos
-            found.
-        resources: threads and device to use.
+        table: contents of the .json file.
+        photos: for an evaluation on landmarks, gives the photos of the data set; the page then shows the photos found.
+        threads: number of threads to decode photos with.
 
     Raises:
-        HardnetSfmError: the file is missing or is something else, or the page cannot be written.
-        UsageError: photos are given for an evaluation that does not search photos.
+        HardnetSfmError: there are no photos.
+        KeyError, TypeError, ValueError, AttributeError: the table has other contents.
     """
-    table = read_json(results)
-    try:
-        title = f"{table['data_set']}: evaluation"
-        kind: Kind = "scores" if "measures" in table else "landmarks"
-        if kind == "scores" and images is not None:
-            raise UsageError(f"--images has no effect on the page about {results}", "Leave it out.")
-        threads = (resources or Resources()).threads
-        data = scores_data(table) if kind == "scores" else landmarks_data(table, images, threads)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise HardnetSfmError(
-            f"{results}: not what `evaluate --json` writes: {what}",
-            "Make it with `hardnet-sfm evaluate ... --json`.",
-        ) from error
-    write_page(target, title, kind, data)
+    title = f"{table['data_set']}: evaluation"
+    if shows_photos(table):
+        return make_page(title, "landmarks", collect_landmarks(table, photos, threads))
+    return make_page(title, "scores", collect_scores(table))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.pages.page import packed
+from hardnet_sfm.pages.page import pack_array
 
 MOST_ROWS = 250
 MOST_EDGES = 1500
 Pair = tuple[str, str]
 
 
-def match_graph(names: Sequence[str], verified: Mapping[Pair, int]) -> dict[str, Any]:
+def make_match_graph(names: Sequence[str], verified: Mapping[Pair, int]) -> dict[str, Any]:
     """Collects the verified matches between photos. Above 250 photos, rows are groups of consecutive photos.
 
     Args:
@@ -39,15 +39,15 @@ def match_graph(names: Sequence[str], verified: Mapping[Pair, int]) -> dict[str,
     rows = -(-len(names) // group) if names else 0
     return {
         "group": group,
-        "first": packed(ends[:, 0]),
-        "second": packed(ends[:, 1]),
-        "matches": packed(counts),
-        "places": _places(rows, ends, counts).round(4).tolist(),
-        "edges": _drawn(ends),
+        "first": pack_array(ends[:, 0]),
+        "second": pack_array(ends[:, 1]),
+        "matches": pack_array(counts),
+        "places": _place_rows(rows, ends, counts).round(4).tolist(),
+        "edges": _choose_edges(ends),
     }
 
 
-def _drawn(ends: NDArray[np.uint16]) -> list[int]:
+def _choose_edges(ends: NDArray[np.uint16]) -> list[int]:
     """Chooses edges to draw, strongest first. Every row keeps its strongest edge; others fill up to `MOST_EDGES`."""
     met: set[int] = set()
     chosen: list[int] = []
@@ -59,7 +59,7 @@ def _drawn(ends: NDArray[np.uint16]) -> list[int]:
     return sorted(chosen + spare[: max(0, MOST_EDGES - len(chosen))])
 
 
-def _places(rows: int, ends: NDArray[np.uint16], counts: NDArray[np.uint32]) -> NDArray[np.float64]:
+def _place_rows(rows: int, ends: NDArray[np.uint16], counts: NDArray[np.uint32]) -> NDArray[np.float64]:
     """Places each row by the spring layout of Fruchterman and Reingold. Rows without an edge form a line below."""
     import networkx
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.fingerprints import inputs_fingerprint, matched_keypoints
-from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
-from hardnet_sfm.files.workspace import Workspace, digest, read_json
-from hardnet_sfm.pages.matchgraph import match_graph
-from hardnet_sfm.pages.page import along_sides, histogram, packed, picture, write_page
+from hardnet_sfm.keypoints import Keypoints, PhotoPair
+from hardnet_sfm.pages.cloud import make_cloud
+from hardnet_sfm.pages.matchgraph import make_match_graph
+from hardnet_sfm.pages.page import embed_picture, make_histogram, make_page, pack_array, scale_to_sides
 from hardnet_sfm.pages.previews import Previews, make_previews
-from hardnet_sfm.pages.provenance_notes import weights_facts
+from hardnet_sfm.photos import PhotoSource
 from hardnet_sfm.progress import progress
-from hardnet_sfm.resources import Resources
 from hardnet_sfm.versions import versions
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
-    from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.tracks import Tracks
 
 # Bytes of the previews before base64, which adds a third. With the points and the tables, a page stays below
@@ -38,91 +33,123 @@ _PAIR_SIDE = 640
 _LONGEST_TRACK = 255
 
 
-def reconstruction_page(
-    place: Workspace, target: Path, images: Path | None = None, resources: Resources | None = None
-) -> None:
-    """Writes the page about a workspace. Most of the time goes into decoding each photo once at a small size.
+@dataclass(frozen=True)
+class Run:
+    """A run of `map`.
 
-    Args:
-        place: workspace with the summary.json that `map` writes.
-        target: the .html file to write.
-        images: folder of the photos, if they moved since their features were extracted.
-        resources: threads and device to use.
+    Attributes:
+        name: name of the workspace.
+        summary: contents of summary.json.
+        mark: digest of the summary, kept in the page.
+        weights: the descriptor and its weights.
+        notes: remarks for the reader.
+    """
+
+    name: str
+    summary: Mapping[str, Any]
+    mark: str
+    weights: Mapping[str, str]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class DescribedPhoto:
+    """A photo with features: the (width, height) of the upright photo, its EXIF orientation and its keypoints."""
+
+    size: tuple[int, int]
+    orientation: int
+    keypoints: int
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedPhotos:
+    """The keypoints and matches that the model was made from.
+
+    Attributes:
+        keypoints: returns the keypoints of a photo. Rows of the model number these.
+        inliers: returns the (M, 2) row numbers of the verified matches of a pair.
+    """
+
+    keypoints: Callable[[str], Keypoints]
+    inliers: Callable[[PhotoPair], NDArray[np.integer[Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """The model of a run, and what it was made from.
+
+    Attributes:
+        photos: the photos with features, by name.
+        verified: number of inliers of each verified pair of these photos.
+        tracks: tracks of the largest model; None if it has no points.
+        matched: keypoints and matches; None if they have changed since the model was made.
+        pictures: gives the photos; None if they are gone.
+    """
+
+    photos: Mapping[str, DescribedPhoto]
+    verified: Mapping[PhotoPair, int]
+    tracks: Tracks | None
+    matched: MatchedPhotos | None
+    pictures: PhotoSource | None
+
+
+def make_reconstruction_page(run: Run, made: Reconstruction, threads: int) -> str:
+    """Makes the HTML about a reconstruction. Most of the time goes into decoding each photo once at a small size.
 
     Raises:
-        HardnetSfmError: the workspace has no reconstruction yet, a file is damaged, or the page cannot be written.
+        HardnetSfmError: the keypoints or matches are damaged.
     """
-    if not place.summary.is_file():
-        raise HardnetSfmError(f"no reconstruction in {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
-    summary = read_json(place.summary)
-    with FeatureStore(place.features) as features, MatchStore(place.matches) as matches:
-        folder = images or Path(features.header["images"])
-        fresh = summary.get("inputs") == inputs_fingerprint(features, matches)
-        # Rows of the model number the matched keypoints, which may include keypoints of synthetic views.
-        opened = matched_keypoints(place.view_keypoints, features, matches) if fresh else nullcontext(features)
-        with opened as matched:
-            data = _collect(place, summary, features, matched, folder, fresh, (resources or Resources()).threads)
-    title = f"{place.root.resolve().name}: reconstruction"
-    write_page(target, title, "reconstruction", data, digest(summary))
-
-
-def _collect(
-    place: Workspace,
-    summary: Mapping[str, Any],
-    features: FeatureStore,
-    matched: KeypointStore,
-    images: Path,
-    fresh: bool,
-    threads: int,
-) -> dict[str, Any]:
-    from hardnet_sfm.colmap.database import Database
-    from hardnet_sfm.colmap.tracks import read_tracks
-    from hardnet_sfm.pages.cloud import cloud
-
-    tracks = read_tracks(place.sparse / "0") if summary["models"] and summary["models"][0]["points"] else None
-    names = features.names()
-    with Database(place.database) as database:
-        verified = {pair: n for pair, n in database.verified().items() if set(pair) <= set(names)}
-        chosen = _panel_pairs(verified) if fresh else []
-        lines = [_lines(database, features, matched, pair) for pair, _ in chosen]
-        suspects = [one for one in summary.get("suspects", []) if {one["first"], one["second"]} <= set(names)]
-        doubted = [(one["first"], one["second"]) for one in suspects[: _PANELS if fresh else 0]]
-        doubted_lines = [_lines(database, features, matched, pair) for pair in doubted]
-    with progress("preview", len(names)) as advance:
-        previews = make_previews(images, names, PREVIEW_BYTES, threads, on_photo=lambda name: advance(note=name))
-    shown = [*doubted, *(pair for pair, _ in chosen)]
-    in_panels = list(dict.fromkeys(name for pair in shown for name in pair if name in previews.webp))
-    large = make_previews(images, in_panels, PAIR_PREVIEW_BYTES, threads, largest=_PAIR_SIDE)
+    names, summary, tracks, verified = list(made.photos), run.summary, made.tracks, made.verified
     row = {name: number for number, name in enumerate(names)}
-    return {
-        "workspace": place.root.resolve().name,
-        "notes": _notes(summary, images, names, previews, fresh),
+    suspects = [one for one in summary.get("suspects", []) if {one["first"], one["second"]} <= row.keys()]
+    chosen, drawn, doubted = [], [], []
+    if made.matched is not None:
+        chosen = _choose_pairs(verified)
+        drawn = [_pack_lines(made.matched, made.photos, pair) for pair, _ in chosen]
+        doubted = [_pack_lines(made.matched, made.photos, (one["first"], one["second"])) for one in suspects[:_PANELS]]
+    in_panels = [*((one["first"], one["second"]) for one in suspects[: len(doubted)]), *(pair for pair, _ in chosen)]
+    small, large = _make_pictures(made.pictures, names, in_panels, threads)
+    data = {
+        "workspace": run.name,
+        "notes": _list_notes(run, names, small, made),
         "summary": {name: summary.get(name) for name in _FIGURES},
-        "photos": _photos(summary, features, verified, tracks),
-        "previews": [picture(previews.webp[name]) if name in previews.webp else None for name in names],
-        "preview_bytes": previews.share,
+        "photos": _collect_photos(summary, made.photos, verified, tracks),
+        "previews": [embed_picture(small.webp[name]) if name in small.webp else None for name in names],
         "cloud": None
         if tracks is None
         else {
-            **cloud(tracks, [features.orientation(name) for name in tracks.names]),
+            **make_cloud(tracks, [made.photos[name].orientation for name in tracks.names]),
             "photo": [row[name] for name in tracks.names],
         },
-        "histograms": None if tracks is None else _histograms(tracks),
-        "graph": match_graph(names, verified),
-        "keypoints": _keypoints(features, matched, tracks) if fresh else None,
+        "histograms": None if tracks is None else _make_histograms(tracks),
+        "graph": make_match_graph(names, verified),
+        "keypoints": None if made.matched is None else _collect_keypoints(made.matched, made.photos, tracks),
         "pairs": [
-            {"first": row[a], "second": row[b], "inliers": verified[a, b], "best": best, "lines": drawn}
-            for ((a, b), best), drawn in zip(chosen, lines, strict=True)
+            {"first": row[a], "second": row[b], "inliers": verified[a, b], "best": best, "lines": lines}
+            for ((a, b), best), lines in zip(chosen, drawn, strict=True)
         ],
         "suspects": [
-            {**one, "first": row[one["first"]], "second": row[one["second"]], "lines": drawn}
-            for one, drawn in zip_longest(suspects, doubted_lines)
+            {**one, "first": row[one["first"]], "second": row[one["second"]], "lines": lines}
+            for one, lines in zip_longest(suspects, doubted)
         ],
-        "pair_previews": {row[name]: picture(webp) for name, webp in large.webp.items()},
+        "pair_previews": {row[name]: embed_picture(webp) for name, webp in large.items()},
         "options": summary["options"],
-        "weights": weights_facts(summary["options"]["extract"]),
+        "weights": run.weights,
         "versions": {"made with": summary.get("versions", {}), "page by": versions()},
     }
+    return make_page(f"{run.name}: reconstruction", "reconstruction", data, run.mark)
+
+
+def _make_pictures(
+    photos: PhotoSource | None, names: Sequence[str], pairs: Sequence[PhotoPair], threads: int
+) -> tuple[Previews, dict[str, bytes]]:
+    """Makes small pictures of all photos, and larger ones of the photos in these pairs."""
+    if photos is None:
+        return Previews({}, {}), {}
+    with progress("preview", len(names)) as advance:
+        small = make_previews(photos, names, PREVIEW_BYTES, threads, on_photo=lambda name: advance(note=name))
+    in_panels = list(dict.fromkeys(name for pair in pairs for name in pair if name in small.webp))
+    return small, make_previews(photos, in_panels, PAIR_PREVIEW_BYTES, threads, largest=_PAIR_SIDE).webp
 
 
 _FIGURES = (
@@ -132,35 +159,31 @@ _FIGURES = (
 )
 
 
-def _notes(
-    summary: Mapping[str, Any], images: Path, names: Sequence[str], previews: Previews, fresh: bool
-) -> list[str]:
+def _list_notes(run: Run, names: Sequence[str], previews: Previews, made: Reconstruction) -> list[str]:
     """Lists what the page lacks, and why."""
     notes = []
-    if not summary["models"]:
+    if not run.summary["models"]:
         notes.append("No model could be made. The table of photos says why for each.")
-    if not fresh:
+    if made.matched is None:
         notes.append(
             "Features or matches have changed since the model was made: keypoints and pairs of photos are left out. "
             "Run hardnet-sfm map, then hardnet-sfm report again."
         )
-    if not images.is_dir():
-        notes.append(f"The photos are no longer in {images}: say where they are with --images FOLDER.")
-    elif previews.missing:
+    if previews.missing:
         why = next(iter(previews.missing.values()))
         notes.append(f"{len(previews.missing)} of {len(names)} photos are not shown: {why}")
-    return notes
+    return [*notes, *run.notes]
 
 
-def _photos(
+def _collect_photos(
     summary: Mapping[str, Any],
-    features: FeatureStore,
-    verified: Mapping[tuple[str, str], int],
+    photos: Mapping[str, DescribedPhoto],
+    verified: Mapping[PhotoPair, int],
     tracks: Tracks | None,
 ) -> dict[str, list[Any]]:
     """Collects the columns of the table of photos. Unreadable photos come last."""
-    names, skipped = features.names(), summary["skipped"]
-    partners, matched = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    skipped = summary["skipped"]
+    partners, matched = dict.fromkeys(photos, 0), dict.fromkeys(photos, 0)
     for pair, inliers in verified.items():
         for name in pair:
             partners[name] += 1
@@ -175,22 +198,21 @@ def _photos(
             errors[name] = round(float(finite.mean()), 3)
     registered = set(tracks.names) if tracks else set()
     reasons = {**summary["unregistered"], **skipped}
-    counts, everything = features.counts(), [*names, *skipped]
-    sizes = {name: features.size(name) for name in names}
+    everything = [*photos, *skipped]
     return {
         "name": everything,
-        "size": [sizes.get(name) for name in everything],
-        "keypoints": [counts.get(name, 0) for name in everything],
+        "size": [photos[name].size if name in photos else None for name in everything],
+        "keypoints": [photos[name].keypoints if name in photos else 0 for name in everything],
         "pairs": [partners.get(name, 0) for name in everything],
         "matches": [matched.get(name, 0) for name in everything],
         "observations": [observations.get(name, 0) for name in everything],
         "error": [errors.get(name) for name in everything],
-        "state": [_state(name, registered, skipped, reasons) for name in everything],
+        "state": [_describe_state(name, registered, skipped, reasons) for name in everything],
         "reason": ["" if name in registered else reasons.get(name, "") for name in everything],
     }
 
 
-def _state(name: str, registered: set[str], skipped: Mapping[str, str], reasons: Mapping[str, str]) -> str:
+def _describe_state(name: str, registered: set[str], skipped: Mapping[str, str], reasons: Mapping[str, str]) -> str:
     if name in registered:
         return "registered"
     if name in skipped:
@@ -198,44 +220,45 @@ def _state(name: str, registered: set[str], skipped: Mapping[str, str], reasons:
     return "in another model" if reasons.get(name, "").startswith("in another model") else "not registered"
 
 
-def _histograms(tracks: Tracks) -> dict[str, Any]:
+def _make_histograms(tracks: Tracks) -> dict[str, Any]:
     lengths, angles = tracks.lengths(), tracks.triangulation_angles()
     longest = int(max(3, np.quantile(lengths, 0.995)))
     largest_error = float(np.quantile(tracks.error[np.isfinite(tracks.error)], 0.995))
     largest_angle = float(max(1.0, np.quantile(angles, 0.995)))
     return {
-        "track": histogram(lengths, np.arange(2, longest + 2) - 0.5),
-        "error": histogram(tracks.error, np.linspace(0, largest_error, 41)),
-        "angle": histogram(angles, np.linspace(0, largest_angle, 41)),
+        "track": make_histogram(lengths, np.arange(2, longest + 2) - 0.5),
+        "error": make_histogram(tracks.error, np.linspace(0, largest_error, 41)),
+        "angle": make_histogram(angles, np.linspace(0, largest_angle, 41)),
     }
 
 
-def _keypoints(features: FeatureStore, matched: KeypointStore, tracks: Tracks | None) -> dict[str, Any]:
+def _collect_keypoints(
+    matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], tracks: Tracks | None
+) -> dict[str, Any]:
     """Collects keypoints of every photo, those with the longest tracks first. Each photo may keep an equal number."""
-    names = features.names()
-    most = max(1, MOST_KEYPOINTS // max(1, len(names)))
+    most = max(1, MOST_KEYPOINTS // max(1, len(photos)))
     number_of = {name: number for number, name in enumerate(tracks.names)} if tracks else {}
     lengths = tracks.lengths() if tracks else None
     places: list[NDArray[np.uint16]] = []
     kept: list[NDArray[np.uint8]] = []
-    for name in names:
+    for name, photo in photos.items():
         keypoints = matched.keypoints(name)
         length = np.zeros(len(keypoints), np.int64)
         if tracks is not None and lengths is not None and name in number_of:
             seen = tracks.of_photo(number_of[name])
             length[tracks.row[seen]] = lengths[tracks.point[seen]]
         first = np.lexsort((-keypoints.scores, -length))[:most]
-        places.append(along_sides(keypoints.xy[first], features.size(name)))
+        places.append(scale_to_sides(keypoints.xy[first], photo.size))
         kept.append(length[first].clip(max=_LONGEST_TRACK).astype(np.uint8))
     return {
         "count": [len(some) for some in kept],
-        "xy": packed(np.concatenate([*places, np.zeros((0, 2), np.uint16)])),
-        "length": packed(np.concatenate([*kept, np.zeros(0, np.uint8)])),
+        "xy": pack_array(np.concatenate([*places, np.zeros((0, 2), np.uint16)])),
+        "length": pack_array(np.concatenate([*kept, np.zeros(0, np.uint8)])),
         "most": most,
     }
 
 
-def _panel_pairs(verified: Mapping[tuple[str, str], int]) -> list[tuple[tuple[str, str], bool]]:
+def _choose_pairs(verified: Mapping[PhotoPair, int]) -> list[tuple[PhotoPair, bool]]:
     """Chooses the pairs with the most and with the fewest inliers, best first, and says which kind each is."""
     ordered = sorted(verified, key=lambda pair: (-verified[pair], pair))
     best = ordered[: min(_PANELS, -(-len(ordered) // 2))]
@@ -243,10 +266,10 @@ def _panel_pairs(verified: Mapping[tuple[str, str], int]) -> list[tuple[tuple[st
     return [(pair, True) for pair in best] + [(pair, False) for pair in weakest]
 
 
-def _lines(database: Database, features: FeatureStore, matched: KeypointStore, pair: tuple[str, str]) -> dict[str, Any]:
-    """Packs both ends of at most `_LINES` inliers of a pair, spread evenly: x, y, x, y as in `along_sides`."""
-    rows = database.inliers(pair)
+def _pack_lines(matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], pair: PhotoPair) -> dict[str, Any]:
+    """Packs both ends of at most `_LINES` inliers of a pair, spread evenly: x, y, x, y as in `scale_to_sides`."""
+    rows = matched.inliers(pair)
     if len(rows) > _LINES:
         rows = rows[np.linspace(0, len(rows) - 1, _LINES).round().astype(int)]
-    ends = [along_sides(matched.keypoints(name).xy[rows[:, i]], features.size(name)) for i, name in enumerate(pair)]
-    return packed(np.concatenate(ends, 1))
+    ends = [scale_to_sides(matched.keypoints(name).xy[rows[:, i]], photos[name].size) for i, name in enumerate(pair)]
+    return pack_array(np.concatenate(ends, 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,15 +12,11 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.ownership import check_output, encode_picture
-from hardnet_sfm.files.photo_files import read_colours
-from hardnet_sfm.files.workspace import replacing
-from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.keypoints import Box, RankedImage
+from hardnet_sfm.photos import PhotoSource
 
-Box = tuple[float, float, float, float]
 Picture = NDArray[np.uint8]
 
-FORMATS = (".jpg", ".jpeg", ".png", ".webp")
 MOST_RESULTS = 60
 # All lengths are in pixels of the page. A cell is a caption above a panel. The panel holds the photo and, if
 # correspondences were verified, the query to its left.
@@ -61,31 +56,32 @@ class _Placed:
         return np.asarray(((at >= -0.5) & (at <= (self.area.width, self.area.height))).all(axis=1))
 
 
-def montage(
-    query: Path | Picture,
+def draw_montage(
+    name: str,
+    query: Picture,
     results: Sequence[RankedImage],
-    images: Path,
-    target: Path,
+    photos: PhotoSource,
     *,
     bbox: Box | None = None,
     facts: Sequence[str] = (),
-) -> None:
+) -> Picture:
     """Draws the answer to a query.
 
     Args:
-        query: path of the photo, or its upright pixels, (H, W) or (H, W, 3) RGB.
+        name: name of the query, to print.
+        query: upright pixels of the query, (H, W) or (H, W, 3) RGB.
         results: ranked photos, best first. The first 60 are drawn, each with at most 100 lines if it has any.
-        images: folder of the ranked photos. If a photo is no longer readable, its place shows the reason.
-        target: picture to write, .jpg, .png or .webp.
+        photos: gives the ranked photos. If a photo is no longer readable, its place shows the reason.
         bbox: x0, y0, x1, y1 of the query in pixels; None means the whole photo.
         facts: lines to print next to the query, for instance the method.
 
+    Returns:
+        (H, 1800, 3) RGB.
+
     Raises:
-        HardnetSfmError: the query cannot be read, or the picture cannot be written.
-        UsageError: the format of the target is unknown, or the box does not overlap the photo.
+        UsageError: the box does not overlap the photo.
     """
-    check_target(target)
-    photo = read_colours(query) if isinstance(query, Path) else _coloured(query)
+    photo = np.repeat(query[..., None], 3, axis=2) if query.ndim == 2 else query
     part, corner = _cut(photo, bbox)
     shown = results[:MOST_RESULTS]
     verified = any(one.lines is not None and len(one.lines) for one in shown)
@@ -93,51 +89,29 @@ def montage(
     rows = -(-len(shown) // columns)
     height = _MARGIN + _HEADER + rows * (_GAP + _CAPTION + _PANEL) + _MARGIN
     page = np.full((height, _WIDTH, 3), _PAPER, np.uint8)
-    name = query.name if isinstance(query, Path) else "query"
-    _draw_header(page, photo, bbox, name, [*facts, *_said_of(results, bbox)])
+    _draw_header(page, photo, bbox, name, [*facts, *_summarize(results, bbox)])
     step = (_WIDTH - 2 * _MARGIN + _GAP) / columns
     for place, result in enumerate(shown):
         row, column = divmod(place, columns)
         left = _MARGIN + round(column * step)
         top = _MARGIN + _HEADER + _GAP + row * (_GAP + _CAPTION + _PANEL)
         cell = _Area(left, top, _MARGIN + round((column + 1) * step) - _GAP - left, _CAPTION + _PANEL)
-        _draw_result(page, cell, place + 1, result, images, (part, corner) if verified else None)
-    _write(page, target)
+        _draw_result(page, cell, place + 1, result, photos, (part, corner) if verified else None)
+    return page
 
 
-def check_target(target: Path) -> None:
-    """Checks that a picture can be written.
-
-    Raises:
-        HardnetSfmError: a file is there that this package did not make.
-        UsageError: its format is unknown, or its folder is missing.
-    """
-    if target.suffix.lower() not in FORMATS:
-        raise UsageError(
-            f"{target}: not a picture format that can be written",
-            f"Its name must end in one of {', '.join(FORMATS)}.",
-        )
-    if not target.parent.is_dir():
-        raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
-    check_output(target)
-
-
-def _said_of(results: Sequence[RankedImage], bbox: Box | None) -> list[str]:
+def _summarize(results: Sequence[RankedImage], bbox: Box | None) -> list[str]:
     box = [f"box {', '.join(f'{x:g}' for x in bbox)}"] if bbox else []
     if not results:
         return [*box, "no photo has anything in common with it"]
-    verified = sum(bool(one.inliers) for one in results)
+    accepted = sum(bool(one.accepted) for one in results)
     count = f"{len(results)} results" if len(results) > 1 else "1 result"
     count += f", the first {MOST_RESULTS} are shown" if len(results) > MOST_RESULTS else ""
     return [
         *box,
         count,
-        *([f"{verified} spatially verified"] if any(one.inliers is not None for one in results) else []),
+        *([f"{accepted or 'none'} accepted"] if any(one.accepted is not None for one in results) else []),
     ]
-
-
-def _coloured(pixels: Picture) -> Picture:
-    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
 def _cut(photo: Picture, bbox: Box | None) -> tuple[Picture, tuple[int, int]]:
@@ -164,9 +138,9 @@ def _draw_header(page: Picture, photo: Picture, bbox: Box | None, name: str, fac
             cv2.rectangle(page, first.tolist(), last.tolist(), colour, width, cv2.LINE_AA)
     left, room = panel.x + panel.width + 2 * _GAP, _WIDTH - _MARGIN - (panel.x + panel.width + 2 * _GAP)
     _write_text(page, "query", (left, panel.y + 40), 20, _FAINT, _NORMAL)
-    _write_text(page, _shortened(name, room, 36, _BOLD), (left, panel.y + 84), 36, _INK, _BOLD)
+    _write_text(page, _shorten(name, room, 36, _BOLD), (left, panel.y + 84), 36, _INK, _BOLD)
     for line, fact in enumerate(facts):
-        _write_text(page, _shortened(fact, room, 24, _NORMAL), (left, panel.y + 136 + 38 * line), 24, _INK, _NORMAL)
+        _write_text(page, _shorten(fact, room, 24, _NORMAL), (left, panel.y + 136 + 38 * line), 24, _INK, _NORMAL)
 
 
 def _draw_result(
@@ -174,23 +148,25 @@ def _draw_result(
     cell: _Area,
     rank: int,
     result: RankedImage,
-    images: Path,
+    photos: PhotoSource,
     query: tuple[Picture, tuple[int, int]] | None,
 ) -> None:
     """Draws a caption and a panel with the photo, and the query next to it if correspondences were verified."""
     after = cell.x + _write_text(page, f"{rank}", (cell.x, cell.y + 20), 22, _INK, _BOLD) + 10
-    name = _shortened(result.image, cell.x + cell.width - after, 20, _NORMAL)
+    name = _shorten(result.image, cell.x + cell.width - after, 20, _NORMAL)
     _write_text(page, name, (after, cell.y + 20), 20, _INK, _NORMAL)
     said = f"score {result.score:.4g}"
     if result.inliers is not None:
         said += f"   {result.inliers} inlier{'s' if result.inliers != 1 else ''}"
+    if result.accepted is not None:
+        said += "   same file" if result.identical else "   accepted" if result.accepted else "   not accepted"
     _write_text(page, said, (after, cell.y + 44), 18, _FAINT, _NORMAL)
     panel = _Area(cell.x, cell.y + _CAPTION, cell.width, _PANEL)
     _shade(page, panel)
     try:
-        photo = read_colours(images / result.image)
+        photo = photos.colours(result.image)
     except HardnetSfmError as error:
-        why = _shortened(error.message.rpartition(": ")[2], panel.width - 2 * _GAP, 18, _NORMAL)
+        why = _shorten(error.message.rpartition(": ")[2], panel.width - 2 * _GAP, 18, _NORMAL)
         _write_text(page, why, (panel.x + _GAP, panel.y + _PANEL // 2), 18, _FAINT, _NORMAL)
         return
     if query is None or result.lines is None or not len(result.lines):
@@ -244,18 +220,18 @@ def _write_text(
 ) -> int:
     """Writes a line of text whose baseline begins at a given place. Returns its width."""
     cv2.putText(page, text, at, colour, _font(), size, weight)
-    return _text_width(text, size, weight)
+    return _measure_text(text, size, weight)
 
 
-def _text_width(text: str, size: int, weight: int) -> int:
+def _measure_text(text: str, size: int, weight: int) -> int:
     _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), _font(), size, weight)
     return int(width)
 
 
-def _shortened(text: str, room: int, size: int, weight: int) -> str:
+def _shorten(text: str, room: int, size: int, weight: int) -> str:
     """Shortens a text to fit, by replacing its middle with an ellipsis."""
     kept, short = len(text), text
-    while kept > 2 and _text_width(short, size, weight) > room:
+    while kept > 2 and _measure_text(short, size, weight) > room:
         kept -= 1
         short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
     return short
@@ -264,12 +240,3 @@ def _shortened(text: str, room: int, size: int, weight: int) -> str:
 def _font() -> Any:
     """Returns OpenCV's built-in font, which has the letters of all common scripts."""
     return cv2.FontFace("sans")
-
-
-def _write(page: Picture, target: Path) -> None:
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if target.suffix.lower() in (".jpg", ".jpeg") else []
-    try:
-        with replacing(target) as beside:
-            beside.write_bytes(encode_picture(target.suffix, cv2.cvtColor(page, cv2.COLOR_RGB2BGR), quality))
-    except OSError as error:
-        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error

@@ -6,12 +6,11 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import read_small
+from hardnet_sfm.photos import PhotoSource
 from hardnet_sfm.workers import in_order
 
 LARGEST, SMALLEST = 960, 64  # longest side, pixels
@@ -27,16 +26,14 @@ class Previews:
     Attributes:
         webp: pictures as WebP, by the photo's name.
         missing: maps the name of each photo without a picture to the reason.
-        share: largest number of bytes of a picture.
     """
 
     webp: dict[str, bytes]
     missing: dict[str, str]
-    share: int
 
 
 def make_previews(
-    images: Path,
+    photos: PhotoSource,
     names: Sequence[str],
     budget: int,
     threads: int,
@@ -50,7 +47,7 @@ def make_previews(
     picture.
 
     Args:
-        images: folder of the photos.
+        photos: gives the photos.
         names: names of the photos to show.
         budget: number of bytes of all pictures together.
         threads: number of threads to decode with.
@@ -62,7 +59,7 @@ def make_previews(
     webp: dict[str, bytes] = {}
     missing = dict.fromkeys(names[len(shown) :], "too many photos to show all")
     with ThreadPoolExecutor(threads, "preview") as pool:
-        made = in_order(pool, lambda name: _preview(images / name, share, largest), shown, 2 * threads)
+        made = in_order(pool, lambda name: _encode_preview(photos, name, share, largest), shown, 2 * threads)
         for name, future in made:
             try:
                 webp[name] = future.result()
@@ -70,13 +67,13 @@ def make_previews(
                 missing[name] = error.message
             if on_photo:
                 on_photo(name)
-    return Previews(webp, missing, share)
+    return Previews(webp, missing)
 
 
-def _preview(photo: Path, share: int, largest: int) -> bytes:
+def _encode_preview(photos: PhotoSource, name: str, share: int, largest: int) -> bytes:
     """Encodes a photo as WebP of at most `share` bytes, as large as possible."""
     side = max(SMALLEST, min(largest, round((share / _FIRST_GUESS) ** 0.5)))
-    pixels = Image.fromarray(read_small(photo, side))
+    pixels = Image.fromarray(photos.small(name, side))
     quality = _QUALITY
     while True:
         shrunk = pixels.copy()

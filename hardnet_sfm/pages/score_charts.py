@@ -14,7 +14,7 @@ _SHARE = {"low": 0, "high": 1, "ticks": [0, 0.2, 0.4, 0.6, 0.8, 1]}
 _NUMBERS = {"form": ".3f", "lower_is_better": False, "mark": ""}
 
 
-def scores_data(table: Mapping[str, Any]) -> dict[str, Any]:
+def collect_scores(table: Mapping[str, Any]) -> dict[str, Any]:
     """Collects the data of the page from results of `evaluate brown`, `w1bs`, `hpatches`, `homography` or `pairs`.
 
     Raises:
@@ -22,7 +22,7 @@ def scores_data(table: Mapping[str, Any]) -> dict[str, Any]:
     """
     marked = {name: {tuple(cell) for cell in cells} for name, cells in table["marked"].items()}
     measures = [
-        _measure(name, values, table["tables"][name], table["across"], marked.get(name, set()))
+        _collect_measure(name, values, table["tables"][name], table["across"], marked.get(name, set()))
         for name, values in table["measures"].items()
     ]
     return {
@@ -30,7 +30,7 @@ def scores_data(table: Mapping[str, Any]) -> dict[str, Any]:
         "notes": list(table["notes"]),
         "measures": measures,
         "details": [
-            _measure(name, of(table[name]), {**_NUMBERS, "title": title}, True, set())
+            _collect_measure(name, of(table[name]), {**_NUMBERS, "title": title}, True, set())
             for name, (title, of) in _DETAILS.items()
             if name in table and isinstance(next(iter(table[name].values()), None), Mapping)
         ],
@@ -40,7 +40,7 @@ def scores_data(table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measure(
+def _collect_measure(
     name: str, values: Values, about: Mapping[str, Any], across: bool, marked: set[tuple[str, ...]]
 ) -> dict[str, Any]:
     """Collects a table with all columns that any descriptor has.
@@ -64,7 +64,7 @@ def _measure(
     }
 
 
-def _flat(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Values:
+def _flatten(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Values:
     """Joins the names of the two inner levels, so that values are by descriptor and joined name."""
     return {
         descriptor: {f"{outer} {inner}": value for outer, of in row.items() for inner, value in of.items()}
@@ -76,23 +76,23 @@ def _flat(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Values:
 _DETAILS: dict[str, tuple[str, Callable[[Any], Values]]] = {
     "pairs": ("mAUC of each pair", dict),
     "verification_auc": ("verification, area under the receiver operating characteristic", dict),
-    "matching_by_sequence": ("matching, average precision of each sequence", _flat),
+    "matching_by_sequence": ("matching, average precision of each sequence", _flatten),
 }
 
 
-def _receiver_operating_characteristic(rates: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+def _make_roc_curves(rates: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
     """Makes curves of recall over the false positive rate, up to twice the largest rate at 95 % recall."""
     recalls = [(step + 1) / 100 for step in range(100)]
     at_95 = max(rate[94] for row in rates.values() for rate in row.values())
     high = min(1.0, max(0.02, 2 * at_95))
-    return _curves(
+    return _make_curves(
         "Receiver operating characteristic",
         "Recall over the false positive rate: FPR95 is the rate where a curve crosses 0.95.",
         {"low": 0, "high": high, "title": "false positive rate"},
         _SHARE,
         {
             descriptor: {
-                column: _points([(x, y) for x, y in zip(rate, recalls, strict=True) if x <= high])
+                column: _round_points([(x, y) for x, y in zip(rate, recalls, strict=True) if x <= high])
                 for column, rate in row.items()
             }
             for descriptor, row in rates.items()
@@ -100,20 +100,22 @@ def _receiver_operating_characteristic(rates: Mapping[str, Mapping[str, list[flo
     )
 
 
-def _accuracy(accuracies: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+def _make_accuracy_curves(accuracies: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
     """Makes curves of matching accuracy over thresholds of 1 to 10 pixels."""
-    return _over_pixels(
+    return _make_curves_over_pixels(
         "Matching accuracy", "Share of the matches that are right within so many pixels.", 1, accuracies
     )
 
 
-def _recall(recalls: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+def _make_recall_curves(recalls: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
     """Makes curves of the recall of marked correspondences over thresholds of 0 to 19 pixels."""
     lead = "Share of the marked correspondences that agree within so many pixels with the geometry that was estimated."
-    return _over_pixels("Recall of true correspondences", lead, 0, recalls)
+    return _make_curves_over_pixels("Recall of true correspondences", lead, 0, recalls)
 
 
-def _over_pixels(title: str, lead: str, first: int, shares: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+def _make_curves_over_pixels(
+    title: str, lead: str, first: int, shares: Mapping[str, Mapping[str, list[float]]]
+) -> dict[str, Any]:
     """Makes curves of shares over thresholds in whole pixels, starting at `first`, for each column and their mean."""
     lengths = {len(curve) for row in shares.values() for curve in row.values()}
     (count,) = lengths
@@ -122,19 +124,19 @@ def _over_pixels(title: str, lead: str, first: int, shares: Mapping[str, Mapping
         name: {_MEAN: [sum(at) / len(at) for at in zip(*row.values(), strict=True)], **row}
         for name, row in shares.items()
     }
-    return _curves(
+    return _make_curves(
         title,
         lead,
         {"low": first, "high": pixels[-1], "title": "threshold, px", "ticks": list(pixels)},
         _SHARE,
         {
-            descriptor: {column: _points(list(zip(pixels, curve, strict=True))) for column, curve in row.items()}
+            descriptor: {column: _round_points(list(zip(pixels, curve, strict=True))) for column, curve in row.items()}
             for descriptor, row in means.items()
         },
     )
 
 
-def _retrieval(by_pool: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _make_retrieval_curves(by_pool: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Makes curves of mean average precision of retrieval over the size of the pool, for each level and their mean."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for descriptor, row in by_pool.items():
@@ -147,23 +149,25 @@ def _retrieval(by_pool: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         }
         found[descriptor] = {_MEAN: mean, **levels}
     pools = list(found[next(iter(found))][_MEAN])
-    return _curves(
+    return _make_curves(
         "Retrieval",
         "Mean average precision over the number of distractors that a patch is to be told from.",
         {"low": min(pools), "high": max(pools), "title": "size of the pool", "log": True, "ticks": pools},
         _SHARE,
         {
-            descriptor: {level: _points(list(of.items())) for level, of in levels.items()}
+            descriptor: {level: _round_points(list(of.items())) for level, of in levels.items()}
             for descriptor, levels in found.items()
         },
     )
 
 
-def _points(pairs: list[tuple[float, float]]) -> dict[str, list[float]]:
+def _round_points(pairs: list[tuple[float, float]]) -> dict[str, list[float]]:
     return {"x": [round(x, 6) for x, _ in pairs], "y": [round(y, 6) for _, y in pairs]}
 
 
-def _curves(title: str, lead: str, x: Mapping[str, Any], y: Mapping[str, Any], of: Mapping[str, Any]) -> dict[str, Any]:
+def _make_curves(
+    title: str, lead: str, x: Mapping[str, Any], y: Mapping[str, Any], of: Mapping[str, Any]
+) -> dict[str, Any]:
     """Makes a chart for each column, with a line for each descriptor."""
     columns = list(dict.fromkeys(column for row in of.values() for column in row))
     series = {
@@ -174,8 +178,8 @@ def _curves(title: str, lead: str, x: Mapping[str, Any], y: Mapping[str, Any], o
 
 
 _CURVES: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "false_positives_by_recall": _receiver_operating_characteristic,
-    "accuracy_by_threshold": _accuracy,
-    "recall_by_threshold": _recall,
-    "retrieval_by_pool": _retrieval,
+    "false_positives_by_recall": _make_roc_curves,
+    "accuracy_by_threshold": _make_accuracy_curves,
+    "recall_by_threshold": _make_recall_curves,
+    "retrieval_by_pool": _make_retrieval_curves,
 }

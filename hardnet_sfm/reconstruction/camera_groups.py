@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.files.photo_files import Lens, read_lens
+from hardnet_sfm.files.photo_files import read_lens
 from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore
 from hardnet_sfm.keypoints import PhotoPair
+from hardnet_sfm.photos import Lens
 from hardnet_sfm.progress import progress
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it

@@ -87,11 +87,12 @@ def _with_round(again: Again, name: Round, pairs: Iterable[PhotoPair]) -> Again:
 
 def _more_pairs(place: Workspace, names: list[str], neighbours: int, resources: Resources) -> list[PhotoPair]:
     """Returns new pairs of the named photos that the index proposes, without pairs that were matched already."""
+    from hardnet_sfm.index_folder import open_index
     from hardnet_sfm.retrieval.neighbours import most_alike
 
     with MatchStore(place.matches) as matches:
         known = {frozenset(pair) for pair in matches.pairs()}
-    proposed = most_alike(place.index, set(names), neighbours, resources)
+    proposed = most_alike(open_index(place.index, resources).lists, set(names), neighbours)
     pairs = {(min(name, other), max(name, other)) for name, others in proposed for other in others}
     return sorted(pair for pair in pairs if frozenset(pair) not in known)
 

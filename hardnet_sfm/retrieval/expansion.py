@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.retrieval import kernels
+from hardnet_sfm.retrieval.grouping import aggregate
 from hardnet_sfm.retrieval.inverted_index import Entries, InvertedIndex
 from hardnet_sfm.retrieval.scoring import STRICT, Query, Scores, score_word_vector
 from hardnet_sfm.retrieval.spatial import Verified
@@ -73,9 +73,7 @@ def expand_query(index: InvertedIndex, query: Query, entries: Entries, ranks: Ma
     signatures = np.concatenate([query.signatures, index.signatures_of(entries)])
     sources = np.concatenate([np.zeros(len(query.words), np.int64), source_of[entries.photos]])
     order = np.lexsort((signatures, sources, words))
-    grouped_words, grouped = kernels.aggregate(
-        words[order], signatures[order], sources[order], STRICT, _NEW_WORD_PHOTOS
-    )
+    grouped_words, grouped = aggregate(words[order], signatures[order], sources[order], STRICT, _NEW_WORD_PHOTOS)
     return Query.single(grouped_words.astype(np.int32), grouped)
 
 

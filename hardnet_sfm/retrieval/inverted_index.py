@@ -1,135 +1,45 @@
-"""The index on disk: segments of inverted lists, and the manifest that lists the valid segments.
-
-    index/
-      manifest.json        format, options of the features, segments and their removed photos
-      vocabulary-DIGEST/   a copy of the vocabulary, which makes the index self-contained
-      segment-DIGEST/      never changed once written
-
-A change writes new segments first and replaces the manifest last. So a reader sees either the old state or the new one.
-"""
+"""Inverted lists of all segments of an index, with the statistics and the orders that scores need."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.workspace import MANIFEST, digest, read_json, write_json
-from hardnet_sfm.resources import Resources
+from hardnet_sfm.inverted_lists import MOST_PHOTOS, Segment, Signatures, Words
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.methods import MOST_PHOTOS
-from hardnet_sfm.retrieval.segments import Segment, unpack_geometry
-from hardnet_sfm.retrieval.visual_words import Signatures, Vocabulary, Words
-
-FORMAT = "hardnet-sfm index"
-VERSION = 1
-# The finished work of a killed run; it becomes the manifest at the end.
-UNFINISHED = "unfinished.json"
+from hardnet_sfm.retrieval.segments import unpack_geometry
+from hardnet_sfm.retrieval.visual_words import Vocabulary
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The segments of an index.
-
-    Attributes:
-        images: folder of the photos.
-        options: options that their features were made with.
-        vocabulary: sha256 of the vocabulary's numbers.
-        words: number of words of the vocabulary.
-        segments: numbers of removed photos by the segment's name, in order.
-    """
-
-    images: str
-    options: dict[str, Any]
-    vocabulary: str
-    words: int
-    segments: dict[str, list[int]]
-
-    @property
-    def vocabulary_folder(self) -> str:
-        """Name of the vocabulary's copy in the folder of the index."""
-        return f"vocabulary-{self.vocabulary[:8]}"
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Reads a manifest.
-
-        Raises:
-            HardnetSfmError: the manifest is missing, damaged or of another version.
-        """
-        content = read_json(path)
-        try:
-            if content.pop("format") != FORMAT:
-                raise ValueError("its format is another one")
-            if (version := content.pop("version")) != VERSION:
-                raise ValueError(f"it has version {version}, this program reads version {VERSION}")
-            if content.pop("check") != digest(content):
-                raise ValueError("its checksum differs")
-            return cls(**content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise HardnetSfmError(
-                f"{path}: not the manifest of an index, or damaged: {error}",
-                "Delete the folder of the index and run `hardnet-sfm index` again.",
-            ) from error
-
-    def write(self, path: Path) -> None:
-        """Replaces a manifest."""
-        content = dict(vars(self))
-        write_json(path, {"format": FORMAT, "version": VERSION, "check": digest(content), **content})
-
-
 class InvertedIndex:
-    """An index that is open for reading. Lists stay on disk, memory-mapped, until they are accessed.
+    """The inverted lists of an index, to search in.
 
     Args:
-        folder: folder of the index, or a workspace that contains one.
-        resources: how many threads search.
-        thorough: whether to verify the checksums of all files, not only of the small ones.
+        vocabulary: vocabulary of the index.
+        segments: segments with the lists. Their columns may be memory-mapped.
+        threads: number of threads that search.
 
     Attributes:
-        manifest: list of segments.
-        vocabulary: vocabulary of the index.
-        segments: open segments with the lists.
+        vocabulary, segments, threads: as given.
         names: names of its photos. A photo's number in the index is its position here: `starts[segment]` plus its
             number in the segment.
         starts: number of each segment's first photo.
-        threads: number of threads that search.
-
-    Raises:
-        HardnetSfmError: the index is missing, damaged or of another version.
     """
 
-    def __init__(self, folder: Path, resources: Resources | None = None, *, thorough: bool = False) -> None:
-        self.folder = folder if (folder / MANIFEST).is_file() else folder / "index"
-        if not (self.folder / MANIFEST).is_file():
-            raise HardnetSfmError(f"no index at {self.folder}", "Run `hardnet-sfm index IMAGES` first.")
-        self.manifest = Manifest.read(self.folder / MANIFEST)
-        self.vocabulary = Vocabulary.open(self.folder / self.manifest.vocabulary_folder)
-        if self.vocabulary.fingerprint != self.manifest.vocabulary:
-            raise HardnetSfmError(
-                f"{self.folder}: its vocabulary is not the one that it was made with",
-                f"Delete {self.folder} and run `hardnet-sfm index IMAGES` again.",
-            )
-        words = self.manifest.words
-        self.segments = [
-            Segment(self.folder / name, words, removed, thorough=thorough)
-            for name, removed in self.manifest.segments.items()
-        ]
-        self.names = [name for segment in self.segments for name in segment.names]
-        self.starts = np.cumsum([0, *(len(segment.names) for segment in self.segments)])
-        self.threads = (resources or Resources()).threads
+    def __init__(self, vocabulary: Vocabulary, segments: Sequence[Segment], threads: int = 1) -> None:
+        self.vocabulary, self.segments, self.threads = vocabulary, segments, threads
+        self.names = [name for segment in segments for name in segment.names]
+        self.starts = np.cumsum([0, *(len(segment.names) for segment in segments)])
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
@@ -148,23 +58,26 @@ class InvertedIndex:
 
     @property
     def features(self) -> int:
-        """Number of entries of all lists, including those of removed photos."""
+        """Number of features of the photos that have not been removed."""
         return sum(segment.features for segment in self.segments)
 
     @cached_property
     def idf(self) -> NDArray[np.float64]:
-        """(W,) log(number of photos / number of photos with the word), 0 if no photo has the word."""
+        """(W,) log((number of photos + 1) / number of photos with the word), 0 if no photo has the word.
+
+        The 1 gives a value to words that all photos have. Without it, a collection of one photo would find nothing.
+        """
         frequencies = np.zeros(len(self.vocabulary), np.int64)
         for segment in self.segments:
-            kernels.document_frequencies(segment.offsets, segment.images, segment.alive, frequencies)
-        return np.where(frequencies > 0, np.log(max(1, len(self)) / np.maximum(frequencies, 1)), 0.0)
+            kernels.document_frequencies(segment.columns.offsets, segment.columns.images, segment.alive, frequencies)
+        return np.where(frequencies > 0, np.log((len(self) + 1) / np.maximum(frequencies, 1)), 0.0)
 
     @cached_property
     def _norms(self) -> NDArray[np.float64]:
         parts = [np.zeros((3, 0))]
         for segment in self.segments:
             norms = np.zeros((3, MOST_PHOTOS))
-            kernels.squared_norms(segment.offsets, segment.images, self.idf, *norms)
+            kernels.squared_norms(segment.columns.offsets, segment.columns.images, self.idf, *norms)
             parts.append(norms[:, : len(segment.names)])
         return np.maximum(np.sqrt(np.concatenate(parts, 1)), 1e-12)
 
@@ -202,9 +115,12 @@ class InvertedIndex:
                 continue
             gaps = np.diff(wanted, prepend=-1, append=MOST_PHOTOS - 1)
             following = np.repeat(np.append(wanted, MOST_PHOTOS), gaps)
-            features = np.linspace(0, segment.features, 4 * self.threads + 1)
-            cuts = np.searchsorted(segment.offsets, features).tolist()
-            tasks += [(first, last, segment.offsets, segment.images, following) for first, last in pairwise(cuts)]
+            features = np.linspace(0, segment.entries, 4 * self.threads + 1)
+            cuts = np.searchsorted(segment.columns.offsets, features).tolist()
+            tasks += [
+                (first, last, segment.columns.offsets, segment.columns.images, following)
+                for first, last in pairwise(cuts)
+            ]
             numbers += [number] * (len(cuts) - 1)
         empty = Entries(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64))
         parts = [empty]
@@ -249,7 +165,7 @@ class InvertedIndex:
 
     def photos_of(self, segment: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the photos of entries of a segment's lists."""
-        return np.asarray(self.segments[segment].images[rows] + self.starts[segment], np.int64)
+        return np.asarray(self.segments[segment].columns.images[rows] + self.starts[segment], np.int64)
 
     def geometry_of(self, segment: int, rows: NDArray[np.int64]) -> Float32:
         """Returns the geometry of entries of a segment's lists.
@@ -258,7 +174,7 @@ class InvertedIndex:
         `hardnet_sfm.retrieval.segments.geometry_of`.
         """
         of = self.segments[segment]
-        return unpack_geometry(of.geometry[rows], of.sizes[of.images[rows]])
+        return unpack_geometry(of.columns.geometry[rows], of.sizes[of.columns.images[rows]])
 
     def signatures_of(self, entries: Entries) -> Signatures:
         """Returns the (N,) signatures of features in the index."""
@@ -266,7 +182,7 @@ class InvertedIndex:
         segments = self.segment_of(entries.photos)
         for number, segment in enumerate(self.segments):
             inside = segments == number
-            found[inside] = segment.signatures[entries.rows[inside]]
+            found[inside] = segment.columns.signatures[entries.rows[inside]]
         return found
 
     def segment_of(self, photos: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -294,13 +210,3 @@ class Entries:
     def select(self, rows: NDArray[Any]) -> Entries:
         """Returns the entries in the given rows."""
         return Entries(self.photos[rows], self.words[rows], self.rows[rows])
-
-
-def sweep(folder: Path) -> None:
-    """Removes folders that no manifest of the index names: leftovers of killed runs and of replaced states."""
-    manifests = [Manifest.read(folder / name) for name in (MANIFEST, UNFINISHED) if (folder / name).is_file()]
-    kept = {name for manifest in manifests for name in manifest.segments}
-    kept |= {manifest.vocabulary_folder for manifest in manifests}
-    for path in [*folder.glob("segment-*"), *folder.glob("vocabulary-*"), *folder.glob(".draft")]:
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)

@@ -26,7 +26,7 @@ _RUN = 32
 
 
 @intrinsic
-def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001
+def popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001
     """Counts the bits set in a uint64, by one instruction."""
 
     def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -91,10 +91,10 @@ def _match_list(
         # There is no branch: one that is taken randomly for every thirtieth entry costs more than the rest of the loop.
         for at in range(size):
             near[hits] = at
-            hits += np.int64(_popcount(signatures[block + at] ^ signature)) <= reach
+            hits += np.int64(popcount(signatures[block + at] ^ signature)) <= reach
         for hit in range(hits):
             entry = block + near[hit]
-            distance = np.int64(_popcount(signatures[entry] ^ signature))
+            distance = np.int64(popcount(signatures[entry] ^ signature))
             weight = weights[distance] * factor
             other = np.int64(images[entry])
             if other != image:
@@ -207,7 +207,7 @@ def _length(signatures, begin, end):
         total = 64 * number
         for one in range(begin, end):
             for other in range(one + 1, end):
-                total += 2 * (64 - 2 * np.int64(_popcount(signatures[one] ^ signatures[other])))
+                total += 2 * (64 - 2 * np.int64(popcount(signatures[one] ^ signatures[other])))
         return np.sqrt(np.float64(total))
     total = 0
     for bit in range(64):
@@ -245,7 +245,7 @@ def score_aggregated(
             image, begin, product = list_images[entry], entry, 0
             while entry < end and list_images[entry] == image:
                 for one in range(starts[row], starts[row + 1]):
-                    product -= 2 * np.int64(_popcount(signatures[one] ^ list_signatures[entry]))
+                    product -= 2 * np.int64(popcount(signatures[one] ^ list_signatures[entry]))
                 entry += 1
             product += 64 * number * (entry - begin)
             if number == 1 and entry - begin == 1:
@@ -280,7 +280,7 @@ def correspondences(starts, words, signatures, reach, offsets, list_signatures, 
         for row in range(starts[feature], starts[feature + 1]):
             for entry in range(offsets[words[row]], offsets[words[row] + 1]):
                 if wanted[list_images[entry]]:
-                    distance = np.int64(_popcount(list_signatures[entry] ^ signatures[row]))
+                    distance = np.int64(popcount(list_signatures[entry] ^ signatures[row]))
                     if distance <= reach:
                         found[count, 0], found[count, 1], found[count, 2] = feature, entry, distance
                         count += 1
@@ -342,64 +342,3 @@ def living_counts(offsets, images, numbers, counts):
     for word in range(len(offsets) - 1):
         for entry in range(offsets[word], offsets[word + 1]):
             counts[word] += numbers[images[entry]] >= 0
-
-
-@compiled
-def aggregate(words, signatures, sources, reach, least):
-    """Groups signatures within words. A signature joins the first group whose first member is within reach.
-
-    Args:
-        words: (N,) int64, not decreasing.
-        signatures: (N,) uint64.
-        sources: (N,) int64, not decreasing within a word; 0 is the query.
-        reach: largest Hamming distance.
-        least: smallest number of sources of a group without the query.
-
-    Returns:
-        (G,) words and (G,) signatures with the majority of each bit. The first member decides ties.
-    """
-    number = len(words)
-    group, first = np.arange(number), 0
-    for row in range(number):
-        if words[row] != words[first]:
-            first = row
-        for other in range(first, row):
-            if group[other] == other and _popcount(signatures[other] ^ signatures[row]) <= reach:
-                group[row] = other
-                break
-    out_words, out = np.empty(number, np.int64), np.empty(number, np.uint64)
-    ones = np.empty(64, np.int64)
-    count = 0
-    for row in range(number):
-        if group[row] != row:
-            continue
-        members, distinct, last, end = 0, 0, -1, row
-        while end < number and words[end] == words[row]:
-            if group[end] == row:
-                members += 1
-                if sources[end] != last:
-                    distinct, last = distinct + 1, sources[end]
-            end += 1
-        if sources[row] != 0 and distinct < least:
-            continue
-        out_words[count], out[count] = words[row], signatures[row]
-        if members > 1:
-            out[count] = _majority(signatures[row:end], group[row:end] == row, members, ones)
-        count += 1
-    return out_words[:count].copy(), out[:count].copy()
-
-
-@compiled
-def _majority(signatures, chosen, members, ones):
-    """Returns the majority of each bit of the chosen signatures. The first one decides ties."""
-    ones[:] = 0
-    for row in range(len(signatures)):
-        if chosen[row]:
-            for bit in range(64):
-                ones[bit] += np.int64((signatures[row] >> np.uint64(bit)) & np.uint64(1))
-    merged = np.uint64(0)
-    for bit in range(64):
-        own = (signatures[0] >> np.uint64(bit)) & np.uint64(1)
-        if 2 * ones[bit] > members or (2 * ones[bit] == members and own):
-            merged |= np.uint64(1) << np.uint64(bit)
-    return merged

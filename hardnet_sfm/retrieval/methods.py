@@ -7,4 +7,3 @@ from typing import Literal, get_args
 Method = Literal["bow", "bow+sv", "bow+sv+qe", "he", "he+sv", "hqe", "hqe+ma", "hqe+ma+sv", "asmk"]
 METHODS: tuple[Method, ...] = get_args(Method)
 DEFAULT_METHOD: Method = "hqe+ma+sv"
-MOST_PHOTOS = 65536  # of a segment, in which a photo's number has 16 bits

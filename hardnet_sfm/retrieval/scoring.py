@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
+from hardnet_sfm.inverted_lists import MOST_PHOTOS, Signatures, Words
 from hardnet_sfm.retrieval import kernels
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex
-from hardnet_sfm.retrieval.methods import MOST_PHOTOS
-from hardnet_sfm.retrieval.visual_words import BITS, Signatures, Vocabulary, Words
+from hardnet_sfm.retrieval.visual_words import BITS, Vocabulary
 
 Scores = NDArray[np.float64]
 MULTIPLE = 5
@@ -75,7 +75,7 @@ def score_word_vector(index: InvertedIndex, words: NDArray[np.int64], counts: ND
     weights = values * index.idf[words] / max(float(np.linalg.norm(values)), 1e-12)
     scores = np.zeros((len(index.segments), MOST_PHOTOS), np.int64)
     tasks = [
-        (words, weights, segment.offsets, segment.images, row)
+        (words, weights, segment.columns.offsets, segment.columns.images, row)
         for segment, row in zip(index.segments, scores, strict=True)
     ]
     index.threaded(kernels.score_words, tasks)
@@ -95,7 +95,7 @@ def score_and_count(index: InvertedIndex, query: Query) -> tuple[Scores, NDArray
 
     The number counts the query's features with a strict match in the photo. A match is strict if signatures differ by
     at most 16 bits, in the nearest word of a feature of the query. With multiple assignment, matches in its other words
-    are nearly always chance. A match in a word that all photos have does not count.
+    are nearly always chance.
     """
     weights = distance_weights()
     features = len(query)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,9 @@ def multiple_of(method: Method) -> int:
     return MULTIPLE if "+ma" in method or method == "asmk" else 1
 
 
-def search(index: InvertedIndex, described: Described, method: Method, top: int | None) -> list[RankedImage]:
+def search(
+    index: InvertedIndex, described: Described, method: Method, top: int | None, min_inliers: int | None = None
+) -> list[RankedImage]:
     """Ranks the photos of an index.
 
     Args:
@@ -59,13 +61,23 @@ def search(index: InvertedIndex, described: Described, method: Method, top: int 
         described: the query.
         method: one of METHODS.
         top: largest number of photos; None for all.
+        min_inliers: number of inliers from which on a photo is accepted. None accepts a photo if chance does not
+            explain its inliers.
 
     Returns:
         Photos with a score above 0, best first.
     """
     query = Query.of(index.vocabulary, described.descriptors, described.geometry, multiple_of(method))
     scores, verified = score(index, query, described.region, method)
-    return [_ranked(index, query, photo, float(scores[photo]), verified) for photo in index.rank(scores, top)]
+    results = [_ranked(index, query, photo, float(scores[photo]), verified) for photo in index.rank(scores, top)]
+    if "+sv" not in method:
+        return results
+    accepted = {
+        index.names[photo]
+        for photo, found in verified.items()
+        if (found.false_alarms < 0 if min_inliers is None else found.inliers >= min_inliers)
+    }
+    return [replace(result, accepted=result.image in accepted) for result in results]
 
 
 def score(index: InvertedIndex, query: Query, region: Region, method: Method) -> tuple[Scores, dict[int, Verified]]:

@@ -1,47 +1,25 @@
-"""Inverted lists of up to 65536 photos in a folder of memory-mapped columns.
-
-A segment never changes once it is written. The manifest of the index marks removed photos, added photos form a new
-segment, and segments are merged occasionally. A feature takes 14 bytes: 8 of signature, 2 of its image's number in the
-segment, 4 of geometry. They are in the order of the lists, so that scoring reads 10 of them sequentially. An affine
-frame takes 4 more, for its shape. In addition, each word takes 8 bytes in a segment, and each photo its name,
-fingerprint and size.
-"""
+"""Makes the inverted lists of a segment from photos or from other segments, and packs the geometry of features."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.workspace import PHOTOS, digest
+from hardnet_sfm.inverted_lists import MOST_PHOTOS, Columns, Packed, PhotoFacts, Segment, Signatures, Words
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.methods import MOST_PHOTOS
-from hardnet_sfm.retrieval.visual_words import Signatures, Words
 
-FEATURE_BYTES = 14
-_COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
-    "offsets": (np.int64,),
-    "images": (np.uint16,),
-    "signatures": (np.uint64,),
-    "geometry": (np.uint32, np.uint64),
-}
 _POSITIONS, _TURNS, _SCALES = 1024, 64, 64
 _OCTAVES_A_STEP, _SMALLEST_OCTAVE = 1 / 8, -1.0
 _STRETCHES, _DIRECTIONS = 4096, 65536  # steps in an octave and in half a turn
-_HINT = "Delete the folder of the index and run `hardnet-sfm index` again."
 
-
-Packed = NDArray[np.uint32] | NDArray[np.uint64]
+Room = Callable[[str, np.dtype[Any], int], NDArray[Any]]
+"""Makes an array to fill, from the name of a column, its type and its length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,67 +41,6 @@ class IndexedPhoto:
     words: Words
     signatures: Signatures
     geometry: Packed
-
-
-class Segment:
-    """An open segment.
-
-    Attributes:
-        folder: folder of the segment.
-        names, fingerprints, sizes: names, fingerprints of features and sizes of its photos by number.
-        offsets, images, signatures, geometry: memory-mapped columns.
-        alive: (65536,) uint8; 1 for photos that exist and have not been removed.
-
-    Raises:
-        HardnetSfmError: a file is missing or of another length, or its checksum is wrong. With `thorough` all checksums
-            are verified, otherwise only those of the small files.
-    """
-
-    def __init__(self, folder: Path, words: int, removed: Sequence[int] = (), *, thorough: bool = False) -> None:
-        self.folder = folder
-        try:
-            content = json.loads((folder / PHOTOS).read_text(encoding="utf-8"))
-            checks = content.pop("checks")
-            if digest(content, checks) != folder.name.removeprefix("segment-"):
-                raise ValueError(f"{PHOTOS} has changed")
-            columns = {}
-            for name, kinds in _COLUMNS.items():
-                column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                if column.dtype not in kinds or [len(column), column.ndim] != [checks[name][0], 1]:
-                    raise ValueError(f"{name}.npy has another length or type")
-                if (thorough or name == "offsets") and _checksum(column) != checks[name][1]:
-                    raise ValueError(f"{name}.npy has changed")
-                columns[name] = column
-            if len(columns["offsets"]) != words + 1:
-                raise ValueError("it has another number of words")
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise HardnetSfmError(f"{folder}: missing, damaged or truncated: {error}", _HINT) from error
-        self.names: list[str] = content["names"]
-        self.fingerprints: list[str] = content["fingerprints"]
-        self.sizes: NDArray[np.int64] = np.array(content["sizes"], np.int64).reshape(-1, 2)
-        # These are plain array views of the memory maps. numba has one type for them and for arrays, so it compiles
-        # once.
-        self.offsets, self.images, self.signatures, self.geometry = (
-            np.asarray(columns[name]).view(np.ndarray) for name in _COLUMNS
-        )
-        self.removed = sorted(removed)
-        self.alive = np.zeros(MOST_PHOTOS, np.uint8)
-        self.alive[: len(self.names)] = 1
-        self.alive[self.removed] = 0
-
-    def __len__(self) -> int:
-        """Number of photos that have not been removed."""
-        return len(self.names) - len(self.removed)
-
-    @property
-    def lists(self) -> tuple[NDArray[np.int64], Signatures, NDArray[np.uint16]]:
-        """Offsets, signatures and images, in the order that most of the compiled loops expect."""
-        return self.offsets, self.signatures, self.images
-
-    @property
-    def features(self) -> int:
-        """Number of entries, including those of removed photos."""
-        return len(self.images)
 
 
 def geometry_of(keypoints: Keypoints) -> Float32:
@@ -198,46 +115,36 @@ def unpack_geometry(packed: Packed, sizes: NDArray[np.int64]) -> Float32:
     return np.column_stack([xy, scale, angle, *shapes]).astype(np.float32)
 
 
-def write_segment(index: Path, photos: Sequence[IndexedPhoto], words: int) -> str:
-    """Writes photos as a new segment of an index, and returns the segment's name.
-
-    The segment is complete as soon as a folder of that name exists.
+def invert(photos: Sequence[IndexedPhoto], words: int) -> Columns:
+    """Sorts the features of photos into inverted lists.
 
     Args:
-        index: folder of the index.
         photos: photos, at most 65536.
         words: number of words of the vocabulary.
-
-    Raises:
-        HardnetSfmError: the disk is full or cannot be written.
     """
     counts = [len(photo.words) for photo in photos]
     assigned = np.concatenate([photo.words for photo in photos])
     images = np.repeat(np.arange(len(photos), dtype=np.uint16), counts)
     order = np.argsort(assigned, kind="stable")
-    columns: dict[str, NDArray[Any]] = {
-        "offsets": np.searchsorted(assigned[order], np.arange(words + 1)),
-        "images": images[order],
-        "signatures": np.concatenate([photo.signatures for photo in photos])[order],
-        "geometry": np.concatenate([photo.geometry for photo in photos])[order],
-    }
-    facts = [(photo.name, photo.fingerprint, photo.size) for photo in photos]
-    with _Draft(index) as draft:
-        for name, kinds in _COLUMNS.items():
-            column = columns[name]
-            np.save(draft.folder / f"{name}.npy", column if column.dtype in kinds else column.astype(kinds[0]))
-        return draft.finish(facts)
+    return Columns(
+        np.searchsorted(assigned[order], np.arange(words + 1)).astype(np.int64),
+        images[order],
+        np.concatenate([photo.signatures for photo in photos])[order],
+        np.concatenate([photo.geometry for photo in photos])[order],
+    )
 
 
-def merge_segments(index: Path, segments: Sequence[Segment], words: int) -> str:
-    """Writes the photos of several segments as one new segment, without removed photos, and returns its name.
+def merge(segments: Sequence[Segment], words: int, room: Room) -> list[PhotoFacts]:
+    """Merges several segments into one, without removed photos, and returns the facts of its photos.
 
     Lower bound: 14 bytes a feature are read and written. On a disk that takes as long as a copy.
 
-    Raises:
-        HardnetSfmError: the disk is full or cannot be written.
+    Args:
+        segments: the segments, in order.
+        words: number of words of the vocabulary.
+        room: makes the columns of the new segment.
     """
-    facts: list[tuple[str, str, tuple[int, int]]] = []
+    facts: list[PhotoFacts] = []
     numbers, counts = [], np.zeros(words, np.int64)
     for segment in segments:
         number = np.full(MOST_PHOTOS, -1, np.int64)
@@ -248,64 +155,13 @@ def merge_segments(index: Path, segments: Sequence[Segment], words: int) -> str:
             for photo in living
         ]
         numbers.append(number)
-        kernels.living_counts(segment.offsets, segment.images, number, counts)
+        kernels.living_counts(segment.columns.offsets, segment.columns.images, number, counts)
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    with _Draft(index) as draft:
-        kinds = {name: np.result_type(*(getattr(segment, name).dtype for segment in segments)) for name in _COLUMNS}
-        columns = {
-            name: np.lib.format.open_memmap(
-                draft.folder / f"{name}.npy", "w+", kind, (words + 1 if name == "offsets" else int(offsets[-1]),)
-            )
-            for name, kind in kinds.items()
-        }
-        columns["offsets"][:] = offsets
-        cursors = offsets[:-1].copy()
-        new = [np.asarray(columns[name]).view(np.ndarray) for name in ("images", "signatures", "geometry")]
-        for segment, number in zip(segments, numbers, strict=True):
-            old = (segment.offsets, segment.images, segment.signatures, segment.geometry)
-            kernels.merge_lists(*old, number, *new, cursors)
-        for column in columns.values():
-            column.flush()
-        return draft.finish(facts)
-
-
-class _Draft:
-    """A folder next to the segments. It gets its final name when it is complete, and is removed otherwise."""
-
-    def __init__(self, index: Path) -> None:
-        self._index, self.folder = index, index / ".draft"
-
-    def __enter__(self) -> _Draft:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise HardnetSfmError(
-                f"cannot write {self._index}: {error.strerror or error}",
-                "Make room on the disk and run again: finished work is kept.",
-            ) from error
-
-    def finish(self, facts: Sequence[tuple[str, str, tuple[int, int]]]) -> str:
-        names, fingerprints, sizes = (list(part) for part in zip(*facts, strict=True))
-        content = {"names": names, "fingerprints": fingerprints, "sizes": [list(size) for size in sizes]}
-        checks = {}
-        for name in _COLUMNS:
-            column = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-            checks[name] = [len(column), _checksum(column)]
-        text = json.dumps({**content, "checks": checks}, ensure_ascii=True)
-        (self.folder / PHOTOS).write_text(text, encoding="utf-8")
-        target = self._index / f"segment-{digest(content, checks)}"
-        shutil.rmtree(target, ignore_errors=True)
-        self.folder.replace(target)
-        return target.name
-
-
-def _checksum(column: NDArray[Any]) -> int:
-    """Computes the CRC-32 of an array's bytes, block by block."""
-    crc, block = 0, 2**22
-    for start in range(0, len(column), block):
-        crc = zlib.crc32(np.ascontiguousarray(column[start : start + block]).data, crc)
-    return crc
+    room("offsets", np.dtype(np.int64), words + 1)[:] = offsets
+    cursors, new = offsets[:-1].copy(), []
+    for name in ("images", "signatures", "geometry"):
+        kind = np.result_type(*(getattr(segment.columns, name).dtype for segment in segments))
+        new.append(room(name, kind, int(offsets[-1])))
+    for segment, number in zip(segments, numbers, strict=True):
+        kernels.merge_lists(*vars(segment.columns).values(), number, *new, cursors)
+    return facts

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.retrieval import kernels
+from hardnet_sfm.retrieval.acceptance import cells_of, log_false_alarms
 from hardnet_sfm.retrieval.consensus import best_transformation
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.scoring import Query
@@ -34,19 +35,25 @@ class Verified:
 
     Attributes:
         photo: number of the photo.
-        inliers: number of features that agree. Each feature of the query and of the photo counts once.
         query_features: (K,) int64, rows of the query.
         entries: (K,) int64, rows of the segment's lists.
         points: (K, 2) float32, positions in the photo, pixels.
         transformation: (2, 3) float64, from pixels of the query to those of the photo.
+        false_alarms: log10 of the number of agreements as good as this one that chance gives in all photos that were
+            verified, see `hardnet_sfm.retrieval.acceptance`.
     """
 
     photo: int
-    inliers: int
     query_features: NDArray[np.int64]
     entries: NDArray[np.int64]
     points: Float32
     transformation: NDArray[np.float64]
+    false_alarms: float
+
+    @property
+    def inliers(self) -> int:
+        """Number of features that agree. Each feature of the query and of the photo counts once."""
+        return len(self.query_features)
 
 
 def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) -> dict[int, Verified]:
@@ -80,6 +87,7 @@ def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) ->
                 rows[begin:end][:_MOST],
                 geometry[begin:end][:_MOST],
                 _TOLERANCE * float(np.hypot(*sizes[of_photo[begin] - index.starts[number]])),
+                len(photos),
             )
             for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
         ]
@@ -90,7 +98,7 @@ def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) ->
 
 
 def _verify_photo(
-    photo: int, of_query: Float32, rows: NDArray[np.int64], geometry: Float32, tolerance: float
+    photo: int, of_query: Float32, rows: NDArray[np.int64], geometry: Float32, tolerance: float, photos: int
 ) -> Verified | None:
     if len(rows) < LEAST_INLIERS:
         return None
@@ -111,4 +119,7 @@ def _verify_photo(
     if len(kept) < LEAST_INLIERS:
         return None
     at = np.array(kept)
-    return Verified(photo, len(at), rows[at, 0], rows[at, 1], geometry[at, :2], transformation)
+    extent = max(1.0, float(np.hypot(*np.ptp(of_query[:, :2], 0))))
+    cells = np.stack([cells_of(mine[:, :2], 2 * _TOLERANCE * extent), cells_of(geometry[:, :2], 2 * tolerance)])
+    false_alarms = float(np.log10(photos)) + log_false_alarms(rows[:, 2], cells, at)
+    return Verified(photo, rows[at, 0], rows[at, 1], geometry[at, :2], transformation, false_alarms)

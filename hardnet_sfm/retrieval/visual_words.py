@@ -1,39 +1,25 @@
-"""Visual words and binary signatures of descriptors, and the folder of a vocabulary.
-
-A vocabulary is a folder. `card.json` states what the vocabulary was made from, and names the file with the numbers. The
-file's name contains its checksum. So a vocabulary is replaced by replacing its card.
-"""
+"""Visual words and binary signatures of descriptors, and how they are learned."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import sha256_of
-from hardnet_sfm.files.workspace import CARD, prepare_folder, read_json, replacing, write_json
-from hardnet_sfm.progress import progress
+from hardnet_sfm.inverted_lists import Signatures, Words
+from hardnet_sfm.retrieval.kmeans import Checkpoint, NoCheckpoint, kmeans, search_in_blocks
 
-FORMAT = "hardnet-sfm vocabulary"
-VERSION = 1
 BITS = 64
 # Up to this many words, the nearest is found by comparing all. With more, it is searched in the nearest of about 2 *
 # sqrt(words) cells. With 4000 descriptors and 20k words this takes 0.1 s instead of 0.5 s, and 99.9 % of the answers
 # are the same.
 _EXACT_WORDS = 4096
 _PROBES = 32
-
-Words = NDArray[np.int32]
-Signatures = NDArray[np.uint64]
 
 
 class Vocabulary:
@@ -68,61 +54,13 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 of the vocabulary's numbers."""
+        """Sha256 of the vocabulary's numbers, once it has been written."""
         return str(self.card["sha256"])
 
-    @classmethod
-    def open(cls, folder: Path) -> Vocabulary:
-        """Reads a vocabulary.
-
-        Args:
-            folder: folder of the vocabulary, or a workspace that contains one.
-
-        Raises:
-            HardnetSfmError: the vocabulary is missing, damaged or of another version.
-        """
-        folder = folder if (folder / CARD).is_file() else folder / "vocabulary"
-        if not (folder / CARD).is_file():
-            raise HardnetSfmError(f"no vocabulary at {folder}", "Run `hardnet-sfm vocabulary IMAGES` first.")
-        card = read_json(folder / CARD)
-        if card.get("format") != FORMAT or card.get("version") != VERSION:
-            raise HardnetSfmError(
-                f"{folder}: not a vocabulary of hardnet-sfm (version {VERSION})",
-                "Make it again with `hardnet-sfm vocabulary IMAGES`.",
-            )
-        path = folder / str(card.get("file"))
-        try:
-            whole = sha256_of(path) == card["sha256"]
-            tensors = load_file(path) if whole else {}
-            numbers = [tensors[name].astype(np.float32) for name in ("centroids", "projection", "thresholds")]
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise HardnetSfmError(
-                f"{path}: missing, damaged or changed", "Make the vocabulary again with `hardnet-sfm vocabulary`."
-            ) from error
-        return cls(card, *numbers)
-
-    def save(self, folder: Path) -> None:
-        """Writes the vocabulary, complete or not at all. An earlier one in the folder stays until this one is complete.
-
-        Raises:
-            HardnetSfmError: the disk is full or cannot be written.
-        """
-        prepare_folder(folder)
-        tensors = {"centroids": self.centroids, "thresholds": self.thresholds}
-        halves = {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}
-        content = save({**halves, "projection": np.ascontiguousarray(self.projection)})
-        mark = sha256(content).hexdigest()
-        target = folder / f"words-{mark[:8]}.safetensors"
-        try:
-            with replacing(target) as beside:
-                beside.write_bytes(content)
-            self.card.update({"format": FORMAT, "version": VERSION, "file": target.name, "sha256": mark})
-            write_json(folder / CARD, self.card)
-        except OSError as error:
-            raise HardnetSfmError(f"cannot write {folder}: {error}", "Make room on the disk and run again.") from error
-        for old in folder.glob("words-*.safetensors"):
-            if old != target:
-                old.unlink()
+    @property
+    def numbers(self) -> dict[str, Float32]:
+        """The arrays by name, as its file has them."""
+        return {name: getattr(self, name) for name in ("centroids", "projection", "thresholds")}
 
     def check_fits(self, options: dict[str, Any], what: str) -> None:
         """Raises an error if features do not have the descriptors of the vocabulary.
@@ -156,7 +94,7 @@ class Vocabulary:
         rows = np.ascontiguousarray(descriptors, np.float32)
         if not len(rows):
             return np.zeros((0, count), np.int32)
-        return np.asarray(self._nearest.search(rows, count)[1], np.int32)
+        return np.asarray(search_in_blocks(self._nearest, rows, count)[1], np.int32)
 
     def signatures(self, descriptors: NDArray[np.floating], words: Words) -> Signatures:
         """Computes binary signatures within given words.
@@ -178,7 +116,7 @@ class Vocabulary:
         """Returns the share of (N, D) descriptors whose assigned word is the nearest of all."""
         exact = faiss.IndexFlatL2(self.dimension)
         exact.add(self.centroids)
-        return float((exact.search(sample, 1)[1] == self.assign(sample)).mean())
+        return float((search_in_blocks(exact, sample, 1)[1] == self.assign(sample)).mean())
 
 
 def _shown(value: object) -> str:
@@ -207,29 +145,32 @@ def _empty_index(words: int, dimension: int) -> Any:
     return index
 
 
-def learn_words(sample: Float32, words: int, iterations: int, seed: int, *, gpus: bool) -> Vocabulary:
-    """Learns a vocabulary: words by k-means, an orthogonal projection, and medians of the sample."""
+def learn_words(
+    sample: Float32, words: int, iterations: int, seed: int, *, gpus: bool, checkpoint: Checkpoint | None = None
+) -> Vocabulary:
+    """Learns a vocabulary: words by k-means, an orthogonal projection, and medians of the sample.
+
+    Args:
+        sample: (N, D) descriptors.
+        words: number of words.
+        iterations: iterations of k-means.
+        seed: random seed of the first words and of the projection.
+        gpus: whether GPUs may assign the descriptors.
+        checkpoint: keeps the words of an interrupted run. A run that resumes gives the same words.
+    """
     count, dimension = sample.shape
-    clustering = faiss.Clustering(dimension, words)
-    clustering.niter, clustering.seed = 1, seed
-    clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, count
     index = _empty_index(words, dimension)
     if not index.is_trained:
         index.train(sample[:words])
     if gpus and faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
-    # One iteration for each call, so that progress is shown and Ctrl-C works.
-    with progress("k-means", iterations) as advance:
-        for _ in range(iterations):
-            clustering.train(sample, index)
-            objective = _objective(clustering) / count
-            index.reset()
-            advance()
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(-1, dimension).copy()
+    chosen = np.empty(count, np.int32)
+    faiss.rand_perm(faiss.swig_ptr(chosen), count, seed + 1)  # type: ignore[attr-defined]
+    centroids, distances = kmeans(sample, sample[chosen[:words]], index, iterations, checkpoint or NoCheckpoint())
     projection = _random_projection(dimension, seed)
     # Words are stored in 16 bits, like all descriptors.
     centroids = centroids.astype(np.float16).astype(np.float32)
-    learned = Vocabulary({"objective": objective}, centroids, projection, np.zeros((len(centroids), BITS), np.float32))
+    learned = Vocabulary({"objective": distances / count}, centroids, projection, np.zeros((words, BITS), np.float32))
     nearest = learned.assign(sample)[:, 0]
     thresholds = _medians(sample @ projection.T, nearest, centroids @ projection.T)
     learned.thresholds[:] = thresholds.astype(np.float16)
@@ -241,12 +182,6 @@ def _random_projection(dimension: int, seed: int) -> Float32:
     random, rows = np.random.default_rng(seed), min(dimension, BITS)
     sets = [np.linalg.qr(random.standard_normal((dimension, rows)))[0].T for _ in range(-(-BITS // rows))]
     return np.concatenate(sets)[:BITS].astype(np.float32)
-
-
-def _objective(clustering: Any) -> float:
-    """Returns the sum of squared distances after the last iteration."""
-    statistics = clustering.iteration_stats
-    return float(statistics.at(statistics.size() - 1).obj)
 
 
 def _medians(projected: Float32, words: Words, fallback: Float32) -> Float32:

@@ -1,4 +1,4 @@
-"""Gradient descent with lightning: runs the trainer, checks its checkpoint and silences its messages."""
+"""Gradient descent with lightning: runs the trainer and silences its messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,8 +17,6 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.weight_files import load_tensors
 from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.training.callbacks import INTERRUPTS, Interruptible, Progress
 from hardnet_sfm.training.module import NetworkTraining
@@ -75,21 +72,6 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raises HardnetSfmError if the checkpoint is missing or damaged, or if the file is something else."""
-    hint = "Delete the folder to start a new run."
-    if not path.is_file():
-        raise HardnetSfmError(f"no checkpoint at {path}", "Leave out --resume to start a new run.")
-    loaded = load_tensors(path, hint)
-    if zipfile.is_zipfile(path):  # torch's reader does not check the checksums
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise HardnetSfmError(f"{path}: damaged: the checksum of {damaged} in it differs", hint)
-    if not isinstance(loaded, dict) or not loaded.keys() >= {"state_dict", "optimizer_states", "loops", "recipe"}:
-        raise HardnetSfmError(f"{path}: not a checkpoint of `train`", hint)
 
 
 @contextmanager

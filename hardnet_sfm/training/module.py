@@ -16,17 +16,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.patch_sets import PatchSet
-from hardnet_sfm.files.weight_files import not_finite
+from hardnet_sfm.network_weights import not_finite
 from hardnet_sfm.networks.architectures import Architecture
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.losses import LOSSES
 from hardnet_sfm.training.objectives import TrainingBatch
 from hardnet_sfm.training.sampling import Batch, Draw, Sampler
+from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.training.validation import HeldOutBatches
 
 _GO_BACK = "Use a lower --learning-rate. Add --resume if the folder next to the output has a last.ckpt."
 _WARM_UP = 0.02
+NORM_BATCH = {"cpu": 256, "cuda": None}
 WORKERS = 4  # processes that draw batches while a GPU trains
 _BLOCK = 8192  # number of patches that are copied to a GPU at once
 
@@ -80,6 +82,29 @@ class TrainingPlan:
     norm_batch: int | None = None
     seed: int = 0
     fingerprint: str = ""
+
+    @classmethod
+    def of(cls, options: TrainOptions, minutes: float | None, fingerprint: str, device: str) -> TrainingPlan:
+        """Takes the settings from complete options, see `TrainOptions.completed`.
+
+        Args:
+            options: options of training.
+            minutes: limit on the time, see `Budget`.
+            fingerprint: see `TrainingPlan`.
+            device: "cpu" or "cuda".
+        """
+        assert options.loss is not None and options.learning_rate is not None
+        return cls(
+            options.loss,
+            options.augment,
+            Budget(minutes, options.steps),
+            options.learning_rate,
+            options.weight_decay,
+            options.dropout,
+            options.norm_batch or NORM_BATCH[device],
+            options.seed,
+            fingerprint,
+        )
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):

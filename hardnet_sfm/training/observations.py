@@ -18,9 +18,8 @@ are the same for all observations of the point if the detector is repeatable and
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,18 +63,11 @@ class MineOptions:
     closer."""
     measurement_size: float = 20.0
     """Side of a patch, in sigmas of the keypoint. The shipped weights use 20; 12 is usual in the literature."""
-    keypoints: Path | None = None
-    """features.h5 or COLMAP database with the scales and orientations of the keypoints. Default: one next to the
-    model."""
 
     def check(self) -> None:
         """Raises UsageError if a value is invalid."""
         check_least(self, min_track=2, max_depth_ratio=1)
         check_above(self, max_scale_ratio=1, max_error=0, max_angle=0, max_turn=0, measurement_size=0)
-
-    def recipe(self) -> dict[str, Any]:
-        """Collects everything that determines the patches, in a form that JSON can hold."""
-        return {name: value for name, value in asdict(self).items() if name != "keypoints"}
 
 
 @dataclass(frozen=True)

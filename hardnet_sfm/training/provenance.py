@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from hardnet_sfm.files.patch_sets import PatchSet
 from hardnet_sfm.keypoints import LOWES_RATIO
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.training.train_options import TrainOptions
+from hardnet_sfm.versions import find_commit, name_program
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from hardnet_sfm.files.weight_files import Weights
+    from hardnet_sfm.network_weights import Weights
 
 
-def about(
+def record_origin(
     sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
 ) -> dict[str, str]:
     """Collects the metadata of a weights file about its origin, including the origin of its initial weights."""
-    from hardnet_sfm.files.weight_files import recommended_ratio
+    from hardnet_sfm.network_weights import recommended_ratio
     from hardnet_sfm.networks.architectures import ARCHITECTURES
 
     architecture = ARCHITECTURES.find(options.network)
@@ -31,9 +31,9 @@ def about(
         **architecture.metadata(),
         "measurement_size": str(sets[0].measurement_size),
         "licence": options.licence,
-        "data": json.dumps([f"{patch_set.source} {patch_set.path.name}" for patch_set in sets]),
-        "command": shlex.join([_program(), *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode(),
-        "commit": _commit(),
+        "data": json.dumps([f"{patch_set.source} {PurePath(patch_set.origin).name}" for patch_set in sets]),
+        "command": shlex.join([name_program(), *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode(),
+        "commit": find_commit(),
         "seed": str(options.seed),
         "fingerprint": fingerprint,
         "options": json.dumps(asdict(options), default=str),
@@ -58,26 +58,3 @@ def _history(weights: Weights) -> dict[str, Any]:
             except ValueError:
                 found[name] = weights.metadata[name]
     return found
-
-
-def _program() -> str:
-    """Returns the name of the running program without its folder."""
-    name = Path(sys.argv[0]).name
-    return "hardnet-sfm" if name == "__main__.py" else name
-
-
-def _commit() -> str:
-    """Returns the commit of the package and whether it has local changes; empty if it does not run from a clone."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""  # without git the commit cannot be determined
-    return described.stdout.strip()

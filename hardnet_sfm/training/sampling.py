@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_least
-from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.patch_set import PatchSet
 
 # A width in pixels that no photo exceeds. It is a power of two, so that adding a position to it is exact.
 _PHOTO = 2.0**20
@@ -99,7 +99,7 @@ class Sampler:
         for index, share in zip(self._indexes, self._shares, strict=True):
             if len(index.points) < share * options.batch_size:
                 raise HardnetSfmError(
-                    f"{index.set.path}: {len(index.points)} points seen in two photos are too few for batches of "
+                    f"{index.set.origin}: {len(index.points)} points seen in two photos are too few for batches of "
                     f"{options.batch_size}",
                     "Mine more photos, or lower --batch-size.",
                 )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.measures import average_precision, fpr95
-from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.measures import average_precision, fpr95
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 
 BATCHES = 4  # number of batches from each scene
@@ -53,7 +53,7 @@ class HeldOutBatches:
 
 
 def _too_small(patches: PatchSet, why: str) -> HardnetSfmError:
-    return HardnetSfmError(f"{patches.path}: too little to measure with: {why}", "Mine a larger scene for it.")
+    return HardnetSfmError(f"{patches.origin}: too little to measure with: {why}", "Mine a larger scene for it.")
 
 
 def measures_of(distances: Tensor, same: Tensor, others: Tensor, *, scores: bool = False) -> dict[str, float]:

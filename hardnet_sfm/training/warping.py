@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32, Grey
 from hardnet_sfm.errors import UsageError, check_above, check_least
-from hardnet_sfm.files.patch_sets import PATCH_SIZE
 from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.patch_set import PATCH_SIZE
 from hardnet_sfm.patches import extract_patches
 
 _EXTENT = 1000.0  # pixels

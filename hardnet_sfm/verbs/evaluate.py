@@ -7,32 +7,34 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from rich.markup import escape
 from tyro.conf import Positional, arg, subcommand
 
-from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
+from hardnet_sfm.competitors import DESCRIPTORS, Competitor, competitors, find_vocabularies
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.datasets.landmark_sets import LandmarkSet, LandmarkSetName, find_images, open_landmark_set
 from hardnet_sfm.evaluation.scores import Results, ScoreTable
-from hardnet_sfm.evaluation.tables import LandmarkTable
+from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
 from hardnet_sfm.features.extraction import KeypointOptions
 from hardnet_sfm.files.ownership import check_output
-from hardnet_sfm.files.workspace import DEFAULT, replacing
+from hardnet_sfm.files.workspace import CARD, DEFAULT, digest, read_json, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import METHODS, Method
 from hardnet_sfm.terminal import output
-from hardnet_sfm.verbs.extract import ExtractResult
-from hardnet_sfm.verbs.vocabulary import VocabularyOptions
+from hardnet_sfm.verbs.extract import ExtractResult, extract
+from hardnet_sfm.verbs.index import index
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
-    from hardnet_sfm.benchmark.competitors import Competitor
+    from hardnet_sfm.photo_index import Index
 
-_NAMED = 10  # unreadable photos to print; --json lists all
+OnExtract = Callable[[str, ExtractResult], None]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,6 @@ class TableOptions:
 
     def rows(self) -> list[Competitor]:
         """Makes the rows of the table. Errors in descriptors and output files appear before the work begins."""
-        from hardnet_sfm.benchmark.competitors import competitors
-
         given = [path for path in (self.json, self.csv) if path is not None]
         for path in given:
             if not path.parent.is_dir():
@@ -89,25 +89,6 @@ class LandmarkOptions(TableOptions):
     keypoints: KeypointOptions = field(default_factory=KeypointOptions)
     words: VocabularyOptions = field(default_factory=VocabularyOptions)
 
-    def compare(self, name: LandmarkSetName, folder: Path, vocabularies: Sequence[Path]) -> None:
-        """Runs the comparison on a data set, prints the table and writes what was asked for."""
-        from hardnet_sfm.benchmark.landmark_scores import evaluate_landmarks
-
-        table = evaluate_landmarks(
-            name,
-            folder,
-            self.workspace,
-            vocabularies,
-            self.rows(),
-            methods=self.method,
-            keypoint_options=self.keypoints,
-            vocabulary_options=self.words,
-            resources=self.resources,
-            on_extract=_print_extracted,
-        )
-        _print_missing(table)
-        self.show(table)
-
 
 @dataclass(frozen=True)
 class _LandmarkBenchmark:
@@ -122,7 +103,22 @@ class _LandmarkBenchmark:
     table: LandmarkOptions = field(default_factory=LandmarkOptions)
 
     def run(self) -> None:
-        self.table.compare(self.name, self.folder, self.vocabulary)
+        options = self.table
+        table = evaluate_landmarks(
+            self.name,
+            self.folder,
+            options.workspace,
+            self.vocabulary,
+            options.rows(),
+            methods=options.method,
+            keypoint_options=options.keypoints,
+            vocabulary_options=options.words,
+            resources=options.resources,
+            on_extract=_print_extracted,
+        )
+        for remark in table.remarks():
+            errors.print(remark, soft_wrap=True)
+        options.show(table)
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ class Brown(_ScoreBenchmark):
     official pairs. A star marks rows that were trained on the set, as their name or metadata says."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
-        from hardnet_sfm.benchmark.patch_scores import evaluate_brown
+        from hardnet_sfm.evaluation.patch_scores import evaluate_brown
 
         return evaluate_brown(self.folder, rows, self.table.resources)
 
@@ -187,7 +183,7 @@ class W1bs(_ScoreBenchmark):
     """Mishkin et al., BMVC 2015: patches with one nuisance at a time (A, G, L, S, map2photo); mAUC by nuisance."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
-        from hardnet_sfm.benchmark.patch_scores import evaluate_w1bs
+        from hardnet_sfm.evaluation.patch_scores import evaluate_w1bs
 
         return evaluate_w1bs(self.folder, rows, self.table.resources)
 
@@ -202,7 +198,7 @@ class Hpatches(_ScoreBenchmark):
     """Sequences to test: a, b, c or full; illum or view for changes of illumination or of viewpoint alone."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
-        from hardnet_sfm.benchmark.patch_scores import evaluate_hpatches
+        from hardnet_sfm.evaluation.patch_scores import evaluate_hpatches
 
         return evaluate_hpatches(self.folder, rows, self.table.resources, tasks=self.tasks, split=self.split)
 
@@ -216,7 +212,7 @@ class Homography(_ScoreBenchmark):
     """COLMAP's limit on keypoints per photo. A keypoint with two orientations counts once and gives two rows."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
-        from hardnet_sfm.benchmark.photo_scores import evaluate_homographies
+        from hardnet_sfm.evaluation.photo_scores import evaluate_homographies
 
         return evaluate_homographies(self.folder, rows, self.table.resources, max_features=self.max_features)
 
@@ -231,7 +227,7 @@ class Pairs(_ScoreBenchmark):
     """COLMAP's limit on keypoints per photo. A keypoint with two orientations counts once and gives two rows."""
 
     def measure(self, rows: list[Competitor]) -> ScoreTable:
-        from hardnet_sfm.benchmark.photo_scores import evaluate_pairs
+        from hardnet_sfm.evaluation.photo_scores import evaluate_pairs
 
         return evaluate_pairs(self.folder, rows, self.table.resources, max_features=self.max_features)
 
@@ -268,30 +264,134 @@ class EvaluateCommand:
         self.data_set.run()
 
 
+def evaluate_landmarks(
+    name: LandmarkSetName,
+    folder: Path | str,
+    workspace: Path | str,
+    vocabularies: Sequence[Path | str],
+    rows: Sequence[Competitor] | None = None,
+    *,
+    methods: Sequence[str] = METHODS,
+    keypoint_options: KeypointOptions | None = None,
+    vocabulary_options: VocabularyOptions | None = None,
+    resources: Resources | None = None,
+    on_extract: OnExtract | None = None,
+) -> LandmarkTable:
+    """Measures descriptors and methods on one data set.
+
+    The workspace keeps features, vocabularies and indexes of each descriptor separately. A second call makes only what
+    is missing and searches again. An additional descriptor therefore costs only its own time.
+
+    Args:
+        name: name of the data set.
+        folder: folder of the data set, see `hardnet_sfm.evaluation.datasets.landmark_sets`.
+        workspace: folder for all outputs.
+        vocabularies: vocabularies made by the stage `vocabulary`, one for each descriptor; or one data set or folder of
+            photos from which to learn them. The literature learns them from the other city.
+        rows: descriptors, see `competitors`. None means RootSIFT, and HardNet with its shipped weights.
+        methods: methods of `hardnet_sfm.retrieval`.
+        keypoint_options: options of the keypoints, the same for all descriptors and both cities.
+        vocabulary_options: options for learning vocabularies.
+        resources: threads and device to use.
+        on_extract: called for each store with the names of its descriptor and folder, and the result of the extraction.
+
+    Raises:
+        HardnetSfmError: the data set is incomplete, none of its queries can be used, or a vocabulary does not fit.
+        UsageError: the options contradict each other.
+
+    Examples:
+        >>> table = hardnet_sfm.evaluate_landmarks("oxford5k", oxford, "out", [paris])  # doctest: +SKIP
+        >>> list(table.rows), table.photos  # doctest: +SKIP
+        (['rootsift', 'hardnet-sfm'], 5063)
+    """
+    from hardnet_sfm.evaluation.landmarks import rank_photos, score_rankings
+
+    rows = competitors(DESCRIPTORS, ()) if rows is None else rows
+    folder, workspace, sources = Path(folder), Path(workspace), [Path(path) for path in vocabularies]
+    keypoints, resources = keypoint_options or KeypointOptions(), resources or Resources()
+    for options in (keypoints, vocabulary_options or VocabularyOptions()):
+        options.check()
+    if not methods:
+        raise UsageError("nothing to evaluate", "Give a --method.")
+    whole = open_landmark_set(name, folder)
+    given = find_vocabularies(sources, rows)
+    if given and vocabulary_options not in (None, VocabularyOptions()):
+        raise UsageError(
+            "options of a new vocabulary have no effect if --vocabulary names an existing one",
+            "Leave them out, or give photos to learn a new one from.",
+        )
+    cells: dict[str, dict[str, Cell]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        maker = _Maker(workspace / "evaluation" / row.folder, row, keypoints, resources, on_extract)
+        words = given.get(row.name) or maker.vocabulary(find_images(sources[0]), vocabulary_options)
+        features, extracted = maker.features(whole.images)
+        landmarks = whole.without(extracted.skipped)
+        asked, left_out = landmarks.questions()
+        if not asked:
+            raise HardnetSfmError(
+                f"{folder}: none of the queries of {name} can be used", next(iter(left_out.values()), "")
+            )
+        rankings, seconds = rank_photos(maker.index(features, words, landmarks), asked, methods, row.name)
+        scores = {name: score_rankings(landmarks.truth, of, landmarks.photos) for name, of in rankings.items()}
+        cells[row.name] = {name: Cell(scores[name], seconds[name] / len(asked)) for name in methods}
+        facts[row.name] = {
+            "weights_sha256": row.weights_sha256,
+            "keypoints": extracted.keypoints,
+            "vocabulary": read_json(words / CARD),
+        }
+    return LandmarkTable(
+        name,
+        landmarks.truth.setups,
+        cells,
+        facts,
+        len(landmarks.photos),
+        {question.query.name: (question.query.photo, question.query.box) for question in asked},
+        left_out,
+        extracted.skipped,
+        tuple(landmarks.unknown),
+    )
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the features, vocabulary and index of a descriptor, unless they are up to date."""
+
+    place: Path
+    row: Competitor
+    keypoints: KeypointOptions
+    resources: Resources
+    on_extract: OnExtract | None
+
+    def _of(self, images: Path) -> Path:
+        """Returns the output folder for a folder of photos. It is unique even if folders have the same name."""
+        folder = images.parent if images.name in ("images", "jpg") else images
+        return self.place / f"{folder.resolve().name}-{digest(str(images.resolve()))[:6]}"
+
+    def features(self, images: Path) -> tuple[Path, ExtractResult]:
+        path = self._of(images) / "features.h5"
+        # The features of a data set are made again at will, so its photos may come and go.
+        report = extract(images, path, self.row.extract_options(self.keypoints), self.resources, prune=True)
+        if self.on_extract:
+            self.on_extract(f"{self.row.name} {path.parent.name}", report)
+        return path, report
+
+    def vocabulary(self, images: Path, options: VocabularyOptions | None) -> Path:
+        features, _ = self.features(images)
+        folder = features.with_name("vocabulary")
+        vocabulary(features, folder, options, self.resources)
+        return folder
+
+    def index(self, features: Path, words: Path, landmarks: LandmarkSet) -> Index:
+        folder = features.with_name(f"index-{landmarks.name}")
+        index(features, words, folder, resources=self.resources, names=set(landmarks.photos.values()))
+        from hardnet_sfm.photo_index import Index
+
+        return Index.open(folder, weights=self.row.weights, resources=self.resources)
+
+
 def _print_extracted(what: str, result: ExtractResult) -> None:
     errors.print(f"{escape(what)}: {escape(result.summary())}")
-
-
-def _print_missing(table: LandmarkTable) -> None:
-    """Prints which parts of the data set are missing; the evaluation ignores the ground truth about them."""
-    for why in list(table.skipped.values())[:_NAMED]:
-        errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
-    if len(table.skipped) > _NAMED:
-        errors.print(f"and {len(table.skipped) - _NAMED} more photos: --json FILE has their names", soft_wrap=True)
-    if table.unknown:
-        errors.print(
-            f"[yellow]missing:[/] {_some(table.unknown)} of the photos in the ground truth. They count as outside the "
-            "collection, so the results are not comparable with those of the whole data set",
-            soft_wrap=True,
-        )
-    for why in dict.fromkeys(table.left_out.values()):
-        names = [name for name, reason in table.left_out.items() if reason == why]
-        errors.print(f"[yellow]not used:[/] {_some(names)} of the queries: {escape(why)}", soft_wrap=True)
-
-
-def _some(names: Sequence[str]) -> str:
-    """Formats the number of names and the first three of them."""
-    return f"{len(names)} ({escape(', '.join(names[:3]))}{' ...' if len(names) > 3 else ''})"
 
 
 def _write(path: Path, text: str) -> None:

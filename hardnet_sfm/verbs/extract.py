@@ -23,9 +23,10 @@ from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
 from hardnet_sfm.files.ledger import Ledger, say_again
 from hardnet_sfm.files.lost_photos import check_losses
 from hardnet_sfm.files.ownership import claim
-from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
+from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
-from hardnet_sfm.files.workspace import locked
+from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, Images, Prune, print_result
@@ -72,6 +73,7 @@ def extract(
     options: ExtractOptions | None = None,
     resources: Resources | None = None,
     *,
+    names: list[str] | None = None,
     prune: bool = False,
 ) -> ExtractResult:
     """Detects and describes keypoints in all photos of a folder.
@@ -87,6 +89,7 @@ def extract(
         features: store to create or to continue.
         options: options of detection and description. None means those that the workspace remembers, or the defaults.
         resources: threads and device to use.
+        names: names of the photos, if the caller has listed the folder.
         prune: drop the features of photos that are gone, even if these are a tenth of the photos or more.
 
     Raises:
@@ -102,14 +105,15 @@ def extract(
     ledger = Ledger(features.parent)
     asked = options = options or ledger.recall("extract", ExtractOptions) or ExtractOptions()
     options.check()
-    names = list_photos(images)
+    names = list_photos(images) if names is None else names
     check_names_apart(names)
     descriptor = make_descriptor(options.descriptor, options.weights)
     make_detector(options.detector, detector_options(options))  # refuses options that the detector does not have
     # Created only when the first photo has to be described: a run that is up to date does not need it.
     describer = cache(lambda: PatchDescriber(descriptor, resolve_device(resources.device)))
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
-        removed = check_losses(features, writer.header, writer.facts, images, names, prune=prune)
+        hashes = PhotoHashes(Workspace(features.parent).photo_hashes, images)
+        removed = check_losses(features, writer.header, writer.facts, hashes, names, prune=prune)
         found = None
         if options.orientation == "auto":
             found = _orientations(images, names, options, describer, resources.threads, writer.header)
@@ -117,7 +121,7 @@ def extract(
         turned = found.turned if found else {}
         cut = PhotoCutter(options, descriptor)
         recipe = options.recipe(descriptor.weights_sha256)
-        due = _due(images, names, writer.fingerprints, recipe, turned)
+        due = _due(hashes, names, writer.fingerprints, recipe, turned)
         skipped: dict[str, str] = {}
         start = time.perf_counter()
         changed = what_changed(writer.header, recipe)
@@ -129,7 +133,7 @@ def extract(
             with progress("extract", len(names), len(names) - len(due)) as advance:
                 stream = _detected(
                     due,
-                    lambda name: cut(name, read_photo(images / name), turned.get(name, 0)),
+                    lambda name: cut(name, hashes.photo(name), turned.get(name, 0)),
                     resources.threads,
                     skipped,
                     options.strict,
@@ -140,6 +144,7 @@ def extract(
                     print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
                     writer.put(photo.name, print_of, arrays, _facts_of(photo))
                     advance(note=photo.name)
+        hashes.save(names)
         done = [name for name in names if name not in skipped]
         if not done:
             first = next(iter(skipped.values()))
@@ -197,7 +202,7 @@ def _orientations(
 
 
 def _due(
-    images: Path, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
+    hashes: PhotoHashes, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
 ) -> list[str]:
     """Lists the photos whose features are missing or out of date."""
 
@@ -205,7 +210,7 @@ def _due(
         if name not in finished:
             return False
         try:
-            return finished[name] == feature_fingerprint(recipe, sha256_of(images / name), turned.get(name, 0))
+            return finished[name] == feature_fingerprint(recipe, hashes.sha256(name), turned.get(name, 0))
         except OSError:
             return False  # the later attempt to read the photo reports the error
 
@@ -254,7 +259,7 @@ class ExtractCommand:
         place = self.common.place
         place.check_apart(self.images)
         self.extract.check()
-        list_photos(self.images)
+        names = list_photos(self.images)
         claim(place.root, place.features.name)
-        result = extract(self.images, place.features, self.extract, self.resources, prune=self.prune)
+        result = extract(self.images, place.features, self.extract, self.resources, names=names, prune=self.prune)
         print_result("extract", result)

@@ -8,27 +8,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from rich.markup import escape
 from tyro.conf import arg
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.index_files import Manifest
 from hardnet_sfm.files.ledger import Ledger
 from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_files import list_photos
 from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace, locked
-from hardnet_sfm.progress import progress
+from hardnet_sfm.files.workspace import CARD, DEFAULT, MANIFEST, Workspace, locked, read_json
+from hardnet_sfm.inverted_lists import MOST_PHOTOS
+from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.methods import MOST_PHOTOS
 from hardnet_sfm.stages import OnStage, StageResult
 from hardnet_sfm.terminal import Common, Images, Prune, print_result
 from hardnet_sfm.verbs.extract import extract
-from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
+from hardnet_sfm.verbs.vocabulary import VocabularyOptions, default_words, vocabulary
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
     from hardnet_sfm.photo_index import Index
     from hardnet_sfm.retrieval.segments import IndexedPhoto
     from hardnet_sfm.retrieval.visual_words import Vocabulary
+
+
+# Words are learned again if there would be this many times as many.
+_OUTGROWN = 4
+# Rough figures to estimate the time: words that a descriptor is compared with at most, and comparisons of a thread.
+_COMPARED = 6000
+_COMPARISONS_A_SECOND = 2e7
 
 
 @dataclass(frozen=True)
@@ -98,13 +107,12 @@ def index(
     """
     import faiss
 
-    from hardnet_sfm.retrieval.index_builder import IndexBuilder
-    from hardnet_sfm.retrieval.visual_words import Vocabulary
+    from hardnet_sfm.index_folder import IndexBuilder, open_vocabulary
 
     options, resources = options or IndexOptions(), resources or Resources()
     options.check()
     features, output = Path(features), Path(output)
-    words = Vocabulary.open(Path(vocabulary))
+    words = open_vocabulary(Path(vocabulary))
     with locked(output.parent), FeatureStore(features) as store:
         words.check_fits(store.header["options"], str(features))
         builder = IndexBuilder(output, words, store.header["images"], store.header["options"])
@@ -171,10 +179,10 @@ def index_photos(
     for options in (extract_options, vocabulary_options, index_options):
         if options is not None:
             options.check()
-    list_photos(Path(images))
+    names = list_photos(Path(images))
     claim(place.root, place.features.name)
     with locked(place.root):
-        result = extract(images, place.features, extract_options, resources, prune=prune)
+        result = extract(images, place.features, extract_options, resources, names=names, prune=prune)
         if on_stage:
             on_stage("extract", result)
         update_index(
@@ -202,7 +210,8 @@ def update_index(
 
     A given vocabulary is used first. Otherwise the index keeps its own vocabulary if that fits the descriptor and no
     `vocabulary_options` are set. Otherwise a new one is learned from the features. Added or removed photos therefore
-    do not change the visual words.
+    do not change the visual words, unless the collection has outgrown them: if a new vocabulary would have at least
+    four times as many words, it is learned. Growing step by step costs at most a third more than learning once.
     """
 
     def told(name: str, result: StageResult) -> None:
@@ -216,6 +225,9 @@ def update_index(
             vocabulary_options = None  # those that the workspace remembers
         if words is None and vocabulary_options is None:
             words = _fitting_vocabulary(place)
+            if words is not None and (more := _outgrown(place, words)):
+                _say_it_is_outgrown(words, more, resources or Resources())
+                words = None
         if words is None:
             told("vocabulary", vocabulary(place.features, place.vocabulary, vocabulary_options, resources))
             words = place.vocabulary
@@ -224,8 +236,6 @@ def update_index(
 
 def _fitting_vocabulary(place: Workspace) -> Path | None:
     """Returns the vocabulary of the workspace's index if the features still come from the same descriptor."""
-    from hardnet_sfm.retrieval.inverted_index import Manifest
-
     if not (place.index / MANIFEST).is_file():
         return None
     manifest = Manifest.read(place.index / MANIFEST)
@@ -234,6 +244,42 @@ def _fitting_vocabulary(place: Workspace) -> Path | None:
             manifest.options.get(name) == store.header["options"].get(name) for name in ("descriptor", "weights_sha256")
         )
     return place.index / manifest.vocabulary_folder if same else None
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """A vocabulary that the present features would give: its number of words, and the number of features."""
+
+    words: int
+    features: int
+
+
+def _outgrown(place: Workspace, vocabulary_folder: Path) -> _Growth | None:
+    """Returns the size of a new vocabulary if the collection has outgrown the one that was learned from it.
+
+    It returns None for a vocabulary of other photos, and for one whose number of words was chosen by hand.
+    """
+    card = read_json(vocabulary_folder / CARD)
+    with FeatureStore(place.features) as store:
+        learned_from = card.get("made_of", {}).get("features", {})
+        ours = card.get("data") == store.header["images"] or learned_from.items() & store.fingerprints().items()
+        features = sum(store.counts().values())
+    if not ours or card.get("words_chosen") or default_words(features) < _OUTGROWN * card["words"]:
+        return None
+    return _Growth(default_words(features), features)
+
+
+def _say_it_is_outgrown(vocabulary_folder: Path, more: _Growth, resources: Resources) -> None:
+    words = read_json(vocabulary_folder / CARD)["words"]
+    comparisons = VocabularyOptions().iterations * min(more.features, 32 * more.words) + more.features
+    seconds = comparisons * min(more.words, _COMPARED) / (_COMPARISONS_A_SECOND * resources.threads)
+    duration = f"{round(seconds / 60)} minutes" if seconds > 90 else f"{max(2, round(seconds))} seconds"
+    console.print(
+        f"The collection has outgrown the {words} visual words of its index. {more.words} new ones are learned and all "
+        f"photos are indexed again, in about {duration}. To keep the old ones, press Ctrl-C and give --vocabulary "
+        f"{escape(str(vocabulary_folder))}.",
+        soft_wrap=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.fingerprints import are_features_of, inputs_fingerprint, stale_pairs
 from hardnet_sfm.files.photo_files import list_photos, sha256_of
+from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import CARD, DEFAULT, MANIFEST, PHOTOS, Workspace, read_json
 from hardnet_sfm.terminal import output
@@ -65,19 +66,20 @@ def _features(features: FeatureStore) -> Part:
     options = features.header["options"]
     if not images.is_dir():
         return Part("features", holds, options, f"the photos are no longer in {images}")
+    hashes = PhotoHashes(Workspace(features.path.parent).photo_hashes, images)
     try:
         listed = list_photos(images)
     except HardnetSfmError as error:  # no photo is left
         return Part("features", holds, options, f"{len(counts)} photos gone: {error.message}")
     there, prints = set(listed) - set(skipped), features.fingerprints()
-    now = {n: _current(prints[n], options, images / n) if n in prints else "" for n in there}
+    now = {n: _current(prints[n], options, hashes, n) if n in prints else "" for n in there}
     return Part("features", holds, options, _differences(prints, now))
 
 
-def _current(fingerprint: str, options: Mapping[str, Any], photo: Path) -> str:
+def _current(fingerprint: str, options: Mapping[str, Any], hashes: PhotoHashes, name: str) -> str:
     """Returns the fingerprint if it belongs to this photo, else an empty string."""
     try:
-        return fingerprint if are_features_of(fingerprint, options, sha256_of(photo)) else ""
+        return fingerprint if are_features_of(fingerprint, options, hashes.sha256(name)) else ""
     except OSError:
         return ""  # it cannot be read at the moment
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.again import Again, Round, read_again
 from hardnet_sfm.files.fingerprints import match_fingerprint, what_changed
 from hardnet_sfm.files.journal import Facts
@@ -19,6 +18,7 @@ from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.pair_list import read_pairs
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.stores import (
+    KEYPOINTS,
     MATCHES,
     FeatureStore,
     StoreWriter,
@@ -27,20 +27,19 @@ from hardnet_sfm.files.stores import (
     pair_key,
 )
 from hardnet_sfm.files.workspace import Workspace, digest, locked
-from hardnet_sfm.keypoints import Matches, PhotoPair
+from hardnet_sfm.keypoints import PhotoPair
+from hardnet_sfm.pair_matching import match_by_descriptors, match_by_network, order_by_blocks
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, print_result
-from hardnet_sfm.view_synthesis import MatchedPair, ViewMatcher, ViewSynthesisOptions
+from hardnet_sfm.view_synthesis import MatchedPair, PhotoViews, ViewMatcher, ViewSynthesisOptions
 from hardnet_sfm.workers import in_order, torch_threads
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.matching.nearest import Acceptance
+    from hardnet_sfm.matching.rescore import Rules
     from hardnet_sfm.networks.architectures import LoadedNetwork
 
-# Number of photos whose prepared descriptors stay in memory. A keypoint takes 0.8 KB in int8 or 1.5 KB in float32, so
-# 64 photos of 8192 keypoints take at most 0.8 GB.
-_PHOTOS_AT_HAND = 64
 _OF_RESCORING = ("short_list", "min_score")
 _RATIO_OF_ODDS = 0.8
 
@@ -88,6 +87,18 @@ class MatchOptions:
         if self.max_ratio is not None:
             return self.max_ratio
         return features.max_ratio() if self.rescore is None else _RATIO_OF_ODDS
+
+    def acceptance(self, features: FeatureStore) -> Acceptance:
+        """Returns the rule by which neighbours are accepted among these features."""
+        from hardnet_sfm.matching.nearest import Acceptance
+
+        return Acceptance(self.ratio(features), self.max_distance)
+
+    def rules(self, features: FeatureStore) -> Rules:
+        """Returns the rules by which a network matches these features."""
+        from hardnet_sfm.matching.rescore import Rules
+
+        return Rules(self.short_list, self.max_distance, self.min_score, self.ratio(features))
 
     def recipe(self, features: FeatureStore, rescore_sha256: str = "") -> dict[str, Any]:
         """Collects everything that determines the matches of these features, in a form that JSON can hold."""
@@ -220,7 +231,7 @@ def match(
     features, pairs, matches, resources = Path(features), Path(pairs), Path(matches), resources or Resources()
     ledger = Ledger(matches.parent)
     options, view_options = _chosen(matches.parent, options, view_options)
-    network = _read_network(options)
+    network = _read_network(options.rescore)
     with ExitStack() as stack:
         stack.enter_context(locked(matches.parent))
         store = stack.enter_context(FeatureStore(features))
@@ -230,9 +241,9 @@ def match(
         plan = _plan(store, pairs, again, options, view_options, network)
         views = None
         if plan.with_views:
-            place, accept = Workspace(matches.parent), _acceptance(options, store)
-            matcher = ViewMatcher(store, photos, place, accept, view_options, resources, weights)
-            views = stack.enter_context(matcher)
+            place, accept = Workspace(matches.parent), options.acceptance(store)
+            described = PhotoViews(store, photos, place.views, view_options, resources, weights)
+            views = ViewMatcher(described, stack.enter_context(StoreWriter(place.view_keypoints, KEYPOINTS)), accept)
         due = [pair for pair in plan.wanted if writer.fingerprints.get(pair_key(*pair)) != plan.prints[pair]]
         changed = what_changed(writer.header, plan.recipe)
         reason = changed or f"{len(due)} pairs are new or have new features"
@@ -241,9 +252,9 @@ def match(
         if due:
             device, counts = resolve_device(resources.device), store.counts()
             if network is None:
-                find_matches, at_hand = _by_descriptors(store, options, device), _PHOTOS_AT_HAND
+                find_matches, at_hand = match_by_descriptors(store, options.acceptance(store), device)
             else:
-                find_matches, at_hand = _by_network(store, network, options, device, photos)
+                find_matches, at_hand = match_by_network(store, photos, network, options.rules(store), device)
 
             def match_one(pair: PhotoPair) -> MatchedPair:
                 found = find_matches(pair)
@@ -252,9 +263,14 @@ def match(
                 return MatchedPair(found, counts[pair[0]])
 
             threads = resources.threads if device == "cpu" else 1
-            ordered = _by_blocks(due, store.names(), at_hand)
-            with progress("match", len(plan.wanted), len(plan.wanted) - len(due)) as advance:
-                for pair, found in _stream(match_one, ordered, threads):
+            ordered = order_by_blocks(due, store.names(), at_hand)
+            with (
+                progress("match", len(plan.wanted), len(plan.wanted) - len(due)) as advance,
+                torch_threads(threads) as pool,
+                closing(in_order(pool, match_one, ordered, threads + 2)) as stream,
+            ):
+                for pair, future in stream:
+                    found = future.result()
                     facts: Facts = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
                     if views and pair in plan.with_views:
                         views.keep(pair, found.view_steps)
@@ -266,7 +282,8 @@ def match(
             for pair in plan.with_views:  # also pairs of an earlier run: their keypoints may have been deleted
                 views.keep(pair, int(writer.facts[pair_key(*pair)]["view_steps"]))
             views.finish()
-        writer.commit([pair_key(*pair) for pair in plan.wanted], {"pairs": sha256_of(pairs), **plan.header()})
+        made = {"options": plan.recipe, "made_of": plan.made_of, "rounds": list(plan.rounds)}
+        writer.commit([pair_key(*pair) for pair in plan.wanted], {"pairs": sha256_of(pairs), **made})
         if not plan.rounds:  # the few pairs of a retry take longer than others
             ledger.note_seconds("match", time.perf_counter() - start, len(due), len(plan.wanted))
         ledger.remember("match", options)
@@ -309,10 +326,6 @@ class _Plan:
     made_of: str
     rounds: tuple[Round, ...]
 
-    def header(self) -> dict[str, Any]:
-        """Returns what the store says of itself."""
-        return {"options": self.recipe, "made_of": self.made_of, "rounds": list(self.rounds)}
-
 
 def _plan(
     store: FeatureStore,
@@ -336,79 +349,15 @@ def _plan(
     return _Plan(wanted, with_views, prints, recipe, made_of, more.rounds)
 
 
-def _stream(
-    match_one: Callable[[PhotoPair], MatchedPair], pairs: list[PhotoPair], threads: int
-) -> Iterator[tuple[PhotoPair, MatchedPair]]:
-    """Yields pairs with their matches in the given order; threads match the next ones meanwhile."""
-    with torch_threads(threads) as pool, closing(in_order(pool, match_one, pairs, threads + 2)) as stream:
-        for pair, future in stream:
-            yield pair, future.result()
-
-
-def _read_network(options: MatchOptions) -> LoadedNetwork | None:
-    """Reads the network that compares patches if the options name one."""
-    if options.rescore is None:
+def _read_network(weights: Path | None) -> LoadedNetwork | None:
+    """Reads the network that compares patches if there is one."""
+    if weights is None:
         return None
     from hardnet_sfm.networks.loading import check_compares, load_network
 
-    network = load_network(options.rescore)
+    network = load_network(weights)
     check_compares(network)
     return network
-
-
-def _acceptance(options: MatchOptions, store: FeatureStore) -> Acceptance:
-    from hardnet_sfm.matching.nearest import Acceptance
-
-    return Acceptance(options.ratio(store), options.max_distance)
-
-
-def _by_descriptors(store: FeatureStore, options: MatchOptions, device: str) -> Callable[[PhotoPair], Matches]:
-    """Returns a function that matches a pair by nearest neighbours."""
-    from hardnet_sfm.matching.nearest import PreparedDescriptors, mutual_nearest_neighbours, prepare, rounding_for
-
-    counts, accept = store.counts(), _acceptance(options, store)
-    richest = max(counts, key=counts.__getitem__)
-    rounding = rounding_for(store.descriptors(richest), device)
-
-    @lru_cache(_PHOTOS_AT_HAND)
-    def descriptors(name: str) -> PreparedDescriptors:
-        rows = store.descriptors(name)
-        if rows.shape[1] != len(rounding.centre):
-            raise HardnetSfmError(
-                f"{store.path}: descriptors of {richest} and {name} differ in length",
-                "Delete the file and extract all photos with one descriptor.",
-            )
-        return prepare(rows, rounding)
-
-    return lambda pair: mutual_nearest_neighbours(descriptors(pair[0]), descriptors(pair[1]), accept)
-
-
-def _by_network(
-    store: FeatureStore, network: LoadedNetwork, options: MatchOptions, device: str, images: Path
-) -> tuple[Callable[[PhotoPair], Matches], int]:
-    """Returns a function that matches a pair by a network's scores, and the number of photos it keeps in memory."""
-    from hardnet_sfm.matching.rescore import PHOTOS_AT_HAND, Rescorer
-
-    rescore = Rescorer(
-        store,
-        images,
-        network,
-        short_list=options.short_list,
-        max_distance=options.max_distance,
-        min_score=options.min_score,
-        max_ratio=options.ratio(store),
-        device=device,
-    )
-    return lambda pair: rescore(*pair), PHOTOS_AT_HAND
-
-
-def _by_blocks(pairs: list[PhotoPair], names: list[str], at_hand: int) -> list[PhotoPair]:
-    """Orders pairs by blocks of photos so that the photos in memory serve many consecutive pairs.
-
-    A block has half as many photos as stay in memory, so both blocks of a pair fit.
-    """
-    block = {name: number // (at_hand // 2) for number, name in enumerate(names)}
-    return sorted(pairs, key=lambda pair: sorted((block[pair[0]], block[pair[1]])))
 
 
 @dataclass(frozen=True)

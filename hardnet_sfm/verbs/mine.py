@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -16,8 +16,9 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.outputs import write_picture
 from hardnet_sfm.files.ownership import check_output
-from hardnet_sfm.files.patch_sets import PATCH_SIZE, PatchWriter, is_made
+from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.frames import (
@@ -30,6 +31,7 @@ from hardnet_sfm.frames import (
     upright_from_stored,
 )
 from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.patch_set import PATCH_SIZE
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output, print_skipped
@@ -90,6 +92,7 @@ def mine(
     options: MineOptions | None = None,
     resources: Resources | None = None,
     *,
+    keypoints: Path | None = None,
     detect: Detect | None = None,
 ) -> MineResult:
     """Cuts a patch for each observation of a model that agrees with the other observations of its point.
@@ -103,8 +106,10 @@ def mine(
         model: workspace of this package, whose largest model is used, or folder of any COLMAP model, binary or text.
         images: folder of the model's photos.
         output: patches.h5 to create.
-        options: filters, and the source of scales and orientations.
+        options: filters, and the size of the patches.
         resources: threads and device to use.
+        keypoints: features.h5 or COLMAP database with the scales and orientations of the keypoints. The default is
+            one next to the model.
         detect: finds keypoints in photos whose keypoints have no known scale and orientation.
 
     Raises:
@@ -122,7 +127,7 @@ def mine(
     tracks = read_tracks(folder)
     if not images.is_dir():
         raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
-    with known_frames(options.keypoints or beside(folder)) as known:
+    with known_frames(keypoints or beside(folder)) as known:
         views, skipped = _look(tracks, images, known, detect, resources.threads)
     axes = np.full((len(tracks.point), 2, 2), np.nan, np.float32)
     for number, view in views.items():
@@ -258,7 +263,7 @@ def _cut_all(
         for number, of_photo in columns.items()
     }
     names = {number: tracks.names[number] for number in columns}
-    made_of = {**options.recipe(), "fingerprint": digest([(names[number], prints[number]) for number in names])}
+    made_of = {**asdict(options), "fingerprint": digest([(names[number], prints[number]) for number in names])}
     if is_made(output, made_of):
         return 0
 
@@ -306,6 +311,9 @@ class MineCommand:
     """Folder of the model's photos."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """File of patches to write, such as patches.h5."""
+    keypoints: Path | None = None
+    """features.h5 or COLMAP database with the scales and orientations of the keypoints. Default: one next to the
+    model."""
     sheet: Path | None = None
     """PNG picture to draw some of the patches on, one point in each row."""
     as_brown: Path | None = None
@@ -320,11 +328,19 @@ class MineCommand:
 
         check_output(self.sheet)
         detect = make_detector("opencv-dog", DetectorOptions(8192, 0.02 / 3, 10, upright=False, affine_shape=False))
-        report = mine(self.model, self.images, self.output, self.mine, self.resources, detect=detect)
-        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
-        for name, count in report.dropped.items():
-            output.print(f"  {100 * count / report.observations:5.2f} % dropped: {name}")
-        print_skipped(report.skipped)
+        result = mine(
+            self.model,
+            self.images,
+            self.output,
+            self.mine,
+            self.resources,
+            keypoints=self.keypoints,
+            detect=detect,
+        )
+        output.print(f"{result.patches} patches of {result.points} points in {result.photos} photos")
+        for name, count in result.dropped.items():
+            output.print(f"  {100 * count / result.observations:5.2f} % dropped: {name}")
+        print_skipped(result.skipped)
         print_patches(self.output, self.sheet, self.as_brown)
 
 
@@ -332,13 +348,22 @@ def print_patches(patches: Path, sheet: Path | None, as_brown: Path | None) -> N
     """Draws the sheet and writes Brown's layout if they were asked for, and prints where the files are."""
     output.print(escape(str(patches)))
     if sheet is not None:
-        from hardnet_sfm.pages.sheets import sheet as draw
-
-        draw(patches, sheet)
+        write_sheet(patches, sheet)
         output.print(escape(str(sheet)))
     if as_brown is not None:
-        from hardnet_sfm.files.patch_sets import read_patches
-        from hardnet_sfm.training.brown_sets import write_brown
+        from hardnet_sfm.evaluation.datasets.brown import write_brown
 
         write_brown(read_patches(patches), as_brown)
         output.print(escape(str(as_brown)))
+
+
+def write_sheet(patches: Path, png: Path, *, points: int = 24, columns: int = 16) -> None:
+    """Writes a picture of some patches of a file, see `hardnet_sfm.pages.sheets.draw_sheet`.
+
+    Raises:
+        HardnetSfmError: the file of patches is missing or damaged, or the picture cannot be written.
+    """
+    from hardnet_sfm.pages.sheets import draw_sheet
+
+    read = read_patches(patches)
+    write_picture(png, draw_sheet(read.patches, read.point, points=points, columns=columns))

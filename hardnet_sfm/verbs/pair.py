@@ -16,7 +16,7 @@ from hardnet_sfm.files.ownership import claim, replacing_output
 from hardnet_sfm.files.pair_list import lists, read_pairs, write_pairs
 from hardnet_sfm.files.photo_files import list_photos
 from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.files.workspace import Workspace, locked
+from hardnet_sfm.files.workspace import Workspace, locked, replacing
 from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stages import OnStage
@@ -120,7 +120,7 @@ def pair(
         pairs: text file to create, with two names a line. A space separates the names, or a tab if a name contains a
             space.
         options: how to choose pairs. None means the options that the workspace remembers, or the defaults.
-        proposed: file of pairs of similar photos, as `retrieval.neighbours.propose` writes it.
+        proposed: file of pairs of similar photos, as `propose` writes it.
 
     Raises:
         HardnetSfmError: fewer than two photos have features, or the pairs file is missing, is empty or names unknown
@@ -175,6 +175,47 @@ def sequential(names: list[str], window: int, loop_interval: int) -> Iterator[Ph
                 yield names[first], names[second]
 
 
+@dataclass(frozen=True)
+class ProposeResult:
+    """The result of the stage: the number of photos and of pairs."""
+
+    photos: int
+    pairs: int
+
+    def summary(self) -> str:
+        """Says in one line what was found."""
+        return f"{self.pairs} pairs of {self.photos} photos look alike"
+
+
+def propose(
+    index: Path | str, output: Path | str, neighbours: int, resources: Resources | None = None
+) -> ProposeResult:
+    """Writes pairs of each photo and the photos that score best for it by Hamming embedding, each pair once.
+
+    Args:
+        index: folder of the index.
+        output: text file to make, with two names on each line, separated by a tab.
+        neighbours: number of photos for each photo. It can get more partners, as other photos may choose it too.
+        resources: how much of the machine to use.
+
+    Raises:
+        HardnetSfmError: the index is missing or damaged.
+        UsageError: `neighbours` is less than 1.
+    """
+    from hardnet_sfm.index_folder import open_index
+    from hardnet_sfm.retrieval.neighbours import most_alike
+
+    if neighbours < 1:
+        raise UsageError("--retrieval must be at least 1")
+    output, pairs, photos = Path(output), set[PhotoPair](), 0
+    for name, others in most_alike(open_index(Path(index), resources).lists, None, neighbours):
+        photos += 1
+        pairs.update((min(name, other), max(name, other)) for other in others)
+    with locked(output.parent), replacing(output) as beside:
+        beside.write_text("".join(f"{first}\t{second}\n" for first, second in sorted(pairs)), encoding="utf-8")
+    return ProposeResult(photos, len(pairs))
+
+
 def propose_where_needed(
     place: Workspace, options: PairOptions, resources: Resources, on_stage: OnStage | None
 ) -> Path | None:
@@ -183,7 +224,6 @@ def propose_where_needed(
         photos = len(store.names())
     if options.how(photos) != "retrieval":
         return None
-    from hardnet_sfm.retrieval.neighbours import propose
     from hardnet_sfm.verbs.index import update_index
 
     claim(place.root, place.proposed.name)

@@ -15,10 +15,10 @@ from tyro import MISSING
 from hardnet_sfm.errors import NoModel, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.ledger import Ledger
+from hardnet_sfm.files.outputs import read_mark
 from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_files import list_photos
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, locked, read_json, write_json
-from hardnet_sfm.pages.page import read_mark
 from hardnet_sfm.reconstruction.left_out import retry_left_out
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
@@ -177,7 +177,7 @@ def reconstruct(
     # Invalid options are refused before the first photo is read.
     chosen.check()
     place.check_apart(images)
-    list_photos(images)
+    names = list_photos(images)
     outputs = (place.features, place.pairs, place.matches, place.view_keypoints, place.again)
     claim(place.root, *(path.name for path in outputs), *MADE, *([place.report.name] if report else []))
     clock = _Clock()
@@ -200,7 +200,7 @@ def reconstruct(
     with locked(place.root):
         _remember(place, chosen, preset)
         with clock.stage("extract"):
-            extracted = extract(images, place.features, chosen.extract, resources, prune=prune)
+            extracted = extract(images, place.features, chosen.extract, resources, names=names, prune=prune)
         ended("extract", extracted)
         with clock.stage("pair"):
             proposed = propose_where_needed(place, chosen.pair, resources, on_stage)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.markup import escape
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.outputs import check_page, check_picture, write_page, write_picture
+from hardnet_sfm.files.photo_files import list_photos, read_colours
+from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace
-from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.keypoints import Box, RankedImage
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
@@ -22,12 +27,14 @@ from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
 from hardnet_sfm.terminal import Common, output
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
+    from hardnet_sfm.index_folder import OpenIndex
     from hardnet_sfm.pages.answer_page import Answer
-    from hardnet_sfm.photo_index import Box, Index
-    from hardnet_sfm.retrieval.inverted_index import InvertedIndex
+    from hardnet_sfm.photo_index import Index
 
 # Number of results whose files are compared with the index. Reading more would take longer than the search.
 _CHECKED = 20
+# Exit status of the command if nothing was found for any query.
+NOTHING_FOUND = 3
 
 
 def retrieve(
@@ -37,6 +44,7 @@ def retrieve(
     top: int | None = 20,
     method: Method = DEFAULT_METHOD,
     bbox: Box | None = None,
+    min_inliers: int | None = None,
     weights: Path | None = None,
     resources: Resources | None = None,
 ) -> list[RankedImage]:
@@ -51,18 +59,19 @@ def retrieve(
         top: number of photos at most, or None for all that have anything in common with the query.
         method: one of `METHODS`.
         bbox: part of the query to search for: x0, y0, x1, y1 in pixels of the upright photo.
+        min_inliers: number of inliers from which on a photo is accepted, see `Index.search`.
         weights: weights of the descriptor, if the photos were not described with those that come with the package.
         resources: threads and device to use. The answer does not depend on it.
 
     Returns:
-        The photos, best first.
+        The photos, best first. Those with `accepted` show what the query shows; nothing was found if there are none.
 
     Raises:
         HardnetSfmError: there is neither an index nor features, the index is damaged, or the query cannot be read.
         UsageError: the box is empty or outside the photo, or the method is unknown.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
-    return open_current(place, weights=weights, resources=resources).search(query, top, method, bbox)
+    return open_current(place, weights=weights, resources=resources).search(query, top, method, bbox, min_inliers)
 
 
 def open_current(
@@ -83,28 +92,57 @@ def open_current(
     Raises:
         HardnetSfmError: there is neither an index nor features, or `Index.open` raises it.
     """
+    from hardnet_sfm.index_folder import open_index
     from hardnet_sfm.photo_index import Index
-    from hardnet_sfm.retrieval.inverted_index import InvertedIndex
     from hardnet_sfm.verbs.index import update_index
 
     resources = resources or Resources()
-    lists = InvertedIndex(place.index, resources) if (place.index / MANIFEST).is_file() else None
-    if lists is None and not place.features.is_file():
+    opened = open_index(place.index, resources) if (place.index / MANIFEST).is_file() else None
+    if opened is None and not place.features.is_file():
         raise HardnetSfmError(f"no index and no features in {place.root}", "Run `hardnet-sfm index IMAGES` first.")
-    if lists is None or not _is_current(lists, place.features):
+    if opened is None or not _is_current(opened, place.features):
         if on_update:
             on_update()
         update_index(place, resources=resources)
-        lists = InvertedIndex(place.index, resources)
-    return Index(lists, weights, resources)
+        opened = open_index(place.index, resources)
+    return Index(opened, weights, resources)
 
 
-def _is_current(lists: InvertedIndex, features: Path) -> bool:
+def montage(
+    query: Path | NDArray[np.uint8],
+    results: Sequence[RankedImage],
+    images: Path,
+    target: Path,
+    *,
+    bbox: Box | None = None,
+    facts: Sequence[str] = (),
+) -> None:
+    """Writes the answer to a query as one picture, see `hardnet_sfm.pages.montage.draw_montage`.
+
+    Args:
+        query: path of the photo, or its upright pixels, (H, W) or (H, W, 3) RGB.
+        results, bbox, facts: see `draw_montage`.
+        images: folder of the ranked photos.
+        target: picture to write, .jpg, .png or .webp.
+
+    Raises:
+        HardnetSfmError: the query cannot be read, or the picture cannot be written.
+        UsageError: the format of the target is unknown, or the box does not overlap the photo.
+    """
+    from hardnet_sfm.pages.montage import draw_montage
+
+    check_picture(target)
+    name, pixels = (query.name, read_colours(query)) if isinstance(query, Path) else ("query", query)
+    drawn = draw_montage(name, pixels, results, PhotoFolder(images), bbox=bbox, facts=facts)
+    write_picture(target, drawn)
+
+
+def _is_current(index: OpenIndex, features: Path) -> bool:
     """Tells whether an index holds the present features. Without a store it counts as current: no update can follow."""
     if not features.is_file():
         return True
     with FeatureStore(features) as store:
-        return store.fingerprints() == lists.fingerprints and store.header["options"] == lists.manifest.options
+        return store.fingerprints() == index.lists.fingerprints and store.header["options"] == index.manifest.options
 
 
 @dataclass(frozen=True)
@@ -127,8 +165,11 @@ class RetrieveCommand:
     """List at most this many photos."""
     method: Method = DEFAULT_METHOD
     """How photos are ranked. bow: bag of words. he: Hamming embedding. hqe: Hamming query expansion. +ma: several words
-    for each feature of the query. +sv: spatial verification. +qe: average query expansion. asmk: aggregated selective
-    match kernel."""
+    for each feature of the query. +sv: spatial verification, which can tell that nothing was found. +qe: average query
+    expansion. asmk: aggregated selective match kernel."""
+    min_inliers: int | None = None
+    """Accept photos with this many inliers or more. By default the number depends on the photo: chance must not explain
+    it. Lower it to see more doubtful photos."""
     weights: Path | None = None
     """Weights of the descriptor, if `index` used weights of your own."""
     json: bool = False
@@ -148,10 +189,11 @@ class RetrieveCommand:
         index = open_current(place, weights=self.weights, resources=self.resources, on_update=_say_it_is_made)
         answers: list[Answer] = []
         failed: list[str] = []
+        nothing_found = True
         with progress("retrieve", len(queries)) as advance:
             for query in queries:
                 try:
-                    described, results = index.answer(query, self.top, self.method, self.bbox)
+                    described, results = index.answer(query, self.top, self.method, self.bbox, self.min_inliers)
                 except UsageError:
                     raise
                 except HardnetSfmError as error:
@@ -165,8 +207,9 @@ class RetrieveCommand:
                     with advance.hidden():
                         self._say_what_was_cut(query, box)
                         self._print(query, results, index)
+                    nothing_found &= not any(found.accepted is not False for found in results)
                     if self.montage is not None or self.report is not None:
-                        answers.append(Answer(query, results, box))
+                        answers.append(Answer(query.as_posix(), results, box))
                 advance(note=query.name)
         if answers:
             self._draw(answers, index, failed)
@@ -175,45 +218,41 @@ class RetrieveCommand:
                 f"{len(failed)} of {len(queries)} queries could not be answered",
                 "The lines above say why. The other queries were answered.",
             )
+        if nothing_found:
+            sys.exit(NOTHING_FOUND)
 
     def _check_targets(self, queries: int) -> None:
         """Raises UsageError before the search if the requested picture or page cannot be written."""
-        from hardnet_sfm.pages.montage import check_target
-        from hardnet_sfm.pages.page import check_page
-
         for name in ("bbox", "montage"):
             if getattr(self, name) is not None and queries > 1:
                 raise UsageError(f"--{name} works with one query, not with {queries}", "Give one photo at a time.")
         if self.montage is not None:
-            check_target(self.montage)
+            check_picture(self.montage)
         if self.report is not None:
             check_page(self.report)
 
     def _draw(self, answers: list[Answer], index: Index, failed: list[str]) -> None:
         """Writes the picture and the page that were asked for."""
-        from hardnet_sfm.pages.answer_page import retrieval_page
-        from hardnet_sfm.pages.montage import montage
+        from hardnet_sfm.files.weight_files import describe_weights
+        from hardnet_sfm.pages.answer_page import SearchFacts, make_retrieval_page
 
         if self.montage is not None:
             facts = [f"{self.method}, {len(index.names)} photos"]
             asked = answers[0]
-            montage(asked.query, asked.results, index.images, self.montage, bbox=asked.bbox, facts=facts)
+            montage(Path(asked.query), asked.results, index.images, self.montage, bbox=asked.bbox, facts=facts)
         if self.report is not None:
-            retrieval_page(
-                answers,
-                index.images,
-                self.report,
-                search={
-                    "method": self.method,
-                    "top": self.top,
-                    "photos": len(index.names),
-                    "features": index.features,
-                    "words": index.words,
-                },
-                features=index.options,
-                notes=[f"Not answered: {why}" for why in failed],
-                resources=self.resources,
-            )
+            search = {
+                "method": self.method,
+                "top": self.top,
+                **({} if self.min_inliers is None else {"min_inliers": self.min_inliers}),
+                "photos": len(index.names),
+                "features": index.features,
+                "words": index.words,
+            }
+            notes = [f"Not answered: {why}" for why in failed]
+            about = SearchFacts(search, index.options, describe_weights(index.options), notes)
+            photos, queries = PhotoFolder(index.images), PhotoFolder(Path())
+            write_page(self.report, make_retrieval_page(answers, about, photos, queries, self.resources.threads))
             errors.print(escape(str(self.report)))
 
     def _say_what_was_cut(self, query: Path, box: Box | None) -> None:
@@ -224,21 +263,49 @@ class RetrieveCommand:
 
     def _print(self, query: Path, results: list[RankedImage], index: Index) -> None:
         if self.json:
-            rows = [
-                {"rank": rank, "image": found.image, "score": round(found.score, 6), "inliers": found.inliers}
-                for rank, found in enumerate(results, 1)
-            ]
-            answer = {"query": query.as_posix(), "method": self.method, "results": rows}
-            output.print(json.dumps(answer, ensure_ascii=False), markup=False)
+            self._print_json(query, results)
         else:
-            output.print(f"[bold]{escape(str(query))}[/]  {self.method}")
+            output.print(f"[bold]{escape(str(query))}[/]  {self.method}: {_summary(results)}")
             for rank, found in enumerate(results, 1):
                 inliers = "" if found.inliers is None else f"{found.inliers} inliers"
-                output.print(f"{rank:>5}  {found.score:>9.4f}  {inliers:>12}  {escape(found.image)}")
-            if not results:
-                output.print("       nothing in common with any photo")
+                state = "same file" if found.identical else "accepted" if found.accepted else ""
+                line = f"{rank:>5}  {found.score:>9.4f}  {inliers:>12}  {state:<9}  {escape(found.image)}"
+                output.print(f"[dim]{line}[/]" if found.accepted is False else line)
         for name, what in index.changed([found.image for found in results[:_CHECKED]]).items():
             errors.print(f"[yellow]{what} since it was indexed:[/] {escape(name)}", soft_wrap=True)
+
+    def _print_json(self, query: Path, results: list[RankedImage]) -> None:
+        rows = [
+            {
+                "rank": rank,
+                "image": found.image,
+                "score": round(found.score, 6),
+                "inliers": found.inliers,
+                "accepted": found.accepted,
+                "identical": found.identical,
+            }
+            for rank, found in enumerate(results, 1)
+        ]
+        answer = {"query": query.as_posix(), "method": self.method, "found": _count(results), "results": rows}
+        output.print(json.dumps(answer, ensure_ascii=False), markup=False)
+
+
+def _count(results: list[RankedImage]) -> int | None:
+    """Returns the number of accepted photos; None if the method does not verify."""
+    accepted = [found.accepted for found in results]
+    return None if None in accepted else sum(map(bool, accepted))
+
+
+def _summary(results: list[RankedImage]) -> str:
+    """Says how many photos were found, or that there are none."""
+    if not results:
+        return "nothing found: no photo has anything in common with the query"
+    count = _count(results)
+    if count is None:
+        return "most similar photos, not verified"
+    if not count:
+        return "nothing found: none of the most similar photos has more inliers than chance gives"
+    return f"{count} of {len(results)} photos accepted"
 
 
 def _queries(given: tuple[Path, ...]) -> list[Path]:

@@ -7,33 +7,29 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, make_dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import numpy as np
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.patch_sets import PatchSet
+from hardnet_sfm.evaluation.datasets.patch_sources import read_any_patches
 from hardnet_sfm.files.workspace import digest, locked
+from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
-from hardnet_sfm.training.patch_sources import read_any_patches
 from hardnet_sfm.training.processes import joined, rank
-from hardnet_sfm.training.provenance import about
+from hardnet_sfm.training.provenance import record_origin
 from hardnet_sfm.training.sampling import Sampler
 from hardnet_sfm.training.train_options import TrainOptions
 
 if TYPE_CHECKING:  # torch and lightning take seconds to import
     from hardnet_sfm.files.journal import Journal
-    from hardnet_sfm.files.weight_files import Weights
+    from hardnet_sfm.network_weights import Weights
     from hardnet_sfm.networks.architectures import LearnerOptions
-    from hardnet_sfm.training.module import NetworkTraining
     from hardnet_sfm.training.validation import HeldOutBatches
 
-NORM_BATCH = {"cpu": 256, "cuda": None}
 # Options that may change when a run is resumed. They are not part of the recipe of a run.
 _CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
 
@@ -108,9 +104,12 @@ def train(
     """
     check_installed()
 
+    from hardnet_sfm.files.checkpoints import check_checkpoint
     from hardnet_sfm.files.weight_files import find_weights, read_weights, write_weights
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
     from hardnet_sfm.networks.loading import load_into
-    from hardnet_sfm.training.fitting import LAST, check_checkpoint, fit, quiet
+    from hardnet_sfm.training.fitting import LAST, fit, quiet
+    from hardnet_sfm.training.module import NetworkTraining, TrainingPlan
     from hardnet_sfm.training.validation import HeldOutBatches
 
     options, resources = options or TrainOptions(), resources or Resources()
@@ -126,7 +125,7 @@ def train(
     recipe = _recipe(sets, shares, options, start, learner_options)
     minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
     changeable = (minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
-    watched_by = [_identity(of) for of in held_out]
+    watched_by = [of.identity() for of in held_out]
     # Earlier versions allowed at most one validation set. None or one set keeps the old fingerprint, so that weights
     # from those versions stay up to date.
     fingerprint = digest(recipe, changeable, watched_by if len(watched_by) > 1 else next(iter(watched_by), None))
@@ -135,12 +134,13 @@ def train(
         return made
     sampler = Sampler(sets, shares, options.sampling, options.seed)
     watched = HeldOutBatches(held_out) if held_out else None
-    facts = about(sets, options, fingerprint, start)
+    facts = record_origin(sets, options, fingerprint, start)
     if learner_options is not None:
         facts["learner"] = json.dumps(asdict(learner_options))
         learning = _Learning(options, learner_options, resources.threads, device, recipe)
         return learning.run(sampler, watched, output, facts)
-    module = _module(sampler, watched, options, minutes, recipe, device)
+    plan = TrainingPlan.of(options, minutes, recipe, device)
+    module = NetworkTraining(ARCHITECTURES.find(options.network), sampler, watched, plan)
     if start is not None:
         load_into(module.network, start, options.network)
     folder = output.with_name(f"{output.stem}.training")
@@ -153,11 +153,11 @@ def train(
             raise _unfinished(folder)
         with joined(options.devices, threads, _train_along, patches, output, options, resources, validation, shares):
             measures = fit(module, folder, options, device, threads)
+        result = TrainResult(module.global_step, module.seconds / 60, measures)
         if rank() == 0:
-            report = TrainResult(module.global_step, module.seconds / 60, measures)
-            write_weights(output, module.network.state_dict(), facts | report.metadata)
+            write_weights(output, module.network.state_dict(), facts | result.metadata)
             last.unlink(missing_ok=True)
-    return TrainResult(module.global_step, module.seconds / 60, measures)
+    return result
 
 
 def _learner_options(network: str, given: LearnerOptions | None) -> LearnerOptions | None:
@@ -324,7 +324,7 @@ def _recipe(
     learner_options: LearnerOptions | None,
 ) -> str:
     """Returns the fingerprint of everything that must stay the same when a run is resumed."""
-    data = [_identity(of) for of in sets]
+    data = [of.identity() for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
     if options.network == "hardnet":
         del kept["network"]  # older runs, made before the option existed, trained hardnet and must still resume
@@ -333,49 +333,12 @@ def _recipe(
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
 
 
-def _identity(of: PatchSet) -> tuple[object, ...]:
-    """Identifies a patch set by the options that made it.
-
-    Patch sets in other programs' layouts do not record their options. They are identified by a hash of their contents.
-    """
-    made_of = dict(of.options) or [
-        sha256(np.ascontiguousarray(array).data).hexdigest() for array in (of.patches, of.point)
-    ]
-    return of.source, of.measurement_size, len(of), made_of
-
-
-def _module(
-    sampler: Sampler,
-    held_out: HeldOutBatches | None,
-    options: TrainOptions,
-    minutes: float | None,
-    recipe: str,
-    device: str,
-) -> NetworkTraining:
-    from hardnet_sfm.networks.architectures import ARCHITECTURES
-    from hardnet_sfm.training.module import Budget, NetworkTraining, TrainingPlan
-
-    assert options.loss is not None and options.learning_rate is not None
-    plan = TrainingPlan(
-        options.loss,
-        options.augment,
-        Budget(minutes, options.steps),
-        options.learning_rate,
-        options.weight_decay,
-        options.dropout,
-        options.norm_batch or NORM_BATCH[device],
-        options.seed,
-        recipe,
-    )
-    return NetworkTraining(ARCHITECTURES.find(options.network), sampler, held_out, plan)
-
-
 def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:
     """Reads the training and the validation patches; raises HardnetSfmError if they were cut in different sizes."""
     sets, held_out = [read_any_patches(path) for path in patches], [read_any_patches(path) for path in validation]
     everything = [*sets, *held_out]
     if len({patch_set.measurement_size for patch_set in everything}) > 1:
-        sizes = ", ".join(f"{patch_set.path}: {patch_set.measurement_size:g}" for patch_set in everything)
+        sizes = ", ".join(f"{patch_set.origin}: {patch_set.measurement_size:g}" for patch_set in everything)
         raise HardnetSfmError(
             f"patches of different size, in sigmas: {sizes}",
             "Mine them again with one --measurement-size. Brown's patches have 12, those of HPatches 10.",
@@ -428,7 +391,7 @@ class TrainCommand:
         return made
 
     def run(self) -> None:
-        report = train(
+        result = train(
             self.patches,
             self.output,
             self.train,
@@ -438,8 +401,8 @@ class TrainCommand:
             learner_options=getattr(self, "learner", None),
             overwrite=self.overwrite,
         )
-        measures = "".join(f", {name} {value:.4f}" for name, value in report.measures.items())
-        made = "" if report.computed else "; up to date"
+        measures = "".join(f", {name} {value:.4f}" for name, value in result.measures.items())
+        made = "" if result.computed else "; up to date"
         output.print(
-            f"{escape(str(self.output))}: {report.steps} steps in {report.minutes:.1f} minutes{measures}{made}"
+            f"{escape(str(self.output))}: {result.steps} steps in {result.minutes:.1f} minutes{measures}{made}"
         )

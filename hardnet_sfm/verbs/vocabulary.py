@@ -92,7 +92,7 @@ def vocabulary(
     From 4096 words on, k-means assigns descriptors approximately, as Philbin et al. (CVPR 2007) do. The stage measures
     the share of descriptors that are still assigned to their nearest word, and records it in the vocabulary's card. If
     the installed faiss supports GPUs (conda's faiss-gpu), the GPUs assign. A GPU sums in another order than the CPU, so
-    rounding then gives slightly different words.
+    rounding then gives slightly different words. An interrupted run resumes after its last finished iteration.
 
     Args:
         features: store with the features of the photos.
@@ -106,6 +106,7 @@ def vocabulary(
     """
     import faiss
 
+    from hardnet_sfm.files.vocabulary_files import CentroidFile, write_vocabulary
     from hardnet_sfm.retrieval.visual_words import learn_words
 
     features, output, resources = Path(features), Path(output), resources or Resources()
@@ -125,7 +126,12 @@ def vocabulary(
         sample = _sample(store, made_of["descriptors"], options.vocabulary_seed)
         faiss.omp_set_num_threads(resources.threads)
         learned = learn_words(
-            sample, made_of["words"], options.iterations, options.vocabulary_seed, gpus=resources.device != "cpu"
+            sample,
+            made_of["words"],
+            options.iterations,
+            options.vocabulary_seed,
+            gpus=resources.device != "cpu",
+            checkpoint=CentroidFile(output, made_of),
         )
         facts = {"descriptor": store.header["options"].get("descriptor", ""), "photos": len(store.names())}
         learned.card.update(
@@ -135,14 +141,15 @@ def vocabulary(
                 "data": store.header["images"],
                 "words": len(learned),
                 "dimension": learned.dimension,
+                "words_chosen": options.words is not None,
                 "recall": learned.measure_recall(sample[:_RECALL_SAMPLE]),
                 "made_of": made_of,
             }
         )
-        learned.save(output)
+        card = write_vocabulary(output, learned.card, learned.numbers)
         ledger.note_seconds("vocabulary", time.perf_counter() - start, made_of["descriptors"], made_of["descriptors"])
         ledger.remember("vocabulary", options)
-    return _result(learned.card, computed=True)
+    return _result(card, computed=True)
 
 
 def _result(card: dict[str, Any], *, computed: bool) -> VocabularyResult:
@@ -152,9 +159,7 @@ def _result(card: dict[str, Any], *, computed: bool) -> VocabularyResult:
 def _made_of(store: FeatureStore, options: VocabularyOptions) -> dict[str, Any]:
     """Collects everything that determines the vocabulary, in a form that JSON can hold."""
     there = sum(store.counts().values())
-    words = options.words
-    if words is None:
-        words = min(_DEFAULT_WORDS, 2 ** int(np.log2(max(2, there // _DESCRIPTORS_A_WORD))))
+    words = default_words(there) if options.words is None else options.words
     if there < words:
         raise HardnetSfmError(
             f"{store.path}: {there} descriptors cannot make {words} words",
@@ -168,6 +173,11 @@ def _made_of(store: FeatureStore, options: VocabularyOptions) -> dict[str, Any]:
         "seed": options.vocabulary_seed,
         "features": store.fingerprints(),
     }
+
+
+def default_words(descriptors: int) -> int:
+    """Returns the number of words that a number of descriptors gives without `--words`."""
+    return min(_DEFAULT_WORDS, 1 << (max(2, descriptors // _DESCRIPTORS_A_WORD).bit_length() - 1))
 
 
 def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
@@ -213,9 +223,9 @@ class VocabularyCommand:
         place.check_apart(self.images)
         self.extract.check()
         self.vocabulary.check()
-        list_photos(self.images)
+        names = list_photos(self.images)
         claim(place.root, place.features.name, place.vocabulary.name)
-        result = extract(self.images, place.features, self.extract, self.resources, prune=self.prune)
+        result = extract(self.images, place.features, self.extract, self.resources, names=names, prune=self.prune)
         print_result("extract", result)
         report = vocabulary(place.features, place.vocabulary, self.vocabulary, self.resources)
         print_result("vocabulary", report)

@@ -5,7 +5,6 @@ It warps each photo by known homographies and keeps the points that a detector f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -16,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
-from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit, sha256_of
+from hardnet_sfm.files.photo_files import list_photos, read_photo, sha256_of
 from hardnet_sfm.files.workspace import digest, locked
-from hardnet_sfm.keypoints import Keypoints
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Images, output, print_skipped
@@ -31,8 +29,6 @@ from hardnet_sfm.verbs.mine import print_patches
 from hardnet_sfm.workers import in_order
 
 _EXTENT = 1000.0  # pixels
-Detect = Callable[[Grey], Keypoints]
-Homography = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ class WarpCommand:
 
     def run(self) -> None:
         check_output(self.sheet)
-        report = warp(self.images, self.output, self.warp, self.resources)
-        output.print(f"{report.patches} patches of {report.points} points in {report.photos} photos")
-        print_skipped(report.skipped)
+        result = warp(self.images, self.output, self.warp, self.resources)
+        output.print(f"{result.patches} patches of {result.points} points in {result.photos} photos")
+        print_skipped(result.skipped)
         print_patches(self.output, self.sheet, None)

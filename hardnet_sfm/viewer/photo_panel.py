@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
@@ -13,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_files import Photo, exif_orientation, read_colours, read_photo, upright
 from hardnet_sfm.frames import REACH, Frames, associated, upright_from_stored
 from hardnet_sfm.patches import extract_patches
-from hardnet_sfm.viewer.world import World, ramp, span
+from hardnet_sfm.photos import Photo, PhotoSource, resize_to_fit, upright
+from hardnet_sfm.viewer.world import World, colour_by_ramp, find_span
 
 Picture = NDArray[np.uint8]
 KeypointColour = Literal["track length", "triangulated or not"]
@@ -71,57 +70,49 @@ class Cut:
     notice: str = ""
 
 
-class Photos:
+class ModelPhotos:
     """The photos of a model.
 
     Args:
         world: the model.
-        folder: folder of the photos; None if it is not known.
+        photos: gives the photos; None if their folder is not known.
         known: maps a photo's name to the frames of its keypoints in COLMAP's pixels, or to None.
     """
 
-    def __init__(self, world: World, folder: Path | None, known: Callable[[str], Frames | None]) -> None:
-        self._world, self._folder, self._known = world, folder, known
+    def __init__(self, world: World, photos: PhotoSource | None, known: Callable[[str], Frames | None]) -> None:
+        self._world, self._photos, self._known = world, photos, known
         self._grey = lru_cache(_KEPT)(self._read)
 
-    def path(self, photo: int) -> Path:
-        """Returns the path that a photo should have.
-
-        Raises:
-            HardnetSfmError: the folder of the photos is not known.
-        """
-        if self._folder is None:
+    def _source(self) -> PhotoSource:
+        if self._photos is None:
             raise HardnetSfmError("the folder of the photos is not known", "Start the viewer with --images FOLDER.")
-        return self._folder / self._world.tracks.names[photo]
+        return self._photos
 
     def _read(self, photo: int) -> Photo:
-        return read_photo(self.path(photo))
+        return self._source().photo(self._world.tracks.names[photo])
 
     def orientation(self, photo: int) -> int:
-        """Reads the EXIF orientation of a photo, 1 to 8. It is 1, which means as stored, if the photo is unreadable."""
-        try:
-            return exif_orientation(self.path(photo).read_bytes())
-        except (HardnetSfmError, OSError):
-            return 1
+        """Returns the EXIF orientation of a photo, 1 to 8. It is 1, which means as stored, if it cannot be read."""
+        return 1 if self._photos is None else self._photos.orientation(self._world.tracks.names[photo])
 
-    def drawn(self, photo: int, by: KeypointColour) -> Drawn:
+    def draw(self, photo: int, by: KeypointColour) -> Drawn:
         """Draws a photo with its keypoints. Keypoints that see a point are large dots, others are small dots.
 
         Raises:
             HardnetSfmError: the photo cannot be read.
         """
-        grey, colours = self._grey(photo), read_colours(self.path(photo))
+        grey, colours = self._grey(photo), self._source().colours(self._world.tracks.names[photo])
         height, width = colours.shape[:2]
         factor = min(1.0, LONGEST_SIDE / max(height, width))
-        picture = _shrunk(colours, factor)
+        picture = resize_to_fit(colours, LONGEST_SIDE).copy()
         back = {6: 8, 8: 6}.get(grey.orientation, grey.orientation)  # the other orientations are their own inverse
-        small = upright(_shrunk(colours, min(1.0, _SMALL_SIDE / max(height, width))), back)
+        small = upright(resize_to_fit(colours, _SMALL_SIDE), back)
         tracks, world = self._world.tracks, self._world
-        notice = self._of_another_size(photo, grey)
+        notice = self._check_size(photo, grey)
         stored = world.model.keypoints(tracks.names[photo])
         rows = tracks.of_photo(photo)
         lengths = world.lengths[tracks.point[rows]].astype(np.float64)
-        low, high = span(lengths)
+        low, high = find_span(lengths)
         counts = len(stored), rows.stop - rows.start
         if notice:
             return Drawn(picture, small, *counts, low, high, notice)
@@ -131,13 +122,15 @@ class Photos:
         at = (stored @ affine[:, :2].T + affine[:, 2] + 0.5) * factor - 0.5
         loose = np.ones(len(at), bool)
         loose[tracks.row[rows]] = False
-        inks = ramp(lengths, low, high) if by == "track length" else np.full((len(lengths), 3), _SEEN, np.uint8)
+        inks = (
+            colour_by_ramp(lengths, low, high) if by == "track length" else np.full((len(lengths), 3), _SEEN, np.uint8)
+        )
         order = np.argsort(lengths, kind="stable")  # long tracks are drawn on top of short ones
         _draw_dots(picture, at[loose], np.full((int(loose.sum()), 3), _LOOSE, np.uint8), 1)
         _draw_dots(picture, at[tracks.row[rows]][order], inks[order], 3)
         return Drawn(picture, small, *counts, low, high)
 
-    def cuts(self, point: int, size: int = SIZE) -> list[Cut]:
+    def cut_patches(self, point: int, size: int = SIZE) -> list[Cut]:
         """Cuts the patches of a point in all of its photos, in the order of COLMAP's numbers."""
         tracks = self._world.tracks
         cuts = []
@@ -152,7 +145,7 @@ class Photos:
 
     def _cut(self, photo: int, row: int, size: int) -> tuple[Picture | None, str]:
         tracks, grey = self._world.tracks, self._grey(photo)
-        if notice := self._of_another_size(photo, grey):
+        if notice := self._check_size(photo, grey):
             return None, notice
         rows, found = tracks.of_photo(photo), self._known(tracks.names[photo])
         notice = ""
@@ -170,18 +163,12 @@ class Photos:
         frame = frame.through(upright_from_stored(grey.orientation, grey.size))
         return extract_patches(grey.grey, frame.xy, frame.axes, size, MEASUREMENT_SIZE)[0], notice
 
-    def _of_another_size(self, photo: int, grey: Photo) -> str:
+    def _check_size(self, photo: int, grey: Photo) -> str:
         stored = grey.size[::-1] if grey.orientation >= 5 else grey.size
         width, height = self._world.tracks.sizes[photo].tolist()
         if stored == (width, height):
             return ""
         return f"the photo has {stored[0]}x{stored[1]} pixels, its camera {width}x{height}: not the one of the model"
-
-
-def _shrunk(colours: Picture, factor: float) -> Picture:
-    height, width = colours.shape[:2]
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.array(cv2.resize(colours, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _draw_dots(picture: Picture, at: NDArray[np.float64], inks: NDArray[np.uint8], radius: int) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from threading import RLock
 from typing import TypeVar
 
@@ -13,16 +12,12 @@ import numpy as np
 import viser
 from numpy.typing import NDArray
 
-from hardnet_sfm.colmap.model import models_in
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.files.workspace import Workspace
-from hardnet_sfm.frames import Frames, beside, known_frames
-from hardnet_sfm.viewer import pages
-from hardnet_sfm.viewer.guard import serving
-from hardnet_sfm.viewer.options import ViewOptions
-from hardnet_sfm.viewer.photo_panel import KEYPOINT_COLOURS, Photos
-from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, span
+from hardnet_sfm.frames import Frames
+from hardnet_sfm.photos import PhotoSource
+from hardnet_sfm.viewer import selection
+from hardnet_sfm.viewer.photo_panel import KEYPOINT_COLOURS, ModelPhotos
+from hardnet_sfm.viewer.world import POINT_COLOURS, Rows, World, find_span
 
 T = TypeVar("T")
 
@@ -33,6 +28,25 @@ _NOTHING = "(choose)"
 _CLOSE = 1e-3  # share of the screen within which two messages describe the same click
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the viewer shows.
+
+    Attributes:
+        titles: titles of the models; the first is shown first.
+        read_world: reads the model with a title. It raises HardnetSfmError if the model is damaged.
+        photos: gives the photos; None if their folder is not known.
+        notice: why there are no photos to show; empty if there are.
+        known: maps a photo's name to the frames of its keypoints in COLMAP's pixels, or to None.
+    """
+
+    titles: Sequence[str]
+    read_world: Callable[[str], World]
+    photos: PhotoSource | None
+    notice: str
+    known: Callable[[str], Frames | None]
+
+
 class Window:
     """Shows one model at a time. All connected pages show the same.
 
@@ -40,25 +54,16 @@ class Window:
 
     Args:
         server: server that shows the model.
-        world: the model to show first.
-        folders: folders of all available models.
-        images: folder of the photos; None if it is not known.
-        known: maps a photo's name to the frames of its keypoints in COLMAP's pixels, or to None.
-        options: options of the viewer.
+        shown: the models and photos.
+        max_points: most points to show.
+
+    Raises:
+        HardnetSfmError: the first model is damaged.
     """
 
-    def __init__(
-        self,
-        server: viser.ViserServer,
-        world: World,
-        folders: list[Path],
-        images: Path | None,
-        known: Callable[[str], Frames | None],
-        options: ViewOptions,
-    ) -> None:
-        self.server, self.world = server, world
-        self._folders = {_title(folder): folder for folder in folders}
-        self._images, self._known, self._options = images, known, options
+    def __init__(self, server: viser.ViserServer, shown: Shown, max_points: int) -> None:
+        self.server, self.world, self.notice = server, shown.read_world(shown.titles[0]), shown.notice
+        self._shown, self._max_points = shown, max_points
         self._lock = RLock()
         self._camera_hit: tuple[int, tuple[float, float]] = (-1, (0.0, 0.0))
         server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, control_width="medium")
@@ -71,14 +76,14 @@ class Window:
         gui = self.server.gui
         panel = gui.add_panel()
         with panel.add_tab("Selection", viser.Icon.PHOTO):
-            self.page = gui.add_html(pages.WELCOME)
+            self.page = gui.add_html(selection.WELCOME)
         panel.dock_left()
         panel.set_width(430)
 
     def _add_controls(self) -> None:
         gui = self.server.gui
         self.facts = gui.add_markdown("")
-        titles = list(self._folders)
+        titles = self._shown.titles
         self.models = gui.add_dropdown("Model", titles, visible=len(titles) > 1)
         with gui.add_folder("Points"):
             self.point_size = gui.add_slider("Size", 0.2, 10, 0.2, 3)
@@ -106,20 +111,20 @@ class Window:
             act()
 
     def _change_model(self) -> None:
-        folder = self._folders[self.models.value]
-        if folder == self.world.folder:
+        title = self.models.value
+        if title == self.world.title:
             return
         try:
-            self.world = World.read(folder)
+            self.world = self._shown.read_world(title)
         except HardnetSfmError as error:
-            self.page.content = pages.notice(self.models.value, str(error))
+            self.page.content = selection.format_notice(title, str(error))
             return
         self._show_model()
 
     def _show_model(self) -> None:
         """Redraws the whole model."""
         world, server = self.world, self.server
-        self._files = Photos(world, self._images, self._known)
+        self._files = ModelPhotos(world, self._shown.photos, self._shown.known)
         self._unit = world.distance / 100
         up = self._up()
         with server.atomic():
@@ -140,7 +145,7 @@ class Window:
         _set(self.least_track, min(self.least_track.value, self.least_track.max))
         self.photos.options = (_NOTHING, *world.tracks.names)
         self._choose(None)
-        self.page.content = pages.notice("no photos", self.notice) if self.notice else pages.WELCOME
+        self.page.content = selection.format_notice("no photos", self.notice) if self.notice else selection.WELCOME
         self._show_points()
         self._show_names()
 
@@ -150,13 +155,6 @@ class Window:
         mean = np.mean([self.world.up_of(number, self._files.orientation(number)) for number in some], axis=0)
         length = np.linalg.norm(mean)
         return mean / length if length > 0.1 else self.world.up_of(some[0], 1)
-
-    @property
-    def notice(self) -> str:
-        """Why there are no photos to show; empty if there are."""
-        if self._images is None:
-            return "where they are is not known; start the viewer with --images FOLDER"
-        return "" if self._images.is_dir() else f"{self._images} is gone; start the viewer with --images FOLDER"
 
     def _frustum(self, number: int) -> viser.CameraFrustumHandle:
         world = self.world
@@ -186,7 +184,7 @@ class Window:
     def _show_points(self) -> None:
         """Redraws the points with the present selection and colours."""
         world, by = self.world, self.point_colour.value
-        self._rows: Rows = world.shown(int(self.least_track.value), self._options.max_points)
+        self._rows: Rows = world.shown(int(self.least_track.value), self._max_points)
         if not len(self._rows):
             self.server.scene.remove_by_name("/points")
         else:
@@ -202,21 +200,22 @@ class Window:
         values = world.values(by)
         self.legend.visible = values is not None
         if values is not None:
-            self.legend.content = pages.legend("", *span(values), " px" if by == "reprojection error" else "")
-        self._say_facts()
+            unit = " px" if by == "reprojection error" else ""
+            self.legend.content = selection.format_legend("", *find_span(values), unit)
+        self._show_facts()
 
-    def _say_facts(self) -> None:
+    def _show_facts(self) -> None:
         world, shown = self.world, len(self._rows)
         admitted = int((world.lengths >= self.least_track.value).sum())
         cameras, photos = len(self.frusta), len(world.tracks.names)
-        said = [
-            f"**{_title(world.folder)}**: {photos} cameras, {len(world.tracks.xyz)} points, "
+        lines = [
+            f"**{world.title}**: {photos} cameras, {len(world.tracks.xyz)} points, "
             f"{len(world.tracks.point)} observations",
             f"Shown: {shown} points" + (f", thinned evenly from {admitted}" if shown < admitted else ""),
         ]
         if cameras < photos:
-            said.append(f"and {cameras} cameras, thinned evenly; all are in the list of photos")
-        self.facts.content = "  \n".join(said)
+            lines.append(f"and {cameras} cameras, thinned evenly; all are in the list of photos")
+        self.facts.content = "  \n".join(lines)
 
     def _resize_points(self) -> None:
         if len(self._rows):
@@ -272,12 +271,12 @@ class Window:
             return
         by = self.keypoint_colour.value
         try:
-            drawn = self._files.drawn(self._photo, by)
+            drawn = self._files.draw(self._photo, by)
         except HardnetSfmError as error:
-            self.page.content = pages.notice(self.world.tracks.names[self._photo], str(error))
+            self.page.content = selection.format_notice(self.world.tracks.names[self._photo], str(error))
         else:
             self.frusta[self._photo].image = drawn.stored
-            self.page.content = pages.photo(self.world, self._photo, drawn, by)
+            self.page.content = selection.format_photo(self.world, self._photo, drawn, by)
 
     async def _on_click(self, event: viser.SceneClickEvent) -> None:
         """Handles a click that hits no camera. A click on a camera also arrives here, after the camera's callback."""
@@ -302,7 +301,7 @@ class Window:
         with self._lock:
             self._choose(None)
             world, scene = self.world, self.server.scene
-            cuts = self._files.cuts(point)
+            cuts = self._files.cut_patches(point)
             here = world.tracks.xyz[point]
             ends = np.stack([np.broadcast_to(here, (len(cuts), 3)), world.centres[[cut.photo for cut in cuts]]], 1)
             with self.server.atomic():
@@ -315,7 +314,7 @@ class Window:
                     point_size=self._unit * max(self.point_size.value / 2, 0.5),
                     point_shape="circle",
                 )
-            self.page.content = pages.point(world, point, cuts)
+            self.page.content = selection.format_point(world, point, cuts)
 
     def _look_through(self, event: viser.GuiEvent[viser.GuiButtonHandle]) -> None:
         """Moves the viewpoint of one client to the chosen camera."""
@@ -334,49 +333,3 @@ class Window:
 def _set(control: viser.GuiInputHandle[T], value: T) -> None:
     """Sets the value of a control. Its callbacks run before this returns."""
     control.value = value  # type: ignore[misc]  # viser defines the setter too far from the getter for mypy
-
-
-def _title(folder: Path) -> str:
-    """Makes the title of a model, for example "sparse/0"."""
-    return folder.name if not folder.name.isdecimal() else f"{folder.parent.name}/{folder.name}"
-
-
-def _images_of(keypoints: Path | None) -> Path | None:
-    """Returns the folder that features were extracted from; None if there are no features of this package."""
-    if keypoints is None or keypoints.name != Workspace().features.name:
-        return None
-    with FeatureStore(keypoints) as features:
-        return Path(features.header["images"])
-
-
-@contextmanager
-def viewing(
-    place: Path, images: Path | None = None, options: ViewOptions | None = None
-) -> Iterator[tuple[Window, str, str | None]]:
-    """Serves a viewer while the block runs.
-
-    Args:
-        place: workspace of this package or of COLMAP, or folder of any COLMAP model.
-        images: folder of the photos. The default is the folder that the workspace's features were extracted from.
-        options: options of the viewer.
-
-    Yields:
-        The window, the address to open on this machine, and the address to open on other machines; None if they have
-        no access.
-
-    Raises:
-        HardnetSfmError: there is no model, the model is damaged, the folder of photos does not exist, or the port is
-            taken.
-        UsageError: an option is invalid.
-    """
-    options = options or ViewOptions()
-    options.check()
-    folders = models_in(place)
-    if images is not None and not images.is_dir():
-        raise HardnetSfmError(f"no such folder: {images}", "Give the folder that holds the model's photos.")
-    with ExitStack() as stack:
-        world, keypoints = World.read(folders[0]), beside(folders[0])
-        known = stack.enter_context(known_frames(keypoints))
-        served = stack.enter_context(serving(options.host, options.port, token=options.token, label="hardnet-sfm"))
-        window = Window(served.viser, world, folders, images or _images_of(keypoints), known, options)
-        yield window, served.address, served.elsewhere

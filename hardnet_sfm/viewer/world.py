@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
@@ -14,8 +13,8 @@ from viser.transforms import SO3
 
 from hardnet_sfm.arrays import Float64
 from hardnet_sfm.colmap.model import Model
-from hardnet_sfm.colmap.tracks import Tracks, tracks_of
-from hardnet_sfm.files.photo_files import sensor_from_upright
+from hardnet_sfm.colmap.tracks import Tracks
+from hardnet_sfm.photos import sensor_from_upright
 
 Rows = NDArray[np.intp]
 Colours = NDArray[np.uint8]
@@ -32,24 +31,14 @@ class World:
     """A model for drawing: V cameras and P points, in the model's units.
 
     Attributes:
-        folder: folder that the model was read from.
+        title: title of the model, for example "sparse/0".
         model: the model as COLMAP stores it.
         tracks: observations of the model.
     """
 
-    folder: Path
+    title: str
     model: Model
     tracks: Tracks
-
-    @classmethod
-    def read(cls, folder: Path) -> World:
-        """Reads a binary or text model.
-
-        Raises:
-            HardnetSfmError: there is no model, the model is damaged, or it has no tracks.
-        """
-        model = Model.read(folder)
-        return cls(folder, model, tracks_of(model, folder))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -115,7 +104,7 @@ class World:
     def colours(self, by: PointColour) -> Colours:
         """(P, 3) RGB colours of all points."""
         values = self.values(by)
-        return self.tracks.colours if values is None else ramp(values, *span(values))
+        return self.tracks.colours if values is None else colour_by_ramp(values, *find_span(values))
 
     def pick(self, rows: Rows, origin: Float64, direction: Float64, pixel: float, radius: float) -> int | None:
         """Finds the point that a click hits: the nearest point whose disc is hit, else the point that it misses least.
@@ -144,14 +133,14 @@ class World:
         return int(rows[best])
 
 
-def span(values: Float64) -> tuple[float, float]:
+def find_span(values: Float64) -> tuple[float, float]:
     """Returns the values at the ends of the ramp: the minimum and the 95 % quantile, because a few may be huge."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(np.quantile(finite, 0.95))) if len(finite) else (0.0, 1.0)
     return low, max(high, low + 1e-6)
 
 
-def ramp(values: Float64, low: float, high: float) -> Colours:
+def colour_by_ramp(values: Float64, low: float, high: float) -> Colours:
     """(N, 3) RGB colours of N values, from dark blue over green and yellow to red. Infinite values are grey."""
     finite = np.isfinite(values)
     share = np.clip((np.where(finite, values, low) - low) / (high - low), 0, 1)

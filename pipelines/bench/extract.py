@@ -28,11 +28,12 @@ from hardnet_sfm.colmap.baseline import ColmapSift
 from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber, make_descriptor
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.photo_files import list_photos, read_photo, resize_to_fit
+from hardnet_sfm.files.photo_files import list_photos, read_photo
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.networks.device import fast_type, resolve_device
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.workers import torch_threads

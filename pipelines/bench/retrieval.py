@@ -31,11 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.files.vocabulary_files import write_vocabulary
 from hardnet_sfm.files.workspace import MANIFEST, PHOTOS, read_json, write_json
 from hardnet_sfm.flags import flag_rules
+from hardnet_sfm.index_folder import IndexBuilder, open_index, open_vocabulary
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval import kernels
-from hardnet_sfm.retrieval.index_builder import IndexBuilder
 from hardnet_sfm.retrieval.inverted_index import InvertedIndex
 from hardnet_sfm.retrieval.methods import Method
 from hardnet_sfm.retrieval.scoring import MULTIPLE, STRICT, Query, distance_weights
@@ -122,15 +123,15 @@ def build(options: Options, folder: Path, synthetic: Synthetic) -> float:
     centroids = random.standard_normal((options.words, 128)).astype(np.float16).astype(np.float32)
     projection = np.linalg.qr(random.standard_normal((128, 64)))[0].T.astype(np.float32)
     words = Vocabulary({}, centroids, projection, np.zeros((options.words, 64), np.float32))
-    words.save(folder / "words")
-    builder = IndexBuilder(folder / "index", words, "", {})
+    write_vocabulary(folder / "words", words.card, words.numbers)
+    builder = IndexBuilder(folder / "index", open_vocabulary(folder / "words"), "", {})
     spent = 0.0
     for photo in synthetic.photos():
         start = time.perf_counter()
         builder.add(photo, 4096)
         spent += time.perf_counter() - start
     start = time.perf_counter()
-    builder.finish(options.photos, 0)
+    builder.finish()
     return spent + time.perf_counter() - start
 
 
@@ -174,11 +175,11 @@ class Peer:
         self._index = faiss.IndexBinaryIVF(self._quantizer, 64, words)
         self._index.is_trained = True
         for segment, start in zip(index.segments, index.starts[:-1], strict=True):
-            of_word = np.repeat(np.arange(words), np.diff(segment.offsets))
-            for begin in range(0, segment.features, 2**24):
+            of_word = np.repeat(np.arange(words), np.diff(segment.columns.offsets))
+            for begin in range(0, segment.entries, 2**24):
                 rows = slice(begin, begin + 2**24)
-                codes = np.ascontiguousarray(segment.signatures[rows])
-                ids = segment.images[rows].astype(np.int64) + start
+                codes = np.ascontiguousarray(segment.columns.signatures[rows])
+                ids = segment.columns.images[rows].astype(np.int64) + start
                 chosen = np.ascontiguousarray(of_word[rows])
                 pointers = [faiss.swig_ptr(array) for array in (codes.view(np.uint8), ids, chosen)]
                 self._index.add_core(len(codes), *pointers)
@@ -201,7 +202,7 @@ class Peer:
 
 def entries_read(index: InvertedIndex, query: Query) -> int:
     """Length of all lists that a query looks through."""
-    return sum(int(np.diff(segment.offsets)[query.words].sum()) for segment in index.segments)
+    return sum(int(np.diff(segment.columns.offsets)[query.words].sum()) for segment in index.segments)
 
 
 def main() -> None:
@@ -225,9 +226,9 @@ def measure(options: Options, folder: Path) -> None:
         spent = build(options, folder, synthetic)
         write_json(folder / _MADE_WITH, made_with)
         console.print(f"built in {spent:.0f} s, {1e6 * spent / options.photos / options.features:.2f} us a feature")
-    index = InvertedIndex(folder / "index", Resources(workers=options.workers))
+    index = open_index(folder / "index", Resources(workers=options.workers)).lists
     files = sum(path.stat().st_size for path in (folder / "index").glob("segment-*/*"))
-    lists = np.sum([np.diff(segment.offsets) for segment in index.segments], 0).astype(np.float64)
+    lists = np.sum([np.diff(segment.columns.offsets) for segment in index.segments], 0).astype(np.float64)
     imbalance = options.words * (lists**2).sum() / lists.sum() ** 2
     offsets, facts = (
         sum(path.stat().st_size for path in (folder / "index").glob(f"segment-*/{name}")) / index.features

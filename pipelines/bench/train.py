@@ -31,7 +31,6 @@ from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.augment import AugmentOptions, augmented
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
-from hardnet_sfm.verbs.train import NORM_BATCH
 
 FLOP_A_PAIR = 2 * 3 * 78e6
 _SIDE = 4096
@@ -68,6 +67,7 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
     from hardnet_sfm.training.module import (  # lightning takes seconds
+        NORM_BATCH,
         WORKERS,
         Budget,
         NetworkTraining,

@@ -27,7 +27,7 @@ function section(id, title, lead, ...children) {
 
 const ARRAYS = {uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array};
 
-/** Decodes a typed array that `packed` in page.py wrote. */
+/** Decodes a typed array that `pack_array` in page.py wrote. */
 function unpack({type, bytes}) {
   const text = atob(bytes), raw = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) raw[i] = text.charCodeAt(i);

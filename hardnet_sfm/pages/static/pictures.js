@@ -11,7 +11,7 @@ function ramp(share) {
 /**
  * Draws two photos of the same height side by side, and lines between them.
  * ends: two of {name, source, size, box}; box: x0, y0, x1, y1 as shares of the sides, or nothing.
- * lines: x, y in the first and x, y in the second photo for each line, as `along_sides` in page.py wrote them.
+ * lines: x, y in the first and x, y in the second photo for each line, as `scale_to_sides` in page.py wrote them.
  */
 function pairPicture(ends, lines) {
   const canvas = make("canvas", {"aria-hidden": "true"}), shape = ({size}) => size ? size[0] / size[1] : 4 / 3;

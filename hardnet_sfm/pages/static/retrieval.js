@@ -8,13 +8,14 @@ for (const note of data.notes) main.append(make("p", {class: "note", role: "note
 const best = answer => answer.image.length ? names[answer.image[0]] : "–";
 const base = path => path.split("/").at(-1);
 const score = value => Number(value.toPrecision(4)).toString();
-const verifying = answers.some(answer => answer.inliers.some(count => count !== null));
+const verifying = answers.some(answer => answer.shows.some(shows => shows !== null));
+const state = (answer, place) => answer.identical[place] ? "same file" : answer.shows[place] ? "accepted" : "not accepted";
 
 section("overview", "Overview", null, figures([
-  answers.length > 1 ? ["Queries", whole(answers.length), null] : ["Found", whole(answers[0].found), "photos, best first"],
+  answers.length > 1 ? ["Queries", whole(answers.length), null] : ["Listed", whole(answers[0].found), "photos, best first"],
   ["Photos", whole(search.photos), "searched"],
   ["Method", search.method, null],
-  ...(verifying ? [["Verified", whole(answers.reduce((sum, answer) => sum + answer.verified, 0)), "of the photos found"]] : []),
+  ...(verifying ? [["Accepted", whole(answers.reduce((sum, answer) => sum + answer.accepted, 0)), "of the photos listed"]] : []),
 ]));
 
 /* The answer to one query */
@@ -33,7 +34,7 @@ function result(place) {
     source ? make("img", {src: source, alt: "", decoding: "async"}) : make("span", {class: "blank"}, data.missing[image]),
     make("span", {class: "name"}, make("strong", {}, `${place + 1}`), ` ${names[image]}`),
     make("span", {class: "caption"}, `score ${score(answer.score[place])}`,
-      inliers === null ? "" : make("span", {class: `state ${inliers ? "registered" : "elsewhere"}`}, plural(inliers, "inlier"))));
+      answer.shows[place] === null ? "" : make("span", {class: `state ${answer.shows[place] ? "registered" : "elsewhere"}`}, `${plural(inliers ?? 0, "inlier")}, ${state(answer, place)}`)));
 }
 
 function fill() {
@@ -52,8 +53,8 @@ function show(number) {
     make("div", {}, make("p", {class: "caption"}, "query"), make("h3", {title: answer.query}, base(answer.query)), facts([
       ["Size", `${width} × ${height} px`],
       ...(answer.bbox ? [["Box", answer.bbox.map(value => Number(value.toFixed(1))).join(", ")]] : []),
-      ["Found", answer.found > answer.image.length ? `${plural(answer.found, "photo")}, the first ${whole(answer.image.length)} are shown` : answer.found ? plural(answer.found, "photo") : "nothing in common with any photo"],
-      ...(verifying ? [["Verified", plural(answer.verified, "photo")]] : [])])));
+      ["Listed", answer.found > answer.image.length ? `${plural(answer.found, "photo")}, the first ${whole(answer.image.length)} are shown` : answer.found ? plural(answer.found, "photo") : "nothing in common with any photo"],
+      ...(verifying ? [["Accepted", answer.accepted ? plural(answer.accepted, "photo") : "nothing found: none has more inliers than chance gives"]] : [])])));
   fill();
 }
 
@@ -70,7 +71,7 @@ const viewer = (() => {
     title.textContent = `${place + 1}  ${names[image]}`;
     pair.replaceChildren(pairPicture([queryEnd(answer), {name: names[image], source: data.previews[image], size}], lines));
     aside.replaceChildren(facts([["Score", score(answer.score[place])],
-      ["Inliers", inliers === null ? "not verified" : whole(inliers)], ["Size", size ? `${size[0]} × ${size[1]} px` : "–"]]),
+      ["Inliers", inliers === null ? "not verified" : whole(inliers)], ...(answer.shows[place] === null ? [] : [["Decision", state(answer, place)]]), ["Size", size ? `${size[0]} × ${size[1]} px` : "–"]]),
       inliers ? make("p", {class: "caption"}, drawn < inliers ? `${whole(drawn)} of ${plural(inliers, "inlier")} drawn.` : "Lines join spatially verified matches.") : "");
     if (!dialog.open) dialog.showModal();
   };
@@ -85,8 +86,8 @@ if (answers.length > 1) {
     {title: "Photo", text: true, cell: n => make("button", {type: "button", class: "thumb", "aria-label": `Look at the answer to ${answers[n].query}`, onclick: () => choose(n)},
       data.queries[answers[n].picture] ? make("img", {src: data.queries[answers[n].picture], alt: "", loading: "lazy"}) : "no photo")},
     {title: "Query", text: true, className: "wide", value: n => answers[n].query, cell: n => make("button", {type: "button", class: "link", title: answers[n].query, onclick: () => choose(n)}, base(answers[n].query))},
-    {title: "Found", value: n => answers[n].found, cell: n => whole(answers[n].found)},
-    ...(verifying ? [{title: "Verified", value: n => answers[n].verified, cell: n => whole(answers[n].verified)}] : []),
+    {title: "Listed", value: n => answers[n].found, cell: n => whole(answers[n].found)},
+    ...(verifying ? [{title: "Accepted", value: n => answers[n].accepted, cell: n => whole(answers[n].accepted)}] : []),
     {title: "Best", text: true, className: "wide", value: n => best(answers[n]), cell: n => best(answers[n])},
   ], [...answers.keys()]);
   section("queries", "Queries", "Choose a query to see its results.", table.node, table.foot);

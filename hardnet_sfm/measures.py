@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
+# Added to the second distance, as the authors of W1BS do. If two patches equal the query, the ratio is then 0 and not
+# 0 / 0.
+_EPSILON = 1e-12
+# Number of queries that are processed at once.
+_ROWS = 1024
 
 
 def fpr95(distances: Floats, same: Bools) -> float:
@@ -116,6 +121,26 @@ def threshold_area(ratios: Floats, right: Bools, thresholds: int = 100) -> float
     found = np.searchsorted(np.sort(ratios[right]), steps)
     precision = np.where(accepted > 0, found / np.maximum(accepted, 1), 1.0)
     return float(np.trapezoid(found / len(ratios), 1 - precision))
+
+
+def column_score(first: NDArray[np.float16], second: NDArray[np.float16]) -> float:
+    """Computes the area under recall over 1 - precision of nearest neighbours.
+
+    The matches are ranked by the ratio of the distances to the nearest and the second nearest neighbour.
+
+    Args:
+        first: (N, D) descriptors of the points in one photo.
+        second: (N, D) descriptors of the same points in the other photo.
+    """
+    rows, columns = first.astype(np.float32), second.astype(np.float32)
+    right, ratios = np.empty(len(rows), bool), np.empty(len(rows))
+    for start in range(0, len(rows), _ROWS):
+        block = slice(start, start + _ROWS)
+        distances = np.sqrt(squared_distances(rows[block], columns), dtype=np.float64)
+        right[block] = distances.argmin(1) == np.arange(len(rows))[block]
+        nearest = np.partition(distances, 1, 1)
+        ratios[block] = nearest[:, 0] / (nearest[:, 1] + _EPSILON)
+    return threshold_area(ratios, right)
 
 
 def squared_distances(first: Floats, second: Floats) -> NDArray[np.float32]:

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey, Ints
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.columns import read_column
+from hardnet_sfm.evaluation.datasets.columns import read_column
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, read_rows
+from hardnet_sfm.files.clutter import find_files
+from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
+from hardnet_sfm.patches import resize_patches
 
 Level = Literal["easy", "hard", "tough"]
 LEVELS: tuple[Level, ...] = ("easy", "hard", "tough")
@@ -70,10 +75,46 @@ def find_sequences(folder: Path) -> list[PatchSequence]:
     Raises:
         HardnetSfmError: there are no sequences, or the `ref.png` of one is missing or damaged.
     """
-    paths = sorted(path for path in folder.glob("[iv]_*") if path.is_dir())
+    paths = [path for path in find_files(folder, "[iv]_*") if path.is_dir()]
     if not paths:
         raise HardnetSfmError(f"{folder}: no sequences i_* or v_* in it", _RELEASE)
     return [PatchSequence(path, len(read_column(path / "ref.png", SIDE))) for path in paths]
+
+
+def read_hpatches(folder: Path) -> PatchSet:
+    """Reads all sequences of a folder into memory, 4 KB a patch and so 64 KB a row of a sequence.
+
+    Each row of a sequence is one point. Each column is one photo, named `v_NAME/e1`. Patches are resampled by pixel
+    area from 65x65 to 64x64, which keeps their centre and extent. Cutting off a row and a column instead would move the
+    centre by half a pixel.
+
+    Raises:
+        HardnetSfmError: the folder has no sequences, or a column is missing, is damaged, is not 65 pixels wide or has
+            another length than the `ref.png` of its sequence.
+    """
+    sequences = find_sequences(folder)
+    counts = [sequence.count for sequence in sequences]
+    points = sum(counts)
+    patches = np.empty((points, len(COLUMNS), PATCH_SIZE, PATCH_SIZE), np.uint8)
+    start = 0
+    for sequence in sequences:
+        for number, column in enumerate(COLUMNS):
+            patches[start : start + sequence.count, number] = resize_patches(sequence.column(column), PATCH_SIZE)
+        start += sequence.count
+    images = np.arange(len(sequences) * len(COLUMNS), dtype=np.int32).reshape(-1, len(COLUMNS))
+    total = points * len(COLUMNS)
+    return PatchSet(
+        str(folder),
+        "hpatches",
+        MEASUREMENT_SIZE,
+        tuple(f"{sequence.name}/{column}" for sequence in sequences for column in COLUMNS),
+        patches.reshape(total, PATCH_SIZE, PATCH_SIZE),
+        point=np.repeat(np.arange(points), len(COLUMNS)),
+        image=np.repeat(images, counts, 0).reshape(-1),
+        frame=np.full((total, 2, 3), np.nan, np.float32),
+        angle=np.full(total, np.nan, np.float32),
+        xyz=np.full((points, 3), np.nan, np.float32),
+    ).check()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +129,7 @@ class Tasks:
         negatives: (M, 2, 2) pairs of different points, by kind: `intra` (within one sequence) and `inter`.
         queries: (Q,) points to retrieve by their reference patches.
         distractors: (K,) points whose reference patches are the wrong answers.
+        left_out: reasons why lines of the task files are left out.
     """
 
     split: str
@@ -97,6 +139,7 @@ class Tasks:
     negatives: Mapping[str, Ints]
     queries: Ints
     distractors: Ints
+    left_out: LeftOut = field(default_factory=dict)
 
     @property
     def starts(self) -> Ints:
@@ -138,7 +181,7 @@ def read_split(folder: Path, split: str) -> tuple[str, ...]:
 
 
 def read_tasks(folder: Path, split: str, sequences: Iterable[PatchSequence]) -> Tasks:
-    """Reads the six files of a split: splits.json and five task files.
+    """Reads the six files of a split: splits.json and five task files. Bad lines of the task files are left out.
 
     Args:
         folder: folder with splits.json (or splits/splits.json), verif_*_split-NAME.csv and retr_*_split-NAME.csv.
@@ -146,7 +189,7 @@ def read_tasks(folder: Path, split: str, sequences: Iterable[PatchSequence]) -> 
         sequences: available sequences.
 
     Raises:
-        HardnetSfmError: a file is missing or damaged, or names sequences or patches that are not available.
+        HardnetSfmError: a file is missing, has another header or no good line, or sequences of the split are missing.
         UsageError: there is no such split.
     """
     names, there = read_split(folder, split), {sequence.name: sequence.count for sequence in sequences}
@@ -166,6 +209,7 @@ def read_tasks(folder: Path, split: str, sequences: Iterable[PatchSequence]) -> 
         {kind: reader.pairs(f"verif_neg_{kind}") for kind in ("intra", "inter")},
         reader.points("retr_queries"),
         reader.points("retr_distractors"),
+        reader.left_out,
     )
 
 
@@ -177,59 +221,71 @@ class _Reader:
     split: str
     starts: Mapping[str, int]
     counts: Mapping[str, int]
+    left_out: LeftOut = field(default_factory=dict)
 
     def pairs(self, task: str) -> Ints:
-        path, lines = self._lines(task, VERIFICATION_HEADER, (0, 3))
-        photos = lines[:, [1, 4]]
-        if (photos < 0).any() or (photos > PHOTOS).any():
-            raise HardnetSfmError(f"{path}: numbers of photos that are not from 0 to {PHOTOS}", "Get the file again.")
-        points = [self._points(path, lines[:, at], lines[:, at + 2]) for at in (0, 3)]
-        return np.stack([np.stack(points, 1), photos], 2)
+        lines = self._lines(task, VERIFICATION_HEADER, (0, 3))
+        points = [self._starts[lines[:, at]] + lines[:, at + 2] for at in (0, 3)]
+        return np.stack([np.stack(points, 1), lines[:, [1, 4]]], 2)
 
     def points(self, task: str) -> Ints:
-        path, lines = self._lines(task, RETRIEVAL_HEADER, (0,))
-        return self._points(path, lines[:, 0], lines[:, 1])
+        lines = self._lines(task, RETRIEVAL_HEADER, (0,))
+        return self._starts[lines[:, 0]] + lines[:, 1]
 
-    def _lines(self, task: str, header: str, names: tuple[int, ...]) -> tuple[Path, Ints]:
-        """Reads all lines of a file as int64. Numbers in the split replace the names of sequences."""
+    @property
+    def _starts(self) -> Ints:
+        return np.array(list(self.starts.values()))
+
+    def _lines(self, task: str, header: str, names: tuple[int, ...]) -> Ints:
+        """Reads the good lines of a file as int64. Numbers in the split replace the names of sequences."""
         path, number = self.folder / f"{task}_split-{self.split}.csv", {n: k for k, n in enumerate(self.starts)}
-        unknown: list[str] = []
-
-        def sequence(name: str) -> int:
-            if name not in number:
-                unknown.append(name)
-            return number.get(name, -1)
-
+        width, hint = header.count(",") + 1, "Get the file again."
         try:
             with path.open(encoding="utf-8") as file, warnings.catch_warnings():
                 warnings.simplefilter("error")  # NumPy only warns about an empty file
                 first = file.readline().strip()
                 if first != header:
-                    raise ValueError(f"its first line is {first!r}, not {header!r}")
-                lines = np.loadtxt(
-                    file,
-                    np.int64,
-                    comments=None,
-                    delimiter=",",
-                    converters=dict.fromkeys(names, sequence),
-                    ndmin=2,
-                )
-            if lines.shape[1] != header.count(",") + 1:
-                raise ValueError(f"{lines.shape[1]} columns")
+                    raise HardnetSfmError(f"{path}: not a task: its first line is {first!r}, not {header!r}", hint)
+                converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(names, number.__getitem__)
+                lines: Ints = np.loadtxt(file, np.int64, comments=None, delimiter=",", converters=converters, ndmin=2)
+            if lines.shape[1] == width and not self._find_wrong(lines, names).any():
+                return lines
         except FileNotFoundError as error:
             raise HardnetSfmError(f"no such file: {path}", _TASKS) from error
-        except (OSError, ValueError, UserWarning) as error:
-            raise HardnetSfmError(f"{path}: truncated, or not a task: {error}", "Get the file again.") from error
-        if unknown:
-            raise HardnetSfmError(f"{path}: {unknown[0]} is no sequence of split {self.split}", "Get the file again.")
-        return path, lines
+        except OSError as error:
+            raise HardnetSfmError(f"{path}: cannot be read: {error.strerror or error}", hint) from error
+        except (KeyError, ValueError, UserWarning):
+            pass  # the lines are parsed one by one to find the bad ones
+        rows, left_out = read_rows(path, lambda line: self._parse(line, width, number, names), hint, start=2)
+        if not rows and not left_out:
+            raise HardnetSfmError(f"{path}: not a task: it has no lines", hint)
+        check_any(rows, left_out)
+        self.left_out.update(left_out)
+        return np.array(list(rows.values()), np.int64)
 
-    def _points(self, path: Path, sequence: Ints, index: Ints) -> Ints:
+    def _parse(self, line: str, width: int, number: Mapping[str, int], names: tuple[int, ...]) -> list[int]:
+        words = line.strip().split(",")
+        if len(words) != width:
+            raise ValueError(f"truncated, or not a task: {len(words)} columns instead of {width}")
+        for at in names:
+            if words[at] not in number:
+                raise ValueError(f"{words[at]} is no sequence of split {self.split}")
+        values = [number[word] if at in names else int(word) for at, word in enumerate(words)]
+        for at in names:
+            name, patch = words[at], values[at + 2 if len(names) > 1 else at + 1]
+            if not 0 <= patch < self.counts[name]:
+                raise ValueError(f"patch {patch} of {name}, which has only {self.counts[name]}")
+            if len(names) > 1 and not 0 <= values[at + 1] <= PHOTOS:
+                raise ValueError(f"photo {values[at + 1]}, which is not from 0 to {PHOTOS}")
+        return values
+
+    def _find_wrong(self, lines: Ints, names: tuple[int, ...]) -> NDArray[np.bool_]:
+        """(M,) bool: lines with a number of a photo or patch that does not exist."""
         counts = np.array([self.counts[name] for name in self.starts])
-        if (bad := np.flatnonzero((index < 0) | (index >= counts[sequence]))).size:
-            name = list(self.starts)[sequence[bad[0]]]
-            raise HardnetSfmError(
-                f"{path}: patch {index[bad[0]]} of {name}, which has only {self.counts[name]}",
-                "The tasks are of another release of the patches.",
-            )
-        return np.array(list(self.starts.values()))[sequence] + index
+        wrong = np.zeros(len(lines), np.bool_)
+        for at in names:
+            patch = lines[:, at + 2 if len(names) > 1 else at + 1]
+            wrong |= (patch < 0) | (patch >= counts[lines[:, at]])
+            if len(names) > 1:
+                wrong |= (lines[:, at + 1] < 0) | (lines[:, at + 1] > PHOTOS)
+        return wrong

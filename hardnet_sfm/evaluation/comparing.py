@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hardnet_sfm.arrays import Grey, Ints
-from hardnet_sfm.benchmark.describing import in_batches
+from hardnet_sfm.evaluation.describing import in_batches
 from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.networks.loading import scorer_of

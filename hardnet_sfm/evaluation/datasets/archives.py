@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName
+from hardnet_sfm.evaluation.datasets.landmark_sets import LandmarkSetName
+from hardnet_sfm.files.clutter import is_clutter
 from hardnet_sfm.files.workspace import prepare_folder, read_json, replacing, write_json
 from hardnet_sfm.progress import Advance, progress
 
@@ -107,7 +108,7 @@ def unpack(archives: Sequence[Path], folder: Path, suffixes: Collection[str]) ->
             _unpack_one(archive, folder, suffixes, advance)
         done[archive.name] = size
         write_json(record, done)
-    return sum(path.suffix.lower() in suffixes for path in folder.iterdir() if not path.name.startswith("."))
+    return sum(path.suffix.lower() in suffixes for path in folder.iterdir() if not is_clutter(path.name))
 
 
 def _unpack_one(archive: Path, folder: Path, suffixes: Collection[str], advance: Advance) -> None:
@@ -137,7 +138,7 @@ def _unpack_one(archive: Path, folder: Path, suffixes: Collection[str], advance:
 
 
 def _wanted(name: str, suffixes: Collection[str]) -> bool:
-    return PurePosixPath(name).suffix.lower() in suffixes and not name.startswith(".") and "\\" not in name
+    return PurePosixPath(name).suffix.lower() in suffixes and not is_clutter(name) and "\\" not in name
 
 
 def _take(files: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:

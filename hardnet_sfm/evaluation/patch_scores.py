@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float16
-from hardnet_sfm.benchmark.comparing import PairStream
-from hardnet_sfm.benchmark.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
-from hardnet_sfm.benchmark.describing import PatchStream
-from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation import brown, hpatches
+from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts, made
+from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.evaluation.comparing import PairStream
+from hardnet_sfm.evaluation.datasets import brown, hpatches
+from hardnet_sfm.evaluation.datasets.parts import check_any, describe_left_out
+from hardnet_sfm.evaluation.datasets.w1bs import NUISANCES, find_columns
+from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.hpatches_tasks import (
     POOLS,
     VerificationScore,
@@ -25,9 +27,8 @@ from hardnet_sfm.evaluation.hpatches_tasks import (
     retrieve,
     verify,
 )
-from hardnet_sfm.evaluation.measures import false_positive_rates, fpr95
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
-from hardnet_sfm.evaluation.w1bs import NUISANCES, column_score, find_columns
+from hardnet_sfm.measures import column_score, false_positive_rates, fpr95
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 
@@ -101,7 +102,10 @@ def evaluate_brown(
         ),
         {name: {**about, **known[name]} for name, about in facts(rows, streams).items()},
         {"pairs": {name: len(found.matching) for name, found in pairs.items()}, "false_positives_by_recall": curves},
-        (_resized("Brown's", brown.MEASUREMENT_SIZE, streams),),
+        (
+            _resized("Brown's", brown.MEASUREMENT_SIZE, streams),
+            *(note for found in pairs.values() for note in describe_left_out(found.left_out)),
+        ),
     )
 
 
@@ -131,7 +135,7 @@ def evaluate_w1bs(
     The last column is the mean over the nuisances with equal weights.
 
     Args:
-        folder: folder with the sets, see `hardnet_sfm.evaluation.w1bs`.
+        folder: folder with the sets, see `hardnet_sfm.evaluation.datasets.w1bs`.
         rows: descriptors. None means RootSIFT, and HardNet with its shipped weights.
         resources: threads and device to use.
 
@@ -146,21 +150,28 @@ def evaluate_w1bs(
             "pairs with its network, which are a million pairs of a thousand patches",
             "Measure it with hardnet-sfm evaluate brown | hpatches | homography | pairs.",
         )
-    descriptors, columns = made(rows), find_columns(Path(folder))
+    descriptors = made(rows)
+    columns, left_out = find_columns(Path(folder))
     values: dict[str, dict[str, float]] = {}
     details: dict[str, dict[str, float]] = {}
     with progress("w1bs", len(rows) * len(columns)) as advance:
         for row, descriptor in descriptors.items():
             describe, areas = PatchStream(descriptor, resources), {}
             for pair in columns:
-                first, second = pair.read()
+                try:
+                    first, second = pair.read()
+                except HardnetSfmError as error:
+                    left_out[f"{pair.nuisance}/{pair.name}"] = error
+                    advance()
+                    continue
                 described = describe([first, second])
                 areas[pair] = column_score(described[: len(first)], described[len(first) :])
                 advance(note=f"{row} {pair.nuisance} {pair.name}")
+            check_any(areas, left_out)
             by_nuisance = {
                 name: float(np.mean([area for pair, area in areas.items() if pair.nuisance == code]))
                 for code, name in NUISANCES.items()
-                if any(pair.nuisance == code for pair in columns)
+                if any(pair.nuisance == code for pair in areas)
             }
             values[row] = with_mean(by_nuisance)
             details[row] = {f"{pair.nuisance}/{pair.name}": area for pair, area in areas.items()}
@@ -169,7 +180,7 @@ def evaluate_w1bs(
         (Measure("mauc", "mAUC by nuisance", values),),
         facts(rows, descriptors),
         {"pairs": details},
-        (_resized("the", None, descriptors),),
+        (_resized("the", None, descriptors), *describe_left_out(left_out)),
     )
 
 
@@ -251,7 +262,11 @@ def evaluate_hpatches(
             "verification_auc": {row: _by_task(scores, "area") for row, scores in verified.items()},
             **details,
         },
-        (_resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams), *_only_verified(rows)),
+        (
+            _resized("HPatches'", hpatches.MEASUREMENT_SIZE, streams),
+            *_only_verified(rows),
+            *describe_left_out(asked.left_out),
+        ),
     )
 
 

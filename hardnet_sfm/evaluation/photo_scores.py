@@ -18,12 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hardnet_sfm.benchmark.comparing import PairStream
-from hardnet_sfm.benchmark.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts
-from hardnet_sfm.benchmark.describing import PatchStream
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
+from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, competitors, facts
+from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.comparing import PairStream
+from hardnet_sfm.evaluation.datasets.image_pairs import VALIDATION, ImagePair, read_image_pairs
+from hardnet_sfm.evaluation.datasets.parts import check_any, describe_left_out
+from hardnet_sfm.evaluation.datasets.sequences import PHOTOS, read_sequences
+from hardnet_sfm.evaluation.describing import PatchStream
+from hardnet_sfm.evaluation.epipolar import THRESHOLDS, fundamental_matrix, recall_of_truth
 from hardnet_sfm.evaluation.homographies import (
-    PHOTOS,
     TOLERANCE,
     MatchingScores,
     PairTruth,
@@ -32,19 +36,9 @@ from hardnet_sfm.evaluation.homographies import (
     homography_scores,
     matching_scores,
     pair_truth,
-    read_sequences,
-)
-from hardnet_sfm.evaluation.image_pairs import (
-    THRESHOLDS,
-    VALIDATION,
-    ImagePair,
-    fundamental_matrix,
-    read_image_pairs,
-    recall_of_truth,
 )
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, with_mean
 from hardnet_sfm.features.descriptors import Descriptor, make_descriptor
-from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.matching.nearest import (
     Acceptance,
     PreparedDescriptors,
@@ -52,11 +46,10 @@ from hardnet_sfm.matching.nearest import (
     prepare,
     rounding_for,
 )
-from hardnet_sfm.matching.rescore import leads, short_lists
+from hardnet_sfm.matching.rescore import SHORT_LIST, leads, short_lists
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.verbs.match import MatchOptions
 from hardnet_sfm.workers import torch_threads
 
 COLMAP = "colmap rootsift"
@@ -111,7 +104,7 @@ class Comparing:
             for number, photo in enumerate(photos)
         )
         with torch_threads(self.stream.threads) as pool:
-            lists = list(pool.map(short_lists, repeat(described[0]), described[1:], repeat(MatchOptions.short_list)))
+            lists = list(pool.map(short_lists, repeat(described[0]), described[1:], repeat(SHORT_LIST)))
         found = []
         for rows, other, candidates in zip(described[1:], others, lists, strict=True):
             scores = self.stream.scores(first, other, candidates)
@@ -149,16 +142,19 @@ def evaluate_homographies(
         HardnetSfmError: a sequence is incomplete or damaged, or a descriptor cannot be made.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    sequences, ways = read_sequences(Path(folder)), _ways(rows, resources)
+    (sequences, left_out), ways = read_sequences(Path(folder)), _ways(rows, resources)
     detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     curves: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     with progress("compare", len(sequences) * (PHOTOS + len(ways))) as advance:
         for sequence in sequences:
-            photos = []
-            for path in sequence.photos:
-                photos.append(_detected(path, detect))
-                advance(note=f"{sequence.name} {path.name}")
+            try:
+                photos = [DetectedPhoto(grey, detect(grey)) for grey in sequence.read()]
+            except HardnetSfmError as error:
+                left_out[sequence.name] = error
+                advance(PHOTOS + len(ways), sequence.name)
+                continue
+            advance(PHOTOS, sequence.name)
             first, *others = (photo.features.xy for photo in photos)
             truths = [pair_truth(h, first, xy) for h, xy in zip(sequence.homographies, others, strict=True)]
             for name, way in ways.items():
@@ -167,12 +163,13 @@ def evaluate_homographies(
                 of_pairs = [accuracy_by_threshold(*pair) for pair in zip(truths, matches, strict=True)]
                 curves[name][sequence.name] = np.mean(of_pairs, axis=0).tolist()
                 advance(note=f"{sequence.name} {name}")
+    check_any(scores[COLMAP], left_out)
     return ScoreTable(
         "homography",
         _matching_measures(scores),
         facts(rows, _spans(ways)),
         {"max_features": max_features, "tolerance": TOLERANCE, "accuracy_by_threshold": curves},
-        _rescored(rows),
+        (*_rescored(rows), *describe_left_out(left_out)),
         across=True,
     )
 
@@ -193,7 +190,7 @@ def evaluate_pairs(
     patches the ratio is that of odds, which is below 0.9 for nearly all matches.
 
     Args:
-        folder: folder of the pairs, see `hardnet_sfm.evaluation.image_pairs`.
+        folder: folder of the pairs, see `hardnet_sfm.evaluation.datasets.image_pairs`.
         rows: descriptors. None means RootSIFT, and HardNet with its shipped weights.
         resources: threads and device to use.
         max_features: COLMAP's limit on keypoints in a photo.
@@ -202,14 +199,19 @@ def evaluate_pairs(
         HardnetSfmError: a pair is incomplete or damaged, or a descriptor cannot be made.
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
-    pairs, ways = read_image_pairs(Path(folder)), _ways(rows, resources)
+    (pairs, left_out), ways = read_image_pairs(Path(folder)), _ways(rows, resources)
     detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     recalls: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     with progress("compare", len(pairs) * (1 + len(ways))) as advance:
         for pair in pairs:
-            photos = [_detected(path, detect) for path in pair.photos]
+            try:
+                photos = [DetectedPhoto(grey, detect(grey)) for grey in pair.read()]
+            except HardnetSfmError as error:
+                left_out[pair.name] = error
+                advance(1 + len(ways), pair.name)
+                continue
             truth = _truth(pair, photos)
             advance(note=pair.name)
             for name, way in ways.items():
@@ -221,9 +223,10 @@ def evaluate_pairs(
                     matrix = _fundamental_matrix(photos, matches)
                     recalls[name][pair.name] = recall_of_truth(matrix, pair.correspondences).tolist()
                 advance(note=f"{pair.name} {name}")
+    check_any({**scores[COLMAP], **recalls[COLMAP]}, left_out)
     measures: tuple[Measure, ...] = _matching_measures(scores) if any(scores.values()) else ()
     details: dict[str, object] = {"max_features": max_features}
-    notes = _rescored(rows)
+    notes = _rescored(rows) + describe_left_out(left_out)
     if any(accuracies.values()):
         details["accuracy_by_threshold"] = accuracies
     if any(recalls.values()):
@@ -288,12 +291,7 @@ def _spans(ways: Mapping[str, Way]) -> dict[str, Spanning]:
 def _rescored(rows: Sequence[Competitor]) -> tuple[str, ...]:
     """Names the rows whose matches are chosen among HardNet's nearest neighbours."""
     names = ", ".join(row.name for row in rows if row.compares)
-    return (f"{names}: scores of the {MatchOptions.short_list} nearest neighbours by hardnet",) if names else ()
-
-
-def _detected(path: Path, detect: ColmapSift) -> DetectedPhoto:
-    grey = read_photo(path).grey
-    return DetectedPhoto(grey, detect(grey))
+    return (f"{names}: scores of the {SHORT_LIST} nearest neighbours by hardnet",) if names else ()
 
 
 def _truth(pair: ImagePair, photos: Sequence[DetectedPhoto]) -> PairTruth | None:

@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.landmarks import Box, LandmarkQuery, Landmarks, read_landmarks
-from hardnet_sfm.evaluation.revisited import read_revisited
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, read_parts
+from hardnet_sfm.evaluation.datasets.revisited import read_revisited
+from hardnet_sfm.evaluation.landmarks import ORIGINAL, LandmarkQuery, Landmarks, Question, Relevance, check_box
+from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import EXTENSIONS, list_photos, read_photo
 
+_LAYOUT = (
+    "A data set has photos in images/ (or jpg/), and NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt in gt/."
+)
+_OXFORD_PREFIX = "oxc1_"
+_SUFFIX = "_query.txt"
 LandmarkSetName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
 
 # The archives of Paris6k have error pages of a web server in place of these photos. All evaluations leave them out.
@@ -33,20 +37,6 @@ DAMAGED_PARIS = frozenset(
         *("sacrecoeur_000353", "triomphe_000662", "triomphe_000833", "triomphe_000863", "triomphe_000867"),
     )
 )
-
-
-class Question(NamedTuple):
-    """A query to search for.
-
-    Attributes:
-        query: the query in the ground truth.
-        image: path of a photo, or the pixels of the query alone, (H, W) uint8 upright.
-        box: box of the query in the photo; None if the whole image is the query.
-    """
-
-    query: LandmarkQuery
-    image: Path | NDArray[np.uint8]
-    box: Box | None
 
 
 @dataclass(frozen=True)
@@ -82,18 +72,23 @@ class LandmarkSet:
     def questions(self) -> tuple[list[Question], dict[str, str]]:
         """Returns the possible queries, and for the others the reason why not, by the query's name."""
         asked: list[Question] = []
-        left_out: dict[str, str] = {}
+        left_out = dict(self.truth.left_out)
+        outside: LeftOut = {}
         for query in self.truth.queries:
             photo = self.photos.get(query.photo) or self.others.get(query.photo)
             if not any(query.relevance[setup].within(self.photos).positives for setup in self.truth.setups):
                 left_out[query.name] = "no photo that answers it is there"
             elif photo is not None and query.photo not in DAMAGED_PARIS:
-                asked.append(self._in_photo(query, self.images / photo))
+                try:
+                    asked.append(self._in_photo(query, self.images / photo))
+                except HardnetSfmError as error:
+                    outside[query.name] = error
             elif query.name in self.crops:
                 asked.append(Question(query, self.crops[query.name], None))
             else:
                 left_out[query.name] = "neither its photo nor a crop of it in queries/ is there"
-        return asked, left_out
+        check_any(asked, outside)
+        return asked, left_out | {name: error.message for name, error in outside.items()}
 
     def _in_photo(self, query: LandmarkQuery, path: Path) -> Question:
         if self.truth.collection is None:
@@ -132,7 +127,7 @@ def open_landmark_set(name: LandmarkSetName, folder: Path) -> LandmarkSet:
             "Give the folder of the data set that belongs to the ground truth.",
         )
     others = {stem: path for stem, path in everything.items() if stem not in photos}
-    crops = sorted(path for path in folder.glob("queries/*") if path.suffix.lower() in EXTENSIONS)
+    crops = [path for path in find_files(folder, "queries/*") if path.suffix.lower() in EXTENSIONS]
     return LandmarkSet(name, truth, images, photos, others, {path.stem: path for path in crops})
 
 
@@ -152,6 +147,49 @@ def _read_truth(name: LandmarkSetName, folder: Path) -> Landmarks:
         return read_landmarks(next((folder / at for at in ("gt", "lab") if (folder / at).is_dir()), folder))
     paths = [folder / at / f"gnd_{name}.pkl" for at in ("", "gt", "lab")]
     return read_revisited(next((path for path in paths if path.is_file()), paths[0]))
+
+
+def read_landmarks(folder: Path) -> Landmarks:
+    """Reads the text files of Oxford5k or Paris6k. Queries with a bad file are left out.
+
+    Raises:
+        HardnetSfmError: there are no queries, or a file of every query is missing or damaged.
+    """
+    paths = find_files(folder, f"*{_SUFFIX}")
+    if not paths:
+        raise HardnetSfmError(f"{folder}: no ground truth, no files that end in {_SUFFIX}", _LAYOUT)
+    queries, left_out = read_parts(((path.name.removesuffix(_SUFFIX), path) for path in paths), _read_query)
+    return Landmarks(tuple(queries), (ORIGINAL,), left_out={name: error.message for name, error in left_out.items()})
+
+
+def _read_query(path: Path) -> LandmarkQuery:
+    name = path.name.removesuffix(_SUFFIX)
+    words = " ".join(_read_lines(path)).split()
+    try:
+        photo, x0, y0, x1, y1 = words[0].removeprefix(_OXFORD_PREFIX), *map(float, words[1:])
+    except (ValueError, IndexError) as error:
+        raise HardnetSfmError(f"{path}: not a query", "It is one line: PHOTO x0 y0 x1 y1.") from error
+    good, ok, junk = (frozenset(_read_lines(path.with_name(f"{name}_{which}.txt"))) for which in ("good", "ok", "junk"))
+    if both := sorted((good | ok) & junk):
+        raise HardnetSfmError(
+            f"{path.with_name(f'{name}_junk.txt')}: {both[0]} is also among the good or ok photos",
+            "Take the ground truth from the data set again: one of the files has been changed.",
+        )
+    box = check_box((x0, y0, x1, y1), f"{path}: ")
+    return LandmarkQuery(name, photo, box, {ORIGINAL: Relevance(good | ok, junk)})
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise HardnetSfmError(f"{path}: no such file", _LAYOUT) from error
+    except (OSError, ValueError) as error:
+        raise HardnetSfmError(
+            f"{path}: cannot be read: {error}",
+            "Take the ground truth from the data set again, or check its permissions.",
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _by_stem(names: Collection[str]) -> dict[str, str]:

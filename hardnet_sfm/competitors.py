@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions, KeypointOptions
 from hardnet_sfm.files.photo_files import sha256_of
+from hardnet_sfm.files.workspace import CARD, read_json
 
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
     from hardnet_sfm.features.descriptors import Descriptor
-    from hardnet_sfm.files.weight_files import Weights
+    from hardnet_sfm.network_weights import Weights
     from hardnet_sfm.networks.architectures import LoadedNetwork
 
 DESCRIPTORS = ("rootsift", "hardnet")
@@ -94,10 +95,9 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
         HardnetSfmError: there are no such weights.
         UsageError: two rows have the same name, or there are no rows.
     """
-    from hardnet_sfm.features.descriptors import SHIPPED
     from hardnet_sfm.files.weight_files import find_weights, read_weights
     from hardnet_sfm.networks.architectures import ARCHITECTURES
-    from hardnet_sfm.networks.loading import architecture_of
+    from hardnet_sfm.networks.loading import SHIPPED, architecture_of
 
     given = [read_weights(find_weights(one)) for one in weights]
     of = {one.path: architecture_of(one) for one in given}
@@ -129,6 +129,29 @@ def competitors(descriptors: Sequence[str], weights: Sequence[str]) -> list[Comp
 def made(rows: Iterable[Competitor]) -> dict[str, Descriptor]:
     """Makes the descriptors of all rows, by name. Errors in any of them thus appear before the work begins."""
     return {row.name: row.make() for row in rows}
+
+
+def find_vocabularies(paths: Sequence[Path], rows: Sequence[Competitor]) -> dict[str, Path]:
+    """Finds the given vocabularies by the name of the row they fit. Returns none if a folder of photos is given."""
+    homes = [next((home for home in (path, path / "vocabulary") if (home / CARD).is_file()), None) for path in paths]
+    if len(homes) == 1 and homes[0] is None:
+        return {}
+    found: dict[str, Path] = {}
+    for path, home in zip(paths, homes, strict=True):
+        if home is None:
+            raise HardnetSfmError(
+                f"no vocabulary at {path}", "Give one for each descriptor, or one folder of photos to learn them from."
+            )
+        card = read_json(home / CARD)
+        made_of = card.get("descriptor"), card.get("weights_sha256")
+        name = next((row.name for row in rows if (row.descriptor, row.weights_sha256) == made_of), None)
+        if name is None or name in found:
+            what = f"of {made_of[0]}, which has no row" if name is None else f"of {name}, which has one already"
+            raise UsageError(f"{path}: a vocabulary {what}", "Give one for each --descriptor and --weights.")
+        found[name] = home
+    if missing := [row.name for row in rows if row.name not in found]:
+        raise UsageError(f"no vocabulary of {missing[0]} is given", "Give one for each, or photos to learn them from.")
+    return found
 
 
 class Spanning(Protocol):

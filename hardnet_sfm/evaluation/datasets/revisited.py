@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.evaluation.datasets.parts import read_parts
+from hardnet_sfm.evaluation.datasets.pickles import read_plain_pickle
 from hardnet_sfm.evaluation.landmarks import LandmarkQuery, Landmarks, Relevance, check_box
-from hardnet_sfm.evaluation.pickles import read_plain_pickle
 
 EASY, MEDIUM, HARD = SETUPS = ("easy", "medium", "hard")
 _HINT = "It is gnd_roxford5k.pkl or gnd_rparis6k.pkl, from the authors of the benchmark."
@@ -36,11 +37,12 @@ def read_revisited(path: Path) -> Landmarks:
         photos, queries, truths = content["imlist"], content["qimlist"], content["gnd"]
         _check(len(queries) == len(truths), f"{len(queries)} queries with {len(truths)} answers")
         _check(all(isinstance(name, str) for name in (*photos, *queries)), "names of photos that are no text")
-        found = tuple(_query(path, name, truth, photos) for name, truth in zip(queries, truths, strict=True))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
-        raise HardnetSfmError(f"{path}: not ground truth of the revisited benchmark: {what}", _HINT) from error
-    return Landmarks(found, SETUPS, frozenset(photos))
+        raise _other_data(path, error) from error
+    rows = ((name, (name, truth)) for name, truth in zip(queries, truths, strict=True))
+    found, left_out = read_parts(rows, lambda row: _query(path, *row, photos=photos))
+    reasons = {name: error.message for name, error in left_out.items()}
+    return Landmarks(tuple(found), SETUPS, frozenset(photos), reasons)
 
 
 def _check(holds: bool, otherwise: str) -> None:
@@ -48,15 +50,23 @@ def _check(holds: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def _query(path: Path, name: str, truth: Any, photos: Sequence[str]) -> LandmarkQuery:
-    easy, hard, junk = (_names(truth[kind], photos) for kind in ("easy", "hard", "junk"))
-    box = check_box(np.asarray(truth["bbx"], np.float64).ravel().tolist(), f"{path}: {name}: ")
+def _query(path: Path, name: str, truth: Any, *, photos: Sequence[str]) -> LandmarkQuery:
+    try:
+        easy, hard, junk = (_names(truth[kind], photos) for kind in ("easy", "hard", "junk"))
+        box = check_box(np.asarray(truth["bbx"], np.float64).ravel().tolist(), f"{path}: {name}: ")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise _other_data(path, error) from error
     relevance = {
         EASY: Relevance(easy, (junk | hard) - easy),
         MEDIUM: Relevance(easy | hard, junk - (easy | hard)),
         HARD: Relevance(hard, (junk | easy) - hard),
     }
     return LandmarkQuery(name, name, box, relevance)
+
+
+def _other_data(path: Path, error: Exception) -> HardnetSfmError:
+    what = f"no {error}" if isinstance(error, KeyError) else error
+    return HardnetSfmError(f"{path}: not ground truth of the revisited benchmark: {what}", _HINT)
 
 
 def _names(numbers: Any, photos: Sequence[str]) -> frozenset[str]:
