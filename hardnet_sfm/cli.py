@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from difflib import get_close_matches
-from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.markup import escape
+from tyro import MISSING
 from tyro.conf import OmitArgPrefixes
 
 from hardnet_sfm import __version__
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.flags import flag_rules
-from hardnet_sfm.terminal import GOES_ON, Command, keep_all_letters, output, report_errors
+from hardnet_sfm.files.workspace import DEFAULT
+from hardnet_sfm.flags import flag_rules, value_of
+from hardnet_sfm.terminal import (
+    GOES_ON,
+    Command,
+    keep_all_letters,
+    output,
+    print_recalled,
+    recall_options,
+    report_errors,
+)
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.demo import DemoCommand
 from hardnet_sfm.verbs.doctor import DoctorCommand
@@ -28,7 +40,7 @@ from hardnet_sfm.verbs.map import MapCommand
 from hardnet_sfm.verbs.match import MatchCommand
 from hardnet_sfm.verbs.mine import MineCommand
 from hardnet_sfm.verbs.pair import PairCommand
-from hardnet_sfm.verbs.reconstruct import ReconstructCommand
+from hardnet_sfm.verbs.reconstruct import ReconstructCommand, remembered_name
 from hardnet_sfm.verbs.report import ReportCommand
 from hardnet_sfm.verbs.retrieve import RetrieveCommand
 from hardnet_sfm.verbs.train import TrainCommand
@@ -113,10 +125,14 @@ def parse(args: Sequence[str] | None = None) -> Command:
     # Each example is a separate paragraph, because tyro joins lines.
     description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
     # These options decide the other options or their defaults, so they must be known before parsing.
+    place, preset = Path(value_of("--workspace", rest, DEFAULT)), value_of("--preset", rest, None)
+    recalled = {} if preset else recall_options(kind, place, rest)
     if kind is ReconstructCommand:
-        how["default"] = ReconstructCommand.with_preset(_value_of("--preset", rest, "default"))
+        how["default"] = ReconstructCommand.with_preset(preset or remembered_name(place), recalled)
+    elif recalled:
+        how["default"] = kind(**_without_defaults(kind), **recalled)
     if kind is TrainCommand:
-        kind = TrainCommand.for_network(_value_of("--network", rest, TrainOptions().network))
+        kind = TrainCommand.for_network(value_of("--network", rest, TrainOptions().network))
     command: Command = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
     return command
 
@@ -130,14 +146,9 @@ def _similar(verb: str) -> list[str]:
     return begun[:2] or get_close_matches(wanted, _COMMANDS, n=1, cutoff=_SPELLED_ALIKE)
 
 
-def _value_of(option: str, args: Sequence[str], default: str) -> Any:
-    """Finds the value of an option in a command line that is not parsed yet."""
-    given = default
-    for arg, following in zip_longest(args, args[1:], fillvalue=""):
-        name, equals, value = arg.partition("=")
-        if name == option:
-            given = value if equals else following
-    return given
+def _without_defaults(kind: Any) -> dict[str, Any]:
+    """Returns the fields that the user must give, with tyro's mark for a missing value."""
+    return {of.name: MISSING for of in fields(kind) if of.default is of.default_factory is dataclasses.MISSING}
 
 
 def _print_help() -> None:
@@ -152,12 +163,14 @@ def _print_help() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs a command line. Exit statuses are 0 for success, 1 for an error, 2 for wrong usage, 130 for an interrupt."""
-    if list(sys.argv[1:] if args is None else args) == ["--version"]:
+    rest = list(sys.argv[1:] if args is None else args)
+    if rest == ["--version"]:
         output.print(f"hardnet-sfm {__version__}")
         return
     keep_all_letters()
-    with report_errors("--debug" in (sys.argv if args is None else args)):
-        command = parse(args)
+    with report_errors("--debug" in rest):
+        command = parse(rest)
+        print_recalled(command, rest)
     options: Any = getattr(command, "common", command)
     verb = next(verb for verb, kind in _COMMANDS.items() if isinstance(command, kind))
     usage = f"`hardnet-sfm {verb} --help` says what it takes."

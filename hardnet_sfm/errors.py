@@ -33,7 +33,18 @@ class NoKeypoints(HardnetSfmError):
 
 
 class NoModel(HardnetSfmError):
-    """The photos were matched, but no mapper made a model from them."""
+    """The photos were matched, but no mapper made a model from them.
+
+    Args:
+        message, hint: see `HardnetSfmError`.
+        summary: results of the attempt, as in summary.json.
+        database: COLMAP database of the attempt.
+    """
+
+    def __init__(self, message: str, hint: str, summary: dict[str, Any], database: Path) -> None:
+        super().__init__(message, hint)
+        self.summary = summary
+        self.database = database
 
 
 class UsageError(HardnetSfmError):

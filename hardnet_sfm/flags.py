@@ -1,11 +1,12 @@
-"""Turns the fields of a verb into its flags: tyro's rule for dataclasses with two changes."""
+"""Turns the fields of a verb into its flags and back: tyro's rule for dataclasses with two changes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff
@@ -38,6 +39,31 @@ def flag_rules() -> ConstructorRegistry:
         return replace(made, fields=tuple(map(_changed_field, made.fields)))
 
     return rules
+
+
+def flag_of(name: str, value: object) -> str:
+    """Writes a field and its value as the user would type them: `--camera-mode single`, `--no-retry`."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
+def is_given(name: str, args: Sequence[str]) -> bool:
+    """Says whether a command line that is not parsed yet has an option."""
+    flag = name.replace("_", "-")
+    typed = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
+    return bool({f"--{flag}", f"--no-{flag}"} & typed)
+
+
+def value_of(option: str, args: Sequence[str], default: Any) -> Any:
+    """Finds the value of an option in a command line that is not parsed yet."""
+    given = default
+    for arg, following in zip_longest(args, args[1:], fillvalue=""):
+        name, equals, value = arg.partition("=")
+        if name == option:
+            given = value if equals else following
+    return given
 
 
 def _changed_field(field: StructFieldSpec) -> StructFieldSpec:

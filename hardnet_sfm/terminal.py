@@ -9,15 +9,17 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, cast
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, find_cause
+from hardnet_sfm.files.ledger import NAME, Ledger
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
+from hardnet_sfm.flags import flag_of, is_given
 from hardnet_sfm.progress import ExactConsole
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.stages import StageResult
@@ -29,9 +31,20 @@ output = ExactConsole()
 
 _INTERRUPTED = 130
 _NAMED = 5  # photos to name in a line
+# Stages whose options a workspace remembers: fields of commands.
+_STAGES = ("extract", "pair", "match", "views", "map", "retry", "vocabulary")
+# Options without which the other options of their stage have no effect.
+_CHOICES = {"pair": ("pairing", "retrieval", "pairs_file"), "match": ("rescore",), "views": ("view_synthesis",)}
 GOES_ON = "Interrupted. Finished work is kept: the same command resumes."
 
 Images = Annotated[Path, Positional, arg(metavar="IMAGES")]
+Prune = Annotated[
+    bool,
+    arg(
+        help="Drop the features and matches of photos that are gone, even if these are a tenth of the photos or more, "
+        "or all photos of a folder. Fewer are dropped without it."
+    ),
+]
 
 
 class Command(Protocol):
@@ -155,3 +168,43 @@ def print_result(stage: str, result: StageResult) -> None:
     print_truncated(getattr(result, "truncated", ()))
     if hasattr(result, "not_taken"):
         print_not_taken(result.not_taken)
+
+
+def recall_options(kind: type[Command], root: Path, args: Sequence[str]) -> dict[str, Any]:
+    """Returns the options of each stage of a verb that a workspace remembers, by the name of the stage.
+
+    Args:
+        kind: the verb.
+        root: folder of the workspace.
+        args: command line that is not parsed yet. A new choice, such as --pairing, replaces all
+            remembered options of its stage.
+
+    Raises:
+        HardnetSfmError: workspace.json is damaged.
+    """
+    ledger = Ledger(root)
+    kinds: dict[str, Any] = {of.name: of.default_factory for of in fields(cast(Any, kind))}
+    recalled = {stage: ledger.recall(stage, kinds[stage]) for stage in _STAGES if is_dataclass(kinds.get(stage))}
+    for stage, names in _CHOICES.items():
+        if recalled.get(stage) and any(is_given(name, args) for name in names):
+            # A flag that is on stays, as only such a flag has a negative form.
+            on = [name for name in names if getattr(recalled[stage], name) is True]
+            recalled[stage] = kinds[stage](**dict.fromkeys(on, True))
+    return {stage: options for stage, options in recalled.items() if options is not None}
+
+
+def print_recalled(command: Command, args: Sequence[str]) -> None:
+    """Prints the options that a verb takes from its workspace because the command line does not give them."""
+    common: Common | None = getattr(command, "common", None)
+    if common is None:
+        return
+    flags = []
+    for stage, recalled in recall_options(type(command), common.workspace, args).items():
+        used, default = getattr(command, stage), type(recalled)()
+        for name in (of.name for of in fields(recalled)):
+            value = getattr(recalled, name)
+            if value == getattr(used, name) != getattr(default, name) and not is_given(name, args):
+                flags.append(flag_of(name, value))
+    if flags and not is_given("preset", args):
+        where = escape(str(common.workspace / NAME))
+        errors.print(f"[dim]remembered:[/] {escape(' '.join(flags))} ({where})", soft_wrap=True)

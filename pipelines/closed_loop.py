@@ -107,7 +107,7 @@ def closed_loop(options: Options) -> tuple[Workspace, Workspace]:
     mapped(before, options.extract)
     mined = mine(before.root, options.images, patches, options.mine, options.resources)
     said.print(f"mined: {mined.patches} patches of {mined.points} points in {mined.photos} photos")
-    trained = train([patches], weights, options.train, options.resources, validation=options.validation)
+    trained = train([patches], weights, options.train, options.resources, validation=options.validation, overwrite=True)
     measures = "".join(f", {name} {value:.4f}" for name, value in trained.measures.items())
     said.print(f"learned: {trained.steps} steps in {trained.minutes:.1f} minutes{measures}")
     mapped(after, replace(options.extract, descriptor=options.train.network, weights=weights))

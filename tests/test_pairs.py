@@ -610,7 +610,7 @@ def test_what_match_needs_is_named_where_it_is_missing(place: Workspace) -> None
 def test_a_list_that_names_a_photo_that_is_gone_is_a_clear_error(place: Workspace) -> None:
     gone = names_of(place)[3]
     (place.root.parent / "images" / gone).unlink()
-    extract(place.root.parent / "images", place.features, FEW, CPU)
+    extract(place.root.parent / "images", place.features, FEW, CPU, prune=True)
     with pytest.raises(HardnetSfmError) as raised:
         match(place.features, place.pairs, place.matches, None, CPU)
     assert str(place.pairs) in raised.value.message

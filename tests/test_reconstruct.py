@@ -179,7 +179,7 @@ def test_matches_of_photos_that_are_gone_are_not_mapped(
     (tmp_path / "six").mkdir()
     for name in small_scene[1].names[:6]:
         shutil.copy(small_scene[0] / name, tmp_path / "six" / name)
-    hardnet_sfm.extract(tmp_path / "six", place.features, FEW)
+    hardnet_sfm.extract(tmp_path / "six", place.features, FEW, prune=True)
     with pytest.raises(HardnetSfmError, match="13 of 28 pairs were matched from other features"):
         hardnet_sfm.map_photos(place, ONE_CAMERA)
 
@@ -202,15 +202,6 @@ def test_a_damaged_or_lost_model_is_made_again(made: Workspace, tmp_path: Path) 
     assert hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD).facts() == expected
     place.summary.write_text("nothing", encoding="utf-8")
     assert hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD).facts() == expected
-
-
-def test_a_mapping_that_makes_nothing_leaves_no_other_model_behind(made: Workspace, tmp_path: Path) -> None:
-    place = copy_of(made, tmp_path)
-    with pytest.raises(HardnetSfmError, match="no model could be made"):
-        hardnet_sfm.map_photos(place, MapOptions(camera_mode="single", min_inliers=100_000))
-    assert not place.sparse.exists()
-    with pytest.raises(HardnetSfmError, match="no model in"):
-        hardnet_sfm.export(place, tmp_path / "exported")
 
 
 def test_cameras_of_which_nothing_is_known_are_not_fixed(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
@@ -430,7 +421,7 @@ def test_info_says_what_is_stale(small_scene: tuple[Path, Scene], tmp_path: Path
     (photos / names[0]).unlink()
     shutil.copy(photos / names[1], photos / names[2])
     assert hardnet_sfm.info(place)[0].stale == "1 photos gone, 1 photos changed"
-    hardnet_sfm.extract(photos, place.features, FEW)
+    hardnet_sfm.extract(photos, place.features, FEW, prune=True)
     features, matches, model = hardnet_sfm.info(place)
     assert features.stale == ""
     assert matches.stale == "5 pairs were made from other features"  # 3 of the one that is gone, 2 of the other

@@ -361,7 +361,7 @@ def test_photos_deleted_or_changed_since_are_named_and_go_with_the_next_index(
     assert index.changed(names) == {names[0]: "gone", names[1]: "changed"}
     status, _, err = said_by(["retrieve", *common[:4], "--query", str(query)], capsys)
     assert status == 0 and f"gone since it was indexed: {names[0]}" in err
-    assert "added 1, removed 2" in said_by(["index", str(photos), *common], capsys)[1]
+    assert "added 1, removed 2" in said_by(["index", str(photos), *common, "--prune"], capsys)[1]
     assert names[0] not in Index.open(work, resources=CPU).names
     assert hardnet_sfm.Index is Index
 

@@ -124,13 +124,14 @@ def test_views_are_tried_with_the_photos_of_the_model_that_most_speaks_for(
         counts = {name: matches.count(name, names[-1]) for name in names[:-2]}
     monkeypatch.setattr("hardnet_sfm.colmap.database.Database.verified", lambda _: {(names[0], names[-1]): 9})
     calls: list[Again] = []
+    failed = NoModel("", "", read_json(place.summary), place.database)
 
     def match_and_map() -> NoModel:
         calls.append(read_again(place.again, made_of(place)))
-        return NoModel("")
+        return failed
 
     for _ in range(2):
-        retry_left_out(place, NoModel(""), match_and_map, neighbours=None, views=True, resources=CPU)
+        retry_left_out(place, failed, match_and_map, neighbours=None, views=True, resources=CPU)
     expected = {names[0], *sorted(counts, key=lambda name: (name != names[0], -counts[name]))[1:5]}
     (again,) = calls  # and not once more
     assert again.rounds == ("view synthesis",) and again.pairs == ()

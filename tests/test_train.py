@@ -368,7 +368,7 @@ def test_too_few_points_for_a_batch_are_a_clear_error(trained: Path, patches: Pa
     before = output.read_bytes()
     message = r"made\.h5: 60 points seen in two photos are too few for batches of 61"
     with pytest.raises(HardnetSfmError, match=message) as raised:
-        train([patches], output, replace(BRIEF, sampling=SamplingOptions(batch_size=61)), CPU)
+        train([patches], output, replace(BRIEF, sampling=SamplingOptions(batch_size=61)), CPU, overwrite=True)
     assert "--batch-size" in raised.value.hint
     assert output.read_bytes() == before
     assert not (tmp_path / "out.training").exists()
@@ -390,6 +390,21 @@ def test_weights_that_were_made_of_the_same_stay(trained: Path, patches: Path) -
     report = train([patches], trained, BRIEF, CPU, validation=[patches])
     assert (report.steps, set(report.measures)) == (6, {"fpr95", "map"})
     assert trained.stat().st_mtime_ns == before
+
+
+def test_weights_of_another_run_are_replaced_on_request_only(trained: Path, patches: Path, tmp_path: Path) -> None:
+    output, other = tmp_path / "out.safetensors", replace(BRIEF, steps=1)
+    shutil.copy(trained, output)
+    before = output.read_bytes()
+    with pytest.raises(HardnetSfmError, match="has weights that were made with other patches or options") as raised:
+        train([patches], output, other, CPU)
+    assert "--overwrite" in raised.value.hint
+    assert output.read_bytes() == before and not (tmp_path / "out.training").exists()
+    with stopped_at_step_five(MemoryError("a process is killed")):
+        train([patches], output, replace(BRIEF, seed=1), CPU, overwrite=True)
+    assert output.read_bytes() == before  # the last good weights stay until there are new ones
+    train([patches], output, replace(_resumed(BRIEF), seed=1), CPU, overwrite=True)
+    assert read_weights(output).metadata["steps"] == "6" and output.read_bytes() != before
 
 
 def test_folders_in_browns_layout_are_trained_on(patches: Path, tmp_path: Path) -> None:
@@ -464,7 +479,7 @@ def test_curves_are_those_of_the_last_run(patches: Path, tmp_path: Path) -> None
     """And not of one whose weights it took the place of."""
     output = tmp_path / "out.safetensors"
     for steps in (20, 10):
-        train([patches], output, replace(BRIEF, steps=steps), CPU)
+        train([patches], output, replace(BRIEF, steps=steps), CPU, overwrite=True)
     events = EventAccumulator(str(tmp_path / "out.training" / "curves")).Reload()
     assert [scalar.step for scalar in events.Scalars("loss")] == [9]
 
@@ -475,7 +490,7 @@ def test_measures_of_two_scenes_are_the_means_of_both(patches: Path, tmp_path: P
     write_noisy_patches(many, noise=80)
     write_noisy_patches(few, points=12, noise=120)
     found = [
-        train([patches], output, replace(BRIEF, steps=1), CPU, validation=held_out)
+        train([patches], output, replace(BRIEF, steps=1), CPU, validation=held_out, overwrite=True)
         for held_out in ([many], [few], [many, few])
     ]
     assert all(report.computed for report in found)
@@ -595,15 +610,16 @@ def test_another_licence_other_patches_to_validate_with_and_other_folders_are_ot
     options, output = replace(BRIEF, steps=1), tmp_path / "out.safetensors"
     assert train([patches], output, options, CPU).computed
     assert not train([patches], output, options, CPU).computed
-    assert train([patches], output, replace(options, licence="MIT"), CPU).computed
-    assert train([patches], output, options, CPU, validation=[patches]).measures.keys() == {"fpr95", "map"}
+    assert train([patches], output, replace(options, licence="MIT"), CPU, overwrite=True).computed
+    measured = train([patches], output, options, CPU, validation=[patches], overwrite=True)
+    assert measured.measures.keys() == {"fpr95", "map"}
     write_brown(read_patches(patches), tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     sheet = next((tmp_path / "other").glob("*.bmp"))
     changed = cv2.imread(str(sheet), cv2.IMREAD_GRAYSCALE)
     cv2.imwrite(str(sheet), np.ascontiguousarray(255 - changed))
-    assert train([tmp_path / "one"], output, options, CPU).computed
-    assert train([tmp_path / "other"], output, options, CPU).computed
+    assert train([tmp_path / "one"], output, options, CPU, overwrite=True).computed
+    assert train([tmp_path / "other"], output, options, CPU, overwrite=True).computed
     assert not train([tmp_path / "other"], output, options, CPU).computed
 
 

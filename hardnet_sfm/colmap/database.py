@@ -19,12 +19,12 @@ from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError, file_error
+from hardnet_sfm.files.ownership import FACTS
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
 from hardnet_sfm.photos import sensor_from_upright
 
 # Pairs verified between two commits. A killed run loses at most these, a second's work.
 _PAIRS_A_COMMIT = 64
-_FACTS = "hardnet_sfm"
 # COLMAP's number of a pair is that of the one photo times this, plus that of the other.
 _MOST_PHOTOS = 2**31 - 1
 _OF_PAIRS = ("matches", "two_view_geometries")
@@ -208,7 +208,7 @@ def read_fact(database: Path, key: str) -> str:
 def read_facts(database: Path, prefix: str) -> dict[str, str]:
     """Reads the facts whose keys begin with a prefix, by the rest of their keys; none if there is no database."""
     columns, after = f"substr(key, {len(prefix) + 1}), value", prefix + "\U0010ffff"
-    rows = _select(database, columns, _FACTS, "WHERE key >= ? AND key < ?", prefix, after)
+    rows = _select(database, columns, FACTS, "WHERE key >= ? AND key < ?", prefix, after)
     return {str(key): str(value) for key, value in rows}
 
 
@@ -220,11 +220,11 @@ def write_facts(database: Path, facts: Mapping[str, str | None]) -> None:
         facts: values by key; None removes a fact.
     """
     with _changing(database) as opened:
-        opened.execute(f"CREATE TABLE IF NOT EXISTS {_FACTS} (key TEXT PRIMARY KEY, value TEXT)")
+        opened.execute(f"CREATE TABLE IF NOT EXISTS {FACTS} (key TEXT PRIMARY KEY, value TEXT)")
         gone = [(key,) for key, value in facts.items() if value is None]
-        opened.executemany(f"DELETE FROM {_FACTS} WHERE key = ?", gone)
+        opened.executemany(f"DELETE FROM {FACTS} WHERE key = ?", gone)
         noted = [(key, value) for key, value in facts.items() if value is not None]
-        opened.executemany(f"INSERT OR REPLACE INTO {_FACTS} VALUES (?, ?)", noted)
+        opened.executemany(f"INSERT OR REPLACE INTO {FACTS} VALUES (?, ?)", noted)
 
 
 def matched_pairs(database: Path) -> list[PhotoPair]:
@@ -323,4 +323,4 @@ def replace_database(fresh: Path, database: Path) -> None:
 def drop_facts(database: Path) -> None:
     """Removes our own table, so that the database is as COLMAP would write it."""
     with closing(sqlite3.connect(database)) as opened, opened:
-        opened.execute(f"DROP TABLE IF EXISTS {_FACTS}")
+        opened.execute(f"DROP TABLE IF EXISTS {FACTS}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import UsageError, write_error
+from hardnet_sfm.files.ownership import check_output, encode_picture
 from hardnet_sfm.files.workspace import replacing
 
 PAGES = (".html", ".htm")
@@ -18,14 +19,24 @@ _HEAD = 4096  # number of characters at the beginning of a page that contain its
 
 
 def check_page(target: Path) -> None:
-    """Raises UsageError if a page cannot be written: its name is not that of a page, or its folder is missing."""
+    """Checks that a page can be written.
+
+    Raises:
+        HardnetSfmError: a file is there that this package did not make.
+        UsageError: its name is not that of a page, or its folder is missing.
+    """
     if target.suffix.lower() not in PAGES:
         raise UsageError(f"{target}: not a page", "Give it a name that ends in .html.")
     _check_folder(target)
 
 
 def check_picture(target: Path) -> None:
-    """Raises UsageError if a picture cannot be written: its format is unknown, or its folder is missing."""
+    """Checks that a picture can be written.
+
+    Raises:
+        HardnetSfmError: a file is there that this package did not make.
+        UsageError: its format is unknown, or its folder is missing.
+    """
     if target.suffix.lower() not in PICTURES:
         raise UsageError(
             f"{target}: not a picture format that can be written",
@@ -37,13 +48,14 @@ def check_picture(target: Path) -> None:
 def _check_folder(target: Path) -> None:
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
+    check_output(target)
 
 
 def write_page(target: Path, html: str) -> None:
     """Writes a page, complete or not at all.
 
     Raises:
-        HardnetSfmError: the file cannot be written.
+        HardnetSfmError: the file cannot be written, or a file is there that this package did not make.
     """
     _write(target, html.encode("utf-8"))
 
@@ -52,14 +64,15 @@ def write_picture(target: Path, pixels: NDArray[np.uint8]) -> None:
     """Writes a picture of (H, W) grey or (H, W, 3) RGB pixels, complete or not at all.
 
     Raises:
-        HardnetSfmError: the file cannot be written.
+        HardnetSfmError: the file cannot be written, or a file is there that this package did not make.
     """
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if target.suffix.lower() in (".jpg", ".jpeg") else []
     stored = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    _write(target, cv2.imencode(target.suffix, stored, quality)[1].tobytes())
+    _write(target, encode_picture(target.suffix, stored, quality))
 
 
 def _write(target: Path, content: bytes) -> None:
+    check_output(target)
     try:
         with replacing(target) as beside:
             beside.write_bytes(content)

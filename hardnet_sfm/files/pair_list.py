@@ -17,11 +17,16 @@ _NAMED = 5  # lines that a message quotes
 
 def write_pairs(path: Path, pairs: Iterable[PhotoPair]) -> None:
     """Writes a list of pairs, with a tab between names that contain a space. An unchanged list keeps its file."""
-    text = "".join(f"{_line(pair)}\n" for pair in pairs)
+    pairs = list(pairs)
     # The file's modification time tells the user when the list was made.
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not lists(path, pairs):
         with replacing(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(_text(pairs), encoding="utf-8")
+
+
+def lists(path: Path, pairs: Iterable[PhotoPair]) -> bool:
+    """Says whether a file is what `write_pairs` would write."""
+    return path.is_file() and path.read_bytes() == _text(pairs).encode()
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ def read_pairs(path: Path, names: list[str]) -> PairList:
     if not pairs:
         raise HardnetSfmError(f"{path}: no pairs in it", _FORMAT)
     return found
+
+
+def _text(pairs: Iterable[PhotoPair]) -> str:
+    return "".join(f"{_line(pair)}\n" for pair in pairs)
 
 
 def _line(pair: PhotoPair) -> str:

@@ -27,11 +27,14 @@ class PhotoHashes:
     Args:
         notes: file of notes from earlier runs; it need not exist. Notes about another folder are ignored.
         images: folder of the photos.
+
+    Attributes:
+        images: the folder, resolved.
     """
 
     def __init__(self, notes: Path, images: Path) -> None:
-        self._path, self._images = notes, images.resolve()
-        self._before = _read(notes, self._images)
+        self._path, self.images = notes, images.resolve()
+        self._before = _read(notes, self.images)
         self._notes = dict(self._before)
 
     def sha256(self, name: str) -> str:
@@ -40,7 +43,7 @@ class PhotoHashes:
         Raises:
             OSError: the file cannot be read.
         """
-        path = as_on_disk(self._images / name)
+        path = as_on_disk(self.images / name)
         stamp = _stamp(path)
         noted_stamp, _, noted = self._notes.get(name, "").rpartition(" ")
         if stamp and stamp == noted_stamp:
@@ -55,7 +58,7 @@ class PhotoHashes:
         Raises:
             HardnetSfmError: the photo cannot be read.
         """
-        path = as_on_disk(self._images / name)
+        path = as_on_disk(self.images / name)
         stamp = _stamp(path)  # before reading: a file that changes meanwhile differs from its note
         photo = read_photo(path)
         self._note(name, stamp, photo.sha256)
@@ -69,7 +72,7 @@ class PhotoHashes:
         kept = {name: self._notes[name] for name in names if self._notes.get(name)}
         if kept != self._before:
             with contextlib.suppress(OSError):  # notes only save time
-                write_json(self._path, {"images": str(self._images), "photos": kept})
+                write_json(self._path, {"images": str(self.images), "photos": kept})
 
 
 def _read(notes: Path, images: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,6 +183,26 @@ def replacing(target: Path) -> Iterator[Path]:
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Replaces a folder by another one next to it. `restore_folder` undoes the first half if the run is killed."""
+    old = _set_aside(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Puts a folder back that `replace_folder` had set aside when the run was killed."""
+    if _set_aside(target).exists() and not target.exists():
+        _set_aside(target).rename(target)
+
+
+def _set_aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -115,7 +115,8 @@ def compare(name: str, variants: Mapping[str, TrainOptions], options: Experiment
 def _trained(weights: Path, train_options: TrainOptions, options: ExperimentOptions) -> None:
     """Trains the weights, unless they are up to date."""
     begun = (weights.with_name(f"{weights.stem}.training") / "last.ckpt").is_file()
-    train(options.patches, weights, replace(train_options, resume=begun), options.resources)
+    # The weights of an experiment are its own: other options make them again.
+    train(options.patches, weights, replace(train_options, resume=begun), options.resources, overwrite=True)
 
 
 def _measured(weights: Path, held_out: HeldOut, known: str, options: ExperimentOptions) -> dict[str, float]:

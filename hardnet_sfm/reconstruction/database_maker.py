@@ -73,20 +73,20 @@ class DatabaseMaker:
         """Fingerprint of everything that the database depends on."""
         return digest("database", self.options.of_database(), inputs_fingerprint(self.features, self.matches))
 
-    def make(self) -> None:
-        """Makes database.db if it is not up to date.
+    def make(self) -> Path:
+        """Brings database.db up to date, or makes a new database next to it. It resumes the work of a killed run.
 
-        It changes the database, or makes a new one next to it and moves the finished one into place. It resumes the
-        work of a killed run.
+        Returns:
+            The path of the database that is up to date. The caller moves a new one into place when there is a model.
 
         Raises:
             HardnetSfmError: the folder of photos does not exist.
         """
-        from hardnet_sfm.colmap.database import Database, Guide, read_fact, replace_database, write_facts
+        from hardnet_sfm.colmap.database import Database, Guide, read_fact, write_facts
         from hardnet_sfm.colmap.log import native_log
 
         if read_fact(self.workspace.database, "fingerprint") == self.fingerprint:
-            return
+            return self.workspace.database
         if not self.images.is_dir():
             raise HardnetSfmError(
                 f"the photos are no longer in {self.images}", "Say where they are with --images FOLDER."
@@ -102,9 +102,9 @@ class DatabaseMaker:
                     for first, second in database.verify(due, self._verification, self.threads, pixels, guide):
                         advance(note=f"{first} {second}")
         write_facts(path, {"fingerprint": self.fingerprint})
-        if path != self.workspace.database:
-            replace_database(path, self.workspace.database)
-        self._beside.unlink(missing_ok=True)
+        if path != self._beside:
+            self._beside.unlink(missing_ok=True)
+        return path
 
     @property
     def _beside(self) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hardnet_sfm.errors import NoModel
 from hardnet_sfm.files.again import Again, Round, read_again, write_again
@@ -57,9 +57,10 @@ def retry_left_out(
         more = _TIMES * neighbours
         rounds.append(("more pairs", lambda names: _more_pairs(place, names, more, resources)))
     if views:
-        rounds.append(("view synthesis", lambda names: _candidates(place, names)))
+        rounds.append(("view synthesis", lambda names: _candidates(place, outcome, names)))
     for name, choose in rounds:
-        left = [photo for photo in read_json(place.summary)["unregistered"] if keypoints[photo]]
+        summary = _summary(place, outcome)
+        left = [photo for photo in summary["unregistered"] if keypoints[photo]]
         if not left:
             break
         with MatchStore(place.matches) as matches:
@@ -70,6 +71,11 @@ def retry_left_out(
             if pairs:
                 outcome = match_and_map()
     return outcome
+
+
+def _summary(place: Workspace, outcome: Model | NoModel) -> dict[str, Any]:
+    """Returns the summary of the last attempt. An attempt without a model does not replace an earlier summary."""
+    return outcome.summary if isinstance(outcome, NoModel) else read_json(place.summary)
 
 
 def _with_round(again: Again, name: Round, pairs: Iterable[PhotoPair]) -> Again:
@@ -91,7 +97,7 @@ def _more_pairs(place: Workspace, names: list[str], neighbours: int, resources: 
     return sorted(pair for pair in pairs if frozenset(pair) not in known)
 
 
-def _candidates(place: Workspace, names: list[str]) -> list[PhotoPair]:
+def _candidates(place: Workspace, outcome: Model | NoModel, names: list[str]) -> list[PhotoPair]:
     """Returns pairs of each named photo with the photos of the model that have most in common with it.
 
     If there is no model, it takes all photos.
@@ -99,8 +105,8 @@ def _candidates(place: Workspace, names: list[str]) -> list[PhotoPair]:
     from hardnet_sfm.colmap.database import Database
     from hardnet_sfm.colmap.model import Model
 
-    largest = set(Model.read(place.sparse / "0").names) if read_json(place.summary)["models"] else None
-    with Database(place.database) as database:
+    largest = set(Model.read(place.sparse / "0").names) if _summary(place, outcome)["models"] else None
+    with Database(outcome.database if isinstance(outcome, NoModel) else place.database) as database:
         verified = database.verified()
     with MatchStore(place.matches) as matches:
         found = {pair: (verified.get(pair, 0), matches.count(*pair)) for pair in matches.pairs()}

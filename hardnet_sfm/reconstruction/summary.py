@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardnet_sfm.errors import NoModel
 from hardnet_sfm.files.fingerprints import inputs_fingerprint
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
-from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.reconstruction.camera_groups import GROUPS, merge_groups, read_groups
 from hardnet_sfm.reconstruction.map_options import FIRST_CAMERA_MODEL, MapOptions
 from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
@@ -38,12 +38,20 @@ def what_was_found(features: FeatureStore, matches: MatchStore) -> dict[str, Any
     }
 
 
-def summarize(workspace: Workspace, options: MapOptions, found: dict[str, Any], mapped: Mapped) -> dict[str, Any]:
+def summarize(database: Path, options: MapOptions, found: dict[str, Any], mapped: Mapped) -> dict[str, Any]:
+    """Returns the content of summary.json.
+
+    Args:
+        database: the COLMAP database that was mapped.
+        options: options of the stage `map`.
+        found: see `what_was_found`.
+        mapped: the models.
+    """
     from hardnet_sfm.colmap.database import Database
 
     models = mapped.models
-    with Database(workspace.database) as database:
-        verified, cameras = database.verified(), database.cameras()
+    with Database(database) as opened:
+        verified, cameras = opened.verified(), opened.cameras()
     unregistered = reasons_unregistered(found["keypoints"], verified, [model.names for model in models])
     return {
         "photos": len(found["photos"]),
@@ -56,14 +64,14 @@ def summarize(workspace: Workspace, options: MapOptions, found: dict[str, Any], 
         "recovered": [asdict(step) for step in mapped.recovered],
         "cameras": cameras,
         "grown_cameras": _grown_cameras(models, options),
-        "camera_groups": _camera_groups(workspace, options, len(found["photos"])),
+        "camera_groups": _camera_groups(database, options, len(found["photos"])),
         "orientation": found["orientation"],
         "keypoints": sum(found["keypoints"].values()),
         "pairs": found["pairs"],
         "matches": found["matches"],
         "verified_pairs": len(verified),
         "verified_matches": sum(verified.values()),
-        **_suspects(workspace, models),
+        **_suspects(database, models),
         "inputs": found["inputs"],
         "options": {**found["options"], "map": asdict(options)},
         "versions": versions(),
@@ -76,7 +84,7 @@ def _grown_cameras(models: list[Model], options: MapOptions) -> dict[str, int]:
     return {name: count for name, count in counts.items() if name != FIRST_CAMERA_MODEL}
 
 
-def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
+def _suspects(path: Path, models: list[Model]) -> dict[str, Any]:
     """Finds verified pairs that disagree with the model of their photos.
 
     Returns their number and the worst of them, for JSON.
@@ -84,7 +92,7 @@ def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
     from hardnet_sfm.colmap.database import Database
 
     found: list[Suspect] = []
-    with Database(workspace.database) as database:
+    with Database(path) as database:
         pairs = list(database.verified())
         for model in models:
             sights, xyz = model.sights()
@@ -108,14 +116,14 @@ def _suspects(workspace: Workspace, models: list[Model]) -> dict[str, Any]:
     }
 
 
-def _camera_groups(workspace: Workspace, options: MapOptions, photos: int) -> list[dict[str, Any]]:
+def _camera_groups(database: Path, options: MapOptions, photos: int) -> list[dict[str, Any]]:
     """Says which photos share a camera and why, for the summary."""
     from hardnet_sfm.colmap.database import read_fact
 
     if options.camera_mode != "auto":
         reason = f"--camera-mode {options.camera_mode}"
         return [{"photos": photos, "shared": options.camera_mode != "per-image", "reason": reason}]
-    return [group.facts() for group in merge_groups(read_groups(read_fact(workspace.database, GROUPS)))]
+    return [group.facts() for group in merge_groups(read_groups(read_fact(database, GROUPS)))]
 
 
 def _given_camera(options: dict[str, Any]) -> str:
@@ -125,7 +133,14 @@ def _given_camera(options: dict[str, Any]) -> str:
     return " and ".join([*stated, *([f"--camera-params {params}"] if params else [])])
 
 
-def explain_failure(summary: dict[str, Any]) -> NoModel:
+def explain_failure(summary: dict[str, Any], database: Path, *, kept: bool) -> NoModel:
+    """Explains why there is no model.
+
+    Args:
+        summary: results of the attempt, see `summarize`.
+        database: the COLMAP database that was mapped.
+        kept: whether an earlier model stays.
+    """
     counts = (
         f"{summary['photos']} photos, {summary['keypoints']} keypoints, {summary['matches']} matches in "
         f"{summary['pairs']} pairs, {summary['verified_pairs']} of them verified"
@@ -154,4 +169,6 @@ def explain_failure(summary: dict[str, Any]) -> NoModel:
             "from one place have no parallax: take some from other places. If one camera with one zoom took all "
             "photos, say so with --camera-mode single, or state it with --camera-params."
         )
-    return NoModel(f"no model could be made ({counts}; most photos: {why})", hint)
+    if kept:
+        hint += " The earlier model and its summary stay as they were."
+    return NoModel(f"no model could be made ({counts}; most photos: {why})", hint, summary, database)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hardnet_sfm.errors import UsageError
+from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
@@ -63,6 +64,7 @@ def demo(
         raise UsageError("--seed must be at least 0")
     place = Workspace(Path(workspace))
     photos = place.root / "photos"
+    claim(place.root, photos.name, "truth.json")
     with locked(place.root):
         with progress("render", _PHOTOS) as advance:
             scene = render(photos, photos=_PHOTOS, seed=seed, on_photo=lambda _: advance())

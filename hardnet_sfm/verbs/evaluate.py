@@ -21,6 +21,7 @@ from hardnet_sfm.evaluation.datasets.landmark_sets import LandmarkSet, LandmarkS
 from hardnet_sfm.evaluation.scores import Results, ScoreTable
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
 from hardnet_sfm.features.extraction import KeypointOptions
+from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.workspace import CARD, DEFAULT, digest, read_json, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
@@ -61,6 +62,7 @@ class TableOptions:
                 raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
             if path.is_dir():
                 raise UsageError(f"{path} is a folder", "Give the name of a file.")
+            check_output(path)
         if len({path.resolve() for path in given}) < len(given):
             raise UsageError(f"--json and --csv are both {self.json}", "Give each its own file.")
         return competitors(self.descriptor, self.weights)
@@ -368,7 +370,8 @@ class _Maker:
 
     def features(self, images: Path) -> tuple[Path, ExtractResult]:
         path = self._of(images) / "features.h5"
-        report = extract(images, path, self.row.extract_options(self.keypoints), self.resources)
+        # The features of a data set are made again at will, so its photos may come and go.
+        report = extract(images, path, self.row.extract_options(self.keypoints), self.resources, prune=True)
         if self.on_extract:
             self.on_extract(f"{self.row.name} {path.parent.name}", report)
         return path, report

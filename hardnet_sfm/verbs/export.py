@@ -12,9 +12,11 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, check_choice
+from hardnet_sfm.files.ledger import EXPORT, Ledger
+from hardnet_sfm.files.ownership import check_outputs, replacing_output
 from hardnet_sfm.files.photo_checks import check_photos
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
-from hardnet_sfm.files.workspace import Workspace, prepare_folder, replacing
+from hardnet_sfm.files.workspace import Workspace, prepare_folder, replace_folder, replacing, restore_folder
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.terminal import output
 
@@ -22,6 +24,13 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need i
     from hardnet_sfm.colmap.model import Model
 
 Form = Literal["binary", "text", "ply", "pairs", "database"]
+_NAMES: dict[Form, str] = {
+    "binary": "sparse",
+    "text": "text",
+    "ply": "points",
+    "pairs": "pairs.txt",
+    "database": "database.db",
+}
 # Formats that separate names by white space: who reads them, and what holds the same data.
 _READERS: dict[Form, str] = {"text": "readers of COLMAP's text format", "pairs": "hloc and other readers of pairs"}
 _INSTEAD: dict[Form, str] = {
@@ -37,7 +46,7 @@ def export(
     *,
     on_left_out: Callable[[Form, str], None] | None = None,
 ) -> list[Path]:
-    """Writes the contents of a workspace for other programs. Existing files are replaced.
+    """Writes the contents of a workspace for other programs. An earlier export is replaced, other files are not.
 
     - binary: every model in COLMAP's binary format, in `sparse/0`, `sparse/1` and so on.
     - text: every model in COLMAP's text format, in `text/0`, `text/1` and so on.
@@ -56,8 +65,9 @@ def export(
         Paths of the written files; for models, paths of their folders.
 
     Raises:
-        HardnetSfmError: the workspace does not hold what the formats need, photos have another size than when they were
-            mapped, or a format that was asked for cannot hold the name of a photo.
+        HardnetSfmError: the folder has files of the same names that `export` did not write, or that were changed since;
+            the workspace does not hold what the formats need; photos have another size than when they were mapped; or a
+            format that was asked for cannot hold the name of a photo.
         UsageError: there is no such format.
     """
     from hardnet_sfm.colmap.model import Model
@@ -79,7 +89,7 @@ def export(
         with MatchStore(place.matches) as matches:
             pairs = matches.pairs()
     of_models = {"binary", "text", "ply"} & set(asked)
-    models = {folder: Model.read(folder) for folder in _folders(place)} if of_models else {}
+    models = {folder.name: Model.read(folder) for folder in _folders(place)} if of_models else {}
     names: dict[Form, Iterable[str]] = {
         "text": (name for model in models.values() for name in model.names),
         "pairs": (name for pair in pairs for name in pair),
@@ -92,15 +102,24 @@ def export(
             )
         if on_left_out:
             on_left_out(form, why)
+    chosen = [form for form in asked if form not in left_out]
+    ledger = Ledger(target, EXPORT)
+    check_outputs(ledger, *(_NAMES[form] for form in chosen))
     prepare_folder(target)
-    write: dict[Form, Callable[[], list[Path]]] = {
-        "binary": lambda: _write_models(models, target / "sparse", "binary"),
-        "text": lambda: _write_models(models, target / "text", "text"),
-        "ply": lambda: _write_models(models, target / "points", "ply"),
-        "pairs": lambda: [_pairs(pairs, target / "pairs.txt")],
-        "database": lambda: [_database(place, target / "database.db")],
+    if not ledger.exists:
+        ledger.start({})
+    write: dict[Form, Callable[[Path], list[Path]]] = {
+        "binary": lambda path: _write_models(models, path, "binary"),
+        "text": lambda path: _write_models(models, path, "text"),
+        "ply": lambda path: _write_models(models, path, "ply"),
+        "pairs": lambda path: [_pairs(pairs, path)],
+        "database": lambda path: [_database(place, path)],
     }
-    return [path for form in asked if form not in left_out for path in write[form]()]
+    written = []
+    for form in chosen:
+        with replacing_output(ledger, _NAMES[form]) as path:
+            written += write[form](path)
+    return written
 
 
 def _cut_names(form: Form, names: Iterable[str]) -> str:
@@ -119,10 +138,15 @@ def _folders(place: Workspace) -> list[Path]:
     return folders
 
 
-def _write_models(models: Mapping[Path, Model], target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
-    for folder, model in models.items():
-        model.write(target / folder.name, form)
-    return [target / folder.name for folder in models]
+def _write_models(models: Mapping[str, Model], target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
+    """Writes models by their name into a folder next to the target, then replaces the target by it."""
+    beside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    for name, model in models.items():
+        model.write(beside / name, form)
+    restore_folder(target)
+    replace_folder(beside, target)
+    return [target / name for name in models]
 
 
 def _pairs(pairs: list[tuple[str, str]], target: Path) -> Path:
@@ -154,7 +178,7 @@ class ExportCommand:
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")]
     """Workspace in which `reconstruct` made a model."""
     to: Path
-    """Folder to write to. It is made if it does not exist."""
+    """Folder to write to. It is made if it does not exist. An earlier export in it is replaced."""
     forms: tuple[Form, ...] | None = None
     """Forms to write. binary and text: COLMAP models. ply: points. pairs: the list of pairs for hloc. database:
     COLMAP's database without our own table. Default: all, but no text and no pairs if the name of a photo has a space,

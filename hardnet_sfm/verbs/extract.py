@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +20,9 @@ from hardnet_sfm.features.extraction import (
     detector_options,
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
+from hardnet_sfm.files.ledger import Ledger, say_again
+from hardnet_sfm.files.lost_photos import check_losses
+from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_decoding import is_truncated
 from hardnet_sfm.files.photo_folders import NotTaken, PhotoList, list_photos
 from hardnet_sfm.files.photo_hashes import PhotoHashes
@@ -26,7 +30,7 @@ from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, f
 from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.terminal import Common, Images, print_result
+from hardnet_sfm.terminal import Common, Images, Prune, print_result
 from hardnet_sfm.workers import in_order
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do without
@@ -47,6 +51,7 @@ class ExtractResult:
         truncated: names of the photos whose end is missing. Their features come from what is there.
         not_taken: what else is in the folder, such as photos in formats that are not read.
         orientation: "upright", "estimated" or "both"; if a trial decided, the reason follows.
+        removed: number of photos that were gone, so that their features were dropped.
     """
 
     photos: int
@@ -57,11 +62,14 @@ class ExtractResult:
     orientation: str = ""
     truncated: tuple[str, ...] = ()
     not_taken: NotTaken = field(default_factory=NotTaken)
+    removed: int = 0
 
     def summary(self) -> str:
         """One line about the contents of the store and the work of this run."""
-        made = f"computed {self.computed} ({self.reason})" if self.computed else "up to date"
-        return f"{self.keypoints} keypoints in {self.photos} photos, {self.orientation}; {made}"
+        made = [f"computed {self.computed} ({self.reason})"] if self.computed else []
+        made += [f"removed {self.removed}"] if self.removed else []
+        state = ", ".join(made) or "up to date"
+        return f"{self.keypoints} keypoints in {self.photos} photos, {self.orientation}; {state}"
 
 
 def extract(
@@ -71,6 +79,7 @@ def extract(
     resources: Resources | None = None,
     *,
     listed: PhotoList | None = None,
+    prune: bool = False,
 ) -> ExtractResult:
     """Detects and describes keypoints in all photos of a folder.
 
@@ -83,22 +92,24 @@ def extract(
     Args:
         images: folder of photos, searched recursively.
         features: store to create or to continue.
-        options: options of detection and description.
+        options: options of detection and description. None means those that the workspace remembers, or the defaults.
         resources: threads and device to use.
         listed: the photos of the folder, if the caller has listed them.
+        prune: drop the features of photos that are gone, even if these are a tenth of the photos or more.
 
     Raises:
-        HardnetSfmError: the folder has no photos, the weights do not fit the descriptor, a photo is unreadable and
-            `strict` is set, or no photo can be read.
+        HardnetSfmError: the folder has no photos, many photos are gone and `prune` is not set, the weights do not fit
+            the descriptor, a photo is unreadable and `strict` is set, or no photo can be read.
         UsageError: the options contradict each other.
     """
     from hardnet_sfm.features.descriptors import PatchDescriber, make_descriptor
     from hardnet_sfm.features.detectors import make_detector
     from hardnet_sfm.networks.device import resolve_device
 
-    options, resources = options or ExtractOptions(), resources or Resources()
+    images, features, resources = Path(images), Path(features), resources or Resources()
+    ledger = Ledger(features.parent)
+    asked = options = options or ledger.recall("extract", ExtractOptions) or ExtractOptions()
     options.check()
-    images, features = Path(images), Path(features)
     listed = list_photos(images) if listed is None else listed
     names = listed.names
     check_names_apart(names)
@@ -107,6 +118,8 @@ def extract(
     # Created only when the first photo has to be described: a run that is up to date does not need it.
     describer = cache(lambda: PatchDescriber(descriptor, resolve_device(resources.device)))
     with locked(features.parent), StoreWriter(features, FEATURES) as writer:
+        hashes = PhotoHashes(Workspace(features.parent).photo_hashes, images)
+        removed = check_losses(features, writer.header, writer.facts, hashes, names, prune=prune)
         found = None
         if options.orientation == "auto":
             found = _orientations(images, names, options, describer, resources.threads, writer.header)
@@ -114,9 +127,12 @@ def extract(
         turned = found.turned if found else {}
         cut = PhotoCutter(options, descriptor)
         recipe = options.recipe(descriptor.weights_sha256)
-        hashes = PhotoHashes(Workspace(features.parent).photo_hashes, images)
         due = _due(hashes, names, writer.fingerprints, recipe, turned)
         skipped: dict[str, str] = {}
+        start = time.perf_counter()
+        changed = what_changed(writer.header, recipe)
+        if due and changed and writer.facts:
+            say_again(ledger, "extract", f"{len(due)} photos", changed, items=len(due))
         if due:
             describe = describer()
             describing = resources.threads if describe.device == "cpu" else 1
@@ -149,20 +165,15 @@ def extract(
             "orientation": orientation,
             **({"trial": found.facts()} if found else {}),
         }
-        reason = what_changed(writer.header, recipe) or f"{len(due) - len(skipped)} photos are new or changed"
+        reason = changed or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
+        ledger.note_seconds("extract", time.perf_counter() - start, len(due), len(names))
+        ledger.remember("extract", asked)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
         truncated = tuple(name for name in done if "truncated" in writer.facts[name])
-    return ExtractResult(
-        len(done),
-        keypoints,
-        len(due) - len(skipped),
-        reason if due else "",
-        skipped,
-        orientation,
-        truncated,
-        listed.not_taken,
-    )
+    computed, why = len(due) - len(skipped), reason if due else ""
+    facts = skipped, orientation, truncated, listed.not_taken, removed
+    return ExtractResult(len(done), keypoints, computed, why, *facts)
 
 
 def _facts_of(photo: DetectedPhoto, images: Path) -> dict[str, str | int]:
@@ -250,10 +261,15 @@ class ExtractCommand:
     images: Images
     """Folder of photos, searched recursively, never written to."""
     common: Common = field(default_factory=Common)
+    prune: Prune = False
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
         place = self.common.place
         place.check_apart(self.images)
-        print_result("extract", extract(self.images, place.features, self.extract, self.resources))
+        self.extract.check()
+        listed = list_photos(self.images)
+        claim(place.root, place.features.name)
+        result = extract(self.images, place.features, self.extract, self.resources, listed=listed, prune=self.prune)
+        print_result("extract", result)

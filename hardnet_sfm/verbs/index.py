@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,16 @@ from tyro.conf import arg
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.index_files import Manifest
+from hardnet_sfm.files.ledger import Ledger
+from hardnet_sfm.files.ownership import claim
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import CARD, DEFAULT, MANIFEST, Workspace, locked, read_json
 from hardnet_sfm.inverted_lists import MOST_PHOTOS
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stages import OnStage, StageResult
-from hardnet_sfm.terminal import Common, Images, print_result
+from hardnet_sfm.terminal import Common, Images, Prune, print_result
 from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, default_words, vocabulary
 
@@ -114,6 +118,7 @@ def index(
         builder = IndexBuilder(output, words, store.header["images"], store.header["options"])
         wanted = {name: mark for name, mark in store.fingerprints().items() if names is None or name in names}
         removed = builder.keep_only(wanted)
+        start = time.perf_counter()
         due = [name for name in store.names() if name in wanted and name not in builder.there]
         if due:
             faiss.omp_set_num_threads(resources.threads)
@@ -122,6 +127,7 @@ def index(
                     builder.add(photo, options.checkpoint)
                     advance(note=photo.name)
         photos, stored, size = builder.finish()
+        Ledger(output.parent).note_seconds("index", time.perf_counter() - start, len(due), len(wanted))
     return IndexResult(photos, stored, len(due), removed, size / max(1, stored))
 
 
@@ -146,6 +152,7 @@ def index_photos(
     index_options: IndexOptions | None = None,
     resources: Resources | None = None,
     on_stage: OnStage | None = None,
+    prune: bool = False,
 ) -> Index:
     """Extracts features, learns a vocabulary if none is given, and indexes the photos.
 
@@ -158,18 +165,24 @@ def index_photos(
         extract_options, vocabulary_options, index_options: options of the three stages.
         resources: threads and device to use.
         on_stage: called with the name and the result of each stage as it ends.
+        prune: drop photos that are gone, even if these are a tenth of the photos or more.
 
     Raises:
-        HardnetSfmError: the folder has no photos, the vocabulary is for another descriptor, or the photos have too
-            few descriptors to learn a vocabulary.
+        HardnetSfmError: the folder has no photos, many photos are gone and `prune` is not set, the vocabulary is for
+            another descriptor, or the photos have too few descriptors to learn a vocabulary.
         UsageError: the options contradict each other.
     """
     from hardnet_sfm.photo_index import Index
 
     place, resources = Workspace(Path(workspace)), resources or Resources()
     place.check_apart(Path(images))
+    for options in (extract_options, vocabulary_options, index_options):
+        if options is not None:
+            options.check()
+    listed = list_photos(Path(images))
+    claim(place.root, place.features.name)
     with locked(place.root):
-        result = extract(images, place.features, extract_options, resources)
+        result = extract(images, place.features, extract_options, resources, listed=listed, prune=prune)
         if on_stage:
             on_stage("extract", result)
         update_index(
@@ -180,7 +193,8 @@ def index_photos(
             resources=resources,
             on_stage=on_stage,
         )
-    return Index.open(place.index, weights=(extract_options or ExtractOptions()).weights, resources=resources)
+        used = extract_options or Ledger(place.root).recall("extract", ExtractOptions) or ExtractOptions()
+    return Index.open(place.index, weights=used.weights, resources=resources)
 
 
 def update_index(
@@ -204,9 +218,12 @@ def update_index(
         if on_stage:
             on_stage(name, result)
 
+    claim(place.root, place.vocabulary.name, place.index.name)
     with locked(place.root):
         words: Path | None = None if vocabulary_folder is None else Path(vocabulary_folder)
-        if words is None and vocabulary_options in (None, VocabularyOptions()):
+        if vocabulary_options == VocabularyOptions():
+            vocabulary_options = None  # those that the workspace remembers
+        if words is None and vocabulary_options is None:
             words = _fitting_vocabulary(place)
             if words is not None and (more := _outgrown(place, words)):
                 _say_it_is_outgrown(words, more, resources or Resources())
@@ -281,6 +298,7 @@ class IndexCommand:
     vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Vocabulary to use: a folder that `vocabulary` made, or a workspace that has one. Default: the vocabulary of the
     existing index, or a new one."""
+    prune: Prune = False
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     learn: VocabularyOptions = field(default_factory=VocabularyOptions)
     index: IndexOptions = field(default_factory=IndexOptions)
@@ -301,4 +319,5 @@ class IndexCommand:
             index_options=self.index,
             resources=self.resources,
             on_stage=print_result,
+            prune=self.prune,
         )

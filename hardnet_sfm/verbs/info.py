@@ -67,19 +67,25 @@ def _features(features: FeatureStore) -> Part:
     options = features.header["options"]
     if not images.is_dir():
         return Part("features", holds, options, f"the photos are no longer in {images}")
-    listed = list_photos(images)
+    try:
+        listed = list_photos(images)
+    except HardnetSfmError as error:  # no photo is left
+        return Part("features", holds, options, f"{len(counts)} photos gone: {error.message}")
     hashes = PhotoHashes(Workspace(features.path.parent).photo_hashes, images)
     there, prints = set(listed.names) - set(skipped), features.fingerprints()
     not_taken = listed.not_taken.summary()
     if not_taken:
         holds += f"; not taken: {not_taken}"
-    now = {n: _current(prints[n], options, hashes.sha256(n)) if n in prints else "" for n in there}
+    now = {n: _current(prints[n], options, hashes, n) if n in prints else "" for n in there}
     return Part("features", holds, options, _differences(prints, now))
 
 
-def _current(fingerprint: str, options: Mapping[str, Any], photo_sha256: str) -> str:
+def _current(fingerprint: str, options: Mapping[str, Any], hashes: PhotoHashes, name: str) -> str:
     """Returns the fingerprint if it belongs to this photo, else an empty string."""
-    return fingerprint if are_features_of(fingerprint, options, photo_sha256) else ""
+    try:
+        return fingerprint if are_features_of(fingerprint, options, hashes.sha256(name)) else ""
+    except OSError:
+        return ""  # it cannot be read at the moment
 
 
 def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:

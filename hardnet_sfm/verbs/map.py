@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.markup import escape
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.fingerprints import stale_pairs
+from hardnet_sfm.files.fingerprints import stale_pairs, what_changed
+from hardnet_sfm.files.ledger import Ledger, say_again
+from hardnet_sfm.files.ownership import claim, replacing_output
 from hardnet_sfm.files.photo_checks import check_photos
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
-from hardnet_sfm.files.workspace import Workspace, digest, locked, read_json, write_json
+from hardnet_sfm.files.workspace import (
+    Workspace,
+    digest,
+    locked,
+    read_json,
+    replace_folder,
+    restore_folder,
+    write_json,
+)
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.reconstruction.camera_checks import check_cameras
@@ -30,6 +41,8 @@ if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does without
     from hardnet_sfm.colmap.mapping import Mapping
     from hardnet_sfm.colmap.model import Model
 
+MADE = ("database.db", "sparse", "summary.json")
+"""Outputs of the stage in the workspace."""
 _GROUPS = 3  # camera groups to print; the summary lists all
 _NAMED = 20  # photos outside the model to print; the summary lists all
 # Convergence threshold of the mapper's bundle adjustments. A robust adjustment follows, so running all iterations would
@@ -46,15 +59,15 @@ def map_photos(
 ) -> Model:
     """Imports photos, keypoints and matches into a COLMAP database, verifies each pair and maps.
 
-    The stage writes `database.db`, `sparse/0` (the largest model), `sparse/1` and so on, and `summary.json`. A second
-    run does only the remaining work: verified pairs stay verified, and the incremental mapper resumes from its last
-    snapshot. A retry may have added pairs for photos that the models left out, see
-    `hardnet_sfm.reconstruction.left_out`. In that case only the added pairs are verified, and the incremental mapper
-    resumes from the models.
+    The stage writes `database.db`, `sparse/0` (the largest model), `sparse/1` and so on, and `summary.json`. They
+    replace those of an earlier run only if there is a new model. A second run does only the remaining work: verified
+    pairs stay verified, and the incremental mapper resumes from its last snapshot. A retry may have added pairs for
+    photos that the models left out, see `hardnet_sfm.reconstruction.left_out`. In that case only the added pairs are
+    verified, and the incremental mapper resumes from the models.
 
     Args:
         workspace: workspace with features.h5 and matches.h5.
-        options: options of verification and mapping.
+        options: options of verification and mapping. None means those that the workspace remembers, or the defaults.
         resources: threads and device to use.
         images: folder of the photos, if they moved since their features were extracted.
 
@@ -67,37 +80,93 @@ def map_photos(
             of pairs.
         UsageError: an option is invalid.
     """
-    from hardnet_sfm.colmap.database import read_fact
+    from hardnet_sfm.colmap.database import replace_database
 
-    options, resources = options or MapOptions(), resources or Resources()
-    options.check()
+    resources = resources or Resources()
     workspace = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+    ledger = Ledger(workspace.root)
+    options = options or ledger.recall("map", MapOptions) or MapOptions()
+    options.check()
+    claim(workspace.root, *MADE)
     with locked(workspace.root):
+        restore_folder(workspace.sparse)
         with FeatureStore(workspace.features) as features, MatchStore(workspace.matches) as matches:
             _check_matched(workspace, features, matches)
             check_cameras(options, features)
             images = Path(images or features.header["images"])
             check_photos(images, features)
             maker = DatabaseMaker(workspace, images, features, matches, options, resources.threads)
-            fingerprint = maker.fingerprint
-            maker.make()
-            found = what_was_found(features, matches)
+            wanted = digest("model", maker.fingerprint, options.of_mapper())
+            models = _finished_models(workspace, wanted)
             rounds = matches.header.get("rounds", [])
-        wanted = digest("model", fingerprint, options.of_mapper())
-        models = _finished_models(workspace, wanted)
-        if not models:
-            extended = read_fact(workspace.database, EXTENDS)
-            start = _finished_models(workspace, digest("model", extended, options.of_mapper())) if rounds else []
-            if start:
-                mapped = _go_on(workspace, images, options, resources, start, rounds[-1])
-            else:
-                mapped = _make_models(workspace, images, options, resources)
-            models = mapped.models
-            summary = {"fingerprint": wanted, **summarize(workspace, options, found, mapped)}
-            write_json(workspace.summary, summary)
-        if not models:
-            raise explain_failure(read_json(workspace.summary))
+            if not models and not rounds:
+                _announce(workspace, options, len(features.names()))
+            start = time.perf_counter()
+            database = maker.make()
+            found = what_was_found(features, matches)
+        if models:
+            if database != workspace.database:
+                replace_database(database, workspace.database)
+        else:
+            attempt = _Attempt(workspace, database, images, options, resources)
+            models = _map(attempt, found, rounds, wanted)
+            photos = len(found["photos"])
+            if not rounds:  # a retry takes less time than the whole
+                ledger.note_seconds("map", time.perf_counter() - start, photos, photos)
+        ledger.remember("map", options)
         return models[0]
+
+
+def _announce(workspace: Workspace, options: MapOptions, photos: int) -> None:
+    """Says that an existing model is made again, why, and how long that took the last time."""
+    try:
+        before = read_json(workspace.summary) if workspace.summary.is_file() else {}
+    except HardnetSfmError:
+        before = {}  # it is damaged, and made again
+    if before.get("models"):
+        earlier = before.get("options", {}).get("map", {})
+        why = what_changed({"options": earlier}, asdict(options))
+        say_again(Ledger(workspace.root), "map", f"{photos} photos", why or "photos or matches changed")
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What models are made from.
+
+    Attributes:
+        workspace: workspace to put the models into.
+        database: COLMAP database with verified matches, in the workspace or next to its own.
+        images: folder of the photos.
+        options: options of the stage.
+        resources: threads and device to use.
+    """
+
+    workspace: Workspace
+    database: Path
+    images: Path
+    options: MapOptions
+    resources: Resources
+
+
+def _map(attempt: _Attempt, found: dict[str, Any], rounds: Sequence[str], wanted: str) -> list[Model]:
+    """Makes models and puts them into the workspace, together with their database and their summary.
+
+    If there is no new model, an earlier one stays with its database and its summary.
+    """
+    from hardnet_sfm.colmap.database import read_fact
+
+    workspace, database, options = attempt.workspace, attempt.database, attempt.options
+    extended = read_fact(database, EXTENDS)
+    start = _finished_models(workspace, digest("model", extended, options.of_mapper())) if rounds else []
+    mapped = _go_on(attempt, start, rounds[-1]) if start else _make_models(attempt)
+    summary = {"fingerprint": wanted, **summarize(database, options, found, mapped)}
+    kept = not mapped.models and (workspace.sparse / "0").is_dir()
+    if not kept:
+        _publish(workspace, database, mapped.models, summary)
+    _remove_leftovers(workspace)
+    if not mapped.models:
+        raise explain_failure(summary, database if kept else workspace.database, kept=kept)
+    return mapped.models
 
 
 def _check_matched(workspace: Workspace, features: FeatureStore, matches: MatchStore) -> None:
@@ -132,14 +201,15 @@ def _mapping_of(options: MapOptions, resources: Resources) -> Mapping:
     )
 
 
-def _make_models(workspace: Workspace, images: Path, options: MapOptions, resources: Resources) -> Mapped:
+def _make_models(attempt: _Attempt) -> Mapped:
     from hardnet_sfm.colmap.cameras import readable_folder
     from hardnet_sfm.colmap.database import Database, read_fact
     from hardnet_sfm.colmap.log import native_log
     from hardnet_sfm.colmap.mappers import Mapped, map_best
     from hardnet_sfm.colmap.recovery import recover
 
-    with Database(workspace.database) as database:
+    workspace, path, options = attempt.workspace, attempt.database, attempt.options
+    with Database(path) as database:
         names = list(database.ids)
         guessed = database.guessed_cameras() if options.fix_intrinsics and not options.camera_params else 0
         if guessed:
@@ -149,7 +219,7 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
                 "State the camera with --camera-params, or leave out --fix-intrinsics.",
             )
         verified = database.verified()
-    print_of_database = read_fact(workspace.database, "fingerprint")
+    print_of_database = read_fact(path, "fingerprint")
     snapshot = workspace.root / f".snapshot-{digest(print_of_database, options.of_mapper())[:12]}"
     with native_log(workspace.logs), progress("map", len(names)) as advance:
         shown = 0
@@ -161,16 +231,14 @@ def _make_models(workspace: Workspace, images: Path, options: MapOptions, resour
 
         mapped = Mapped([], options.mapper, {})
         if verified:
-            folder, mapping = readable_folder(images, names, workspace.readable), _mapping_of(options, resources)
-            mapped = map_best(workspace.database, folder, snapshot, options.mapper, mapping, verified, on_registered)
-            mapped = recover(mapped, workspace.database, folder, mapping) if options.retry else mapped
-    _replace_models(workspace, mapped.models)
+            folder = readable_folder(attempt.images, names, workspace.readable)
+            mapping = _mapping_of(options, attempt.resources)
+            mapped = map_best(path, folder, snapshot, options.mapper, mapping, verified, on_registered)
+            mapped = recover(mapped, path, folder, mapping) if options.retry else mapped
     return mapped
 
 
-def _go_on(
-    workspace: Workspace, images: Path, options: MapOptions, resources: Resources, start: list[Model], new: str
-) -> Mapped:
+def _go_on(attempt: _Attempt, start: list[Model], new: str) -> Mapped:
     """Extends existing models after a retry added matches to the database for photos that the models left out."""
     from hardnet_sfm.colmap.cameras import readable_folder
     from hardnet_sfm.colmap.database import Database
@@ -178,31 +246,40 @@ def _go_on(
     from hardnet_sfm.colmap.mappers import Mapped, Step
     from hardnet_sfm.colmap.recovery import recover, with_keypoints_of
 
+    workspace, path = attempt.workspace, attempt.database
     summary = read_json(workspace.summary)
     steps = tuple(Step(**step) for step in summary["recovered"])
     with native_log(workspace.logs):
-        with Database(workspace.database) as database:
-            folder = readable_folder(images, list(database.ids), workspace.readable)
-        models = [with_keypoints_of(model, workspace.database) for model in start]
+        with Database(path) as database:
+            folder = readable_folder(attempt.images, list(database.ids), workspace.readable)
+        models = [with_keypoints_of(model, path) for model in start]
         mapped = Mapped(models, summary["mapper"], summary["tried"], steps)
-        mapped = recover(mapped, workspace.database, folder, _mapping_of(options, resources), new)
-    _replace_models(workspace, mapped.models)
-    return mapped
+        return recover(mapped, path, folder, _mapping_of(attempt.options, attempt.resources), new)
 
 
-def _replace_models(workspace: Workspace, models: list[Model]) -> None:
-    """Replaces the models of the workspace, and removes the summary of the old models."""
+def _publish(workspace: Workspace, database: Path, models: list[Model], summary: dict[str, Any]) -> None:
+    """Replaces the database, the models and the summary of the workspace."""
+    from hardnet_sfm.colmap.database import replace_database
+
     beside = workspace.root / ".sparse.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     for number, model in enumerate(models):
         model.write(beside / str(number))
+    if database != workspace.database:
+        replace_database(database, workspace.database)
     # If the run is killed before the new summary is written, no old summary may declare the models up to date.
     workspace.summary.unlink(missing_ok=True)
-    left = (path for pattern in (".snapshot-*", ".global-*", ".recovery-*") for path in workspace.root.glob(pattern))
-    for old in (workspace.sparse, workspace.readable, *left):
-        shutil.rmtree(old, ignore_errors=True)
     if models:
-        beside.rename(workspace.sparse)
+        with replacing_output(Ledger(workspace.root), workspace.sparse.name) as target:
+            replace_folder(beside, target)
+    write_json(workspace.summary, summary)
+
+
+def _remove_leftovers(workspace: Workspace) -> None:
+    """Removes working files of the mapper."""
+    left = (path for pattern in (".snapshot-*", ".global-*", ".recovery-*") for path in workspace.root.glob(pattern))
+    for old in (workspace.readable, *left):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +13,8 @@ from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.again import Again, Round, read_again
 from hardnet_sfm.files.fingerprints import match_fingerprint, what_changed
 from hardnet_sfm.files.journal import Facts
+from hardnet_sfm.files.ledger import Ledger, say_again
+from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.pair_list import read_pairs
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.stores import (
@@ -25,7 +29,7 @@ from hardnet_sfm.files.stores import (
 from hardnet_sfm.files.workspace import Workspace, digest, locked
 from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.pair_matching import match_by_descriptors, match_by_network, order_by_blocks
-from hardnet_sfm.progress import progress
+from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, print_result
 from hardnet_sfm.view_synthesis import MatchedPair, PhotoViews, ViewMatcher, ViewSynthesisOptions
@@ -142,6 +146,17 @@ def check_together(match_options: MatchOptions, view_options: ViewSynthesisOptio
         )
 
 
+def _chosen(
+    root: Path, match_options: MatchOptions | None, view_options: ViewSynthesisOptions | None
+) -> tuple[MatchOptions, ViewSynthesisOptions]:
+    """Returns the given options, or those that the workspace remembers; raises UsageError if they are invalid."""
+    ledger = Ledger(root)
+    match_options = match_options or ledger.recall("match", MatchOptions) or MatchOptions()
+    view_options = view_options or ledger.recall("views", ViewSynthesisOptions) or ViewSynthesisOptions()
+    check_together(match_options, view_options)
+    return match_options, view_options
+
+
 def match_photos(
     workspace: Workspace | Path | str,
     match_options: MatchOptions | None = None,
@@ -153,6 +168,8 @@ def match_photos(
 ) -> MatchResult:
     """Matches all pairs of a workspace. See `match` for the arguments."""
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+    match_options, view_options = _chosen(place.root, match_options, view_options)
+    claim(place.root, place.matches.name, place.view_keypoints.name)
     return match(
         place.features,
         place.pairs,
@@ -195,7 +212,8 @@ def match(
         features: store with the features of the photos.
         pairs: list of pairs in the format of `pair`.
         matches: store to create or to continue.
-        options: which neighbours are accepted as matches, in photos and in views.
+        options: which neighbours are accepted as matches, in photos and in views. None means the options that the
+            workspace remembers, or the defaults; the same holds for `view_options`.
         resources: threads and device to use.
         view_options: whether to use views, which views, and how many matches are enough without them.
         images: folder of the photos, needed for views and for re-scoring. The default is the folder that the features
@@ -212,10 +230,9 @@ def match(
     """
     from hardnet_sfm.networks.device import resolve_device
 
-    options, view_options = options or MatchOptions(), view_options or ViewSynthesisOptions()
-    resources = resources or Resources()
-    check_together(options, view_options)
-    features, pairs, matches = Path(features), Path(pairs), Path(matches)
+    features, pairs, matches, resources = Path(features), Path(pairs), Path(matches), resources or Resources()
+    ledger = Ledger(matches.parent)
+    options, view_options = _chosen(matches.parent, options, view_options)
     network = _read_network(options.rescore)
     with ExitStack() as stack:
         stack.enter_context(locked(matches.parent))
@@ -230,7 +247,10 @@ def match(
             described = PhotoViews(store, photos, place.views, view_options, resources, weights)
             views = ViewMatcher(described, stack.enter_context(StoreWriter(place.view_keypoints, KEYPOINTS)), accept)
         due = [pair for pair in plan.wanted if writer.fingerprints.get(pair_key(*pair)) != plan.prints[pair]]
-        reason = what_changed(writer.header, plan.recipe) or f"{len(due)} pairs are new or have new features"
+        changed = what_changed(writer.header, plan.recipe)
+        reason = changed or f"{len(due)} pairs are new or have new features"
+        _announce(ledger, writer.facts, plan, len(due), changed)
+        start = time.perf_counter()
         if due:
             device, counts = resolve_device(resources.device), store.counts()
             if network is None:
@@ -266,9 +286,26 @@ def match(
             views.finish()
         made = {"options": plan.recipe, "made_of": plan.made_of, "rounds": list(plan.rounds)}
         writer.commit([pair_key(*pair) for pair in plan.wanted], {"pairs": sha256_of(pairs), **made})
+        if not plan.rounds:  # the few pairs of a retry take longer than others
+            ledger.note_seconds("match", time.perf_counter() - start, len(due), len(plan.wanted))
+        ledger.remember("match", options)
+        ledger.remember("views", view_options)
         known = [writer.facts[pair_key(*pair)] for pair in plan.wanted]
     total, by_views = sum(int(of["matches"]) for of in known), sum(int(of.get("view_steps", 0)) > 0 for of in known)
     return MatchResult(len(known), total, len(due), reason if due else "", by_views if views else None, plan.skipped)
+
+
+def _announce(ledger: Ledger, stored: Collection[str], plan: _Plan, due: int, changed: str) -> None:
+    """Says before the work which pairs are matched again because of other options, and how many are dropped."""
+    dropped = len(set(stored) - {pair_key(*pair) for pair in plan.wanted})
+    if due and changed and stored:
+        say_again(ledger, "match", f"{due} pairs", changed, items=due)
+    if dropped:
+        console.print(
+            f"[yellow]gone:[/] {dropped} of {len(stored)} matched pairs are not in the list of pairs any more. Their "
+            "matches are dropped.",
+            soft_wrap=True,
+        )
 
 
 @dataclass(frozen=True)

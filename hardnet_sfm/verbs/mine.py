@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.outputs import write_picture
+from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
 from hardnet_sfm.files.photo_checks import check_sizes
 from hardnet_sfm.files.photo_files import read_photo
@@ -308,6 +309,7 @@ class MineCommand:
     def run(self) -> None:
         from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 
+        check_output(self.sheet)
         detect = make_detector("opencv-dog", DetectorOptions(8192, 0.02 / 3, 10, upright=False, affine_shape=False))
         result = mine(
             self.model,

@@ -11,7 +11,10 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
-from hardnet_sfm.files.pair_list import read_pairs, write_pairs
+from hardnet_sfm.files.ledger import Ledger
+from hardnet_sfm.files.ownership import claim, replacing_output
+from hardnet_sfm.files.pair_list import lists, read_pairs, write_pairs
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace, locked, replacing
 from hardnet_sfm.keypoints import PhotoPair
@@ -118,7 +121,7 @@ def pair(
         features: store with the features of the photos.
         pairs: text file to create, with two names a line. A space separates the names, or a tab if a name contains a
             space.
-        options: how to choose pairs.
+        options: how to choose pairs. None means the options that the workspace remembers, or the defaults.
         proposed: file of pairs of similar photos, as `propose` writes it.
 
     Raises:
@@ -126,9 +129,10 @@ def pair(
             unknown photos.
         UsageError: the options contradict each other, or pairing by retrieval has no proposed pairs.
     """
-    options = options or PairOptions()
-    options.check()
     features, pairs = Path(features), Path(pairs)
+    ledger = Ledger(pairs.parent)
+    options = options or ledger.recall("pair", PairOptions) or PairOptions()
+    options.check()
     with FeatureStore(features) as store:
         names = store.names()
     if len(names) < 2:
@@ -155,7 +159,12 @@ def pair(
     else:
         chosen = list(combinations(names, 2))
     with locked(pairs.parent):
-        write_pairs(pairs, chosen)
+        # A list in its own place is not written anew: it may have comments of its author.
+        own = how == "file" and options.pairs_file is not None and options.pairs_file.resolve() == pairs.resolve()
+        if not own and not lists(pairs, chosen):
+            with replacing_output(ledger, pairs.name):
+                write_pairs(pairs, chosen)
+        ledger.remember("pair", options)
     return PairResult(len(chosen), len(names), how, skipped)
 
 
@@ -221,6 +230,7 @@ def propose_where_needed(
         return None
     from hardnet_sfm.verbs.index import update_index
 
+    claim(place.root, place.proposed.name)
     with locked(place.root):
         update_index(place, resources=resources, on_stage=on_stage)
         result = propose(place.index, place.proposed, options.neighbours, resources)
@@ -249,6 +259,8 @@ class PairCommand:
         self.pair.check()
         if self.images is not None:
             place.check_apart(self.images)
+            list_photos(self.images)
+        claim(place.root, place.features.name)
         if self.images is not None and not place.features.is_file():
             print_result("extract", extract(self.images, place.features, resources=self.resources))
         proposed = propose_where_needed(place, self.pair, self.resources, print_result)

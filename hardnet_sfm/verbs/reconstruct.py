@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -14,7 +14,9 @@ from tyro import MISSING
 
 from hardnet_sfm.errors import NoModel, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.ledger import Ledger
 from hardnet_sfm.files.outputs import read_mark
+from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, locked, read_json, write_json
@@ -23,9 +25,9 @@ from hardnet_sfm.reconstruction.left_out import retry_left_out
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.stages import OnStage, StageResult
-from hardnet_sfm.terminal import Common, Images, print_result
+from hardnet_sfm.terminal import Common, Images, Prune, print_result
 from hardnet_sfm.verbs.extract import extract
-from hardnet_sfm.verbs.map import map_photos, print_summary
+from hardnet_sfm.verbs.map import MADE, map_photos, print_summary
 from hardnet_sfm.verbs.match import MatchOptions, check_together, match_photos
 from hardnet_sfm.verbs.pair import PairOptions, pair, propose_where_needed
 from hardnet_sfm.verbs.report import write_report
@@ -82,6 +84,7 @@ class Preset:
 
     def check(self) -> None:
         """Raises UsageError if an option is invalid or two options exclude each other."""
+        self.extract.check()
         self.pair.check()
         self.map.check()
         check_together(self.match, self.views)
@@ -119,7 +122,7 @@ def reconstruct(
     images: Path | str,
     workspace: Path | str = DEFAULT,
     *,
-    preset: PresetName = "default",
+    preset: PresetName | None = None,
     extract_options: ExtractOptions | None = None,
     pair_options: PairOptions | None = None,
     match_options: MatchOptions | None = None,
@@ -129,6 +132,7 @@ def reconstruct(
     resources: Resources | None = None,
     on_stage: OnStage | None = None,
     report: bool = True,
+    prune: bool = False,
 ) -> Model:
     """Turns a folder of photos into a COLMAP model.
 
@@ -137,21 +141,24 @@ def reconstruct(
     Args:
         images: folder of photos, searched recursively and never written to.
         workspace: folder for all outputs, see `hardnet_sfm.files.workspace.Workspace`.
-        preset: set of options for the stages, see `find_preset`.
+        preset: set of options for the stages, see `find_preset`. None means the options that the workspace remembers,
+            or the preset `default`.
         extract_options, pair_options, match_options, map_options: options of the four stages; each replaces the
-            options of the preset.
+            options of the preset or those that the workspace remembers.
         view_options: whether and how to match pairs with synthetic views after plain matching failed.
         retry_options: how to retry photos that the model left out.
         resources: threads and device to use.
         on_stage: called with the name and the result of each stage as it ends.
         report: write report.html if there is no page about this model yet. The page is also written if no model could
             be made, to show why.
+        prune: drop photos that are gone, even if these are a tenth of the photos or more.
 
     Returns:
         The largest model. `workspace/sparse` also holds the other models.
 
     Raises:
-        HardnetSfmError: the folder has no photos, or no model could be made; the message says what was found.
+        HardnetSfmError: the folder has no photos, many photos are gone and `prune` is not set, the workspace has files
+            of a user, or no model could be made; the message says what was found.
         UsageError: the options contradict each other.
 
     Examples:
@@ -160,7 +167,8 @@ def reconstruct(
         (11, 4.6)
     """
     resources, place, images = resources or Resources(), Workspace(Path(workspace)), Path(images)
-    chosen = find_preset(preset).with_options(
+    base = remembered_preset(place.root) if preset is None else find_preset(preset)
+    chosen = base.with_options(
         extract=extract_options,
         pair=pair_options,
         match=match_options,
@@ -172,6 +180,8 @@ def reconstruct(
     chosen.check()
     place.check_apart(images)
     listed = list_photos(images)
+    outputs = (place.features, place.pairs, place.matches, place.view_keypoints, place.again)
+    claim(place.root, *(path.name for path in outputs), *MADE, *([place.report.name] if report else []))
     clock = _Clock()
 
     def ended(name: str, result: StageResult) -> None:
@@ -190,8 +200,9 @@ def reconstruct(
                 return failure
 
     with locked(place.root):
+        _remember(place, chosen, preset)
         with clock.stage("extract"):
-            extracted = extract(images, place.features, chosen.extract, resources, listed=listed)
+            extracted = extract(images, place.features, chosen.extract, resources, listed=listed, prune=prune)
         ended("extract", extracted)
         with FeatureStore(place.features) as features:
             check_cameras(chosen.map, features)
@@ -207,13 +218,48 @@ def reconstruct(
             model = retry_left_out(place, model, match_and_map, neighbours=neighbours, views=views, resources=resources)
         summary = _read_summary(place)
         if summary != before:
-            summary |= {"preset": preset, **clock.facts()}
+            summary |= {"preset": preset or remembered_name(place.root), **clock.facts()}
             write_json(place.summary, summary)
         if report and summary and read_mark(place.report) != digest(summary):
             write_report(place, resources=resources)
     if isinstance(model, NoModel):
         raise model
     return model
+
+
+def remembered_preset(root: Path) -> Preset:
+    """Returns the options of each stage that a workspace remembers, and the default options of other stages."""
+    ledger = Ledger(root)
+    kinds: dict[str, Any] = {of.name: of.default_factory for of in fields(Preset)}
+    return Preset(**{stage: ledger.recall(stage, kind) or kind() for stage, kind in kinds.items()})
+
+
+def remembered_name(root: Path) -> PresetName:
+    """Returns the name of the preset that a workspace was last given."""
+    return (Ledger(root).recall("reconstruct", _Given) or _Given()).preset
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What `reconstruct` remembers of itself."""
+
+    preset: PresetName = "default"
+
+
+def _remember(place: Workspace, chosen: Preset, preset: PresetName | None) -> None:
+    """Notes the preset, and the options of stages that have no result yet. The other stages note theirs at their end.
+
+    So a run that is killed in its first stage resumes with the same options, and a failed run leaves those of the last
+    good result.
+    """
+    ledger = Ledger(place.root)
+    results = {"extract": place.features, "pair": place.pairs, "match": place.matches, "views": place.matches}
+    for of in fields(chosen):
+        if not results.get(of.name, place.sparse).exists():
+            ledger.remember(of.name, getattr(chosen, of.name))
+    ledger.remember("retry", chosen.retry)
+    if preset is not None:
+        ledger.remember("reconstruct", _Given(preset))
 
 
 def _read_summary(place: Workspace) -> dict[str, Any]:
@@ -269,12 +315,14 @@ class ReconstructCommand:
     images: Images
     """Folder of photos, searched recursively, never written to."""
     preset: PresetName = "default"
-    """Set of options to start from. Single options override it, and `--preset NAME --help` shows its values. fast:
+    """Set of options to start from. Single options override it, and `--preset NAME --help` shows its values. Without
+    it, the workspace remembers the options of the last run; with it, they are forgotten. fast:
     fewer keypoints from smaller photos. thorough: more keypoints, guided matching, and synthetic views for photos that
     the model left out. internet: each photo has its own camera, and similar photos are paired. video: one camera for
     all photos, and each photo is matched with the next ones."""
     report: bool = True
     """Write report.html, a page that shows the result in a browser."""
+    prune: Prune = False
     common: Common = field(default_factory=Common)
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     pair: PairOptions = field(default_factory=PairOptions)
@@ -285,13 +333,13 @@ class ReconstructCommand:
     resources: Resources = field(default_factory=Resources)
 
     @classmethod
-    def with_preset(cls, name: PresetName) -> Self:
-        """The defaults of the command line with that preset.
+    def with_preset(cls, name: PresetName, recalled: Mapping[str, Any]) -> Self:
+        """The defaults of the command line with that preset, or with the options that the workspace remembers.
 
         Raises:
             UsageError: there is no such preset.
         """
-        return cls(MISSING, name, **vars(find_preset(name)))
+        return cls(MISSING, name, **{**vars(find_preset(name)), **recalled})
 
     def run(self) -> None:
         reconstruct(
@@ -307,5 +355,6 @@ class ReconstructCommand:
             resources=self.resources,
             on_stage=print_result,
             report=self.report,
+            prune=self.prune,
         )
         print_summary(self.common.place)

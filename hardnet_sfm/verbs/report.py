@@ -70,8 +70,6 @@ def write_report(
             or the page cannot be written.
         UsageError: the output is not an .html file, or images or patches are given for a source that does not use them.
     """
-    if output is not None:
-        check_page(Path(output))
     kind = "" if isinstance(source, Workspace) else Path(source).suffix
     for name, given, wanted in (("images", images, ("", ".json")), ("patches", patches, (".safetensors",))):
         if given is not None and kind not in wanted:
@@ -81,6 +79,7 @@ def write_report(
         assert not isinstance(source, Workspace)
         file = Path(source)
         target = Path(output) if output else file.with_suffix(".html")
+        check_page(target)
         if kind == ".json":
             page = _evaluation_page(file, folder, threads)
         else:

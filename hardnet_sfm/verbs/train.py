@@ -80,6 +80,7 @@ def train(
     validation: Sequence[Path] = (),
     shares: Sequence[float] | None = None,
     learner_options: LearnerOptions | None = None,
+    overwrite: bool = False,
 ) -> TrainResult:
     """Trains a network on patches and writes a weights file. An up-to-date weights file is left unchanged.
 
@@ -97,10 +98,12 @@ def train(
             of points.
         learner_options: options of a network that is not trained by gradient descent, see
             `hardnet_sfm.networks.architectures.Learner`.
+        overwrite: replace weights of another run.
 
     Raises:
-        HardnetSfmError: lightning is not installed, patches or a checkpoint are damaged, patches have too few points,
-            patches were cut in different sizes, or the loss or a weight is not a finite number.
+        HardnetSfmError: lightning is not installed, the output has weights of another run and `overwrite` is not set,
+            patches or a checkpoint are damaged, patches have too few points, patches were cut in different sizes, or
+            the loss or a weight is not a finite number.
         UsageError: an option is invalid.
     """
     check_installed()
@@ -132,7 +135,7 @@ def train(
     # Earlier versions allowed at most one validation set. None or one set keeps the old fingerprint, so that weights
     # from those versions stay up to date.
     fingerprint = digest(recipe, changeable, watched_by if len(watched_by) > 1 else next(iter(watched_by), None))
-    made = _made_before(output, fingerprint)
+    made = _made_before(output, fingerprint, overwrite)
     if made is not None:
         return made
     sampler = Sampler(sets, shares, options.sampling, options.seed)
@@ -147,7 +150,8 @@ def train(
     if start is not None:
         load_into(module.network, start, options.network)
     threads = max(1, resources.threads // options.devices)
-    along = partial(train, patches, output, options, resources, validation=validation, shares=shares)
+    here = patches, output, options, resources
+    along = partial(train, *here, validation=validation, shares=shares, overwrite=True)
     return _descend(module, output, options, device, threads, along, facts)
 
 
@@ -205,13 +209,24 @@ def _learner_options(network: str, given: LearnerOptions | None) -> LearnerOptio
     return options
 
 
-def _made_before(output: Path, fingerprint: str) -> TrainResult | None:
-    """Returns the result of an earlier run that made these very weights."""
+def _made_before(output: Path, fingerprint: str, overwrite: bool) -> TrainResult | None:
+    """Returns the result of an earlier run that made these very weights.
+
+    Raises:
+        HardnetSfmError: another run made the weights, and `overwrite` is not set.
+    """
     from hardnet_sfm.files.weight_files import read_weights
 
-    made = read_weights(output).metadata if output.is_file() else {}
-    if made.get("fingerprint") != fingerprint:
+    if not output.is_file():
         return None
+    made = read_weights(output).metadata
+    if made.get("fingerprint") != fingerprint:
+        if overwrite:
+            return None
+        raise HardnetSfmError(
+            f"{output} has weights that were made with other patches or options",
+            "Give --output another name, or add --overwrite to replace them when the training ends.",
+        )
     return TrainResult(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
 
 
@@ -357,6 +372,8 @@ class TrainCommand:
     """Patches to measure with, in the same forms. Take scenes that are not trained on."""
     shares: tuple[float, ...] | None = None
     """Share of each of PATCHES in a batch. Default: in proportion to the square root of its number of points."""
+    overwrite: bool = False
+    """Replace weights of another run at the end of the training. Without it, they are kept and nothing is trained."""
     debug: bool = False
     """Show where in the program an error came from."""
     train: TrainOptions = field(default_factory=TrainOptions)
@@ -386,6 +403,7 @@ class TrainCommand:
             validation=self.validation,
             shares=self.shares,
             learner_options=getattr(self, "learner", None),
+            overwrite=self.overwrite,
         )
         measures = "".join(f", {name} {value:.4f}" for name, value in result.measures.items())
         made = "" if result.computed else "; up to date"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +13,15 @@ from rich.markup import escape
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.fingerprints import what_changed
+from hardnet_sfm.files.ledger import Ledger, say_again
+from hardnet_sfm.files.ownership import claim
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import CARD, locked, read_json
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.terminal import Common, Images, output, print_result
+from hardnet_sfm.terminal import Common, Images, Prune, output, print_result
 from hardnet_sfm.verbs.extract import extract
 
 _RECALL_SAMPLE = 4096
@@ -92,7 +97,7 @@ def vocabulary(
     Args:
         features: store with the features of the photos.
         output: folder to create.
-        options: options of the vocabulary.
+        options: options of the vocabulary. None means those that the workspace remembers, or the defaults.
         resources: threads and device to use.
 
     Raises:
@@ -104,15 +109,20 @@ def vocabulary(
     from hardnet_sfm.files.vocabulary_files import CentroidFile, write_vocabulary
     from hardnet_sfm.retrieval.visual_words import learn_words
 
-    options, resources = options or VocabularyOptions(), resources or Resources()
+    features, output, resources = Path(features), Path(output), resources or Resources()
+    ledger = Ledger(output.parent)
+    options = options or ledger.recall("vocabulary", VocabularyOptions) or VocabularyOptions()
     options.check()
-    features, output = Path(features), Path(output)
     with locked(output.parent), FeatureStore(features) as store:
         made_of = _made_of(store, options)
         if (output / CARD).is_file():
             card = read_json(output / CARD)
             if card.get("made_of") == made_of and (output / str(card.get("file"))).is_file():
                 return _result(card, computed=False)
+            before, now = ({**of, "features": None} for of in (card.get("made_of", {}), made_of))
+            why = what_changed({"options": before}, now) or "photos changed"
+            say_again(ledger, "vocabulary", f"{made_of['descriptors']} descriptors", why)
+        start = time.perf_counter()
         sample = _sample(store, made_of["descriptors"], options.vocabulary_seed)
         faiss.omp_set_num_threads(resources.threads)
         learned = learn_words(
@@ -137,6 +147,8 @@ def vocabulary(
             }
         )
         card = write_vocabulary(output, learned.card, learned.numbers)
+        ledger.note_seconds("vocabulary", time.perf_counter() - start, made_of["descriptors"], made_of["descriptors"])
+        ledger.remember("vocabulary", options)
     return _result(card, computed=True)
 
 
@@ -201,6 +213,7 @@ class VocabularyCommand:
     images: Images
     """Folder of photos, searched recursively, never written to."""
     common: Common = field(default_factory=Common)
+    prune: Prune = False
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     resources: Resources = field(default_factory=Resources)
@@ -208,8 +221,12 @@ class VocabularyCommand:
     def run(self) -> None:
         place = self.common.place
         place.check_apart(self.images)
+        self.extract.check()
         self.vocabulary.check()
-        print_result("extract", extract(self.images, place.features, self.extract, self.resources))
+        listed = list_photos(self.images)
+        claim(place.root, place.features.name, place.vocabulary.name)
+        result = extract(self.images, place.features, self.extract, self.resources, listed=listed, prune=self.prune)
+        print_result("extract", result)
         report = vocabulary(place.features, place.vocabulary, self.vocabulary, self.resources)
         print_result("vocabulary", report)
         output.print(escape(str(place.vocabulary)))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tyro.conf import arg
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
 from hardnet_sfm.files.photo_files import read_photo, sha256_of
 from hardnet_sfm.files.photo_folders import NotTaken, list_photos
@@ -165,6 +166,7 @@ class WarpCommand:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
+        check_output(self.sheet)
         result = warp(self.images, self.output, self.warp, self.resources)
         output.print(f"{result.patches} patches of {result.points} points in {result.photos} photos")
         print_skipped(result.skipped)

@@ -23,7 +23,8 @@ def convert(
 
     Args:
         source: .pth file with a state dict, at the top level or under "state_dict" as in the HardNet authors' files.
-        target: .safetensors file to create. The default is next to the source, provided that it does not exist yet.
+        target: .safetensors file to create. It may replace an earlier conversion, but no other file. The default is
+            next to the source, provided that it does not exist yet.
         architecture: network that the weights belong to. It may also be a part of that network: "deepcompare-siam-l2"
             takes the towers of "deepcompare-siam". If None, the names and shapes of the tensors decide.
         measurement_size: width of the training patches in sigmas of the keypoint; 12 by default.
@@ -34,7 +35,7 @@ def convert(
     Raises:
         HardnetSfmError: the file is missing, is damaged or holds something else, or the disk is full.
         UsageError: there is no such architecture or size, the source is a safetensors file, the source and the target
-            are the same file, or no target is given and the default target exists.
+            are the same file, or the target exists.
     """
     from torch import Tensor
 
@@ -49,12 +50,11 @@ def convert(
     size = CUSTOMARY_SIZE if measurement_size is None else measurement_size
     if not 0 < size < float("inf"):
         raise UsageError(f"--measurement-size must be above 0 and finite: {size}")
-    if target is None:
-        target = source.with_suffix(".safetensors")
-        if target.exists():
-            raise UsageError(f"{target} is there already", "Give --output to say which file to write.")
+    given, target = target, target or source.with_suffix(".safetensors")
     if target.resolve() == source.resolve():
         raise UsageError(f"{source} would be overwritten by its conversion", "Give another name for --output.")
+    if target.exists() and (given is None or not _is_conversion(target)):
+        raise UsageError(f"{target} is there already", "Give another name for --output, or move it elsewhere.")
     loaded = load_tensors(source, "Other content could run code, so it is not read.")
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     named_tensors = isinstance(tensors, dict) and all(
@@ -78,6 +78,17 @@ def convert(
         )
     write_weights(target, named, {**of.metadata(), "measurement_size": str(size), "source": source.name})
     return target
+
+
+def _is_conversion(path: Path) -> bool:
+    """Says whether a file has weights that `convert` wrote, not `train`."""
+    from hardnet_sfm.files.weight_files import read_weights
+
+    try:
+        metadata = read_weights(path).metadata
+    except HardnetSfmError:
+        return False
+    return "source" in metadata and "fingerprint" not in metadata
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from rich.table import Table
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import feature_fingerprint, match_fingerprint
 from hardnet_sfm.files.pair_list import write_pairs
-from hardnet_sfm.files.photo_files import list_photos
+from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import (
     FEATURES,
     MATCHES,
@@ -129,7 +129,7 @@ class Trial:
     def add_photos(self) -> list[PhotoPair]:
         """Puts the new photos into the folder, and returns their pairs."""
         (self.images / "new").mkdir(parents=True)
-        names = list_photos(self.options.images)[: self.options.new]
+        names = list_photos(self.options.images).names[: self.options.new]
         for name in names:
             shutil.copy(self.options.images / name, self.images / "new" / Path(name).name)
         return list(combinations([f"new/{Path(name).name}" for name in names], 2))
