@@ -257,6 +257,7 @@ def test_words_are_learned_again_if_the_collection_has_outgrown_them(
     # A number that was chosen by hand stays.
     store_of(work.features, few)
     update_index(work, vocabulary_options=VocabularyOptions(words=3))
+    assert "again: vocabulary of 96 descriptors" in capsys.readouterr().err
     store_of(work.features, PHOTOS)
     update_index(work)
     assert len(open_index(tmp_path).lists.vocabulary) == 3 and not capsys.readouterr().err
