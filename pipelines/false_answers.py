@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import tyro
-from hardnet_sfm.evaluation.landmark_sets import LandmarkSetName, open_landmark_set
 from rich.console import Console
 from rich.table import Table
 
 from hardnet_sfm.errors import UsageError, check_least
+from hardnet_sfm.evaluation.datasets.landmark_sets import LandmarkSetName, open_landmark_set
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.keypoints import RankedImage

@@ -74,6 +74,8 @@ def test_nonsense_parameters_are_wrong_usage(params: str, says: str) -> None:
 def test_a_given_camera_that_fits_nothing_is_not_blamed_on_overlap(options: dict[str, str], named: str) -> None:
     counts = {"photos": 5, "keypoints": 100, "matches": 50, "pairs": 10, "verified_pairs": 0}
     failure = explain_failure(
-        {**counts, "unregistered": {"a.jpg": "no verified pairs"}, "tried": {}, "options": {"map": options}}
+        {**counts, "unregistered": {"a.jpg": "no verified pairs"}, "tried": {}, "options": {"map": options}},
+        Path("database.db"),
+        kept=False,
     )
     assert named in failure.hint and "overlap" not in failure.hint

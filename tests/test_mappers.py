@@ -60,7 +60,15 @@ def test_photos_of_a_walk_straight_ahead_are_all_registered(street: tuple[Worksp
 
 @pytest.mark.parametrize(("mapper", "tried", "hint"), [("incremental", 1, "--mapper auto"), ("auto", 2, "parallax")])
 def test_the_hint_where_nothing_was_made_names_what_was_not_tried(mapper: str, tried: int, hint: str) -> None:
-    found = {"photos": 2, "keypoints": 9, "matches": 9, "pairs": 1, "verified_pairs": 1, "unregistered": {"a": "x"}}
+    found = {
+        "photos": 2,
+        "keypoints": 9,
+        "matches": 9,
+        "pairs": 1,
+        "verified_pairs": 1,
+        "unregistered": {"a": "x"},
+        "options": {"map": {}},
+    }
     counts = dict.fromkeys(["incremental", "global"][:tried], 0)
     error = explain_failure({**found, "mapper": mapper, "tried": counts}, Path("database.db"), kept=False)
     assert hint in error.hint

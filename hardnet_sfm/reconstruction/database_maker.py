@@ -2,8 +2,8 @@
 
 The database has a table of our own. It notes from which features each photo came, and from which matches each pair.
 So a later run changes only what differs: photos that came or went, new matches, and pairs that are not verified yet. If
-options of verification changed, all pairs are verified again. If cameras change, or most photos, a new database is made
-next to the old one.
+options of verification changed, all pairs are verified again, in a copy. If cameras change, or most photos, a new
+database is made next to the old one.
 
 Each step can be repeated, because a photo or a pair that is not noted counts as new. So a killed run loses at most
 the pairs that it was verifying.
@@ -189,7 +189,7 @@ class DatabaseMaker:
         Returns:
             Path of the database, and groups of photos; None if the options say which photos share a camera.
         """
-        from hardnet_sfm.colmap.database import camera_numbers, read_fact, read_facts, write_facts
+        from hardnet_sfm.colmap.database import camera_numbers, copy_database, read_fact, read_facts, write_facts
 
         path, beside, prints = self.workspace.database, self._beside, self._photo_facts(keypoints)
         if read_fact(beside, _GOAL) == self.fingerprint:
@@ -211,6 +211,9 @@ class DatabaseMaker:
         if extends:
             if read_fact(path, _MADE_OF) == self._made_of:  # only pairs of a retry came or changed
                 facts[EXTENDS] = read_fact(path, "fingerprint") or read_fact(path, EXTENDS)
+            if read_fact(path, _VERIFICATION) != self._verification_options:
+                copy_database(path, beside)  # the verified pairs of the last model stay until there is a new one
+                path = beside
         else:
             path = beside
             path.unlink(missing_ok=True)
