@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from hardnet_sfm.files.photo_files import sha256_of
@@ -21,7 +22,7 @@ class FileHashes:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._changed = path, False
+        self._path, self._began = path, time.time_ns()
         self._known: dict[str, list[str]] = {}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -35,18 +36,29 @@ class FileHashes:
         Raises:
             OSError: the file is missing or cannot be read.
         """
-        found, key = file.stat(), str(file)
-        # Nobody can set the second of the times, which every change of the file sets.
-        state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-        if self._known.get(key, [""])[0] == state:
-            return self._known[key][1]
-        settled = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > 1e9 * _SETTLED
+        state, settled = self._state_of(file)
+        known, sha256 = self._known.get(str(file), ["", ""])
+        if known == state:
+            return sha256
         sha256 = sha256_of(file)
         if settled:
-            self._known[key], self._changed = [state, sha256], True
+            self._known[str(file)] = [state, sha256]
         return sha256
 
+    def note(self, file: Path, sha256: str) -> None:
+        """Notes the sha256 of a file that the caller has read since this object was made."""
+        with suppress(OSError):  # the file is gone meanwhile
+            state, settled = self._state_of(file)
+            if settled:
+                self._known[str(file)] = [state, sha256]
+
     def save(self) -> None:
-        """Writes what is new."""
-        if self._changed:
-            write_json(self._path, self._known)
+        """Writes the file."""
+        write_json(self._path, self._known)
+
+    def _state_of(self, file: Path) -> tuple[str, bool]:
+        """Returns size and times of a file, and whether nobody has changed it since this object was made."""
+        found = file.stat()
+        # Nobody can set the second of the times, which every change of the file sets.
+        state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        return state, max(found.st_mtime_ns, found.st_ctime_ns) < self._began - 1e9 * _SETTLED

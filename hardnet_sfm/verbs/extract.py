@@ -104,7 +104,6 @@ def extract(
         recipe = options.recipe(descriptor.weights_sha256)
         hashes = FileHashes(features.with_name(f".{features.name}.hashes"))
         due = _due(images, names, writer.fingerprints, hashes, recipe, turned)
-        hashes.save()
         skipped: dict[str, str] = {}
         if due:
             describe = describer()
@@ -122,7 +121,9 @@ def extract(
                     arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
                     print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
                     writer.put(photo.name, print_of, arrays, _facts_of(photo))
+                    hashes.note(images / photo.name, photo.sha256)
                     advance(note=photo.name)
+            hashes.save()
         done = [name for name in names if name not in skipped]
         if not done:
             first = next(iter(skipped.values()))
