@@ -205,12 +205,6 @@ def main() -> None:
                 old = grown.generate(count, *recipes)
                 grown.make_database()
                 index(grown.place.features, words, grown.place.index)
-                time.sleep(3)  # until then, `extract` does not trust the times of the files
-                extract(
-                    grown.images,
-                    grown.place.features,
-                    ExtractOptions(max_keypoints=options.keypoints, orientation="upright"),
-                )
                 for name, stage in grown.stages([*old, *grown.add_photos()]).items():
                     cost, base = measure(stage), costs[name]
                     figures = base.seconds, cost.seconds, cost.seconds / base.seconds, base.processor, cost.processor
