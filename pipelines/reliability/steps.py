@@ -139,9 +139,10 @@ def results(state: Path) -> dict[str, str]:
 def left_behind(state: Path) -> set[str]:
     """Hidden files and folders of a state that a finished command should have cleared away.
 
-    Locks do not count, nor do temporary files: the next change of the result replaces its temporary file.
+    Locks and caches do not count, nor do temporary files: the next change of the result replaces its temporary file.
     """
-    paths = (path for path in state.rglob(".*") if not (path.is_file() and path.suffix in (".lock", ".tmp")))
+    ours = (".lock", ".tmp", ".json")
+    paths = (path for path in state.rglob(".*") if not (path.is_file() and path.suffix in ours))
     return {path.relative_to(state).as_posix() for path in paths}
 
 
