@@ -32,7 +32,7 @@ _EXTRACT = "--descriptor rootsift --max-keypoints 400 --orientation upright"
 _LEARN = "--steps 2 --batch-size 16 --seed 1"
 _LATE = "late"
 # Paths of the folders that a campaign works in, which some results contain.
-_STATE = re.compile(rb"/[^\"'\\s]*/(?:case|elsewhere)(?![\\w.])")
+_STATE = re.compile(rb"/[^\"'\s]*/(?:case|elsewhere)(?![\w.])")
 
 
 @dataclass(frozen=True)
