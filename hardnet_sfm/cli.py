@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes
 from hardnet_sfm import __version__
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.flags import flag_rules
-from hardnet_sfm.terminal import GOES_ON, Command, output, report_errors
+from hardnet_sfm.terminal import GOES_ON, Command, keep_all_letters, output, report_errors
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.demo import DemoCommand
 from hardnet_sfm.verbs.doctor import DoctorCommand
@@ -68,6 +68,26 @@ VERBS: dict[str, dict[str, type[Command]]] = {
     },
 }
 _COMMANDS = {verb: kind for group in VERBS.values() for verb, kind in group.items()}
+# Words for the verbs in other programs and in users' first attempts, with the verbs to suggest.
+_SYNONYMS = {
+    **dict.fromkeys(("search", "query", "find", "lookup", "similar", "recognise", "recognize"), "retrieve"),
+    **dict.fromkeys(("localise", "localize", "locate", "register"), "localize retrieve"),
+    **dict.fromkeys(("add", "grow", "update", "append", "continue", "resume"), "grow reconstruct index"),
+    **dict.fromkeys(("run", "start", "sfm", "build", "automatic_reconstructor"), "reconstruct"),
+    **dict.fromkeys(("mapper", "triangulate", "verify", "sparse"), "map"),
+    **dict.fromkeys(("detect", "describe", "features", "feature_extractor", "extract_features"), "extract"),
+    **dict.fromkeys(("matches", "exhaustive_matcher", "match_features"), "match"),
+    **dict.fromkeys(("pairs", "pairing"), "pair"),
+    **dict.fromkeys(("convert", "save", "undistort", "model_converter"), "export"),
+    **dict.fromkeys(("show", "gui", "open", "visualize", "visualise"), "view"),
+    **dict.fromkeys(("status", "list", "stats", "inspect"), "info"),
+    **dict.fromkeys(("check", "test", "version", "diagnose"), "doctor"),
+    **dict.fromkeys(("words", "vocab", "kmeans", "k-means", "vocab_tree"), "vocabulary"),
+    **dict.fromkeys(("learn", "finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("patches", "dataset"), "mine"),
+    **dict.fromkeys(("benchmark", "eval", "evaluation", "measure"), "evaluate"),
+}
+_SPELLED_ALIKE = 0.66
 
 
 def parse(args: Sequence[str] | None = None) -> Command:
@@ -86,8 +106,8 @@ def parse(args: Sequence[str] | None = None) -> Command:
     if verb.startswith("-"):
         raise UsageError(f"{verb} stands before the verb", "Options come after it: `hardnet-sfm VERB OPTIONS`.")
     if verb not in _COMMANDS:
-        near = get_close_matches(verb, _COMMANDS, n=1)
-        hint = f"Did you mean `hardnet-sfm {near[0]}`? " if near else ""
+        near = " or ".join(f"`hardnet-sfm {name}`" for name in _similar(verb))
+        hint = f"Did you mean {near}? " if near else ""
         raise UsageError(f"there is no verb {verb}", f"{hint}`hardnet-sfm --help` lists all.")
     kind = _COMMANDS[verb]
     # Each example is a separate paragraph, because tyro joins lines.
@@ -99,6 +119,15 @@ def parse(args: Sequence[str] | None = None) -> Command:
         kind = TrainCommand.for_network(_value_of("--network", rest, TrainOptions().network))
     command: Command = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
     return command
+
+
+def _similar(verb: str) -> list[str]:
+    """Returns verbs that mean the same as an unknown one, or that are spelled nearly like it."""
+    wanted = verb.lower()
+    if wanted in _SYNONYMS:
+        return [name for name in _SYNONYMS[wanted].split() if name in _COMMANDS]
+    begun = [name for name in _COMMANDS if len(wanted) > 2 and name.startswith(wanted)]
+    return begun[:2] or get_close_matches(wanted, _COMMANDS, n=1, cutoff=_SPELLED_ALIKE)
 
 
 def _value_of(option: str, args: Sequence[str], default: str) -> Any:
@@ -126,7 +155,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if list(sys.argv[1:] if args is None else args) == ["--version"]:
         output.print(f"hardnet-sfm {__version__}")
         return
-    with report_errors():
+    keep_all_letters()
+    with report_errors("--debug" in (sys.argv if args is None else args)):
         command = parse(args)
     options: Any = getattr(command, "common", command)
     verb = next(verb for verb, kind in _COMMANDS.items() if isinstance(command, kind))

@@ -1,6 +1,11 @@
 """Errors for the user at the terminal: each says what is wrong, in which file, and what to do."""
 
+import errno
 import math
+import os
+import re
+import sqlite3
+from pathlib import Path
 from typing import Any, get_args
 
 
@@ -35,6 +40,121 @@ class UsageError(HardnetSfmError):
     """The options contradict each other or would have no effect (exit status 2)."""
 
     exit_status = 2
+
+
+_IN_USE = (
+    "in use by another program, or cannot be locked",
+    "Close the program that uses it, such as a notebook. If none does, the file system may not support locks: set the "
+    "environment variable HDF5_USE_FILE_LOCKING=FALSE. The file itself is not damaged.",
+)
+_DENIED = (os.strerror(errno.EACCES), "Change its permissions, or ask its owner to.")
+_FULL = (os.strerror(errno.ENOSPC), "Make room on the disk, then run the same command again: it resumes.")
+_READ_ONLY = (os.strerror(errno.EROFS), "Choose another place to write to.")
+_DRIVE = (
+    os.strerror(errno.EIO),
+    "Make room on the disk, or check the connection of the network drive. Then run the same command again: it resumes.",
+)
+_MISSING = (os.strerror(errno.ENOENT), "Check the spelling of its name, and that its drive is connected.")
+_MANY = (os.strerror(errno.EMFILE), "Close other programs, or raise the limit with `ulimit -n 4096`.")
+_FOLDER = (os.strerror(errno.EISDIR), "Give the name of a file.")
+_NOT_OPENED = (
+    "cannot be opened",
+    "Check that it is a file and not a folder, that you may read and write it, and that its drive is connected.",
+)
+_OPEN_FOR_WRITING = (
+    "another program has it open for writing, or was killed while it wrote it",
+    "Close that program. If it was killed, `h5clear -s FILE` from the HDF5 tools clears the mark.",
+)
+_CAUSES: dict[int, tuple[str, str]] = {
+    **dict.fromkeys((errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ETXTBSY, errno.EDEADLK), _IN_USE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _DENIED),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN), _DRIVE),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), _MISSING),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _MANY),
+    errno.EROFS: _READ_ONLY,
+    errno.EISDIR: _FOLDER,
+}
+_SQLITE_CAUSES: dict[int, tuple[str, str]] = {
+    sqlite3.SQLITE_BUSY: _IN_USE,
+    sqlite3.SQLITE_LOCKED: _IN_USE,
+    sqlite3.SQLITE_PERM: _DENIED,
+    sqlite3.SQLITE_READONLY: _DENIED,
+    sqlite3.SQLITE_CANTOPEN: _NOT_OPENED,
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_IOERR: _DRIVE,
+}
+# What readers of HDF5 and COLMAP say, if they give no number.
+_PHRASES: dict[str, tuple[str, str]] = {
+    "unable to lock file": _IN_USE,
+    "already open for": _OPEN_FOR_WRITING,
+    "Permission denied": _DENIED,
+    "No space left": _FULL,
+}
+
+
+def find_cause(error: BaseException) -> tuple[str, str] | None:
+    """Returns the cause of a failed access to a file and what to do about it, if the file itself is not the cause.
+
+    It knows errors of the system, of SQLite and of HDF5. HDF5 often gives the system's number only in its text. None
+    means that the content of the file is the likely cause.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return _SQLITE_CAUSES.get(code & 0xFF)
+    text = str(error)
+    stated = re.search(r"errno = (\d+)", text)
+    number = getattr(error, "errno", None) or (int(stated[1]) if stated else 0)
+    known = (cause for phrase, cause in _PHRASES.items() if phrase in text)
+    return next(known, None) or _CAUSES.get(number)
+
+
+def file_error(path: Path | str, error: BaseException, kind: str = "", remedy: str = "") -> HardnetSfmError:
+    """Turns a failed access to a file into an error with its cause: a lock, a permission, the disk, or damage.
+
+    Args:
+        path: path of the file or folder.
+        error: error of the system or of the format's reader.
+        kind: what the file should be, such as "a COLMAP database". It is named if the content is the likely cause.
+        remedy: how to get a good file, a full sentence, if the content is the likely cause or the file is missing. It
+            must not advise to delete anything. The default says how to get a copy.
+    """
+    cause = _denied(path) or find_cause(error)
+    if cause is not None:
+        return HardnetSfmError(f"{path}: {cause[0]}", remedy or cause[1] if cause is _MISSING else cause[1])
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    remedy = remedy or "Copy it again from where it came from."
+    if _is_empty(path):
+        return HardnetSfmError(f"{path}: the file is empty", remedy)
+    if "truncated" in text:
+        return HardnetSfmError(f"{path}: truncated, so its end is missing ({text})", remedy)
+    if "signature not found" in text:
+        return HardnetSfmError(f"{path}: not an HDF5 file, or its start is damaged", remedy)
+    return HardnetSfmError(f"{path}: {f'not {kind}, or damaged' if kind else 'damaged'}: {text}", remedy)
+
+
+def write_error(path: Path | str, error: BaseException) -> HardnetSfmError:
+    """Turns a failed writing of a file into an error with its cause."""
+    reason, hint = find_cause(error) or (str(error), "Check the disk, then run again: finished work is kept.")
+    return HardnetSfmError(f"cannot write {path}: {reason}", hint)
+
+
+def _denied(path: Path | str) -> tuple[str, str] | None:
+    """Returns the cause why a file cannot be opened; None if it can be, or if it is no file. Some readers hide it."""
+    try:
+        if Path(path).is_file():
+            with Path(path).open("rb"):
+                return None
+    except OSError as error:
+        return find_cause(error)
+    return None
+
+
+def _is_empty(path: Path | str) -> bool:
+    try:
+        return Path(path).is_file() and Path(path).stat().st_size == 0
+    except OSError:
+        return False
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -65,7 +65,7 @@ def open_index(folder: Path, resources: Resources | None = None, *, thorough: bo
     if vocabulary.fingerprint != manifest.vocabulary:
         raise HardnetSfmError(
             f"{folder}: its vocabulary is not the one that it was made with",
-            f"Delete {folder} and run `hardnet-sfm index IMAGES` again.",
+            f"Move {folder} away and run `hardnet-sfm index IMAGES` again.",
         )
     segments = [
         read_segment(folder / name, manifest.words, removed, thorough=thorough)

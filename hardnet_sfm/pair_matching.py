@@ -43,7 +43,7 @@ def match_by_descriptors(store: FeatureStore, accept: Acceptance, device: str) -
         if rows.shape[1] != len(rounding.centre):
             raise HardnetSfmError(
                 f"{store.path}: descriptors of {richest} and {name} differ in length",
-                "Delete the file and extract all photos with one descriptor.",
+                "Extract all photos with one --descriptor, into another workspace.",
             )
         return prepare(rows, rounding)
 

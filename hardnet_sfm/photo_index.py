@@ -19,6 +19,7 @@ from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
 from hardnet_sfm.index_folder import OpenIndex, open_index
 from hardnet_sfm.keypoints import Box, Keypoints, RankedImage
+from hardnet_sfm.photo_names import as_on_disk
 from hardnet_sfm.photos import Photo
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
@@ -96,7 +97,7 @@ class Index:
         found = {}
         hashes = PhotoHashes(Workspace(self._folder.parent).photo_hashes, self.images)
         for name in names:
-            if not (self.images / name).is_file():
+            if not as_on_disk(self.images / name).is_file():
                 found[name] = "gone"
             elif not are_features_of(self._lists.fingerprints[name], self.options, hashes.sha256(name)):
                 found[name] = "changed"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import errno
+import io
+import json
 import os
 import signal
 import sys
@@ -10,33 +11,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, find_cause
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
+from hardnet_sfm.progress import ExactConsole
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.stages import StageResult
 
 if TYPE_CHECKING:  # decoders of photos take a moment to import; `--help` does without
     from hardnet_sfm.files.photo_folders import NotTaken
 
-output = Console(highlight=False, soft_wrap=True)
+output = ExactConsole()
 
 _INTERRUPTED = 130
 _NAMED = 5  # photos to name in a line
 GOES_ON = "Interrupted. Finished work is kept: the same command resumes."
-# System errors that the user can fix.
-_SYSTEM = {
-    errno.ENOSPC: "Make room on the disk, then run the same command again: it resumes.",
-    errno.EDQUOT: "Make room in your quota, then run the same command again: it resumes.",
-    errno.EACCES: "Change its permissions, or choose another place.",
-    errno.EROFS: "Choose another place: this one cannot be written to.",
-    errno.ENOENT: "Check the spelling of its name.",
-}
 
 Images = Annotated[Path, Positional, arg(metavar="IMAGES")]
 
@@ -72,7 +65,8 @@ class Common:
 def report_errors(debug: bool = False, usage: str = "", interrupted: str = GOES_ON) -> Iterator[None]:
     """Runs the block. If it fails, prints the reason in a line or two and exits.
 
-    The exit status is 1 if the command failed, 2 for wrong usage, and 130 after ctrl-c or `kill`.
+    The exit status is 1 if the command failed, 2 for wrong usage, and 130 after ctrl-c or `kill`. Errors that nobody
+    foresaw are reported in a line, too.
 
     Args:
         debug: raise errors unchanged, so that the traceback is shown.
@@ -94,23 +88,50 @@ def report_errors(debug: bool = False, usage: str = "", interrupted: str = GOES_
     except OSError as error:
         if debug:
             raise
+        reason, hint = find_cause(error) or (error.strerror or str(error), "")
         where = f"{error.filename}: " if error.filename else ""
-        _print_error(f"{where}{error.strerror or error}", _SYSTEM.get(error.errno or 0, ""))
+        _print_error(f"{where}{reason}", hint)
+        sys.exit(1)
+    except MemoryError as error:
+        if debug:
+            raise
+        what = f"not enough memory: {error}" if str(error) else "not enough memory"
+        _print_error(what, "Use fewer --workers or a smaller --max-image-size.")
         sys.exit(1)
     except KeyboardInterrupt:
-        errors.print(interrupted)
+        errors.print(escape(interrupted))
         sys.exit(_INTERRUPTED)
+    except Exception as error:  # the user cannot do anything with a traceback
+        if debug:
+            raise
+        reason = f"{type(error).__name__}: {error}".strip()
+        _print_error(f"this is a fault of hardnet-sfm: {reason}", "Run it with --debug, and report what it prints.")
+        sys.exit(1)
 
 
 def _print_error(message: str, hint: str) -> None:
-    errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    errors.print(f"[bold red]error:[/] {escape(message)}")
     if hint:
-        errors.print(escape(hint), soft_wrap=True)
+        errors.print(escape(hint))
+
+
+def keep_all_letters() -> None:
+    """Lets stdout and stderr print every name: letters that their encoding lacks are printed as codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(content: Any, indent: int | None = None) -> None:
+    """Prints JSON exactly, without markup and line breaks. Letters that stdout lacks become JSON's codes."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
+    sys.stdout.write(json.dumps(content, ensure_ascii=not unicode, indent=indent) + "\n")
+    sys.stdout.flush()
 
 
 def print_skipped(skipped: dict[str, str]) -> None:
     for why in skipped.values():
-        errors.print(f"[yellow]skipped:[/] {escape(why)}", soft_wrap=True)
+        errors.print(f"[yellow]skipped:[/] {escape(why)}")
 
 
 def print_truncated(names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, write_error
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import read_described, view_fingerprints
 from hardnet_sfm.files.stores import FeatureStore, StoreWriter, keypoint_arrays
@@ -309,10 +309,7 @@ def _write(path: Path, fingerprint: str, described: DescribedViews) -> None:
         with replacing(path) as beside, beside.open("wb") as file:
             np.savez(file, fingerprint=np.array(fingerprint), **arrays)
     except OSError as error:
-        raise HardnetSfmError(
-            f"cannot write {path}: {error.strerror or error}",
-            "Make room on the disk and run again: finished work is kept.",
-        ) from error
+        raise write_error(path, error) from error
 
 
 def _read(path: Path, fingerprint: str) -> DescribedViews | None:

@@ -51,6 +51,15 @@ def test_typo_in_a_verb_gets_a_suggestion(typed: str, meant: str, capsys: pytest
     assert status == 2 and f"there is no verb {typed}" in text and f"Did you mean `hardnet-sfm {meant}`?" in text
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("search", "retrieve"), ("localize", "retrieve"), ("add", "reconstruct"), ("vocab", "vocabulary")],
+)
+def test_a_word_of_the_same_meaning_gets_the_verb(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said_by([typed], capsys)
+    assert status == 2 and f"`hardnet-sfm {meant}`" in text and "train" not in text
+
+
 def test_what_resembles_no_verb_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     status, text = said_by(["qqq"], capsys)
     assert status == 2 and "Did you mean" not in text and "`hardnet-sfm --help` lists all" in text
@@ -301,7 +310,15 @@ def test_wrong_usage_without_a_hint_of_its_own_names_the_help(capsys: pytest.Cap
                 "Make room on the disk, then run the same command again: it resumes.",
             ],
         ),
-        (OSError(5, "Input/output error"), 1, ["error: Input/output error"]),
+        (
+            OSError(5, "Input/output error"),
+            1,
+            [
+                "error: Input/output error",
+                "Make room on the disk, or check the connection of the network drive. "
+                "Then run the same command again: it resumes.",
+            ],
+        ),
         (KeyboardInterrupt(), 130, ["Interrupted. Finished work is kept: the same command resumes."]),
     ],
     ids=["error", "usage", "usage without hint", "disk full", "other of the system", "ctrl-c"],

@@ -313,3 +313,12 @@ def test_unknown_detectors_get_a_guess() -> None:
     with pytest.raises(UsageError, match="unknown detector: opencv-dogs") as refused:
         detect("opencv-dogs", np.zeros((9, 9), np.uint8))
     assert "Did you mean opencv-dog?" in refused.value.hint
+
+
+@pytest.mark.parametrize("size", [(800, 12), (12, 300), (15, 15), (1, 1), (40, 16)])
+def test_affine_shapes_in_narrow_photos_end_nothing(size: tuple[int, int]) -> None:
+    """COLMAP ends the process if a side is shorter than 16 pixels."""
+    grey = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), np.uint8)
+    found = detect("dog", grey, affine_shape=True)
+    assert (found.xy < np.array(size) - 0.5).all()
+    assert len(found) > 0 or max(size) < 100

@@ -196,7 +196,8 @@ def test_expansion_as_a_whole_is_what_plain_python_gives(method: Method, place: 
         first, strict = embedded_scores(collection, plain)
         if method.endswith("+sv"):
             found = verified(first, 24)
-            reliable = [name for name in found if found[name].inliers >= 8]
+            reliable = [name for name in found if found[name].false_alarms < 0]
+            assert reliable
             reliable.sort(key=lambda name: (-found[name].inliers, name))
             sources = [inside_region(collection, name, found[name]) for name in reliable]
         else:

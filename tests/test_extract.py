@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,6 @@ from scipy.spatial import cKDTree
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files import file_hashes
-from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.stores import FeatureStore, StoreWriter
 from hardnet_sfm.files.weight_files import find_weights, read_weights
 from hardnet_sfm.keypoints import Keypoints
@@ -680,6 +677,8 @@ def picky(weights):
     return Descriptor(Plain(), patch_size=8, measurement_size=4.0, max_ratio=0.7)
 def odd(weights):
     return Descriptor(Plain(), patch_size=8, measurement_size=4.0, max_ratio=90)
+def long(weights):
+    return Descriptor(torch.nn.Flatten(), patch_size=8, measurement_size=4.0)
 """
 
 
@@ -693,7 +692,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(
         "[hardnet_sfm.detectors]\ngrid = example:grid\nbroken = example_that_is_gone:grid\n"
-        "[hardnet_sfm.descriptors]\nplain = example:plain\npicky = example:picky\nodd = example:odd\n"
+        "[hardnet_sfm.descriptors]\nplain = example:plain\npicky = example:picky\n"
+        "odd = example:odd\nlong = example:long\n"
     )
     monkeypatch.syspath_prepend(site)
 
@@ -732,6 +732,16 @@ def test_a_store_notes_the_ratio_that_its_descriptor_recommends(
 
 
 @pytest.mark.usefixtures("plugin")
+def test_descriptors_that_are_not_of_unit_length_are_refused_with_the_name_of_the_plugin(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["extract", str(images), "--workspace", str(tmp_path / "out"), "--descriptor", "long", "--device", "cpu"]
+    status, text = said_by(args, capsys)
+    assert status == 1
+    assert "the plug-in long gives descriptors of length" in text and "needs unit length" in text
+
+
+@pytest.mark.usefixtures("plugin")
 def test_a_package_that_cannot_be_imported_is_a_clear_error(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -740,37 +750,3 @@ def test_a_package_that_cannot_be_imported_is_a_clear_error(
     assert status == 1
     assert "the detector broken (example_that_is_gone:grid) cannot be loaded" in text
     assert "Traceback" not in text
-
-
-def test_only_files_that_changed_are_read_again(
-    small_scene: tuple[Path, Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, store = tmp_path / "images", tmp_path / "out" / "features.h5"
-    images.mkdir()
-    names = list(small_scene[1].names[:4])
-    for name in names[:3]:
-        shutil.copy(small_scene[0] / name, images)
-    options, read = ExtractOptions(max_keypoints=50, descriptor="rootsift", orientation="upright"), []
-    monkeypatch.setattr(file_hashes, "sha256_of", lambda path: (read.append(path.name), sha256_of(path))[1])
-
-    def again(settled: float = 0.0) -> tuple[int, list[str]]:
-        read.clear()
-        with monkeypatch.context() as patched:
-            patched.setattr(file_hashes.time, "time_ns", lambda now=time.time_ns: now() + int(1e9 * settled))
-            return extract(images, store, options).computed, list(read)
-
-    assert again() == (3, [])
-    assert again() == (0, names[:3]), "their files were too young"
-    shutil.copy(small_scene[0] / names[3], images)
-    assert again(settled=10) == (1, names[:3])
-    assert again(settled=10) == (0, names[3:])
-    assert again() == again(settled=10) == (0, [])
-    times = (images / names[1]).stat()
-    content = bytearray((images / names[1]).read_bytes())
-    content[-1] ^= 1
-    (images / names[1]).write_bytes(content)
-    os.utime(images / names[1], ns=(times.st_atime_ns, times.st_mtime_ns))
-    os.utime(images / names[2])
-    assert again(settled=10) == (1, [names[1], names[2]]), "of one the bytes changed, of the other the time"
-    (tmp_path / "out" / ".features.h5.hashes").write_text('{"a": 1}')
-    assert again() == (0, names), "a damaged file is made again"

@@ -278,7 +278,7 @@ class TestWeightsFile:
 
         path = tmp_path / "published.pth"
         path.write_bytes(pickle.dumps({"state_dict": Trap()}))
-        with pytest.raises(HardnetSfmError, match=r"published\.pth: damaged, or not a safetensors file") as refused:
+        with pytest.raises(HardnetSfmError, match=r"published\.pth: not a safetensors file, or damaged") as refused:
             make_descriptor("hardnet", path)
         assert ".safetensors" in refused.value.hint
         assert not (tmp_path / "sprung").exists()

@@ -51,6 +51,13 @@ class TestOriginal:
         assert opened.photos == {"a": "tower/a.jpg", "b": "tower/b.jpg", "c": "c.jpg", "d": "d.jpg"}
         assert opened.others == {}
 
+    def test_composed_and_decomposed_names_are_the_same(self, tmp_path: Path) -> None:
+        photos(tmp_path / "jpg", "cafe\u0301.jpg", "a.jpg")
+        write_query(tmp_path / "lab", "first_1", "oxc1_a 1 2 30 20", ["caf\u00e9"])
+        opened = open_landmark_set("oxford5k", tmp_path)
+        assert opened.photos["caf\u00e9"] == "cafe\u0301.jpg"
+        assert opened.truth.named() <= opened.photos.keys()
+
     def test_crops_of_queries_are_none_of_the_photos(self, tmp_path: Path) -> None:
         folder = oxford(tmp_path)
         for path in [*(folder / "jpg").iterdir()]:

@@ -191,7 +191,7 @@ class TestReading:
     def test_file_that_is_no_text(self, tmp_path: Path) -> None:
         write_query(tmp_path, "a_1", "photo 1 2 3 4", ["x"])
         (tmp_path / "a_1_ok.txt").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(HardnetSfmError, match=r"a_1_ok.txt: cannot be read"):
+        with pytest.raises(HardnetSfmError, match=r"a_1_ok.txt: not a text file"):
             read_landmarks(tmp_path)
 
     def test_photo_that_is_good_and_junk(self, tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ FLOORS = (
     ("files",),
     ("flags", "network_weights", "patch_set"),
     (
-        *("keypoints", "measures", "photos", "progress", "registry", "resources", "sights", "stages", "textures"),
-        *("versions", "workers"),
+        *("keypoints", "measures", "photo_names", "photos", "progress", "registry", "resources", "sights", "stages"),
+        *("textures", "versions", "workers"),
     ),
     ("arrays", "errors", "inverted_lists"),
 )

@@ -27,6 +27,7 @@ from hardnet_sfm.evaluation.datasets.brown import open_brown, read_brown, read_p
 from hardnet_sfm.evaluation.datasets.hpatches import read_hpatches
 from hardnet_sfm.files.patch_sets import PatchWriter, read_patches, write_patches
 from hardnet_sfm.patch_set import PatchSet
+from hardnet_sfm.training.shared_photos import describe_shared_photos
 
 NAMES = tuple(f"day {number % 2}/{number}.jpg" for number in range(12))
 ARRAYS = ("patches", "point", "image", "frame", "angle", "xyz")
@@ -190,7 +191,7 @@ def test_a_file_that_is_missing_foreign_or_truncated_is_a_clear_error(tmp_path: 
     content = Path(made.origin).read_bytes()
     for broken in (b"", b"hello " * 999, *(content[: round(share * len(content))] for share in (0.01, 0.5, 0.999))):
         Path(made.origin).write_bytes(broken)
-        with pytest.raises(HardnetSfmError, match="truncated, damaged or not a file of patches") as raised:
+        with pytest.raises(HardnetSfmError, match=r"the file is empty|not an HDF5 file|truncated") as raised:
             read_patches(Path(made.origin))
         assert made.origin in raised.value.message
 
@@ -426,7 +427,7 @@ def test_a_damaged_journal_is_a_clear_error(tmp_path: Path) -> None:
     journal.write_bytes(b"hello " * 9999)
     with pytest.raises(HardnetSfmError, match="journal") as raised:
         PatchWriter(tmp_path / "patches.h5")
-    assert "Delete" in raised.value.hint
+    assert "Move it away" in raised.value.hint and "elete" not in raised.value.hint
 
 
 # Brown's layout, from its description: http://matthewalunbrown.com/patchdata/patchdata.html
@@ -741,3 +742,13 @@ def test_a_folder_without_sequences_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(HardnetSfmError, match="no sequences") as raised:
         read_hpatches(tmp_path)
     assert "hpatches-release" in raised.value.hint
+
+
+def test_validation_on_photos_of_the_training_is_noticed() -> None:
+    training, other = a_set(Path("train.h5")), a_set(Path("other.h5"), seed=1)
+    (line,) = describe_shared_photos([training], [replace(training, path=Path("copy.h5"))])
+    assert line.startswith(f"{len(training.images)} of {len(training.images)} photos of copy.h5 are also in train.h5")
+    assert len(describe_shared_photos([training], [training])) == 1
+    # Photos of another scene may have the same names, as cameras count from 1.
+    assert other.images == training.images
+    assert describe_shared_photos([training], [other]) == []

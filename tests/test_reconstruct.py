@@ -338,11 +338,23 @@ def test_names_with_spaces_umlauts_and_equal_base_names(small_scene: tuple[Path,
         shutil.copy(source, photos / name)
     model = hardnet_sfm.reconstruct(photos, tmp_path / "out", extract_options=FEW, map_options=ONE_CAMERA)
     assert sorted(model.names) == sorted(names)
-    with pytest.raises(HardnetSfmError, match="hloc cannot read photo names with spaces"):
-        hardnet_sfm.export(tmp_path / "out", tmp_path / "pairs", ("pairs",))
-    assert not (tmp_path / "pairs").exists()
-    written = {path.name for path in hardnet_sfm.export(tmp_path / "out", tmp_path / "all")}
-    assert "database.db" in written and "pairs.txt" not in written
+    for form, instead in (("pairs", "matches.h5"), ("text", "binary")):
+        with pytest.raises(HardnetSfmError, match=rf"--forms {form}: 2 photos have white space .*a b/") as raised:
+            hardnet_sfm.export(tmp_path / "out", tmp_path / "one", (form,))  # type: ignore[arg-type]
+        assert instead in raised.value.hint
+    assert not (tmp_path / "one").exists()
+    left_out: list[str] = []
+    written = hardnet_sfm.export(
+        tmp_path / "out", tmp_path / "all", on_left_out=lambda form, why: left_out.append(f"{form}: {why}")
+    )
+    assert [path.relative_to(tmp_path / "all").as_posix() for path in written] == [
+        "sparse/0",
+        "points/0",
+        "database.db",
+    ]
+    assert [line.split(":")[0] for line in left_out] == ["text", "pairs"]
+    exported = pycolmap.Reconstruction(tmp_path / "all/sparse/0")
+    assert sorted(image.name for image in exported.images.values()) == sorted(names)
 
 
 @pytest.mark.slow
@@ -434,7 +446,7 @@ BAD_INPUT = {
     "missing folder": (1, "no such folder"),
     "workspace is a file": (1, "a folder is needed"),
     "missing pairs file": (1, "cannot read the pairs file"),
-    "unknown pairs": (1, "not the names of two different photos"),
+    "unknown pairs": (1, "not name two different photos"),
     "wrong parameter count": (2, "SIMPLE_RADIAL takes 4 parameters (f, cx, cy, k), not 3"),
     "unknown camera model": (2, "unknown camera model: PINHOL"),
     "no-effect option": (2, "--window has no effect without --pairing sequential"),

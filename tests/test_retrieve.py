@@ -371,7 +371,7 @@ def test_pair_by_retrieval_proposes_neighbours(place: Path, capsys: pytest.Captu
     status, out, _ = said_by(args, capsys)
     assert status == 0 and "(retrieval)" in out
     names = photo_names(place)
-    pairs = read_pairs(Workspace(place).pairs, names)
+    pairs = read_pairs(Workspace(place).pairs, names).pairs
     index = Index.open(place, resources=CPU)
     chosen = set(map(frozenset, pairs))
     assert len(names) <= len(chosen) <= 2 * len(names)

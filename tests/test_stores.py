@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
 import signal
 import time
+import zlib
+from base64 import b64decode
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -272,6 +275,26 @@ def test_a_header_may_be_larger_than_64_kib(tmp_path: Path) -> None:
     assert hloc_names(path) == {names[0]}
 
 
+def test_a_long_index_is_compressed(tmp_path: Path) -> None:
+    path, keys = tmp_path / "matches.h5", [f"a.jpg/{number:04}.jpg" for number in range(600)]
+    arrays = match_arrays(Matches(np.zeros((1, 2), np.int32), np.ones(1, np.float32)), 2)
+    for count in (10, 600):
+        with StoreWriter(path, MATCHES) as writer:
+            for key in keys[:count]:
+                if key not in writer.facts:
+                    facts: dict[str, str | int] = {"name0": "a.jpg", "name1": key[6:], "matches": 1}
+                    writer.put(key, hashlib.sha256(key.encode()).hexdigest()[:32], arrays, facts)
+            writer.commit(keys[:count], {"options": {}})
+        with MatchStore(path) as store:
+            assert store.pairs() == [("a.jpg", key[6:]) for key in keys[:count]]
+            expected = json.dumps(store.index)
+        with h5py.File(path) as file:
+            written = str(file.attrs["index"])
+        assert (written == expected) == (count == 10)
+    assert json.loads(zlib.decompress(b64decode(written))) == json.loads(expected)
+    assert len(written) < len(expected) / 2
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -470,7 +493,8 @@ def test_a_journal_that_cannot_be_opened_is_a_clear_error(damage: str, tmp_path:
     with pytest.raises(HardnetSfmError) as raised:
         StoreWriter(path, FEATURES)
     assert str(journal) in raised.value.message
-    assert "Delete" in raised.value.hint
+    advice = "Check that it is a file" if damage == "a folder" else "Move it away"
+    assert advice in raised.value.hint and "elete" not in raised.value.hint
 
 
 @pytest.mark.parametrize("width", [1, 64, 4096])
@@ -767,3 +791,16 @@ def test_the_file_says_what_it_is(kind: Kind, tmp_path: Path) -> None:
         writer.commit([], {"options": {}})
     with h5py.File(tmp_path / "store.h5", "r") as file:
         assert (file.attrs["format"], file.attrs["version"]) == (kind.format, 1)
+
+
+def test_an_entry_is_found_by_any_spelling_of_its_name(tmp_path: Path) -> None:
+    """A Mac writes the accent of a file name as a letter of its own."""
+    decomposed, composed = "cafe\u0301.jpg", "caf\u00e9.jpg"
+    with StoreWriter(tmp_path / "features.h5", FEATURES) as writer:
+        Entry.random(0).put(writer, decomposed)
+        writer.commit([decomposed], {**HEADER, "names": [decomposed]})
+    with FeatureStore(tmp_path / "features.h5") as store:
+        assert store.keypoints(composed).xy.tolist() == store.keypoints(decomposed).xy.tolist()
+        assert store.orientation(composed) == store.orientation(decomposed)
+        with pytest.raises(HardnetSfmError, match=r"no features of cafe\.jpg"):
+            store.keypoints("cafe.jpg")

@@ -208,7 +208,7 @@ def test_damage_is_noticed(place: Path, tmp_path: Path) -> None:
     with pytest.raises(HardnetSfmError, match="damaged"):
         open_vocabulary(tmp_path)
     file.unlink()
-    with pytest.raises(HardnetSfmError, match="missing"):
+    with pytest.raises(HardnetSfmError, match="No such file"):
         open_vocabulary(tmp_path)
     with pytest.raises(HardnetSfmError, match="no vocabulary"):
         open_vocabulary(tmp_path / "nowhere")

@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
+from hardnet_sfm.files.hdf5_files import open_hdf5, read_attributes
 from hardnet_sfm.files.stores import FEATURES, FeatureStore
 from hardnet_sfm.progress import progress
 
@@ -100,17 +101,17 @@ def read_facts(path: Path) -> tuple[list[PhotoFacts], dict[str, Any] | None]:
         HardnetSfmError: the file is not an HDF5 file, is damaged or has no keypoints in it.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path, "Make it again, or get a copy.") as file:
             names: list[str] = []
             file.visititems(lambda name, item: names.append(name) if _is_photo(item) else None)
-            ours = file.attrs.get("format") == FEATURES.format
+            ours = read_attributes(path).get("format") == FEATURES.format
             with progress("read", len(names)) as advance:
                 photos = []
                 for name in names:
                     photos.append(_photo(name, file[name]))
                     advance(note=name)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise HardnetSfmError(f"{path}: damaged, or not an HDF5 file: {error}", "Make it again.") from error
+        raise file_error(path, error, "a store of features", "Make it again, or get a copy.") from error
     if not photos:
         raise HardnetSfmError(
             f"{path}: no keypoints in it",
@@ -123,7 +124,7 @@ def read_facts(path: Path) -> tuple[list[PhotoFacts], dict[str, Any] | None]:
         if missing:
             raise HardnetSfmError(
                 f"{path}: damaged: {min(missing)} is in its index or among its photos, not in both",
-                "Delete it and run `hardnet-sfm extract` again.",
+                "Move it away and run `hardnet-sfm extract` again.",
             )
         return photos, store.header
 

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from hardnet_sfm.checks.conventions import Photographed, compared_with_photos
 from hardnet_sfm.checks.facts import Grid, PhotoFacts, arrays_of, is_transposed, read_facts
 from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files.hdf5_files import open_hdf5
 from hardnet_sfm.files.workspace import Workspace
+from hardnet_sfm.photo_names import as_on_disk
 
 _NAMED = 3
 # Number of photos on which keypoints are detected again.
@@ -157,14 +158,14 @@ def _conventions(path: Path, photos: list[PhotoFacts], images: Path | None, ours
     alone = [_origin(photos, ours), _angles(photos, ours)]
     if images is None:
         return alone
-    there = [photo for photo in photos if (images / photo.name).is_file()]
+    there = [photo for photo in photos if as_on_disk(images / photo.name).is_file()]
     if not there:
         return [
             Finding("photos", "note", f"none of the store's photos are in {images}", "Give --images FOLDER."),
             *alone,
         ]
     richest = sorted(there, key=lambda photo: photo.count)[-_LOOKED_AT:]
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path, "Make it again, or get a copy.") as file:
         arrays = {photo.name: arrays_of(file[photo.name]) for photo in richest}
     compared = compared_with_photos(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 # Formats that COLMAP's wheel reads, by Pillow's names, and kinds of pixels that COLMAP shows too dark or too bright.
 _KNOWN_TO_COLMAP = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "DIB", "PPM")
 _TOO_DEEP = ("I", "F")
+_PIXELS = "Parameters are in pixels, in COLMAP's order for the camera model. Leave them out if they are unknown."
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,12 @@ class CameraSetup:
     params: tuple[float, ...] = ()
 
     def check(self) -> None:
-        """Raises UsageError if COLMAP has no such model, or if the model has another number of parameters."""
+        """Checks the model and its parameters.
+
+        Raises:
+            UsageError: COLMAP has no such model, the model has another number of parameters, a parameter is not a
+                finite number, or a focal length is not positive.
+        """
         models = sorted(name for name in pycolmap.CameraModelId.__members__ if name != "INVALID")
         if self.model not in models:
             raise UsageError(f"unknown camera model: {self.model}", f"There are: {', '.join(models)}.")
@@ -51,6 +58,26 @@ class CameraSetup:
                 f"--camera-params: {self.model} takes {len(example.params)} parameters ({example.params_info}), "
                 f"not {len(self.params)}"
             )
+        if not all(map(math.isfinite, self.params)):
+            raise UsageError(f"--camera-params: not finite: {', '.join(map(str, self.params))}", _PIXELS)
+        focal_lengths = [self.params[at] for at in example.focal_length_idxs()] if self.params else []
+        if any(value <= 0 for value in focal_lengths):
+            raise UsageError(f"--camera-params: a focal length of {min(focal_lengths):g} is not positive", _PIXELS)
+
+    def misfit(self, size: tuple[int, int]) -> str:
+        """Says why the parameters cannot belong to photos of a width and height; empty if they can.
+
+        COLMAP's mappers reject cameras whose focal length is below a tenth or above ten times the longer side.
+        """
+        example = pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 2, 2)
+        centre = [self.params[at] for at in example.principal_point_idxs()]  # panoramas have none
+        if any(not 0 <= at <= side for at, side in zip(centre, size, strict=False)):
+            return f"the principal point ({centre[0]:g}, {centre[1]:g}) lies outside"
+        limits = pycolmap.IncrementalMapperOptions()
+        for focal_length in (self.params[at] for at in example.focal_length_idxs()):
+            if not limits.min_focal_length_ratio <= focal_length / max(size) <= limits.max_focal_length_ratio:
+                return f"the focal length {focal_length:g} is too {'short' if focal_length < max(size) else 'long'} for"
+        return ""
 
     def has_focal_length(self) -> bool:
         """Says whether cameras of this model have a focal length."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
 from hardnet_sfm.photos import sensor_from_upright
 
@@ -28,6 +28,7 @@ _FACTS = "hardnet_sfm"
 # COLMAP's number of a pair is that of the one photo times this, plus that of the other.
 _MOST_PHOTOS = 2**31 - 1
 _OF_PAIRS = ("matches", "two_view_geometries")
+_REMEDY = "Move it away and run `hardnet-sfm map` again: it makes a new one."
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         try:
             self._database = pycolmap.Database.open(path)
+            self.ids: dict[str, int] = {image.name: image.image_id for image in self._database.read_all_images()}
         except RuntimeError as error:
-            raise HardnetSfmError(f"{path}: not a COLMAP database, or damaged", "Delete it and run again.") from error
-        self.ids: dict[str, int] = {image.name: image.image_id for image in self._database.read_all_images()}
+            raise database_error(path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -189,6 +190,16 @@ def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, in
     return np.column_stack([xy, keypoints.scales, angle]).astype(np.float32)
 
 
+def database_error(path: Path, error: Exception, remedy: str = _REMEDY) -> HardnetSfmError:
+    """Turns a failed access to a database into an error with its cause. COLMAP does not state it, but SQLite does."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", timeout=0, uri=True)) as opened:
+            opened.execute("SELECT name FROM sqlite_master").fetchall()
+    except sqlite3.Error as cause:
+        return file_error(path, cause, "a COLMAP database", remedy)
+    return file_error(path, error, "a COLMAP database", remedy)
+
+
 def read_fact(database: Path, key: str) -> str:
     """Reads a fact that `write_facts` noted; empty if there is no such fact or no database."""
     return read_facts(database, key).get("", "")
@@ -292,7 +303,7 @@ def _select(database: Path, columns: str, table: str, where: str = "", *values: 
                 return []
             return opened.execute(f"SELECT {columns} FROM {table} {where}", values).fetchall()
     except sqlite3.DatabaseError as error:
-        raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged", "Delete it and run again.") from error
+        raise database_error(database, error) from error
 
 
 def copy_database(source: Path, target: Path) -> None:

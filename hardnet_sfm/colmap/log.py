@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pycolmap
 
-_FILES = "colmap.log."  # glog appends the start time and the process id
+# glog appends the start time in seconds and the process id. The count keeps two logs of one second apart: glog cannot
+# open the second one otherwise, and complains on the terminal.
+_FILES, _COUNT = "colmap.log.", itertools.count()
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def native_log(folder: Path | None) -> Iterator[None]:
         logging.minloglevel = logging.FATAL.value
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        logging.set_log_destination(logging.INFO, folder / _FILES)
+        logging.set_log_destination(logging.INFO, folder / f"{_FILES}{next(_COUNT)}.")
         for level in (logging.WARNING, logging.ERROR):
             logging.set_log_destination(level, "")  # the file for INFO has these messages as well
     try:

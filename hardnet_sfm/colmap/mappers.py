@@ -89,7 +89,8 @@ def map_best(
             models = [complete(model, database, images, mapping) for model in models]
             models = [model for model in models if len(model.names) >= mapping.min_model_size]
         adjusted = [Model(adjust_robustly(model.colmap, mapping, database)) for model in models if model.points]
-        return sorted(adjusted, key=lambda model: (-len(model.names), -model.points))
+        adjusted.sort(key=lambda model: (-len(model.names), -model.points))
+        return large_enough(adjusted, mapping.min_model_size)
 
     first: Literal["incremental", "global"] = "global" if mapper == "global" else "incremental"
     best, models = first, run(first)
@@ -101,6 +102,16 @@ def map_best(
         if is_better(others, models):
             best, models = other, others
     return Mapped(models, best, tried)
+
+
+def large_enough(models: list[Model], least: int) -> list[Model]:
+    """Drops models with fewer photos than `least`, except the first one. COLMAP drops them before photos are filtered.
+
+    Args:
+        models: models, the largest first.
+        least: smallest number of photos.
+    """
+    return [model for number, model in enumerate(models) if number == 0 or len(model.names) >= least]
 
 
 def connected(verified: Dict[Pair, int]) -> int:

@@ -14,8 +14,13 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.binary_models import check_binary_model
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.colmap.model_files import find_damage, full_names
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.sights import NO_POINT, Sight
+
+_REMEDY = (
+    "If `hardnet-sfm map` made this model, run it again. Otherwise get the file again from where the model came from."
+)
 
 
 def models_in(place: Path) -> list[Path]:
@@ -59,17 +64,23 @@ class Model:
         """Reads a binary or text model.
 
         Raises:
-            HardnetSfmError: the folder has no model, or the model is damaged.
+            HardnetSfmError: the folder has no model, or a file of it is missing, damaged or may not be read.
         """
         if not _holds_model(folder):
             raise HardnetSfmError(f"no COLMAP model in {folder}", "A model has a cameras.bin or cameras.txt.")
         try:
+            damage = find_damage(folder)
+            if damage:  # COLMAP reads some incomplete files without an error
+                raise HardnetSfmError(f"{folder}: the model is incomplete: {damage}", _REMEDY)
             check_binary_model(folder)
-            return cls(pycolmap.Reconstruction(folder))
-        except (OSError, RuntimeError, ValueError, IndexError, MemoryError) as error:
-            raise HardnetSfmError(
-                f"{folder}: the model is damaged: {error}", "Delete the folder and run `hardnet-sfm map` again."
-            ) from error
+            colmap = pycolmap.Reconstruction(folder)
+            for number, name in full_names(folder).items():
+                colmap.image(number).name = name
+        except OSError as error:
+            raise file_error(error.filename or folder, error, "a file of a COLMAP model", _REMEDY) from error
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+            raise file_error(folder, error, "a COLMAP model", _REMEDY) from error
+        return cls(colmap)
 
     def write(self, folder: Path, form: Literal["binary", "text", "ply"] = "binary") -> None:
         """Writes the model into a folder (made if missing). The form "ply" writes only its points, as points3D.ply.

@@ -12,7 +12,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.calibration import adjust_robustly
-from hardnet_sfm.colmap.mappers import Mapped, Step, is_better, open_cache, refine
+from hardnet_sfm.colmap.mappers import Mapped, Step, is_better, large_enough, open_cache, refine
 from hardnet_sfm.colmap.mapping import Mapping, incremental_options
 from hardnet_sfm.colmap.model import Model
 
@@ -57,6 +57,7 @@ def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping, new:
     if models:  # drop models whose photos are all in the largest one
         largest = set(models[0].names)
         models = [models[0], *(model for model in models[1:] if not set(model.names) <= largest)]
+        models = large_enough(models, mapping.min_model_size)
     return replace(mapped, models=models, recovered=(*mapped.recovered, *steps))
 
 

@@ -10,6 +10,8 @@ from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.keypoints import SCALE_DECIMALS, Keypoints, strongest
 
+_SMALLEST = 16  # pixels
+
 
 def distinct_rows(found: pycolmap.FeatureKeypoints) -> tuple[Float32, NDArray[np.intp]]:
     """Removes duplicate keypoints. COLMAP finds a few twice, and duplicates fail each other's ratio test.
@@ -51,10 +53,14 @@ class ColmapDog:
             self._extractor = pycolmap.FeatureExtractor.create(options)
 
     def __call__(self, grey: NDArray[np.uint8]) -> Keypoints:
-        found, _ = self._extractor.extract_from_uint8_array(grey)
-        if not len(found):
-            return Keypoints.empty()
+        height, width = grey.shape
+        # COLMAP crashes when it estimates affine shapes in a smaller photo.
+        missing = max(0, _SMALLEST - height), max(0, _SMALLEST - width)
+        found, _ = self._extractor.extract_from_uint8_array(np.pad(grey, [(0, rows) for rows in missing], "edge"))
         rows, _ = distinct_rows(found)
+        rows = rows[(rows[:, 0] < width) & (rows[:, 1] < height)]
+        if not len(rows):
+            return Keypoints.empty()
         affines = rows[:, 2:].reshape(-1, 2, 2)
         scales = np.sqrt(np.abs(np.linalg.det(affines)))
         # COLMAP puts the centre of the top-left pixel at (0.5, 0.5) and counts angles in the same sense as we do.

@@ -12,6 +12,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32, Float64
+from hardnet_sfm.colmap.database import database_error
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError
 
@@ -205,7 +206,7 @@ def keypoint_tables(database: Path) -> Iterator[KeypointTables]:
     try:
         opened = pycolmap.Database.open(database)
     except RuntimeError as error:
-        raise HardnetSfmError(f"{database}: not a COLMAP database, or damaged", _HINT) from error
+        raise database_error(database, error, _HINT) from error
     try:
         yield KeypointTables(opened)
     finally:

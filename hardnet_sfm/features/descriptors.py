@@ -32,6 +32,8 @@ _ROOTSIFT_RATIO = 0.9  # measured by pipelines/acceptance.py
 # batch. With 128, HardNet's largest layer, 32x32x32 in bfloat16, takes 8 MB and stays within the last-level cache of a
 # laptop's CPU.
 _BATCH = {"cpu": 128, "cuda": 4096}
+# Patches for checking the length of a plug-in's descriptors, and the tolerance.
+_PROBED, _OF_UNIT_LENGTH = 4, 0.01
 
 
 @dataclass(frozen=True)
@@ -118,17 +120,36 @@ def make_descriptor(name: str, weights: Path | None) -> Descriptor:
 
     Raises:
         UsageError: no descriptor has this name, or it takes no weights.
-        HardnetSfmError: the weights cannot be used, or the descriptor recommends an impossible ratio.
+        HardnetSfmError: the weights cannot be used, the descriptor recommends an impossible ratio, or a plug-in gives
+            descriptors that are not of unit length.
     """
     if name not in DESCRIPTORS and name in ARCHITECTURES:
         return learned(ARCHITECTURES[name], weights)
     descriptor = DESCRIPTORS.find(name)(weights)
+    if name not in DESCRIPTORS.built_in:
+        _check_unit_length(name, descriptor)
     if not 0 < descriptor.max_ratio <= 1:
         raise HardnetSfmError(
             f"the descriptor {name} recommends the ratio {descriptor.max_ratio}",
             "Its max_ratio must be above 0 and at most 1. Report this to the authors of the descriptor.",
         )
     return descriptor
+
+
+def _check_unit_length(name: str, descriptor: Descriptor) -> None:
+    """Describes a few random patches. Matching compares descriptors by their cosine, so it finds nothing otherwise."""
+    side = descriptor.patch_size
+    patches = torch.rand((_PROBED, 1, side, side), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        described = descriptor.network.eval()(patches).float()
+    lengths = torch.linalg.vector_norm(described.reshape(_PROBED, -1), dim=1)
+    if not bool((torch.abs(lengths - 1) < _OF_UNIT_LENGTH).all()):
+        raise HardnetSfmError(
+            f"the plug-in {name} gives descriptors of length {lengths.min():.3g} to {lengths.max():.3g}, but "
+            "matching needs unit length",
+            "Its network must scale each descriptor to length 1, for example with torch.nn.functional.normalize. Tell "
+            "the authors of the plug-in.",
+        )
 
 
 class PatchDescriber:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
 from hardnet_sfm.files.workspace import MANIFEST, PHOTOS, digest, read_json, write_json
 from hardnet_sfm.inverted_lists import Columns, PhotoFacts, Segment
 
@@ -38,7 +38,7 @@ _COLUMNS: dict[str, tuple[type[np.generic], ...]] = {
     "signatures": (np.uint64,),
     "geometry": (np.uint32, np.uint64),
 }
-_HINT = "Delete the folder of the index and run `hardnet-sfm index` again."
+_HINT = "Move the folder of the index away and run `hardnet-sfm index` again."
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def read_segment(folder: Path, words: int, removed: Sequence[int] = (), *, thoro
         if len(columns["offsets"]) != words + 1:
             raise ValueError("it has another number of words")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise HardnetSfmError(f"{folder}: missing, damaged or truncated: {error}", _HINT) from error
+        raise file_error(getattr(error, "filename", None) or folder, error, "a part of an index", _HINT) from error
     sizes = np.array(content["sizes"], np.int64).reshape(-1, 2)
     return Segment(folder.name, content["names"], content["fingerprints"], sizes, Columns(**columns), sorted(removed))
 
@@ -148,10 +148,7 @@ class SegmentDraft:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise HardnetSfmError(
-                f"cannot write {self._index}: {error.strerror or error}",
-                "Make room on the disk and run again: finished work is kept.",
-            ) from error
+            raise write_error(self._index, error) from error
 
     def column(self, name: str, kind: np.dtype[Any], length: int) -> NDArray[Any]:
         """Makes a column of the segment, (length,) memory-mapped, to be filled."""

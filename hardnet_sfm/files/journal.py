@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import file_error
 
 Arrays = Mapping[str, NDArray[Any]]
 Facts = Mapping[str, str | int]
@@ -90,9 +90,5 @@ class Journal:
         try:
             yield
         except (sqlite3.Error, zipfile.BadZipFile, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                hint = "Make room on the disk and run again: finished work is kept."
-            else:
-                hint = "It is damaged. Delete it, and its content is computed again."
-            raise HardnetSfmError(f"{self.path}: {error}", hint) from error
+            remedy = "Move it away and run the same command again: it computes what the journal held."
+            raise file_error(self.path, error, "a journal of hardnet-sfm", remedy) from error

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import UsageError, write_error
 from hardnet_sfm.files.workspace import replacing
 
 PAGES = (".html", ".htm")
@@ -64,7 +64,7 @@ def _write(target: Path, content: bytes) -> None:
         with replacing(target) as beside:
             beside.write_bytes(content)
     except OSError as error:
-        raise HardnetSfmError(f"cannot write {target}: {error.strerror}", "Choose another place for it.") from error
+        raise write_error(target, error) from error
 
 
 def read_mark(path: Path) -> str:

@@ -22,13 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, file_error, write_error
+from hardnet_sfm.files.hdf5_files import open_hdf5, read_attributes
 from hardnet_sfm.files.journal import Arrays, Journal
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 
 FORMAT = "hardnet-sfm patches 1"
 _BLOCK = 4096
+_REMEDY = (
+    "Copy it again if you have a copy. Otherwise make it again under another name, for example with `hardnet-sfm mine`."
+)
 _COLUMNS: dict[str, type[np.generic]] = {
     "point": np.int64,
     "image": np.int32,
@@ -56,8 +60,8 @@ def read_patches(path: Path) -> PatchSet:
     if not path.is_file():
         raise HardnetSfmError(f"no patches at {path}", "Run `hardnet-sfm mine` first.")
     try:
-        with h5py.File(path, "r") as file:
-            facts = dict(file.attrs)
+        with open_hdf5(path, _REMEDY) as file:
+            facts = read_attributes(path)
             if facts.get("format") != FORMAT:
                 raise ValueError(f"its format is {facts.get('format', 'not given')!r}, not {FORMAT!r}")
             kinds = _COLUMNS | ({_POINT_ID: np.int64} if _POINT_ID in file else {})
@@ -74,9 +78,7 @@ def read_patches(path: Path) -> PatchSet:
             options=json.loads(facts["options"]),
         ).check()
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise HardnetSfmError(
-            f"{path}: truncated, damaged or not a file of patches: {error}", "Run `hardnet-sfm mine` again."
-        ) from error
+        raise file_error(path, error, "a file of patches", _REMEDY) from error
 
 
 def is_made(path: Path, options: Mapping[str, Any]) -> bool:
@@ -93,7 +95,7 @@ def is_made(path: Path, options: Mapping[str, Any]) -> bool:
     try:
         return read_patches(path).options == options
     except HardnetSfmError as error:
-        raise HardnetSfmError(error.message, "Delete it, or choose another file for the patches.") from error
+        raise HardnetSfmError(error.message, f"{error.hint} Or choose another file for the patches.") from error
 
 
 def _mapped(path: Path, stored: h5py.Dataset) -> Grey:
@@ -148,9 +150,7 @@ def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.in
                     place.select_hyperslab((int(rows[run.start]), 0, 0), block.shape)
                     stored.write(h5py.h5s.create_simple(block.shape), place, block)
     except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
-        raise HardnetSfmError(
-            f"cannot write {path}: {error}", "Make room on the disk and run again: finished work is kept."
-        ) from error
+        raise write_error(path, error) from error
 
 
 def _runs(rows: NDArray[np.intp]) -> Iterator[slice]:

@@ -43,10 +43,5 @@ def check_sizes(images: Path, sizes: Mapping[str, Size], owner: str) -> None:
 
 def check_photos(images: Path, features: FeatureStore) -> None:
     """Checks that photos have the sizes at which their features were extracted, see `check_sizes`."""
-    sizes = {name: as_stored(features.size(name), features.orientation(name)) for name in features.names()}
+    sizes = {name: features.stored_size(name) for name in features.names()}
     check_sizes(images, sizes, "its features")
-
-
-def as_stored(size: Size, orientation: int) -> Size:
-    """Converts width and height of an upright photo to those of the photo as stored, and the reverse."""
-    return (size[1], size[0]) if orientation >= 5 else size

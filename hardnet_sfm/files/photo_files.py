@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import TiffImageFile
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.files.photo_decoding import (
     CAN_READ_HEIC,
     HEIC_BRANDS,
@@ -21,6 +21,7 @@ from hardnet_sfm.files.photo_decoding import (
     exif_orientation,
     open_image,
 )
+from hardnet_sfm.photo_names import as_on_disk
 from hardnet_sfm.photos import Lens, Photo, resize_to_fit, upright
 
 # Diagonal of 35 mm film, mm.
@@ -159,9 +160,9 @@ def _decode_reduced(data: bytes, longest_side: int) -> NDArray[np.uint8] | None:
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = as_on_disk(path).read_bytes()
     except OSError as error:
-        raise HardnetSfmError(f"{path}: {error.strerror or error}", "Check its name and its permissions.") from error
+        raise file_error(path, error, "a photo") from error
     if not data:
         raise HardnetSfmError(f"{path}: the file is empty", "Copy it again, or take it out of the folder.")
     return data
@@ -188,5 +189,5 @@ def _decode(path: Path, data: bytes, mode: Literal["L", "RGB"]) -> NDArray[np.ui
 
 def sha256_of(path: Path) -> str:
     """Returns the hex sha256 of a file's bytes. It reads the file in blocks."""
-    with path.open("rb") as file:
+    with as_on_disk(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from pathlib import Path
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import read_photo, sha256_of
 from hardnet_sfm.files.workspace import read_json, write_json
+from hardnet_sfm.photo_names import as_on_disk
 from hardnet_sfm.photos import Photo
 
 _YOUNG = 2_000_000_000  # ns; the coarsest file system, FAT, keeps times to two seconds
@@ -39,7 +40,7 @@ class PhotoHashes:
         Raises:
             OSError: the file cannot be read.
         """
-        path = self._images / name
+        path = as_on_disk(self._images / name)
         stamp = _stamp(path)
         noted_stamp, _, noted = self._notes.get(name, "").rpartition(" ")
         if stamp and stamp == noted_stamp:
@@ -54,7 +55,7 @@ class PhotoHashes:
         Raises:
             HardnetSfmError: the photo cannot be read.
         """
-        path = self._images / name
+        path = as_on_disk(self._images / name)
         stamp = _stamp(path)  # before reading: a file that changes meanwhile differs from its note
         photo = read_photo(path)
         self._note(name, stamp, photo.sha256)

@@ -16,7 +16,7 @@ import safetensors
 from safetensors.numpy import load_file, save
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import CARD, digest, prepare_folder, read_json, replacing, write_json
 
@@ -48,12 +48,13 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, Any], dict[str, Float32]]:
         )
     path = folder / str(card.get("file"))
     try:
-        tensors = load_file(path) if sha256_of(path) == card["sha256"] else {}
+        if sha256_of(path) != card["sha256"]:
+            raise ValueError(f"its sha256 differs from that in {CARD}")
+        tensors = load_file(path)
         return card, {name: tensors[name].astype(np.float32) for name in _TENSORS}
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-        raise HardnetSfmError(
-            f"{path}: missing, damaged or changed", "Make the vocabulary again with `hardnet-sfm vocabulary`."
-        ) from error
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        remedy = "Make the vocabulary again with `hardnet-sfm vocabulary`."
+        raise file_error(path, error, "the words of this vocabulary", remedy) from error
 
 
 def write_vocabulary(folder: Path, card: Mapping[str, Any], numbers: Mapping[str, Float32]) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def write_vocabulary(folder: Path, card: Mapping[str, Any], numbers: Mapping[str
             beside.write_bytes(content)
         write_json(folder / CARD, written)
     except OSError as error:
-        raise HardnetSfmError(f"cannot write {folder}: {error}", "Make room on the disk and run again.") from error
+        raise write_error(folder, error) from error
     for old in folder.glob("words-*.safetensors"):
         if old != target:
             old.unlink()

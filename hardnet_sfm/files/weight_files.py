@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.network_weights import Weights, not_finite
@@ -95,6 +95,9 @@ def load_tensors(path: Path, hint: str) -> Any:
     try:
         return torch.load(path, "cpu", weights_only=True)
     except _DAMAGED as error:
+        if isinstance(error, OSError):
+            raise file_error(path, error, remedy=hint) from error
+        # PyTorch's own text advises to load the file with the code that may be in it.
         raise HardnetSfmError(f"{path}: damaged, or a file with more than tensors", hint) from error
 
 
@@ -111,10 +114,10 @@ def read_weights(path: Path) -> Weights:
             metadata = dict(file.metadata() or {})
         tensors = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise HardnetSfmError(
-            f"{path}: damaged, or not a safetensors file ({error})",
-            "Only .safetensors weights are loaded: other formats can run code that is hidden in them.",
-        ) from error
+        remedy = (
+            "Copy it again. Only .safetensors weights are loaded: other formats can run code that is hidden in them."
+        )
+        raise file_error(path, error, "a safetensors file", remedy) from error
     return Weights(path, sha256_of(path), tensors, metadata)
 
 
@@ -136,4 +139,4 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             # save_file would make files that no other user can read.
             beside.write_bytes(save(copies, dict(metadata)))
     except (safetensors.SafetensorError, OSError) as error:
-        raise HardnetSfmError(f"cannot write {path}: {error}", "Make room on the disk.") from error
+        raise write_error(path, error) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, file_error, write_error
 
 DEFAULT = Path("hardnet-sfm-out")
 # Files that describe a folder below the workspace: a vocabulary, an index, and each segment of an index.
@@ -125,7 +125,7 @@ def prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, NotADirectoryError) as error:
-        raise HardnetSfmError(f"cannot make {folder}: {error.strerror}", "Choose another place to write to.") from error
+        raise write_error(folder, error) from error
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise HardnetSfmError(f"{folder}: no permission to read and write", "Choose another place to write to.")
 
@@ -156,7 +156,7 @@ def locked(folder: Path, file: str = "") -> Iterator[None]:
             "Wait for it to end, or let this run write elsewhere.",
         ) from error
     except OSError as error:
-        raise HardnetSfmError(f"cannot lock {folder}: {error.strerror}", "Choose another place to write to.") from error
+        raise file_error(lock.lock_file, error) from error
     try:
         yield
     finally:
@@ -187,7 +187,12 @@ def replacing(target: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, complete or not at all."""
     with replacing(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        # A path may have bytes that are no text. As codes of JSON they are read back as they were.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+_MOVE_AWAY = "Move it away and run the command that made it again."
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -201,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise HardnetSfmError(f"no such file: {path}", "Run the command that makes it again.") from error
     except (OSError, ValueError) as error:
-        raise HardnetSfmError(f"{path}: cannot be read: {error}", "Delete it and run the command again.") from error
+        raise file_error(path, error, "a JSON file", _MOVE_AWAY) from error
     if not isinstance(content, dict):
-        raise HardnetSfmError(f"{path}: not a JSON object", "Delete it and run the command again.")
+        raise HardnetSfmError(f"{path}: not a JSON object", _MOVE_AWAY)
     return content

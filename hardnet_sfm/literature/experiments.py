@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
@@ -16,6 +15,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import digest, locked, read_json, replacing, write_json
+from hardnet_sfm.progress import ExactConsole
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training.train_options import TrainOptions
@@ -175,7 +175,7 @@ def run_experiment(
     """
     figure_class()  # a missing matplotlib is reported before the work
     table = compare(name, variants, options)
-    output = Console(highlight=False, soft_wrap=True)
+    output = ExactConsole()
     for title, printed in table.printed():
         output.print(title)
         output.print(printed)

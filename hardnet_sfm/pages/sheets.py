@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Grey
 
 _GAP = 2  # pixels between patches
+_REMEDY = "Make it again with `hardnet-sfm mine` or `warp`."
 
 
 def draw_sheet(patches: Grey, point: NDArray[np.int64], *, points: int = 24, columns: int = 16) -> Grey:

@@ -107,9 +107,7 @@ def find_candidates(features: FeatureStore, images: Path, known: Sequence[Camera
     common: dict[str, tuple[tuple[int, int], Lens]] = {}
     for name in features.names():
         if name not in key_of:
-            width, height = features.size(name)
-            size = (height, width) if features.orientation(name) >= 5 else (width, height)
-            lens = read_lens(images / name)
+            size, lens = features.stored_size(name), read_lens(images / name)
             named = bool(lens.make and lens.model and lens.knows_focal_length)
             key_of[name] = digest(size, asdict(lens), "" if named else str(PurePosixPath(name).parent))
             common[key_of[name]] = size, lens

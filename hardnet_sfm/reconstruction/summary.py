@@ -118,6 +118,13 @@ def _camera_groups(workspace: Workspace, options: MapOptions, photos: int) -> li
     return [group.facts() for group in merge_groups(read_groups(read_fact(workspace.database, GROUPS)))]
 
 
+def _given_camera(options: dict[str, Any]) -> str:
+    """Returns the options by which the user stated the camera, as text; empty if there are none."""
+    model, params = options.get("camera_model", "auto"), options.get("camera_params")
+    stated = [f"--camera-model {model}"] if model not in ("auto", FIRST_CAMERA_MODEL) else []
+    return " and ".join([*stated, *([f"--camera-params {params}"] if params else [])])
+
+
 def explain_failure(summary: dict[str, Any]) -> NoModel:
     counts = (
         f"{summary['photos']} photos, {summary['keypoints']} keypoints, {summary['matches']} matches in "
@@ -126,6 +133,11 @@ def explain_failure(summary: dict[str, Any]) -> NoModel:
     why = Counter(summary["unregistered"].values()).most_common(1)[0][0]
     if summary["keypoints"] == 0:
         hint = "The photos have too little texture. A lower --peak-threshold finds weaker keypoints."
+    elif given := _given_camera(summary["options"]["map"]):
+        hint = (
+            f"The camera was given with {given}, and no model fits it. Run without these options to see whether the "
+            "camera is the reason. A fisheye lens needs its own parameters: calibrate it, and give --camera-params."
+        )
     elif summary["verified_pairs"] == 0:
         hint = (
             "No two photos show the same thing well enough. Take photos that overlap by two thirds. A lower "

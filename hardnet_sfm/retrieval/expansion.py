@@ -6,7 +6,7 @@ Chum et al. (ICCV 2007, section 4.2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,6 @@ Region = tuple[float, float, float, float]
 _SHORTLIST = 100
 _RELIABLE_MATCHES = 5
 _MOST_RELIABLE = 20
-_RELIABLE_INLIERS = 8
-# Words alone give more chance matches than signatures do, so this needs more inliers.
 _AVERAGED_INLIERS = 16
 # Largest number of new words, as a share of the number of the query's words.
 _NEW_WORDS = 1.0
@@ -40,12 +38,9 @@ def reliable_photos(index: InvertedIndex, scores: Scores, strict: NDArray[np.int
     return [photo for photo in index.rank(scores, _SHORTLIST) if strict[photo] >= _RELIABLE_MATCHES][:_MOST_RELIABLE]
 
 
-def reliable_verified(
-    verified: Mapping[int, Verified], names: Sequence[str], least: int = _RELIABLE_INLIERS
-) -> list[int]:
-    """Selects photos with at least `least` inliers, those with most first; at most 20."""
-    enough = [found for found in verified.values() if found.inliers >= least]
-    ordered = sorted(enough, key=lambda found: (-found.inliers, names[found.photo]))
+def reliable_verified(verified: Iterable[Verified], names: Sequence[str]) -> list[int]:
+    """Returns the numbers of photos, those with most inliers first; at most 20."""
+    ordered = sorted(verified, key=lambda found: (-found.inliers, names[found.photo]))
     return [found.photo for found in ordered][:_MOST_RELIABLE]
 
 
@@ -114,7 +109,8 @@ def within_region(index: InvertedIndex, entries: Entries, verified: Mapping[int,
 
 def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Verified], region: Region) -> Scores:
     """Scores a bag of words with the mean word counts of the query and of the best verified photos."""
-    photos = reliable_verified(verified, index.names, _AVERAGED_INLIERS)
+    enough = [found for found in verified.values() if found.inliers >= _AVERAGED_INLIERS]
+    photos = reliable_verified(enough, index.names)
     entries = within_region(index, index.entries(photos), verified, region)
     counts = np.bincount(query.words, minlength=len(index.vocabulary)).astype(np.float64)
     counts += np.bincount(entries.words, minlength=len(index.vocabulary))

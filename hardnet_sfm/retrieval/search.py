@@ -75,7 +75,7 @@ def search(
     accepted = {
         index.names[photo]
         for photo, found in verified.items()
-        if (found.false_alarms < 0 if min_inliers is None else found.inliers >= min_inliers)
+        if (found.accepted if min_inliers is None else found.inliers >= min_inliers)
     }
     return [replace(result, accepted=result.image in accepted) for result in results]
 
@@ -105,7 +105,7 @@ def score(index: InvertedIndex, query: Query, region: Region, method: Method) ->
         entries = index.entries(photos)
         return _expanded(index, query, scores, photos, entries), {}
     verified = _verify(index, query, scores, _REACH)
-    photos = reliable_verified(verified, index.names)
+    photos = reliable_verified([found for found in verified.values() if found.accepted], index.names)
     entries = within_region(index, index.entries(photos), verified, region)
     scores = _expanded(index, query, scores, photos, entries)
     verified = _verify(index, query, scores, _REACH)

@@ -55,6 +55,11 @@ class Verified:
         """Number of features that agree. Each feature of the query and of the photo counts once."""
         return len(self.query_features)
 
+    @property
+    def accepted(self) -> bool:
+        """Whether chance does not explain the agreement."""
+        return self.false_alarms < 0
+
 
 def verify(index: InvertedIndex, query: Query, photos: list[int], reach: int) -> dict[int, Verified]:
     """Verifies photos of an index.

@@ -31,14 +31,16 @@ class Progress(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:  # noqa: ARG002
         assert isinstance(module, NetworkTraining)
-        self._shown = self._done(module)
-        self._advance = self._stack.enter_context(progress("train", module.budget.total, self._shown))
+        self._shown, in_seconds = self._done(module), module.budget.steps is None
+        shown = progress("train", module.budget.total, self._shown, seconds=in_seconds)
+        self._advance = self._stack.enter_context(shown)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
         assert isinstance(module, NetworkTraining)
         done = min(self._done(module), module.budget.total)
         measures = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "learning rate"}
-        self._advance(done - self._shown, ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
+        notes = [f"{name} {value:.3f}" for name, value in measures.items()]
+        self._advance(done - self._shown, ", ".join([*notes, f"step {module.global_step}"]))
         self._shown = done
 
     def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:  # noqa: ARG002

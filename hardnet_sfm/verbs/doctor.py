@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,7 +12,7 @@ from tyro.conf import Positional, arg
 from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.terminal import output
+from hardnet_sfm.terminal import output, print_json
 
 _COLOURS = {"ok": "green", "note": "yellow", "unknown": "yellow", "broken": "bold red"}
 
@@ -75,7 +74,7 @@ class DoctorCommand:
         broken = [found.what for found in findings if found.state == "broken"]
         if self.json:
             content = {"broken": broken, "findings": [asdict(found) for found in findings]}
-            output.print(json.dumps(content, ensure_ascii=False, indent=1), markup=False)
+            print_json(content, indent=1)
         else:
             for found in findings:
                 colour = _COLOURS[found.state]

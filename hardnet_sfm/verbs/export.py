@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -18,10 +18,25 @@ from hardnet_sfm.files.workspace import Workspace, prepare_folder, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.terminal import output
 
+if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
+    from hardnet_sfm.colmap.model import Model
+
 Form = Literal["binary", "text", "ply", "pairs", "database"]
+# Formats that separate names by white space: who reads them, and what holds the same data.
+_READERS: dict[Form, str] = {"text": "readers of COLMAP's text format", "pairs": "hloc and other readers of pairs"}
+_INSTEAD: dict[Form, str] = {
+    "text": "use the form binary, which holds all names",
+    "pairs": "read the pairs from matches.h5, which holds all names",
+}
 
 
-def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form, ...] | None = None) -> list[Path]:
+def export(
+    workspace: Workspace | Path | str,
+    to: Path | str,
+    forms: tuple[Form, ...] | None = None,
+    *,
+    on_left_out: Callable[[Form, str], None] | None = None,
+) -> list[Path]:
     """Writes the contents of a workspace for other programs. Existing files are replaced.
 
     - binary: every model in COLMAP's binary format, in `sparse/0`, `sparse/1` and so on.
@@ -33,17 +48,20 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
     Args:
         workspace: workspace that holds a model.
         to: folder to write to; it is created if missing.
-        forms: formats to write. The default is all, but without pairs if the name of a photo contains a space: hloc
-            cannot read such names.
+        forms: formats to write. The default is all, but without text and pairs if the name of a photo has white space:
+            readers of these two formats cut names there.
+        on_left_out: called with each of the default formats that is left out, and the reason.
 
     Returns:
         Paths of the written files; for models, paths of their folders.
 
     Raises:
         HardnetSfmError: the workspace does not hold what the formats need, photos have another size than when they were
-            mapped, or a photo's name in the pairs has a space.
+            mapped, or a format that was asked for cannot hold the name of a photo.
         UsageError: there is no such format.
     """
+    from hardnet_sfm.colmap.model import Model
+
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     target = Path(to)
     for form in forms or ():
@@ -55,36 +73,56 @@ def export(workspace: Workspace | Path | str, to: Path | str, forms: tuple[Form,
     if place.features.is_file():
         with FeatureStore(place.features) as features:
             check_photos(Path(features.header["images"]), features)
+    asked: tuple[Form, ...] = forms or get_args(Form)
     pairs: list[tuple[str, str]] = []
-    if forms is None or "pairs" in forms:
+    if "pairs" in asked:
         with MatchStore(place.matches) as matches:
             pairs = matches.pairs()
-    spaced = next((name for pair in pairs for name in pair if " " in name), None)
-    if spaced and "pairs" in (forms or ()):
-        raise HardnetSfmError(
-            f"hloc cannot read photo names with spaces, such as {spaced}", "Rename them, or leave out the form pairs."
-        )
-    chosen = forms or tuple(form for form in get_args(Form) if form != "pairs" or not spaced)
+    of_models = {"binary", "text", "ply"} & set(asked)
+    models = {folder: Model.read(folder) for folder in _folders(place)} if of_models else {}
+    names: dict[Form, Iterable[str]] = {
+        "text": (name for model in models.values() for name in model.names),
+        "pairs": (name for pair in pairs for name in pair),
+    }
+    left_out = {form: why for form in asked if (why := _cut_names(form, names.get(form, ())))}
+    for form, why in left_out.items():
+        if forms is not None:
+            raise HardnetSfmError(
+                f"--forms {form}: {why}", f"Rename the photos and reconstruct again, or {_INSTEAD[form]}."
+            )
+        if on_left_out:
+            on_left_out(form, why)
     prepare_folder(target)
     write: dict[Form, Callable[[], list[Path]]] = {
-        "binary": lambda: _models(place, target / "sparse", "binary"),
-        "text": lambda: _models(place, target / "text", "text"),
-        "ply": lambda: _models(place, target / "points", "ply"),
+        "binary": lambda: _write_models(models, target / "sparse", "binary"),
+        "text": lambda: _write_models(models, target / "text", "text"),
+        "ply": lambda: _write_models(models, target / "points", "ply"),
         "pairs": lambda: [_pairs(pairs, target / "pairs.txt")],
         "database": lambda: [_database(place, target / "database.db")],
     }
-    return [path for form in chosen for path in write[form]()]
+    return [path for form in asked if form not in left_out for path in write[form]()]
 
 
-def _models(place: Workspace, target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
-    from hardnet_sfm.colmap.model import Model
+def _cut_names(form: Form, names: Iterable[str]) -> str:
+    """Says which names the readers of a format would cut at white space; empty if none."""
+    spaced = sorted({name for name in names if name.split() != [name]})
+    if not spaced:
+        return ""
+    count = f"{len(spaced)} photos have" if len(spaced) > 1 else "1 photo has"
+    return f"{count} white space in the name, where {_READERS[form]} cut names ({spaced[0]})"
 
+
+def _folders(place: Workspace) -> list[Path]:
     folders = sorted((path for path in place.sparse.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
     if not folders:
         raise HardnetSfmError(f"no model in {place.sparse}", "Run `hardnet-sfm map` first.")
-    for folder in folders:
-        Model.read(folder).write(target / folder.name, form)
-    return [target / folder.name for folder in folders]
+    return folders
+
+
+def _write_models(models: Mapping[Path, Model], target: Path, form: Literal["binary", "text", "ply"]) -> list[Path]:
+    for folder, model in models.items():
+        model.write(target / folder.name, form)
+    return [target / folder.name for folder in models]
 
 
 def _pairs(pairs: list[tuple[str, str]], target: Path) -> Path:
@@ -119,14 +157,15 @@ class ExportCommand:
     """Folder to write to. It is made if it does not exist."""
     forms: tuple[Form, ...] | None = None
     """Forms to write. binary and text: COLMAP models. ply: points. pairs: the list of pairs for hloc. database:
-    COLMAP's database without our own table. Default: all, but no pairs if the name of a photo has a space, which hloc
-    cannot read."""
+    COLMAP's database without our own table. Default: all, but no text and no pairs if the name of a photo has a space,
+    where their readers cut it."""
     debug: bool = False
     """Show where in the program an error came from."""
 
     def run(self) -> None:
-        written = export(self.workspace, self.to, self.forms)
-        for path in written:
+        for path in export(self.workspace, self.to, self.forms, on_left_out=_print_left_out):
             output.print(escape(str(path)))
-        if self.forms is None and not any(path.name == "pairs.txt" for path in written):
-            errors.print("[yellow]left out:[/] pairs.txt: hloc cannot read photo names with spaces")
+
+
+def _print_left_out(form: Form, why: str) -> None:
+    errors.print(f"[yellow]left out:[/] {form}: {escape(why)}. Instead, {_INSTEAD[form]}.")

@@ -98,7 +98,7 @@ def _retrieval(place: Workspace, features: FeatureStore | None) -> list[Part]:
             try:
                 parts.append(describe(path.parent, read_json(path), features))
             except (KeyError, TypeError, AttributeError) as error:
-                hint = f"Delete {path.parent} and make it again."
+                hint = f"Move {path.parent} away and make it again."
                 raise HardnetSfmError(f"{path}: damaged: {error!r}", hint) from error
     return parts
 

@@ -18,6 +18,7 @@ from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import Workspace, digest, locked, read_json, write_json
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
+from hardnet_sfm.reconstruction.camera_checks import check_cameras
 from hardnet_sfm.reconstruction.database_maker import EXTENDS, DatabaseMaker
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.reconstruction.summary import explain_failure, summarize, what_was_found
@@ -74,6 +75,7 @@ def map_photos(
     with locked(workspace.root):
         with FeatureStore(workspace.features) as features, MatchStore(workspace.matches) as matches:
             _check_matched(workspace, features, matches)
+            check_cameras(options, features)
             images = Path(images or features.header["images"])
             check_photos(images, features)
             maker = DatabaseMaker(workspace, images, features, matches, options, resources.threads)

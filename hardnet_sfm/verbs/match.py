@@ -114,6 +114,7 @@ class MatchResult:
         computed: number of pairs processed in this run; the others were up to date.
         reason: why pairs had to be computed, as text for the user; empty if none had to be.
         by_views: number of pairs with matches from synthetic views; None if no pair was to be tried with views.
+        skipped: lines of the list of pairs that were left out, and why.
     """
 
     pairs: int
@@ -121,6 +122,7 @@ class MatchResult:
     computed: int
     reason: str = ""
     by_views: int | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line about the contents of the store and the work of this run."""
@@ -266,7 +268,7 @@ def match(
         writer.commit([pair_key(*pair) for pair in plan.wanted], {"pairs": sha256_of(pairs), **made})
         known = [writer.facts[pair_key(*pair)] for pair in plan.wanted]
     total, by_views = sum(int(of["matches"]) for of in known), sum(int(of.get("view_steps", 0)) > 0 for of in known)
-    return MatchResult(len(known), total, len(due), reason if due else "", by_views if views else None)
+    return MatchResult(len(known), total, len(due), reason if due else "", by_views if views else None, plan.skipped)
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,7 @@ class _Plan:
         recipe: everything that determines the matches, in a form that JSON can hold.
         made_of: digest of the features, the list and the options.
         rounds: retries for photos that a model left out; some of the pairs come from them.
+        skipped: lines of the list that were left out, and why.
     """
 
     wanted: list[PhotoPair]
@@ -288,6 +291,7 @@ class _Plan:
     recipe: dict[str, Any]
     made_of: str
     rounds: tuple[Round, ...]
+    skipped: dict[str, str]
 
 
 def _plan(
@@ -299,7 +303,8 @@ def _plan(
     network: LoadedNetwork | None,
 ) -> _Plan:
     plain = options.recipe(store, network.sha256 if network else "")
-    listed, made_from = read_pairs(pairs, store.names()), store.fingerprints()
+    pair_list, made_from = read_pairs(pairs, store.names()), store.fingerprints()
+    listed = pair_list.pairs
     made_of = digest("matched", plain, made_from, listed)
     more = read_again(again, made_of) if again else Again(made_of)
     wanted = [*listed, *more.pairs]
@@ -309,7 +314,7 @@ def _plan(
         pair: match_fingerprint(recipe if pair in with_views else plain, *(made_from[name] for name in pair))
         for pair in wanted
     }
-    return _Plan(wanted, with_views, prints, recipe, made_of, more.rounds)
+    return _Plan(wanted, with_views, prints, recipe, made_of, more.rounds, pair_list.skipped())
 
 
 def _read_network(weights: Path | None) -> LoadedNetwork | None:

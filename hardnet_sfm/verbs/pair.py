@@ -96,11 +96,13 @@ class PairResult:
         pairs: number of pairs in pairs.txt.
         photos: number of photos in the store.
         how: how pairs were chosen: "exhaustive", "retrieval", "sequential" or "file".
+        skipped: lines of the user's list that were left out, and why.
     """
 
     pairs: int
     photos: int
     how: str
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line about the chosen pairs."""
@@ -120,8 +122,8 @@ def pair(
         proposed: file of pairs of similar photos, as `propose` writes it.
 
     Raises:
-        HardnetSfmError: fewer than two photos have features, or the pairs file is missing, is empty or names unknown
-            photos.
+        HardnetSfmError: fewer than two photos have features, or the pairs file is missing, is empty or names only
+            unknown photos.
         UsageError: the options contradict each other, or pairing by retrieval has no proposed pairs.
     """
     options = options or PairOptions()
@@ -134,16 +136,18 @@ def pair(
             f"{features}: features of only {len(names)} photo, but a pair needs two", "Add more photos and run again."
         )
     how = options.how(len(names))
+    skipped: dict[str, str] = {}
     if how == "file":
         assert options.pairs_file is not None
-        chosen = read_pairs(options.pairs_file, names)
+        listed = read_pairs(options.pairs_file, names)
+        chosen, skipped = listed.pairs, listed.skipped()
     elif how == "retrieval":
         if proposed is None:
             raise UsageError(
                 f"retrieval of pairs for {len(names)} photos needs proposed pairs",
                 "Use `hardnet-sfm pair` or `reconstruct`, which make them, or --pairing sequential.",
             )
-        chosen = read_pairs(Path(proposed), names)
+        chosen = read_pairs(Path(proposed), names).pairs
     elif how == "sequential":
         window = _WINDOW if options.window is None else options.window
         loop = _LOOP_INTERVAL if options.loop_interval is None else options.loop_interval
@@ -152,7 +156,7 @@ def pair(
         chosen = list(combinations(names, 2))
     with locked(pairs.parent):
         write_pairs(pairs, chosen)
-    return PairResult(len(chosen), len(names), how)
+    return PairResult(len(chosen), len(names), how, skipped)
 
 
 def sequential(names: list[str], window: int, loop_interval: int) -> Iterator[PhotoPair]:

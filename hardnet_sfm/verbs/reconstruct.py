@@ -16,7 +16,9 @@ from hardnet_sfm.errors import NoModel, UsageError, check_choice
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.outputs import read_mark
 from hardnet_sfm.files.photo_folders import list_photos
+from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, locked, read_json, write_json
+from hardnet_sfm.reconstruction.camera_checks import check_cameras
 from hardnet_sfm.reconstruction.left_out import retry_left_out
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
@@ -191,6 +193,8 @@ def reconstruct(
         with clock.stage("extract"):
             extracted = extract(images, place.features, chosen.extract, resources, listed=listed)
         ended("extract", extracted)
+        with FeatureStore(place.features) as features:
+            check_cameras(chosen.map, features)
         with clock.stage("pair"):
             proposed = propose_where_needed(place, chosen.pair, resources, on_stage)
             paired = pair(place.features, place.pairs, chosen.pair, proposed)

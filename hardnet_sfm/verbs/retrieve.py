@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
-from hardnet_sfm.terminal import Common, output, print_not_taken
+from hardnet_sfm.terminal import Common, output, print_json, print_not_taken
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
     from hardnet_sfm.index_folder import OpenIndex
@@ -288,7 +287,7 @@ class RetrieveCommand:
             for rank, found in enumerate(results, 1)
         ]
         answer = {"query": query.as_posix(), "method": self.method, "found": _count(results), "results": rows}
-        output.print(json.dumps(answer, ensure_ascii=False), markup=False)
+        print_json(answer)
 
 
 def _count(results: list[RankedImage]) -> int | None:

@@ -18,11 +18,13 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.datasets.patch_sources import read_any_patches
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.patch_set import PatchSet
+from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
 from hardnet_sfm.training.processes import rank, run_on_devices
 from hardnet_sfm.training.provenance import record_origin
 from hardnet_sfm.training.sampling import Sampler
+from hardnet_sfm.training.shared_photos import describe_shared_photos
 from hardnet_sfm.training.train_options import TrainOptions
 
 if TYPE_CHECKING:  # torch and lightning take seconds to import
@@ -116,6 +118,8 @@ def train(
     options = options.completed()
     learner_options = _learner_options(options.network, learner_options)
     sets, held_out = _read_all(patches, validation)
+    for line in describe_shared_photos(sets, held_out) if rank() == 0 else ():
+        errors.print(f"[yellow]validation:[/] {escape(line)}")
     if shares is None:
         shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
     if len(shares) != len(sets) or not all(0 < share < float("inf") for share in shares):

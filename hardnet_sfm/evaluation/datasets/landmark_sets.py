@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, read_parts
 from hardnet_sfm.evaluation.datasets.revisited import read_revisited
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, LandmarkQuery, Landmarks, Question, Relevance, check_box
 from hardnet_sfm.files.clutter import find_files
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.photo_folders import EXTENSIONS, list_photos
+from hardnet_sfm.photo_names import composed
 
 _LAYOUT = (
     "A data set has photos in images/ (or jpg/), and NAME_query.txt, NAME_good.txt, NAME_ok.txt, NAME_junk.txt in gt/."
@@ -186,20 +187,17 @@ def _read_lines(path: Path) -> list[str]:
     except FileNotFoundError as error:
         raise HardnetSfmError(f"{path}: no such file", _LAYOUT) from error
     except (OSError, ValueError) as error:
-        raise HardnetSfmError(
-            f"{path}: cannot be read: {error}",
-            "Take the ground truth from the data set again, or check its permissions.",
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+        raise file_error(path, error, "a text file", "Take the ground truth from the data set again.") from error
+    return [composed(line.strip()) for line in lines if line.strip()]
 
 
 def _by_stem(names: Collection[str]) -> dict[str, str]:
     """Maps the name of each photo without folder and suffix, as in the ground truth, to its name in the folder."""
     found: dict[str, str] = {}
     for name in names:
-        other = found.setdefault(PurePosixPath(name).stem, name)
+        other = found.setdefault(composed(PurePosixPath(name).stem), name)
         if other != name:
             raise HardnetSfmError(
-                f"the photos {other} and {name} have the same name in the ground truth", "Remove one."
+                f"the photos {other} and {name} have the same name in the ground truth", "Take one out of the folder."
             )
     return found

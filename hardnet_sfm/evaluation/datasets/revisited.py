@@ -21,6 +21,7 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.parts import read_parts
 from hardnet_sfm.evaluation.datasets.pickles import read_plain_pickle
 from hardnet_sfm.evaluation.landmarks import LandmarkQuery, Landmarks, Relevance, check_box
+from hardnet_sfm.photo_names import composed
 
 EASY, MEDIUM, HARD = SETUPS = ("easy", "medium", "hard")
 _HINT = "It is gnd_roxford5k.pkl or gnd_rparis6k.pkl, from the authors of the benchmark."
@@ -37,6 +38,7 @@ def read_revisited(path: Path) -> Landmarks:
         photos, queries, truths = content["imlist"], content["qimlist"], content["gnd"]
         _check(len(queries) == len(truths), f"{len(queries)} queries with {len(truths)} answers")
         _check(all(isinstance(name, str) for name in (*photos, *queries)), "names of photos that are no text")
+        photos, queries = ([composed(name) for name in names] for names in (photos, queries))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise _other_data(path, error) from error
     rows = ((name, (name, truth)) for name, truth in zip(queries, truths, strict=True))
