@@ -13,11 +13,13 @@ which pairs were matched.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from threading import RLock
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -322,5 +324,5 @@ def _read(path: Path, fingerprint: str) -> DescribedViews | None:
                 return None
             keypoints = Keypoints(*(archive[field.name] for field in fields(Keypoints)))
             return DescribedViews(keypoints, *(archive[name] for name in ("ends", "rows", "descriptors")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error):
         return None  # the caller describes the views again

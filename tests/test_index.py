@@ -289,6 +289,17 @@ def test_a_truncated_column_is_noticed(column: str, place: Path, tmp_path: Path)
         open_index(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [b"\xff" * 8, b"(1, (((", b"\0" * 8, b"(-1,)   ", b'"""     '])
+def test_a_damaged_header_of_a_column_is_noticed(damage: bytes, place: Path, tmp_path: Path) -> None:
+    """NumPy parses it as Python, and raises what Python's parsers raise."""
+    shutil.copytree(place / "index", tmp_path / "index")
+    (path,) = tmp_path.glob("index/segment-*/geometry.npy")
+    data = path.read_bytes()
+    path.write_bytes(data[:64] + damage + data[64 + len(damage) :])
+    with pytest.raises(HardnetSfmError, match=r"segment-.*not a part of an index, or damaged"):
+        open_index(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["offsets.npy", "photos.json"])
 def test_a_flipped_bit_in_what_is_small_is_noticed_at_once(name: str, place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "index", tmp_path / "index")

@@ -12,8 +12,9 @@ import pytest
 
 import hardnet_sfm
 from hardnet_sfm.colmap.mappers import complete, connected, is_better
-from hardnet_sfm.colmap.mapping import Mapping
+from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.poses import pose_errors
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.workspace import Workspace, read_json
@@ -138,3 +139,19 @@ def test_a_better_model_has_more_photos_that_fit(model: tuple[int, int], other: 
 def copied(place: Workspace, folder: Path) -> Workspace:
     shutil.copytree(place.root, folder / "copy")
     return Workspace(folder / "copy")
+
+
+def test_photos_that_disappear_meanwhile_are_an_error(
+    made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
+) -> None:
+    """COLMAP would make a model whose points are black, and its next run would find it up to date."""
+    shutil.copytree(small_scene[0], tmp_path / "photos")
+    shutil.copy(made.database, tmp_path / "database.db")
+
+    def disconnect_drive(_: int) -> None:
+        if (tmp_path / "photos").is_dir():
+            (tmp_path / "photos").rename(tmp_path / "gone")
+
+    mapping = Mapping("incremental", False, True, False, 3, 1, 0)
+    with pytest.raises(HardnetSfmError, match=r"photos/.*the photo disappeared while models were made \(8 photos\)"):
+        map_database(tmp_path / "database.db", tmp_path / "photos", tmp_path / "snapshot", mapping, disconnect_drive)

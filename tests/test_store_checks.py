@@ -90,11 +90,16 @@ def test_missing_facts_are_damage(features: Path, missing: str) -> None:
         read(features)
 
 
-@pytest.mark.parametrize(("attribute", "value"), [("index", []), ("header", 3), ("header", {"names": "a.jpg"})])
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("index", "[]"), ("index", -1), ("index", '{"a.jpg": 3}'), ("header", "3"), ("header", 3), ("header", "[]")]
+    + [("header", json.dumps({"names": names})) for names in (NAME, [1], None)]
+    + [("header", json.dumps({"names": [NAME], "options": []}))],
+)
 def test_facts_of_another_shape_are_damage(features: Path, attribute: str, value: Any) -> None:
     with h5py.File(features, "r+") as store:
-        store.attrs[attribute] = json.dumps(value)
-    with pytest.raises(HardnetSfmError, match=rf"features\.h5.*its {attribute}"):
+        store.attrs[attribute] = value
+    with pytest.raises(HardnetSfmError, match=r"features\.h5"):
         read(features)
 
 
@@ -136,3 +141,27 @@ def test_wrong_numbers_of_a_pair_are_damage(matches: Path, name: str, array: Any
     replace(matches, f"a.jpg/b.jpg/{name}", array)
     with MatchStore(matches) as store, pytest.raises(HardnetSfmError, match=r"matches\.h5"):
         store.matches("a.jpg", "b.jpg")
+
+
+@pytest.mark.parametrize("name", ["keypoints", "descriptors", "scales"])
+def test_arrays_that_claim_to_be_huge_are_damage(features: Path, name: str) -> None:
+    with h5py.File(features, "r+") as store:
+        del store[f"{NAME}/{name}"]
+        store.create_dataset(f"{NAME}/{name}", shape=(1 << 38,), chunks=(1 << 16,), dtype=np.float32)
+    with pytest.raises(HardnetSfmError, match=r"features\.h5.*claims 1099511627776 bytes, but 0 are stored"):
+        read(features)
+
+
+def test_compressed_arrays_of_one_value_are_no_claim(matches: Path) -> None:
+    with h5py.File(matches, "r+") as store:
+        for name, array in {
+            "matches0": np.full(100_000, -1),
+            "matching_scores0": np.zeros(100_000, np.float16),
+        }.items():
+            del store[f"a.jpg/b.jpg/{name}"]
+            store.create_dataset(f"a.jpg/b.jpg/{name}", data=array, compression="gzip", shuffle=True)
+        index = json.loads(store.attrs["index"])
+        index["a.jpg/b.jpg"]["matches"] = 0
+        store.attrs["index"] = json.dumps(index)
+    with MatchStore(matches) as store:
+        assert len(store.matches("a.jpg", "b.jpg")) == 0

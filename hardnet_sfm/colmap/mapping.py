@@ -14,6 +14,7 @@ import pycolmap
 
 from hardnet_sfm.colmap.database import copy_database
 from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.errors import HardnetSfmError
 
 _SECONDS_BETWEEN_SNAPSHOTS = 30.0
 
@@ -58,15 +59,29 @@ def map_database(
             interrupted. A later call resumes from it and ends with the same model. The caller removes the folder.
         mapping: options of mapping.
         on_registered: called with the number of photos registered so far.
+
+    Raises:
+        HardnetSfmError: photos disappeared meanwhile. COLMAP would leave their points black without a word.
     """
-    manager = pycolmap.ReconstructionManager()
+    manager, there = pycolmap.ReconstructionManager(), _photos_in(images, database)
     if mapping.mapper == "global":
         _map_globally(database, images, manager, mapping)
     else:
         _map_incrementally(database, images, manager, snapshot, mapping, on_registered)
+    if gone := sorted(there - _photos_in(images, database)):
+        raise HardnetSfmError(
+            f"{images / gone[0]}: the photo disappeared while models were made ({len(gone)} photos)",
+            "Put the photos back, for example by connecting their drive again. Then run the same command again.",
+        )
     models = [manager.get(number) for number in range(manager.size())]
     models.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
     return [Model(model) for model in models if model.num_reg_images() > 0]
+
+
+def _photos_in(images: Path, database: Path) -> set[str]:
+    """Returns the names of the database's photos that are in a folder."""
+    with pycolmap.Database.open(database) as opened:
+        return {image.name for image in opened.read_all_images() if (images / image.name).is_file()}
 
 
 def incremental_options(images: Path, mapping: Mapping) -> pycolmap.IncrementalPipelineOptions:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from hardnet_sfm.errors import file_error
 from hardnet_sfm.files.in_place import open_to_read
@@ -18,6 +20,7 @@ from hardnet_sfm.files.in_place import open_to_read
 _HEAP = b"GCOL"
 _HEAP_HEADER, _OBJECT_HEADER = 16, 16  # bytes; of a file with 8-byte lengths, as all programs write
 _MOST = 1 << 30  # bytes of a heap
+_MOST_COMPRESSED = 1100  # gzip shrinks data to a 1032nd at most
 
 
 def open_hdf5(path: Path, remedy: str) -> h5py.File:
@@ -44,6 +47,20 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """
     with _CheckedFile(path) as raw, h5py.File(raw, "r") as file:
         return dict(file.attrs)
+
+
+def read_array(stored: h5py.Dataset) -> NDArray[Any]:
+    """Reads a data set, whose size must be in proportion to what is stored. A damaged one may claim to be huge.
+
+    Raises:
+        OSError: the data set claims more than it can hold, or the file is damaged.
+        TypeError: it is a group.
+    """
+    if not isinstance(stored, h5py.Dataset):
+        raise TypeError(f"{stored.name} is not a data set")
+    if stored.nbytes > _MOST_COMPRESSED * stored.id.get_storage_size():
+        raise OSError(f"{stored.name} claims {stored.nbytes} bytes, but {stored.id.get_storage_size()} are stored")
+    return np.asarray(stored[()])
 
 
 class _CheckedFile(io.FileIO):

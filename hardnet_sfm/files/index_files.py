@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,9 @@ def read_segment(folder: Path, words: int, removed: Sequence[int] = (), *, thoro
             columns[name] = np.asarray(column).view(np.ndarray)
         if len(columns["offsets"]) != words + 1:
             raise ValueError("it has another number of words")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise file_error(getattr(error, "filename", None) or folder, error, "a part of an index", _HINT) from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, TokenError) as error:
+        path = (error.filename if isinstance(error, OSError) else None) or folder
+        raise file_error(path, error, "a part of an index", _HINT) from error
     sizes = np.array(content["sizes"], np.int64).reshape(-1, 2)
     return Segment(folder.name, content["names"], content["fingerprints"], sizes, Columns(**columns), sorted(removed))
 

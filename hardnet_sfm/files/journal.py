@@ -6,9 +6,11 @@ import io
 import json
 import sqlite3
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.errors import file_error
 
+# NumPy raises these for a damaged archive or a damaged header of an array.
+_DAMAGED_ARRAYS = (zipfile.BadZipFile, zlib.error, SyntaxError, TokenError, EOFError, NotImplementedError)
 Arrays = Mapping[str, NDArray[Any]]
 Facts = Mapping[str, str | int]
 
@@ -89,6 +93,6 @@ class Journal:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, zipfile.BadZipFile, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+        except (sqlite3.Error, *_DAMAGED_ARRAYS, OSError, ValueError, KeyError, TypeError) as error:
             remedy = "Move it away and run the same command again: it computes what the journal held."
             raise file_error(self.path, error, "a journal of hardnet-sfm", remedy) from error

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import HardnetSfmError, UsageError, file_error, write_error
-from hardnet_sfm.files.hdf5_files import open_hdf5, read_attributes
+from hardnet_sfm.files.hdf5_files import open_hdf5, read_array, read_attributes
 from hardnet_sfm.files.journal import Arrays, Journal
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
@@ -65,7 +65,7 @@ def read_patches(path: Path) -> PatchSet:
             if facts.get("format") != FORMAT:
                 raise ValueError(f"its format is {facts.get('format', 'not given')!r}, not {FORMAT!r}")
             kinds = _COLUMNS | ({_POINT_ID: np.int64} if _POINT_ID in file else {})
-            columns = {name: file[name][()].astype(kind, casting="same_kind") for name, kind in kinds.items()}
+            columns = {name: read_array(file[name]).astype(kind, casting="same_kind") for name, kind in kinds.items()}
             patches = _mapped(path, file["patches"])
         return PatchSet(
             str(path),

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
-from hardnet_sfm.files.hdf5_files import open_hdf5, read_attributes
+from hardnet_sfm.files.hdf5_files import open_hdf5, read_array, read_attributes
 from hardnet_sfm.files.in_place import FORMAT, change_in_place
 from hardnet_sfm.files.journal import Arrays, Facts, Journal
 from hardnet_sfm.files.store_checks import check_facts, check_keypoints, check_matches, check_numbers
@@ -139,7 +139,7 @@ class Store:
                 "`hardnet-sfm info` says what is there; run the stage that makes it again.",
             )
         with self._explained():
-            return np.asarray(self._file[known][name][()])
+            return read_array(self._file[known][name])
 
     def bytes_of(self, keys: Collection[str]) -> int:
         """Returns about how many bytes some entries take in the file."""
@@ -164,7 +164,7 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError, zlib.error) as error:
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, zlib.error) as error:
             raise file_error(self.path, error, remedy=self._remedy) from error
 
 
@@ -182,7 +182,7 @@ class KeypointStore(Store):
             similar = "affines" not in self._file[self._keys.find(name) or name]
         affines = None if similar else self._read(name, "affines")
         with self._explained():
-            check_keypoints(arrays if affines is None else {**arrays, "affines": affines}, self.index[name])
+            check_keypoints(arrays if affines is None else {**arrays, "affines": affines}, self._facts(name))
         return Keypoints(arrays["keypoints"], arrays["scales"], arrays["oris"], arrays["scores"], affines)
 
 
@@ -200,7 +200,7 @@ class FeatureStore(KeypointStore):
         """Returns (N, D) float16 of unit length, a view of the (D, N) array in the file."""
         descriptors = self._read(name, "descriptors")
         with self._explained():
-            check_numbers("descriptors", descriptors, (None, self.index[name].get("keypoints")))
+            check_numbers("descriptors", descriptors, (None, self._facts(name).get("keypoints")))
         return descriptors.astype(np.float16, copy=False).T
 
     def counts(self) -> dict[str, int]:
@@ -286,7 +286,7 @@ class MatchStore(Store):
         key = pair_key(name0, name1)
         of_first, of_scores = self._read(key, "matches0"), self._read(key, "matching_scores0")
         with self._explained():
-            check_matches(of_first, of_scores, self.index[key])
+            check_matches(of_first, of_scores, self._facts(key))
         rows = np.flatnonzero(of_first >= 0).astype(np.int32)
         scores = of_scores.astype(np.float32)
         return Matches(np.stack([rows, of_first[rows]], 1), scores[rows])

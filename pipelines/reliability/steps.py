@@ -8,7 +8,6 @@ from the same files.
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import sqlite3
 import sys
@@ -31,8 +30,6 @@ from hash_results import arrays_in, hash_array, hash_arrays, hash_text
 _EXTRACT = "--descriptor rootsift --max-keypoints 400 --orientation upright"
 _LEARN = "--steps 2 --batch-size 16 --seed 1"
 _LATE = "late"
-# Paths of the folders that a campaign works in, which some results contain.
-_STATE = re.compile(rb"/[^\"'\\s]*/(?:case|elsewhere)(?![\\w.])")
 
 
 @dataclass(frozen=True)
@@ -131,17 +128,19 @@ def results(state: Path) -> dict[str, str]:
     Weights, models and databases count by their content, and each array of an HDF5 file counts by itself. A file that
     cannot be read counts as `unreadable`.
     """
-    return {
-        f"{path.relative_to(state).as_posix()}{part}": value for path in _files(state) for part, value in _hash(path)
-    }
+    # Some results contain the path of the case that made them. A state of `states/` is a copy of such a case.
+    places = [bytes(place) for place in (state, state.parent / "case", state.parent.parent / "case")]
+    found = {path.relative_to(state).as_posix(): _hash(path, places) for path in _files(state)}
+    return {f"{name}{part}": value for name, parts in found.items() for part, value in parts}
 
 
 def left_behind(state: Path) -> set[str]:
     """Hidden files and folders of a state that a finished command should have cleared away.
 
-    Locks do not count, nor do temporary files: the next change of the result replaces its temporary file.
+    Locks and caches do not count, nor do temporary files: the next change of the result replaces its temporary file.
     """
-    paths = (path for path in state.rglob(".*") if not (path.is_file() and path.suffix in (".lock", ".tmp")))
+    ours = (".lock", ".tmp", ".json")
+    paths = (path for path in state.rglob(".*") if not (path.is_file() and path.suffix in ours))
     return {path.relative_to(state).as_posix() for path in paths}
 
 
@@ -153,8 +152,11 @@ def _files(state: Path) -> Iterator[Path]:
             yield path
 
 
-def _hash(path: Path) -> list[tuple[str, str]]:
-    """Hashes of the parts of a file: of the arrays of an HDF5 file, of the whole of any other."""
+def _hash(path: Path, places: list[bytes]) -> list[tuple[str, str]]:
+    """Hashes of the parts of a file: of the arrays of an HDF5 file, of the whole of any other.
+
+    In pages and JSON, the paths of places do not count.
+    """
     try:
         if path.suffix == ".h5":
             return [(f":{name}", hash_array(name, array)) for name, array in arrays_in(path).items()]
@@ -163,7 +165,10 @@ def _hash(path: Path) -> list[tuple[str, str]]:
         if path.suffix == ".db":
             return [("", _hash_rows(path))]
         if path.suffix in (".json", ".html"):
-            return [("", hashlib.sha256(_STATE.sub(b"STATE", path.read_bytes())).hexdigest()[:16])]
+            content = path.read_bytes()
+            for place in places:
+                content = content.replace(place, b"STATE")
+            return [("", hashlib.sha256(content).hexdigest()[:16])]
         return [("", hash_arrays(path))]
     except Exception as error:
         return [("", f"unreadable: {error}")]
