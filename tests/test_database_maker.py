@@ -151,6 +151,33 @@ def test_photos_that_are_gone_leave_nothing(whole: Workspace, tmp_path: Path, ve
     assert values(place) == fresh(tmp_path / "again", whole, NAMES, FOLDERS)
 
 
+def test_photos_that_were_imported_in_part_get_the_same_numbers(
+    whole: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hardnet_sfm.colmap import cameras
+
+    def numbers(place: Workspace) -> list[tuple[str, int, int, int]]:
+        with pycolmap.Database.open(place.database) as database:
+            images = database.read_all_images()
+        return [(image.name, image.image_id, image.camera_id, image.frame_id) for image in images]
+
+    def stop(database: Path, images: Path, names: list[str], *more: Any) -> None:
+        whole_import(database, images, names[:5], *more)
+        raise KeyboardInterrupt
+
+    whole_import, place, other = (
+        cameras.import_photos,
+        fill(tmp_path / "a", whole, NAMES),
+        fill(tmp_path / "b", whole, NAMES),
+    )
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cameras, "import_photos", stop)
+        make(place)
+    make(place)
+    make(other)
+    assert numbers(place) == numbers(other)
+
+
 def test_a_photo_with_new_features_is_replaced(whole: Workspace, tmp_path: Path, verified: list[int]) -> None:
     place = fill(tmp_path / "changed", whole, NAMES)
     make(place)

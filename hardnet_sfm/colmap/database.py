@@ -28,6 +28,8 @@ _PAIRS_A_COMMIT = 64
 # COLMAP's number of a pair is that of the one photo times this, plus that of the other.
 _MOST_PHOTOS = 2**31 - 1
 _OF_PAIRS = ("matches", "two_view_geometries")
+# Tables that SQLite numbers, and the columns of the numbers.
+_NUMBERED = {"rigs": "rig_id", "cameras": "camera_id", "frames": "frame_id", "images": "image_id"}
 _REMEDY = "Move it away and run `hardnet-sfm map` again: it makes a new one."
 
 
@@ -255,7 +257,10 @@ def forget_verification(database: Path) -> None:
 
 
 def remove_photos(database: Path, names: Collection[str]) -> None:
-    """Removes photos with their keypoints, matches, two-view geometry and unshared cameras, in one transaction."""
+    """Removes photos with their keypoints, matches, two-view geometry and unshared cameras, in one transaction.
+
+    Numbers at the end become free again. So photos that a killed run imported in part get the same numbers anew.
+    """
     if not names:
         return
     with _changing(database) as opened:
@@ -273,6 +278,9 @@ def remove_photos(database: Path, names: Collection[str]) -> None:
         unused = "(SELECT camera_id FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images))"
         opened.execute(f"DELETE FROM rigs WHERE ref_sensor_type = 0 AND ref_sensor_id IN {unused}")
         opened.execute(f"DELETE FROM cameras WHERE camera_id IN {unused}")
+        for table, number in _NUMBERED.items():
+            last = f"(SELECT COALESCE(MAX({number}), 0) FROM {table})"
+            opened.execute(f"UPDATE sqlite_sequence SET seq = {last} WHERE name = ?", (table,))
 
 
 def camera_numbers(database: Path) -> dict[str, int]:

@@ -267,8 +267,8 @@ def _publish(workspace: Workspace, database: Path, models: list[Model], summary:
         model.write(beside / str(number))
     if database != workspace.database:
         replace_database(database, workspace.database)
-    # If the run is killed before the new summary is written, no old summary may declare the models up to date.
-    workspace.summary.unlink(missing_ok=True)
+    # If the run is killed in between, no summary may declare the models up to date. Without a fingerprint, it does not.
+    write_json(workspace.summary, {**summary, "fingerprint": ""})
     if models:
         with replacing_output(Ledger(workspace.root), workspace.sparse.name) as target:
             replace_folder(beside, target)
