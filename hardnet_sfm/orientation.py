@@ -79,6 +79,7 @@ class Orientations:
         pairs: number of pairs of photos that were verified in at least one way.
         upright_matches: verified matches of these pairs described upright, at most 100 for each pair.
         estimated_matches: the same with estimated orientations.
+        photos: number of photos among which the trial chose its sample; 0 if an earlier version did not note it.
     """
 
     orientation: Way
@@ -86,6 +87,7 @@ class Orientations:
     pairs: int = 0
     upright_matches: int = 0
     estimated_matches: int = 0
+    photos: int = 0
 
     def facts(self) -> dict[str, Any]:
         """Returns the result as a dictionary for JSON."""
@@ -154,7 +156,8 @@ def choose_orientations(
         with progress("orient", len(sample) + len(others[:_MOST])) as advance:
             estimated = dict(trial.described(sample, dict.fromkeys(sample), advance))
             if earlier is None:
-                found, upright = trial.decide(estimated)
+                decided, upright = trial.decide(estimated)
+                found = replace(decided, photos=len(names))
                 if found.orientation == "estimated":
                     return found
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -137,17 +138,37 @@ def test_a_turned_photo_among_upright_ones_is_found_and_described_along_its_upri
     assert np.median(cosines) > 0.99
 
 
-def test_photos_turned_by_any_angle_get_estimated_orientations(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
-    photos, scene = small_scene
-    (tmp_path / "photos").mkdir()
-    for number, name in enumerate(scene.names):
+def turned_at_odd_angles(photos: Path, names: Sequence[str], folder: Path) -> None:
+    """Copies photos, each turned by another multiple of 47 degrees."""
+    folder.mkdir()
+    for number, name in enumerate(names):
         photo = cv2.imread(str(photos / name))
         height, width = photo.shape[:2]
         turn = cv2.getRotationMatrix2D((width / 2, height / 2), 47 * number, 1)
-        cv2.imwrite(str(tmp_path / "photos" / name), cv2.warpAffine(photo, turn, (width, height)))
+        cv2.imwrite(str(folder / name), cv2.warpAffine(photo, turn, (width, height)))
+
+
+def test_photos_turned_by_any_angle_get_estimated_orientations(small_scene: tuple[Path, Scene], tmp_path: Path) -> None:
+    photos, scene = small_scene
+    turned_at_odd_angles(photos, scene.names, tmp_path / "photos")
     extract(tmp_path / "photos", tmp_path / "features.h5", ROOTSIFT, CPU)
     found = trial(tmp_path / "features.h5")
     assert found["options"] == found["orientation"] == "estimated" and found["turned"] == {}
+
+
+def test_a_decision_is_made_again_when_there_are_twice_as_many_photos(
+    small_scene: tuple[Path, Scene], tmp_path: Path
+) -> None:
+    photos, scene = small_scene
+    turned_at_odd_angles(photos, scene.names, tmp_path / "all")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "all" / scene.names[0], tmp_path / "photos")
+    extract(tmp_path / "photos", tmp_path / "features.h5", ROOTSIFT, CPU)
+    assert trial(tmp_path / "features.h5")["orientation"] == "upright"
+    shutil.copytree(tmp_path / "all", tmp_path / "photos", dirs_exist_ok=True)
+    extract(tmp_path / "photos", tmp_path / "features.h5", ROOTSIFT, CPU)
+    found = trial(tmp_path / "features.h5")
+    assert (found["orientation"], found["photos"]) == ("estimated", len(scene.names))
 
 
 def test_photos_that_come_later_keep_the_decision_and_are_turned_against_the_others(

@@ -198,7 +198,8 @@ def _orientations(
 ) -> Orientations:
     """Decides the orientation mode and the turn of each photo by a trial.
 
-    An earlier trial with the same descriptor and detector is reused for the photos that it covers.
+    An earlier trial with the same descriptor and detector is reused for the photos that it covers. Its decision stands
+    until there are twice as many photos.
     """
     from hardnet_sfm.orientation import Orientations, choose_orientations
 
@@ -208,6 +209,8 @@ def _orientations(
         earlier, known = Orientations(**header["trial"]), header["names"]
         if set(names) <= set(known):
             return earlier
+        if len(names) >= 2 * (earlier.photos or len(known)):
+            earlier, known = None, []
     return choose_orientations(images, names, describer(), options.detector, threads, earlier, known)
 
 
