@@ -635,7 +635,7 @@ class TestModel:
         path = tmp_path / f"{name}.bin"
         for data in ((2**60).to_bytes(8, "little") + path.read_bytes()[8:], path.read_bytes()[:-1]):
             path.write_bytes(data)
-            with pytest.raises(HardnetSfmError, match=rf"the model is damaged: {name}\.bin: it ends before"):
+            with pytest.raises(HardnetSfmError, match=rf"not a COLMAP model, or damaged: {name}\.bin: it ends before"):
                 Model.read(tmp_path)
 
     def test_models_of_rigs_are_as_long_as_their_counts_say(self, tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ class TestWeightsFile:
     def test_that_is_cut_short_is_named(self, save: Callable[..., Path], network: HardNet) -> None:
         path = save(network.state_dict())
         path.write_bytes(path.read_bytes()[:-1000])
-        with pytest.raises(HardnetSfmError, match=r"mine\.safetensors: damaged"):
+        with pytest.raises(HardnetSfmError, match=r"mine\.safetensors: not a safetensors file, or damaged"):
             make_descriptor("hardnet", path)
 
 

@@ -162,7 +162,7 @@ def test_who_opens_a_store_that_is_being_changed_is_told_so(tmp_path: Path, monk
     monkeypatch.setattr(in_place, "PATIENCE", 0.1)
     with path.open("rb") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
-        with pytest.raises(HardnetSfmError, match="another program is writing") as raised:
+        with pytest.raises(HardnetSfmError, match="in use by another program") as raised:
             FeatureStore(path)
         assert str(path) in raised.value.message
         with pytest.raises(BlockingIOError):

@@ -679,7 +679,7 @@ class TestBadInput:
         self, made: Workspace, images: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "p.h5").write_text("my diary")
-        with pytest.raises(HardnetSfmError, match="not a file of patches"):
+        with pytest.raises(HardnetSfmError, match="not an HDF5 file"):
             mine(made.root, images, tmp_path / "p.h5")
         assert (tmp_path / "p.h5").read_text() == "my diary"
 

@@ -35,7 +35,7 @@ def test_cameras_that_end_early_are_noticed(colmap: pycolmap.Reconstruction, tmp
     colmap.write_binary(tmp_path)
     path = tmp_path / "cameras.bin"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(HardnetSfmError, match=r"cameras\.bin ends early"):
+    with pytest.raises(HardnetSfmError, match=r"cameras\.bin: it ends before"):
         Model.read(tmp_path)
 
 

@@ -607,14 +607,13 @@ def test_what_match_needs_is_named_where_it_is_missing(place: Workspace) -> None
     assert "hardnet-sfm extract" in raised.value.hint
 
 
-def test_a_list_that_names_a_photo_that_is_gone_is_a_clear_error(place: Workspace) -> None:
+def test_lines_that_name_a_photo_that_is_gone_are_left_out_and_named(place: Workspace) -> None:
     gone = names_of(place)[3]
     (place.root.parent / "images" / gone).unlink()
     extract(place.root.parent / "images", place.features, FEW, CPU, prune=True)
-    with pytest.raises(HardnetSfmError) as raised:
-        match(place.features, place.pairs, place.matches, None, CPU)
-    assert str(place.pairs) in raised.value.message
-    assert gone in raised.value.message
+    result = match(place.features, place.pairs, place.matches, None, CPU)
+    assert (result.pairs, result.computed) == (10, 0)
+    assert "5 of 15 lines" in result.skipped[str(place.pairs)] and gone in result.skipped[str(place.pairs)]
     pair(place.features, place.pairs)
-    report = match(place.features, place.pairs, place.matches, None, CPU)
-    assert (report.pairs, report.computed) == (10, 0)
+    result = match(place.features, place.pairs, place.matches, None, CPU)
+    assert (result.pairs, result.computed, result.skipped) == (10, 0, {})

@@ -746,7 +746,7 @@ def test_a_folder_without_sequences_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_validation_on_photos_of_the_training_is_noticed() -> None:
     training, other = a_set(Path("train.h5")), a_set(Path("other.h5"), seed=1)
-    (line,) = describe_shared_photos([training], [replace(training, path=Path("copy.h5"))])
+    (line,) = describe_shared_photos([training], [replace(training, origin="copy.h5")])
     assert line.startswith(f"{len(training.images)} of {len(training.images)} photos of copy.h5 are also in train.h5")
     assert len(describe_shared_photos([training], [training])) == 1
     # Photos of another scene may have the same names, as cameras count from 1.

@@ -46,7 +46,7 @@ def patches(tmp_path: Path) -> Path:
     frames = np.zeros((3 * POINTS, 2, 3), np.float32)
     frames[:, 0, 2] = 50 * np.arange(3 * POINTS)
     made = PatchSet(
-        tmp_path / "patches.h5",
+        str(tmp_path / "patches.h5"),
         "sfm",
         20.0,
         ("a.jpg", "b.jpg", "c.jpg"),
@@ -58,8 +58,8 @@ def patches(tmp_path: Path) -> Path:
         xyz=np.column_stack([np.arange(POINTS), np.zeros((POINTS, 2))]).astype(np.float32),
         extent=1.5 / 0.002,
     )
-    write_patches(made.path, made)
-    return made.path
+    write_patches(tmp_path / "patches.h5", made)
+    return tmp_path / "patches.h5"
 
 
 def test_curves_are_what_was_logged(tmp_path: Path) -> None:

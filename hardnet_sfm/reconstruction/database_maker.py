@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.fingerprints import inputs_fingerprint, matched_keypoints
 from hardnet_sfm.files.stores import FeatureStore, KeypointStore, MatchStore, pair_key
 from hardnet_sfm.files.workspace import Workspace, digest
@@ -80,17 +79,13 @@ class DatabaseMaker:
             The path of the database that is up to date. The caller moves a new one into place when there is a model.
 
         Raises:
-            HardnetSfmError: the folder of photos does not exist.
+            HardnetSfmError: COLMAP cannot read a photo that is new, or the disk is full.
         """
         from hardnet_sfm.colmap.database import Database, Guide, read_fact, write_facts
         from hardnet_sfm.colmap.log import native_log
 
         if read_fact(self.workspace.database, "fingerprint") == self.fingerprint:
             return self.workspace.database
-        if not self.images.is_dir():
-            raise HardnetSfmError(
-                f"the photos are no longer in {self.images}", "Say where they are with --images FOLDER."
-            )
         pairs, features, guided = self.matches.pairs(), self.features, self.options.guided_matching
         with native_log(self.workspace.logs):
             path = self._update()

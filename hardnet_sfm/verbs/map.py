@@ -27,6 +27,7 @@ from hardnet_sfm.files.workspace import (
     restore_folder,
     write_json,
 )
+from hardnet_sfm.photo_names import as_on_disk
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.reconstruction.camera_checks import check_cameras
@@ -101,6 +102,8 @@ def map_photos(
             rounds = matches.header.get("rounds", [])
             if not models and not rounds:
                 _announce(workspace, options, len(features.names()))
+            if not models:
+                _check_present(images, features.names())
             start = time.perf_counter()
             database = maker.make()
             found = what_was_found(features, matches)
@@ -167,6 +170,18 @@ def _map(attempt: _Attempt, found: dict[str, Any], rounds: Sequence[str], wanted
     if not mapped.models:
         raise explain_failure(summary, database if kept else workspace.database, kept=kept)
     return mapped.models
+
+
+def _check_present(images: Path, names: Sequence[str]) -> None:
+    """Raises HardnetSfmError if photos are missing. COLMAP would leave their points black without a word."""
+    if not images.is_dir():
+        raise HardnetSfmError(f"the photos are no longer in {images}", "Say where they are with --images FOLDER.")
+    missing = [name for name in names if not as_on_disk(images / name).is_file()]
+    if missing:
+        raise HardnetSfmError(
+            f"{images / missing[0]}: missing ({len(missing)} of {len(names)} photos)",
+            "Put the photos back, or say where they are with --images FOLDER. Or run `hardnet-sfm extract` again.",
+        )
 
 
 def _check_matched(workspace: Workspace, features: FeatureStore, matches: MatchStore) -> None:

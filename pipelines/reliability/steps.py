@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 
+from hardnet_sfm.files.ledger import EXPORT, NAME
 from hardnet_sfm.files.weight_files import find_weights, read_weights
 from hardnet_sfm.scene import render
 
@@ -30,6 +31,8 @@ from hash_results import arrays_in, hash_array, hash_arrays, hash_text
 _EXTRACT = "--descriptor rootsift --max-keypoints 400 --orientation upright"
 _LEARN = "--steps 2 --batch-size 16 --seed 1"
 _LATE = "late"
+# They note how long each stage took and what was written.
+_LEDGERS = (NAME, EXPORT)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _files(state: Path) -> Iterator[Path]:
     for path in sorted(state.rglob("*")):
         parts = path.relative_to(state).parts
         hidden = any(part.startswith(".") or part == "logs" or part.endswith(".training") for part in parts)
-        if path.is_file() and not hidden and parts[0] not in ("w1bs", _LATE):
+        if path.is_file() and not hidden and parts[0] not in ("w1bs", _LATE) and path.name not in _LEDGERS:
             yield path
 
 
