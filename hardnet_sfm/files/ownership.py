@@ -6,7 +6,6 @@ checksums. Workspaces of versions without a workspace.json are recognised by the
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -22,7 +21,7 @@ from PIL import Image
 from hardnet_sfm.errors import HardnetSfmError, list_some
 from hardnet_sfm.files.ledger import EXPORT, Checksums, Ledger
 from hardnet_sfm.files.photo_files import sha256_of
-from hardnet_sfm.files.workspace import CARD, MANIFEST, locked
+from hardnet_sfm.files.workspace import CARD, MANIFEST, locked, read_json
 
 FACTS = "hardnet_sfm"
 """Name of the table that this package adds to COLMAP's database."""
@@ -197,10 +196,9 @@ def _is_page(path: Path) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; empty if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except HardnetSfmError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _is_summary(path: Path) -> bool:
