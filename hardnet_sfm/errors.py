@@ -5,8 +5,11 @@ import math
 import os
 import re
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
+
+_LISTED = 5  # items to name in a message; the rest is counted
 
 
 class HardnetSfmError(Exception):
@@ -196,3 +199,10 @@ def _flag(name: str) -> str:
 
 def _and_finite(value: float) -> str:
     return "" if isinstance(value, int) else " and finite"
+
+
+def list_some(items: Sequence[str], separator: str = ", ") -> str:
+    """Lists the first five items, and counts the others: "a, b, c, d, e and 3 more"."""
+    rest = len(items) - _LISTED
+    more = f"{separator.rstrip(', ')} and {rest} more" if rest > 0 else ""
+    return separator.join(items[:_LISTED]) + more

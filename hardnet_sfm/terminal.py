@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, cast
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError, find_cause
+from hardnet_sfm.errors import HardnetSfmError, UsageError, find_cause, list_some
 from hardnet_sfm.files.ledger import NAME, Ledger
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
 from hardnet_sfm.flags import flag_of, is_given
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # decoders of photos take a moment to import; `--help` does w
 output = ExactConsole()
 
 _INTERRUPTED = 130
-_NAMED = 5  # photos to name in a line
 # Stages whose options a workspace remembers: fields of commands.
 _STAGES = ("extract", "pair", "match", "views", "map", "retry", "vocabulary")
 # Options without which the other options of their stage have no effect.
@@ -150,8 +149,7 @@ def print_skipped(skipped: dict[str, str]) -> None:
 def print_truncated(names: Sequence[str]) -> None:
     """Prints one line about photos whose end is missing, if there are any."""
     if names:
-        some = ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
-        errors.print(f"[yellow]truncated:[/] {escape(some)}: read as far as they go", soft_wrap=True)
+        errors.print(f"[yellow]truncated:[/] {escape(list_some(names))}: read as far as they go", soft_wrap=True)
 
 
 def print_not_taken(not_taken: NotTaken) -> None:

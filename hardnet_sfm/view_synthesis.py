@@ -27,7 +27,8 @@ import numpy as np
 from hardnet_sfm.errors import HardnetSfmError, UsageError, write_error
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import read_described, view_fingerprints
-from hardnet_sfm.files.stores import FeatureStore, StoreWriter, keypoint_arrays
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FeatureStore, keypoint_arrays
 from hardnet_sfm.files.workspace import digest, prepare_folder, replacing
 from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
 from hardnet_sfm.resources import Resources

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.files.stores import FEATURES, StoreWriter, feature_arrays
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, feature_arrays
 from hardnet_sfm.keypoints import Keypoints
 
 SIZE = (640, 480)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.stores import FEATURES, FeatureStore, StoreWriter, feature_arrays
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, FeatureStore, feature_arrays
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.reconstruction.camera_checks import check_cameras
 from hardnet_sfm.reconstruction.map_options import MapOptions

@@ -19,7 +19,8 @@ from hardnet_sfm.colmap import trial as trials
 from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
 from hardnet_sfm.files.fingerprints import match_fingerprint
 from hardnet_sfm.files.photo_files import read_lens
-from hardnet_sfm.files.stores import FEATURES, MATCHES, StoreWriter, feature_arrays, match_arrays, pair_key
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, MATCHES, feature_arrays, match_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace, read_json
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.photos import Lens

@@ -17,7 +17,8 @@ from test_camera_groups import Shot, exif, photograph
 from hardnet_sfm.colmap import cameras as cameras_module
 from hardnet_sfm.colmap import database as database_module
 from hardnet_sfm.colmap.database import Database, read_fact, replace_database
-from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, Kind, MatchStore, Store, StoreWriter, pair_key
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, Kind, MatchStore, Store, pair_key
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.reconstruction import camera_groups
 from hardnet_sfm.reconstruction.database_maker import EXTENDS, DatabaseMaker

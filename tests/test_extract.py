@@ -24,7 +24,8 @@ from scipy.spatial import cKDTree
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.stores import FeatureStore, StoreWriter
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.weight_files import find_weights, read_weights
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.networks.hardnet import HardNet

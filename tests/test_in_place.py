@@ -21,7 +21,8 @@ from test_stores import Entry, hloc_names
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files import in_place
 from hardnet_sfm.files.in_place import PendingFile, change_in_place, lookup3
-from hardnet_sfm.files.stores import FEATURES, FeatureStore, StoreWriter
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, FeatureStore
 
 NAMES = [f"day {number % 3}/{number:02}.jpg" for number in range(12)]
 PWRITE = os.pwrite

@@ -24,7 +24,8 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.pair_list import read_pairs
-from hardnet_sfm.files.stores import FEATURES, FeatureStore, MatchStore, StoreWriter, feature_arrays, pair_key
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, FeatureStore, MatchStore, feature_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources

@@ -89,5 +89,5 @@ def test_sizes_are_those_as_stored(extension: str, tmp_path: Path) -> None:
 def test_five_photos_are_named_and_the_rest_is_counted(tmp_path: Path) -> None:
     for number in range(7):
         Image.new("L", (8, 6)).save(tmp_path / f"{number}.png")
-    with pytest.raises(HardnetSfmError, match=r"0.png 8x6, its camera 9x6; .*4.png 8x6, its camera 9x6 and 2 more"):
+    with pytest.raises(HardnetSfmError, match=r"0.png 8x6, its camera 9x6; .*4.png 8x6, its camera 9x6; and 2 more"):
         check_sizes(tmp_path, {f"{number}.png": (9, 6) for number in range(7)}, "its camera")

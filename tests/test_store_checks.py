@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, MatchStore, StoreWriter, feature_arrays
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, MatchStore, feature_arrays
 from hardnet_sfm.files.stores import match_arrays as arrays_of_matches
 from hardnet_sfm.keypoints import Keypoints, Matches
 

@@ -27,13 +27,13 @@ from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
+from hardnet_sfm.files.store_writer import StoreWriter
 from hardnet_sfm.files.stores import (
     FEATURES,
     MATCHES,
     FeatureStore,
     Kind,
     MatchStore,
-    StoreWriter,
     check_names_apart,
     feature_arrays,
     match_arrays,

@@ -24,13 +24,13 @@ from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.features.synthetic_views import DescribedViews, ViewDescriber
 from hardnet_sfm.files.again import Again, write_again
 from hardnet_sfm.files.fingerprints import matched_keypoints, stale_pairs, view_fingerprints
+from hardnet_sfm.files.store_writer import StoreWriter
 from hardnet_sfm.files.stores import (
     FEATURES,
     KEYPOINTS,
     FeatureStore,
     KeypointStore,
     MatchStore,
-    StoreWriter,
     keypoint_arrays,
     pair_key,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.features.detectors import DetectorOptions, make_detector
 from hardnet_sfm.files.journal import Journal
 from hardnet_sfm.files.patch_sets import read_patches
-from hardnet_sfm.files.photo_files import read_photo
+from hardnet_sfm.files.photo_files import read_photo, sha256_of
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
@@ -271,3 +272,17 @@ def test_what_a_run_left_that_was_killed_at_its_end_is_cleared_away(photos: Path
     assert journal.is_file()
     assert warp(photos, output, FEW, Resources(workers=1)).computed == 0
     assert output.read_bytes() == before and not journal.exists()
+
+
+def test_a_photo_that_may_not_be_read_is_skipped(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = min(path.name for path in photos.iterdir() if path.name != "damaged.jpg")
+
+    def denied(path: Path) -> str:
+        if path.name == first:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return sha256_of(path)
+
+    monkeypatch.setattr("hardnet_sfm.verbs.warp.sha256_of", denied)
+    result = warp(photos, tmp_path / "patches.h5", FEW)
+    assert result.photos == 1 and result.skipped.keys() == {first, "damaged.jpg"}
+    assert result.skipped[first].startswith(f"{photos / first}: ") and "ermission denied" in result.skipped[first]

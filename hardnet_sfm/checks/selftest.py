@@ -15,16 +15,8 @@ from numpy.typing import NDArray
 from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import match_fingerprint
-from hardnet_sfm.files.stores import (
-    FEATURES,
-    MATCHES,
-    FeatureStore,
-    MatchStore,
-    StoreWriter,
-    feature_arrays,
-    match_arrays,
-    pair_key,
-)
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, MatchStore, feature_arrays, match_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.resources import Resources

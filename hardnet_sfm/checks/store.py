@@ -7,7 +7,7 @@ The file alone shows some of them. The others need the photos, on which keypoint
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
@@ -16,12 +16,11 @@ import numpy as np
 from hardnet_sfm.checks.conventions import Photographed, compared_with_photos
 from hardnet_sfm.checks.facts import Grid, PhotoFacts, arrays_of, is_transposed, read_facts
 from hardnet_sfm.checks.findings import Finding
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, list_some
 from hardnet_sfm.files.hdf5_files import open_hdf5
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.photo_names import as_on_disk
 
-_NAMED = 3
 # Number of photos on which keypoints are detected again.
 _LOOKED_AT = 3
 _OF_UNIT_LENGTH = 0.01  # float16 changes the length of a descriptor by less than a thousandth
@@ -70,7 +69,7 @@ def _names(photos: list[PhotoFacts]) -> Finding:
     if not collisions:
         return Finding("names", "ok", "all differ, also when a match store writes / as -")
     hint = "Their matches would be mixed up. Rename a photo or its folder, and extract again."
-    return Finding("names", "broken", f"the same when a match store writes / as -: {_some(collisions)}", hint)
+    return Finding("names", "broken", f"the same when a match store writes / as -: {list_some(collisions)}", hint)
 
 
 def _shapes(photos: list[PhotoFacts]) -> Finding:
@@ -78,7 +77,7 @@ def _shapes(photos: list[PhotoFacts]) -> Finding:
     turned = [photo.name for photo in photos if is_transposed(photo.shapes.get("descriptors", (0, 0)), photo.count)]
     if turned:
         hint = "hloc and this program read (D, N): transpose them."
-        return Finding("shapes", "broken", f"descriptors in rows, (N, D), in {_some(turned)}", hint)
+        return Finding("shapes", "broken", f"descriptors in rows, (N, D), in {list_some(turned)}", hint)
     wrong = [
         f"{photo.name} ({key} of {shape[-1] if shape else 1}, {photo.count} keypoints)"
         for photo in photos
@@ -87,7 +86,7 @@ def _shapes(photos: list[PhotoFacts]) -> Finding:
         and (shape[0] if key == "affines" else shape[-1] if shape else 1) != photo.count
     ]
     if wrong:
-        return Finding("shapes", "broken", f"not one entry for each keypoint: {_some(wrong)}", "Extract again.")
+        return Finding("shapes", "broken", f"not one entry for each keypoint: {list_some(wrong)}", "Extract again.")
     columns = {photo.shapes["keypoints"][1] for photo in photos}
     if columns != {2}:
         said = f"keypoints have {', '.join(map(str, sorted(columns)))} columns"
@@ -99,17 +98,17 @@ def _numbers(photos: list[PhotoFacts]) -> Finding:
     wrong = [f"{photo.name} ({', '.join(photo.not_finite)})" for photo in photos if photo.not_finite]
     if wrong:
         hint = "Extract again. Numbers above 65504 become infinite in float16."
-        return Finding("numbers", "broken", f"NaN or infinity in {_some(wrong)}", hint)
+        return Finding("numbers", "broken", f"NaN or infinity in {list_some(wrong)}", hint)
     flat = [photo.name for photo in photos if photo.least_scale is not None and photo.least_scale <= 0]
     if flat:
-        return Finding("numbers", "broken", f"scales of 0 or less in {_some(flat)}", "Extract again.")
+        return Finding("numbers", "broken", f"scales of 0 or less in {list_some(flat)}", "Extract again.")
     return Finding("numbers", "ok", "all finite")
 
 
 def _descriptors(photos: list[PhotoFacts]) -> Finding:
     without = [photo.name for photo in photos if len(photo.shapes.get("descriptors", ())) != 2]
     if without:
-        return Finding("descriptors", "broken", f"none in {_some(without)}", "Extract again, with descriptors.")
+        return Finding("descriptors", "broken", f"none in {list_some(without)}", "Extract again, with descriptors.")
     dimensions = Counter(
         photo.shapes["descriptors"][1 if is_transposed(photo.shapes["descriptors"], photo.count) else 0]
         for photo in photos
@@ -148,8 +147,8 @@ def _inside(photos: list[PhotoFacts]) -> Finding:
         return Finding("inside", "ok", "all keypoints lie in their photos")
     if not any(photo.outside_turned for photo in known):
         hint = "Write it as (width, height)."
-        return Finding("inside", "broken", f"image_size is (height, width) in {_some(wrong)}", hint)
-    said = f"{sum(photo.outside for photo in known)} keypoints outside their photos, in {_some(wrong)}"
+        return Finding("inside", "broken", f"image_size is (height, width) in {list_some(wrong)}", hint)
+    said = f"{sum(photo.outside for photo in known)} keypoints outside their photos, in {list_some(wrong)}"
     return Finding("inside", "broken", said, "Write keypoints in pixels of the original photo, not of a resized copy.")
 
 
@@ -242,8 +241,3 @@ def _angles(photos: list[PhotoFacts], ours: bool) -> Finding:
         return Finding(what, "ok", "degrees from x towards y, which is down: hardnet-sfm made it")
     said = "degrees, which do not show their direction by themselves"
     return Finding(what, "unknown", said, "Give --images FOLDER: keypoints are detected again and compared.")
-
-
-def _some(names: Sequence[str]) -> str:
-    """Lists the first few names and the number of the others."""
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -30,8 +30,8 @@ def fundamental_matrix(first: Float32, second: Float32) -> Float64 | None:
 def epipolar_distances(matrix: Float64, correspondences: Float64) -> Float64:
     """(K,) symmetric epipolar distances in pixels.
 
-    This is the root of the sum of the squared distances of both points to the other point's epipolar line, Hartley and
-    Zisserman, Multiple view geometry, 2nd edition, equation 11.10.
+    Each point has a distance to the other point's epipolar line. This is the root of the sum of their squares (Hartley
+    and Zisserman, Multiple view geometry, 2nd edition, equation 11.10).
 
     Args:
         matrix: (3, 3) fundamental matrix F with x2' F x1 = 0.

@@ -49,8 +49,8 @@ def change_in_place(path: Path, change: Callable[[h5py.File], None]) -> bool:
         change: makes the changes in the open file.
 
     Returns:
-        Whether the file was changed. It stays as it is if another program has it open for longer than 2 s, if its
-        version of HDF5 cannot be changed in this way, or on Windows.
+        Whether the file was changed. It stays as it is if another program has it open for longer than 2 s, or if its
+        version of HDF5 cannot be changed in this way. On Windows, it always stays as it is.
 
     Raises:
         OSError, RuntimeError: the disk is full or cannot be written. The file stays as it is.

@@ -119,7 +119,7 @@ def read_segment(folder: Path, words: int, removed: Sequence[int] = (), *, thoro
             columns[name] = np.asarray(column).view(np.ndarray)
         if len(columns["offsets"]) != words + 1:
             raise ValueError("it has another number of words")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, TokenError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError, TokenError) as error:
         path = (error.filename if isinstance(error, OSError) else None) or folder
         raise file_error(path, error, "a part of an index", _HINT) from error
     sizes = np.array(content["sizes"], np.int64).reshape(-1, 2)

@@ -1,7 +1,7 @@
 """workspace.json: marks a folder as a workspace of this package, and remembers what verbs need to know later.
 
-It has the options that each stage was last used with, the time that each stage took, and checksums of the files that
-were written and cannot be recognised by their content.
+It has the options of the last run of each stage, and the time that the stage took. It also has checksums of outputs
+whose content does not say who made them.
 """
 
 from __future__ import annotations

@@ -8,12 +8,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, list_some
 from hardnet_sfm.files.journal import Facts
 from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.progress import console
 
-_NAMED = 5  # photos to name in a message
 _LARGE = 10  # a loss is large if it is one photo in this many, or more
 
 
@@ -101,5 +100,4 @@ def _sha256(hashes: PhotoHashes, name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f" ({', '.join(names[:_NAMED])}{more})"
+    return f" ({list_some(names)})"

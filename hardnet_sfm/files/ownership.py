@@ -6,7 +6,6 @@ checksums. Workspaces of versions without a workspace.json are recognised by the
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -19,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, list_some
 from hardnet_sfm.files.ledger import EXPORT, Checksums, Ledger
 from hardnet_sfm.files.photo_files import sha256_of
-from hardnet_sfm.files.workspace import CARD, MANIFEST, locked
+from hardnet_sfm.files.workspace import CARD, MANIFEST, locked, read_json
 
 FACTS = "hardnet_sfm"
 """Name of the table that this package adds to COLMAP's database."""
@@ -37,7 +36,6 @@ _OUTPUTS = (
 )
 # Outputs of which only `replacing_output` takes note, as their content does not say who made it.
 _SUMMED = ("pairs.txt", "sparse")
-_NAMED = 5  # files to name in an error
 _ELSEWHERE = "Move it elsewhere, or write to another folder."
 
 
@@ -147,11 +145,8 @@ def _check(ledger: Ledger, name: str, written: Mapping[str, Checksums | None]) -
         return
     changed = [file for file, sha256 in _checksums(path).items() if noted.get(file) != sha256]
     if changed:
-        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-        which = ", ".join(str(path / file) for file in changed[:_NAMED])
-        raise HardnetSfmError(
-            f"{which}{more}: added or changed after hardnet-sfm wrote {name}, so it is not replaced", hint
-        )
+        which = list_some([str(path / file) for file in changed])
+        raise HardnetSfmError(f"{which}: added or changed after hardnet-sfm wrote {name}, so it is not replaced", hint)
 
 
 def _is_ours(root: Path, name: str) -> bool | None:
@@ -201,10 +196,9 @@ def _is_page(path: Path) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; empty if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except HardnetSfmError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _is_summary(path: Path) -> bool:

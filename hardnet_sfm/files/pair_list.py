@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardnet_sfm.errors import HardnetSfmError, file_error
+from hardnet_sfm.errors import HardnetSfmError, file_error, list_some
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.photo_names import KnownNames
 
 _FORMAT = "It must be a text file with the names of two photos in each line, separated by a space or a tab."
-_NAMED = 5  # lines that a message quotes
 
 
 def write_pairs(path: Path, pairs: Iterable[PhotoPair]) -> None:
@@ -48,10 +47,9 @@ class PairList:
         if not self.bad_lines:
             return {}
         count, total = len(self.bad_lines), len(self.bad_lines) + len(self.pairs)
-        named = "; ".join(f"line {number}: {line}" for number, line in list(self.bad_lines.items())[:_NAMED])
-        more = f"; and {count - _NAMED} more" if count > _NAMED else ""
+        named = list_some([f"line {number}: {line}" for number, line in self.bad_lines.items()], "; ")
         lines = f"{count} of {total} lines do" if count > 1 else f"1 of {total} lines does"
-        why = f"{lines} not name two different photos that have features ({named}{more})"
+        why = f"{lines} not name two different photos that have features ({named})"
         return {str(self.path): f"{self.path}: {why}"}
 
 

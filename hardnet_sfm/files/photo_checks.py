@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, list_some
 from hardnet_sfm.files.photo_files import stored_size_of
 from hardnet_sfm.files.stores import FeatureStore
 
 Size = tuple[int, int]
-_NAMED = 5  # photos to name in an error
 
 
 def check_sizes(images: Path, sizes: Mapping[str, Size], owner: str) -> None:
@@ -34,9 +33,8 @@ def check_sizes(images: Path, sizes: Mapping[str, Size], owner: str) -> None:
             if now != (width, height):
                 resized.append(f"{name} {now[0]}x{now[1]}, {owner} {width}x{height}")
     if resized:
-        more = f" and {len(resized) - _NAMED} more" if len(resized) > _NAMED else ""
         raise HardnetSfmError(
-            f"{images}: photos of another size than before: {'; '.join(resized[:_NAMED])}{more}",
+            f"{images}: photos of another size than before: {list_some(resized, '; ')}",
             "Put the original photos back or give their folder. For the new ones, run `hardnet-sfm reconstruct` again.",
         )
 

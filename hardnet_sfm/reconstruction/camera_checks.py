@@ -6,11 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, list_some
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.reconstruction.map_options import MapOptions
-
-_NAMED = 5  # photos to name
 
 Size = tuple[int, int]
 
@@ -47,10 +45,9 @@ def _check_shared(mode: str, sizes: Mapping[str, Size]) -> None:
         (usual, count), *others = Counter(sizes[name] for name in names).most_common()
         if others:
             odd = [f"{name} ({_text(sizes[name])})" for name in names if sizes[name] != usual]
-            more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
             raise HardnetSfmError(
                 f"--camera-mode {mode}: photos of different sizes cannot share a camera. {count} of {len(names)} "
-                f"photos have {_text(usual)} pixels as stored. Other sizes: {', '.join(odd[:_NAMED])}{more}",
+                f"photos have {_text(usual)} pixels as stored. Other sizes: {list_some(odd)}",
                 "Use --camera-mode auto or per-image, or take these photos out of the folder.",
             )
 

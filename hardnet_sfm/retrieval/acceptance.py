@@ -1,9 +1,8 @@
 """Tells whether chance explains the inliers between a query and a photo.
 
 Wrong correspondences also agree with some transformation: the more correspondences there are, the more agree. So the
-number of inliers alone means little. The a contrario method (Moisan and Stival, IJCV 57(3), 2004) counts instead how
-many agreements as good as the found one chance would give, the number of false alarms. An agreement is accepted if this
-number is below 1.
+number of inliers alone means little. The a contrario method (Moisan and Stival, IJCV 57(3), 2004) uses the number of
+false alarms: how many agreements of this quality chance would give. An agreement is accepted if it is below 1.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ def log_false_alarms(distances: NDArray[np.int64], cells: NDArray[np.int64], inl
     """Returns log10 of the number of agreements as good as this one that chance gives in one photo.
 
     Correspondences between the same two cells do not agree independently, so they count as one. Inliers count by the
-    number of different cells in the query or in the photo, whichever is less. The number of false alarms is the number
-    of turns, times the number of limits, times the number of correspondences, each of which proposes a transformation,
-    times the probability that as many of the others agree. It is taken for the limit for which it is the least.
+    number of different cells in the query or in the photo, whichever is less. The number of false alarms is a product
+    of four numbers: turns, limits, correspondences, and the probability that as many of the others agree. Each
+    correspondence proposes a transformation. The limit with the least product counts.
 
     Args:
         distances: (M,) Hamming distances of all correspondences of the query and the photo, not decreasing.

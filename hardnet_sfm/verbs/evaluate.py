@@ -371,10 +371,10 @@ class _Maker:
     def features(self, images: Path) -> tuple[Path, ExtractResult]:
         path = self._of(images) / "features.h5"
         # The features of a data set are made again at will, so its photos may come and go.
-        report = extract(images, path, self.row.extract_options(self.keypoints), self.resources, prune=True)
+        result = extract(images, path, self.row.extract_options(self.keypoints), self.resources, prune=True)
         if self.on_extract:
-            self.on_extract(f"{self.row.name} {path.parent.name}", report)
-        return path, report
+            self.on_extract(f"{self.row.name} {path.parent.name}", result)
+        return path, result
 
     def vocabulary(self, images: Path, options: VocabularyOptions | None) -> Path:
         features, _ = self.features(images)

@@ -74,15 +74,7 @@ def export(
 
     place = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
     target = Path(to)
-    for form in forms or ():
-        check_choice("forms", form, Form)
-    if not place.root.is_dir():
-        raise HardnetSfmError(f"no workspace at {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
-    if target.resolve() == place.root.resolve():
-        raise HardnetSfmError("the workspace cannot be exported onto itself", "Choose another folder for --to.")
-    if place.features.is_file():
-        with FeatureStore(place.features) as features:
-            check_photos(Path(features.header["images"]), features)
+    _check(place, target, forms)
     asked: tuple[Form, ...] = forms or get_args(Form)
     pairs: list[tuple[str, str]] = []
     if "pairs" in asked:
@@ -120,6 +112,19 @@ def export(
         with replacing_output(ledger, _NAMES[form]) as path:
             written += write[form](path)
     return written
+
+
+def _check(place: Workspace, target: Path, forms: tuple[Form, ...] | None) -> None:
+    """Raises an error if a form is unknown, if there is no workspace, or if its photos have another size now."""
+    for form in forms or ():
+        check_choice("forms", form, Form)
+    if not place.root.is_dir():
+        raise HardnetSfmError(f"no workspace at {place.root}", "Run `hardnet-sfm reconstruct IMAGES` first.")
+    if target.resolve() == place.root.resolve():
+        raise HardnetSfmError("the workspace cannot be exported onto itself", "Choose another folder for --to.")
+    if place.features.is_file():
+        with FeatureStore(place.features) as features:
+            check_photos(Path(features.header["images"]), features)
 
 
 def _cut_names(form: Form, names: Iterable[str]) -> str:

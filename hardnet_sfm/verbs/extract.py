@@ -26,7 +26,8 @@ from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_decoding import is_truncated
 from hardnet_sfm.files.photo_folders import NotTaken, PhotoList, list_photos
 from hardnet_sfm.files.photo_hashes import PhotoHashes
-from hardnet_sfm.files.stores import FEATURES, StoreWriter, check_names_apart, feature_arrays
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, check_names_apart, feature_arrays
 from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
@@ -124,32 +125,18 @@ def extract(
         if options.orientation == "auto":
             found = _orientations(images, names, options, describer, resources.threads, writer.header)
             options = replace(options, orientation=found.orientation)
-        turned = found.turned if found else {}
-        cut = PhotoCutter(options, descriptor)
         recipe = options.recipe(descriptor.weights_sha256)
-        due = _due(hashes, names, writer.fingerprints, recipe, turned)
+        plan = _Plan(images, hashes, recipe, found.turned if found else {}, PhotoCutter(options, descriptor))
+        due = plan.due(names, writer.fingerprints)
         skipped: dict[str, str] = {}
         start = time.perf_counter()
         changed = what_changed(writer.header, recipe)
         if due and changed and writer.facts:
             say_again(ledger, "extract", f"{len(due)} photos", changed, items=len(due))
         if due:
-            describe = describer()
-            describing = resources.threads if describe.device == "cpu" else 1
             with progress("extract", len(names), len(names) - len(due)) as advance:
-                stream = _detected(
-                    due,
-                    lambda name: cut(name, hashes.photo(name), turned.get(name, 0)),
-                    resources.threads,
-                    skipped,
-                    options.strict,
-                    advance,
-                )
-                for photo, descriptors in describe_stream(stream, describe, describing):
-                    arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
-                    print_of = feature_fingerprint(recipe, photo.sha256, photo.turn)
-                    writer.put(photo.name, print_of, arrays, _facts_of(photo, images))
-                    advance(note=photo.name)
+                detected = _detected(due, plan.detect, resources.threads, skipped, options.strict, advance)
+                _write(writer, plan, detected, describer(), resources.threads, advance)
         hashes.save(names)
         done = [name for name in names if name not in skipped]
         if not done:
@@ -165,15 +152,64 @@ def extract(
             "orientation": orientation,
             **({"trial": found.facts()} if found else {}),
         }
-        reason = changed or f"{len(due) - len(skipped)} photos are new or changed"
         writer.commit(done, header)
         ledger.note_seconds("extract", time.perf_counter() - start, len(due), len(names))
         ledger.remember("extract", asked)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
         truncated = tuple(name for name in done if "truncated" in writer.facts[name])
-    computed, why = len(due) - len(skipped), reason if due else ""
+    computed = len(due) - len(skipped)
+    reason = (changed or f"{computed} photos are new or changed") if due else ""
     facts = skipped, orientation, truncated, listed.not_taken, removed
-    return ExtractResult(len(done), keypoints, computed, why, *facts)
+    return ExtractResult(len(done), keypoints, computed, reason, *facts)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What decides the features of the photos of a folder.
+
+    Attributes:
+        images: the folder.
+        hashes: sha256 of the photos.
+        recipe: options that the features depend on.
+        turned: upright directions of photos that lie on their side, degrees, by name.
+        cut: detects keypoints in a photo and cuts patches.
+    """
+
+    images: Path
+    hashes: PhotoHashes
+    recipe: dict[str, Any]
+    turned: Mapping[str, int]
+    cut: PhotoCutter
+
+    def due(self, names: list[str], finished: Mapping[str, str]) -> list[str]:
+        """Lists the photos whose features are missing or out of date, given the fingerprints in the store."""
+        return [name for name in names if name not in finished or not self._is_current(name, finished[name])]
+
+    def _is_current(self, name: str, fingerprint: str) -> bool:
+        try:
+            sha256 = self.hashes.sha256(name)
+        except OSError:
+            return False  # the later attempt to read the photo reports the error
+        return fingerprint == feature_fingerprint(self.recipe, sha256, self.turned.get(name, 0))
+
+    def detect(self, name: str) -> DetectedPhoto:
+        return self.cut(name, self.hashes.photo(name), self.turned.get(name, 0))
+
+
+def _write(
+    writer: StoreWriter,
+    plan: _Plan,
+    detected: Iterator[DetectedPhoto],
+    describe: PatchDescriber,
+    threads: int,
+    advance: Advance,
+) -> None:
+    """Describes photos and puts their features into the store."""
+    for photo, descriptors in describe_stream(detected, describe, threads if describe.device == "cpu" else 1):
+        fingerprint = feature_fingerprint(plan.recipe, photo.sha256, photo.turn)
+        arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
+        writer.put(photo.name, fingerprint, arrays, _facts_of(photo, plan.images))
+        advance(note=photo.name)
 
 
 def _facts_of(photo: DetectedPhoto, images: Path) -> dict[str, str | int]:
@@ -212,22 +248,6 @@ def _orientations(
         if len(names) >= 2 * (earlier.photos or len(known)):
             earlier, known = None, []
     return choose_orientations(images, names, describer(), options.detector, threads, earlier, known)
-
-
-def _due(
-    hashes: PhotoHashes, names: list[str], finished: dict[str, str], recipe: dict[str, Any], turned: Mapping[str, int]
-) -> list[str]:
-    """Lists the photos whose features are missing or out of date."""
-
-    def current(name: str) -> bool:
-        if name not in finished:
-            return False
-        try:
-            return finished[name] == feature_fingerprint(recipe, hashes.sha256(name), turned.get(name, 0))
-        except OSError:
-            return False  # the later attempt to read the photo reports the error
-
-    return [name for name in names if not current(name)]
 
 
 def _detected(

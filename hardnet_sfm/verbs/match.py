@@ -17,15 +17,8 @@ from hardnet_sfm.files.ledger import Ledger, say_again
 from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.pair_list import read_pairs
 from hardnet_sfm.files.photo_files import sha256_of
-from hardnet_sfm.files.stores import (
-    KEYPOINTS,
-    MATCHES,
-    FeatureStore,
-    StoreWriter,
-    check_names_apart,
-    match_arrays,
-    pair_key,
-)
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import KEYPOINTS, MATCHES, FeatureStore, check_names_apart, match_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace, digest, locked
 from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.pair_matching import match_by_descriptors, match_by_network, order_by_blocks

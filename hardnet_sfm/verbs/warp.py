@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
 from hardnet_sfm.files.photo_files import read_photo, sha256_of
@@ -87,12 +87,8 @@ def warp(
         rng = np.random.default_rng((options.seed, int(photo.sha256[:8], 16)))
         return cut_warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
 
-    photos = {name: sha256_of(images / name) for name in names}
-    first = {sha256: name for name, sha256 in reversed(photos.items())}
-    # The points of a copy would have the same numbers, and the patches of one point would have identical pixels.
-    copies = {name: f"the same photo as {first[of]}" for name, of in photos.items() if first[of] != name}
-    names = [name for name in names if name not in copies]
-    skipped: dict[str, str] = {}
+    photos, skipped, copies = _hash_photos(images, names)
+    names = list(photos)
     prints = {name: digest("warps", recipe, photos[name]) for name in names}
     made_of = {**recipe, "fingerprint": digest(prints)}
     due: list[str] = []
@@ -122,6 +118,28 @@ def warp(
     used = len(patches.images) // (options.views + 1)
     computed = sum(name not in skipped for name in due)
     return WarpResult(len(patches), len(patches.xyz), used, computed, skipped | copies, listed.not_taken)
+
+
+def _hash_photos(images: Path, names: list[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Returns the sha256 of each photo, why others cannot be read, and of which photo others are a copy, by name.
+
+    The points of a copy would have the same numbers, and the patches of one point would have identical pixels.
+    """
+    photos: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    copies: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for name in names:
+        try:
+            sha256 = sha256_of(images / name)
+        except OSError as error:
+            unreadable[name] = file_error(images / name, error).message
+            continue
+        if sha256 in first:
+            copies[name] = f"the same photo as {first[sha256]}"
+        else:
+            first[sha256], photos[name] = name, sha256
+    return photos, unreadable, copies
 
 
 def _views(name: str, views: int) -> list[str]:

@@ -32,16 +32,8 @@ from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import feature_fingerprint, match_fingerprint
 from hardnet_sfm.files.pair_list import write_pairs
 from hardnet_sfm.files.photo_folders import list_photos
-from hardnet_sfm.files.stores import (
-    FEATURES,
-    MATCHES,
-    FeatureStore,
-    MatchStore,
-    StoreWriter,
-    feature_arrays,
-    match_arrays,
-    pair_key,
-)
+from hardnet_sfm.files.store_writer import StoreWriter
+from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, MatchStore, feature_arrays, match_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair

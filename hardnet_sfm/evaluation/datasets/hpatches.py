@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey, Ints
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, list_some
 from hardnet_sfm.evaluation.datasets.columns import read_column
 from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, read_rows
 from hardnet_sfm.files.clutter import find_files
@@ -195,8 +195,7 @@ def read_tasks(folder: Path, split: str, sequences: Iterable[PatchSequence]) -> 
     names, there = read_split(folder, split), {sequence.name: sequence.count for sequence in sequences}
     if missing := sorted(set(names) - there.keys()):
         raise HardnetSfmError(
-            f"sequences of split {split} are missing: {missing[0]}"
-            + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            f"sequences of split {split} are missing: {list_some(missing)}",
             "Results on part of a split are not comparable. Unpack all sequences, or choose another --split.",
         )
     counts = tuple(there[name] for name in names)

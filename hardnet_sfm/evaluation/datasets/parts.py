@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import TypeVar
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, list_some
 
-_NAMED = 5  # parts to name in the notes; the rest is counted
 LeftOut = dict[str, HardnetSfmError]
 """Reasons why parts of a data set are left out, by name."""
 Source = TypeVar("Source")
@@ -72,6 +71,5 @@ def describe_left_out(left_out: LeftOut) -> tuple[str, ...]:
     if not left_out:
         return ()
     reasons = [error.message for error in left_out.values()]
-    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
     what = f"left out: {len(reasons)}, so the results are not those of the whole data set"
-    return (f"{what}: {'; '.join(reasons[:_NAMED])}{more}",)
+    return (f"{what}: {list_some(reasons, '; ')}",)
