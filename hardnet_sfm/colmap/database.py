@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
-from hardnet_sfm.errors import HardnetSfmError, file_error
+from hardnet_sfm.errors import HardnetSfmError, file_error, find_cause, write_error
 from hardnet_sfm.files.ownership import FACTS
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
 from hardnet_sfm.photos import sensor_from_upright
@@ -308,9 +308,14 @@ def _select(database: Path, columns: str, table: str, where: str = "", *values: 
 
 def copy_database(source: Path, target: Path) -> None:
     """Copies a database with the content of its write-ahead log."""
-    target.unlink(missing_ok=True)
-    with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as beside:
-        opened.backup(beside)
+    try:
+        target.unlink(missing_ok=True)
+        with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as beside:
+            opened.backup(beside)
+    except (sqlite3.DatabaseError, OSError) as error:
+        if find_cause(error) is None:
+            raise database_error(source, error) from error
+        raise write_error(target, error) from error
 
 
 def replace_database(fresh: Path, database: Path) -> None:
@@ -321,6 +326,13 @@ def replace_database(fresh: Path, database: Path) -> None:
 
 
 def drop_facts(database: Path) -> None:
-    """Removes our own table, so that the database is as COLMAP would write it."""
-    with closing(sqlite3.connect(database)) as opened, opened:
-        opened.execute(f"DROP TABLE IF EXISTS {FACTS}")
+    """Removes our own table, so that the database is as COLMAP would write it.
+
+    Raises:
+        HardnetSfmError: the database is damaged, or the disk is full.
+    """
+    try:
+        with closing(sqlite3.connect(database)) as opened, opened:
+            opened.execute(f"DROP TABLE IF EXISTS {FACTS}")
+    except sqlite3.DatabaseError as error:
+        raise database_error(database, error) from error
