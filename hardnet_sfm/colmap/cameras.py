@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import pycolmap
 from PIL import Image
 
-from hardnet_sfm.colmap.database import database_error
+from hardnet_sfm.colmap.database import database_error, open_database
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.photo_decoding import open_image
 from hardnet_sfm.files.photo_files import is_plausible, read_as_stored, stored_size_of
@@ -142,16 +142,6 @@ def import_photos(
         )
 
 
-@contextlib.contextmanager
-def _open(database: Path) -> Iterator[pycolmap.Database]:
-    """Opens a database, and raises HardnetSfmError if it cannot be read or written."""
-    try:
-        with pycolmap.Database.open(database) as opened:
-            yield opened
-    except RuntimeError as error:
-        raise database_error(database, error) from error
-
-
 def _import(
     database: Path, folder: Path, mode: pycolmap.CameraMode, names: list[str], options: pycolmap.ImageReaderOptions
 ) -> None:
@@ -168,7 +158,7 @@ def _import(
 
 def _cameras_in(database: Path) -> dict[str, int]:
     """Returns the number of each photo's camera by the photo's name; makes the database if it is missing."""
-    with _open(database) as opened:
+    with open_database(database) as opened:
         return {image.name: image.camera_id for image in opened.read_all_images()}
 
 
@@ -195,7 +185,7 @@ def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
 def _forget_nonsense(database: Path) -> None:
     """Replaces focal lengths that no lens has, which COLMAP computes from nonsense in EXIF, by its default."""
     factor = pycolmap.ImageReaderOptions().default_focal_length_factor
-    with _open(database) as opened:
+    with open_database(database) as opened:
         for camera in opened.read_all_cameras():
             longest, focal = max(camera.width, camera.height), camera.focal_length_idxs()
             if focal and not all(is_plausible(camera.params[row], (camera.width, camera.height)) for row in focal):

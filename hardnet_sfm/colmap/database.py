@@ -190,6 +190,20 @@ def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, in
     return np.column_stack([xy, keypoints.scales, angle]).astype(np.float32)
 
 
+@contextmanager
+def open_database(path: Path) -> Iterator[pycolmap.Database]:
+    """Opens a database for a few reads or writes; made if missing.
+
+    Raises:
+        HardnetSfmError: the database is damaged, or it cannot be read or written.
+    """
+    try:
+        with pycolmap.Database.open(path) as opened:
+            yield opened
+    except RuntimeError as error:
+        raise database_error(path, error) from error
+
+
 def database_error(path: Path, error: Exception, remedy: str = _REMEDY) -> HardnetSfmError:
     """Turns a failed access to a database into an error with its cause. COLMAP does not state it, but SQLite does."""
     try:
