@@ -77,7 +77,8 @@ _NOT_OPENED = (
 )
 _OPEN_FOR_WRITING = (
     "another program has it open for writing, or was killed while it wrote it",
-    "Close that program. If it was killed, `h5clear -s FILE` from the HDF5 tools clears the mark.",
+    "Close that program. If it was killed, get a copy of the file, together with the .redo file next to it if there is "
+    "one.",
 )
 _CAUSES: dict[int, tuple[str, str]] = {
     **dict.fromkeys((errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ETXTBSY, errno.EDEADLK), _IN_USE),

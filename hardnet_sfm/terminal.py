@@ -149,14 +149,14 @@ def print_skipped(skipped: dict[str, str]) -> None:
 def print_truncated(names: Sequence[str]) -> None:
     """Prints one line about photos whose end is missing, if there are any."""
     if names:
-        errors.print(f"[yellow]truncated:[/] {escape(list_some(names))}: read as far as they go", soft_wrap=True)
+        errors.print(f"[yellow]truncated:[/] {escape(list_some(names))}: read as far as they go")
 
 
 def print_not_taken(not_taken: NotTaken) -> None:
     """Prints one line about what a folder of photos holds besides photos that are read, if there is anything."""
     what, hint = not_taken.summary(), not_taken.hint()
     if what:
-        errors.print(f"[yellow]not taken:[/] {escape(f'{what}. {hint}' if hint else what)}", soft_wrap=True)
+        errors.print(f"[yellow]not taken:[/] {escape(f'{what}. {hint}' if hint else what)}")
 
 
 def print_result(stage: str, result: StageResult) -> None:
@@ -205,4 +205,4 @@ def print_recalled(command: Command, args: Sequence[str]) -> None:
                 flags.append(flag_of(name, value))
     if flags and not is_given("preset", args):
         where = escape(str(common.workspace / NAME))
-        errors.print(f"[dim]remembered:[/] {escape(' '.join(flags))} ({where})", soft_wrap=True)
+        errors.print(f"[dim]remembered:[/] {escape(' '.join(flags))} ({where})")

@@ -374,3 +374,12 @@ def test_a_focal_length_that_no_lens_has_counts_as_missing(
     lens = read_lens(tmp_path / "a.jpg")
     assert (lens.focal_length, lens.focal_length_35mm) == kept
     assert lens.knows_focal_length == (max(kept) > 0)
+
+
+def test_a_lost_folder_and_a_damaged_database_are_named(tmp_path: Path) -> None:
+    gone, damaged = tmp_path / "gone", tmp_path / "damaged.db"
+    with pytest.raises(hardnet_sfm.HardnetSfmError, match="gone"):
+        import_photos(tmp_path / "new.db", gone, ["a.jpg"], CameraSetup("auto", "SIMPLE_RADIAL"), tmp_path / "scratch")
+    damaged.write_bytes(b"no database" * 100)
+    with pytest.raises(hardnet_sfm.HardnetSfmError, match=r"damaged\.db"):
+        import_photos(damaged, gone, ["a.jpg"], CameraSetup("auto", "SIMPLE_RADIAL"), tmp_path / "scratch")

@@ -543,6 +543,12 @@ class TestFacts:
         drop_facts(matched.path)
         assert read_fact(matched.path, "fingerprint") == ""
 
+    def test_dropping_them_from_a_damaged_database_names_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "database.db"
+        path.write_bytes(b"no database" * 100)
+        with pytest.raises(HardnetSfmError, match=r"database\.db: not a COLMAP database, or damaged"):
+            drop_facts(path)
+
     def test_there_are_none_without_a_database(self, tmp_path: Path) -> None:
         assert read_fact(tmp_path / "none.db", "fingerprint") == ""
         assert not (tmp_path / "none.db").exists()

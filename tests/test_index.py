@@ -251,6 +251,7 @@ def test_words_are_learned_again_if_the_collection_has_outgrown_them(
     update_index(work)
     assert len(open_index(tmp_path).lists.vocabulary) == 8
     assert "outgrown the 2 visual words" in (told := capsys.readouterr().err) and "8 new ones" in told
+    assert "again:" not in told, "one line says it"
     store_of(work.features, PHOTOS)
     update_index(work)
     assert len(open_index(tmp_path).lists.vocabulary) == 8 and not capsys.readouterr().err

@@ -159,6 +159,16 @@ def test_a_file_that_is_something_else(change: Any, tmp_path: Path) -> None:
         hardnet_sfm.write_report(tmp_path / "scores.json")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_left_empty(value: float, tmp_path: Path) -> None:
+    table = json.loads(json.dumps(W1BS.as_json()))
+    table["measures"]["mauc"]["rootsift"]["sensor"] = value
+    (tmp_path / "scores.json").write_text(json.dumps(table))
+    measure = data_of(hardnet_sfm.write_report(tmp_path / "scores.json"))["measures"][0]
+    row = dict(zip(measure["columns"], measure["values"][0], strict=True))
+    assert row["sensor"] is None and row["appearance"] == 0.1
+
+
 def test_photos_have_no_effect_on_a_page_without_any(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(json.dumps(BROWN.as_json()))
     with pytest.raises(UsageError, match="--images has no effect"):

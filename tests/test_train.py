@@ -42,6 +42,7 @@ from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.augment import AugmentOptions, augment_pairs
+from hardnet_sfm.training.callbacks import SafeCheckpoints
 from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan, make_loader
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
@@ -316,6 +317,40 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     assert kept["global_step"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in kept["state_dict"].values())
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_diverged_run_names_its_initial_weights(
+    trained: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(anchors: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return anchors.sum() * np.nan
+
+    monkeypatch.setitem(losses.LOSSES.built_in, "hardnet", DescriptorObjective(diverging))
+    with pytest.raises(HardnetSfmError, match="the loss is nan at step 0") as raised:
+        train([patches], tmp_path / "out.safetensors", replace(BRIEF, init=str(trained)), CPU)
+    assert f"initial weights {trained}" in raised.value.hint
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.training" / "last.ckpt"
+    SafeCheckpoints().save_checkpoint({"step": 1}, path)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            SafeCheckpoints().save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_folder_without_a_checkpoint_does_not_block_a_new_run(trained: Path, patches: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.training" / "curves").mkdir(parents=True)
+    train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
+    expected, found = load_file(trained), load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
 def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pycolmap
 
+from hardnet_sfm.colmap.database import open_database
 from hardnet_sfm.colmap.distortion import GROWING, convert, hold_out, is_wide, rises_to_the_corners, squared_errors
 from hardnet_sfm.colmap.mapping import Mapping
 
@@ -245,7 +246,7 @@ def _reverted(
 def _complete_tracks(model: pycolmap.Reconstruction, database: Path) -> None:
     """Drops observations that the mapper would not keep, and adds observations that did not fit the smaller model."""
     options = pycolmap.IncrementalPipelineOptions()
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         graph = pycolmap.DatabaseCache.create(opened, pycolmap.DatabaseCacheOptions()).correspondence_graph
     observations = pycolmap.ObservationManager(model, graph)
     triangulator = pycolmap.IncrementalTriangulator(graph, model, observations)

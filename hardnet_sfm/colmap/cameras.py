@@ -14,6 +14,7 @@ from typing import Literal
 import pycolmap
 from PIL import Image
 
+from hardnet_sfm.colmap.database import database_error, open_database
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.photo_decoding import open_image
 from hardnet_sfm.files.photo_files import is_plausible, read_as_stored, stored_size_of
@@ -105,7 +106,8 @@ def import_photos(
         shared: groups of names of photos that share a camera, instead of the mode. Each other photo has its own camera.
 
     Raises:
-        HardnetSfmError: a photo is missing, or COLMAP cannot read it.
+        HardnetSfmError: the folder or a photo is missing, COLMAP cannot read a photo, or the database is damaged or
+            cannot be written.
     """
     options = pycolmap.ImageReaderOptions()
     options.camera_model = setup.model
@@ -119,12 +121,12 @@ def import_photos(
         some = [name for name in group if name in alone]
         if some:  # COLMAP takes an empty list for all photos of the folder
             mode = pycolmap.CameraMode.SINGLE
-            pycolmap.import_images(database, folder, camera_mode=mode, image_names=some, options=options)
+            _import(database, folder, mode, some, options)
         alone = {name: None for name in alone if name not in some}
     options.existing_camera_id = -1
     if alone:
         mode = pycolmap.CameraMode.AUTO if shared is None and setup.mode == "auto" else pycolmap.CameraMode.PER_IMAGE
-        pycolmap.import_images(database, folder, camera_mode=mode, image_names=list(alone), options=options)
+        _import(database, folder, mode, list(alone), options)
     if not setup.params:
         _forget_nonsense(database)
     lost = set(names) - _cameras_in(database).keys()
@@ -140,9 +142,23 @@ def import_photos(
         )
 
 
+def _import(
+    database: Path, folder: Path, mode: pycolmap.CameraMode, names: list[str], options: pycolmap.ImageReaderOptions
+) -> None:
+    """Lets COLMAP write photos with their cameras into a database."""
+    try:
+        pycolmap.import_images(database, folder, camera_mode=mode, image_names=names, options=options)
+    except (RuntimeError, ValueError) as error:
+        if not folder.is_dir():
+            raise HardnetSfmError(
+                f"{folder}: the folder of the photos is missing", "Put it back and run again."
+            ) from error
+        raise database_error(database, error) from error
+
+
 def _cameras_in(database: Path) -> dict[str, int]:
     """Returns the number of each photo's camera by the photo's name; makes the database if it is missing."""
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         return {image.name: image.camera_id for image in opened.read_all_images()}
 
 
@@ -169,7 +185,7 @@ def _sizes_differ(folder: Path, names: list[str], mode: CameraMode) -> bool:
 def _forget_nonsense(database: Path) -> None:
     """Replaces focal lengths that no lens has, which COLMAP computes from nonsense in EXIF, by its default."""
     factor = pycolmap.ImageReaderOptions().default_focal_length_factor
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         for camera in opened.read_all_cameras():
             longest, focal = max(camera.width, camera.height), camera.focal_length_idxs()
             if focal and not all(is_plausible(camera.params[row], (camera.width, camera.height)) for row in focal):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.guided import Described, guided_matches
 from hardnet_sfm.colmap.two_view import Verification
-from hardnet_sfm.errors import HardnetSfmError, file_error
+from hardnet_sfm.errors import HardnetSfmError, file_error, find_cause, write_error
 from hardnet_sfm.files.ownership import FACTS
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
 from hardnet_sfm.photos import sensor_from_upright
@@ -192,6 +192,20 @@ def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, in
     return np.column_stack([xy, keypoints.scales, angle]).astype(np.float32)
 
 
+@contextmanager
+def open_database(path: Path) -> Iterator[pycolmap.Database]:
+    """Opens a database for a few reads or writes; made if missing.
+
+    Raises:
+        HardnetSfmError: the database is damaged, or it cannot be read or written.
+    """
+    try:
+        with pycolmap.Database.open(path) as opened:
+            yield opened
+    except RuntimeError as error:
+        raise database_error(path, error) from error
+
+
 def database_error(path: Path, error: Exception, remedy: str = _REMEDY) -> HardnetSfmError:
     """Turns a failed access to a database into an error with its cause. COLMAP does not state it, but SQLite does."""
     try:
@@ -316,9 +330,14 @@ def _select(database: Path, columns: str, table: str, where: str = "", *values: 
 
 def copy_database(source: Path, target: Path) -> None:
     """Copies a database with the content of its write-ahead log."""
-    target.unlink(missing_ok=True)
-    with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as beside:
-        opened.backup(beside)
+    try:
+        target.unlink(missing_ok=True)
+        with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as beside:
+            opened.backup(beside)
+    except (sqlite3.DatabaseError, OSError) as error:
+        if find_cause(error) is None:
+            raise database_error(source, error) from error
+        raise write_error(target, error) from error
 
 
 def replace_database(fresh: Path, database: Path) -> None:
@@ -329,6 +348,13 @@ def replace_database(fresh: Path, database: Path) -> None:
 
 
 def drop_facts(database: Path) -> None:
-    """Removes our own table, so that the database is as COLMAP would write it."""
-    with closing(sqlite3.connect(database)) as opened, opened:
-        opened.execute(f"DROP TABLE IF EXISTS {FACTS}")
+    """Removes our own table, so that the database is as COLMAP would write it.
+
+    Raises:
+        HardnetSfmError: the database is damaged, or the disk is full.
+    """
+    try:
+        with closing(sqlite3.connect(database)) as opened, opened:
+            opened.execute(f"DROP TABLE IF EXISTS {FACTS}")
+    except sqlite3.DatabaseError as error:
+        raise database_error(database, error) from error

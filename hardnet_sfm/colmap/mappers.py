@@ -11,6 +11,7 @@ from typing import Literal
 import pycolmap
 
 from hardnet_sfm.colmap.calibration import adjust_robustly
+from hardnet_sfm.colmap.database import open_database
 from hardnet_sfm.colmap.mapping import Mapping, incremental_options, map_database
 from hardnet_sfm.colmap.model import Model
 
@@ -149,7 +150,7 @@ def _photos(models: list[Model]) -> int:
 
 def open_cache(database: Path) -> pycolmap.DatabaseCache:
     """Loads the photos, keypoints and verified matches of a database into memory."""
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         options = pycolmap.DatabaseCacheOptions()
         options.min_num_matches = pycolmap.IncrementalPipelineOptions().min_num_matches
         return pycolmap.DatabaseCache.create(opened, options)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pycolmap
 
-from hardnet_sfm.colmap.database import copy_database
+from hardnet_sfm.colmap.database import copy_database, open_database
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError
 
@@ -80,7 +80,7 @@ def map_database(
 
 def _photos_in(images: Path, database: Path) -> set[str]:
     """Returns the names of the database's photos that are in a folder."""
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         return {image.name for image in opened.read_all_images() if (images / image.name).is_file()}
 
 

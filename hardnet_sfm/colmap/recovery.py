@@ -12,6 +12,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.colmap.calibration import adjust_robustly
+from hardnet_sfm.colmap.database import open_database
 from hardnet_sfm.colmap.mappers import Mapped, Step, is_better, large_enough, open_cache, refine
 from hardnet_sfm.colmap.mapping import Mapping, incremental_options
 from hardnet_sfm.colmap.model import Model
@@ -43,7 +44,7 @@ def recover(mapped: Mapped, database: Path, images: Path, mapping: Mapping, new:
     """
     models, steps = mapped.models, []
     changed = bool(new) or mapped.mapper == "global"
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         photos = opened.num_images()
     if len(models) > 1:
         merged = merge(models, database, images, mapping)
@@ -108,7 +109,7 @@ def with_keypoints_of(model: Model, database: Path) -> Model:
             copy.add_data_id(data)
         copy.rig_from_world = frame.rig_from_world
         fresh.add_frame(copy)
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         for number, image in old.images.items():
             keypoints = pycolmap.Point2DList(
                 [pycolmap.Point2D(xy) for xy in opened.read_keypoints(number)[:, :2].astype(np.float64)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.calibration import adjust_robustly
-from hardnet_sfm.colmap.database import Database
+from hardnet_sfm.colmap.database import Database, open_database
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.two_view import Verification
 
@@ -130,7 +130,7 @@ def _write_photos(path: Path, trial: Trial, *, shared: bool) -> None:
     focal_length = trial.focal_length or _GUESSED_FOCAL_LENGTH * max(width, height)
     camera = pycolmap.Camera.create_from_model_name(0, trial.camera_model, focal_length, width, height)
     rigs: list[tuple[int, int]] = []
-    with pycolmap.Database.open(path) as database, pycolmap.DatabaseTransaction(database):
+    with open_database(path) as database, pycolmap.DatabaseTransaction(database):
         for name, keypoints in trial.keypoints.items():
             if not rigs or not shared:
                 rigs.append(_write_camera(database, camera))
@@ -156,7 +156,7 @@ def _sensor(camera_id: int) -> pycolmap.sensor_t:
 
 def _copy_geometries(source: Path, target: Path) -> None:
     """Copies verified pairs, which do not depend on the number of cameras. The photos have the same numbers."""
-    with pycolmap.Database.open(source) as old, pycolmap.Database.open(target) as new:
+    with open_database(source) as old, open_database(target) as new:
         for pair, geometry in zip(*old.read_two_view_geometries(), strict=True):
             new.write_two_view_geometry(*pycolmap.pair_id_to_image_pair(pair), geometry)
 

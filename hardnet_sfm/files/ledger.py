@@ -134,7 +134,7 @@ def say_again(ledger: Ledger, stage: str, what: str, why: str, *, items: int | N
     later = [after for after in _LATER.get(stage, ()) if (ledger.root / _RESULTS[after]).exists()]
     if later:
         said += f"; then {', '.join(later)}{_about(sum(map(ledger.seconds, later)))}"
-    console.print(said, soft_wrap=True)
+    console.print(said)
 
 
 def _about(seconds: float) -> str:

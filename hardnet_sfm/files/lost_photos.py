@@ -78,7 +78,6 @@ def check_losses(
         )
     console.print(
         f"[yellow]gone:[/] {escape(what)}. Their features, matches and places in the model and the index are dropped.",
-        soft_wrap=True,
     )
     return len(gone)
 

@@ -154,7 +154,7 @@ class StoreWriter:
         if empty > _MOST_EMPTY * size:
             if len(removed) < len(self._stored):
                 share = f"{100 * empty / size:.0f} % of it would be empty"
-                console.print(f"[dim]repack:[/] {self.path.name} is written anew: {share}", soft_wrap=True)
+                console.print(f"[dim]repack:[/] {self.path.name} is written anew: {share}")
             return False
 
         def change(file: h5py.File) -> None:

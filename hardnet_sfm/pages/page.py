@@ -89,5 +89,8 @@ def make_page(title: str, kind: Kind, data: Mapping[str, Any], mark: str = "") -
 
 def _encode_for_script(data: Mapping[str, Any]) -> str:
     """Writes JSON that is safe within a script element: no text, such as a photo's name, can end the element."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise ValueError("a number is infinite or NaN") from error
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

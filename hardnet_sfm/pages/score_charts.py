@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 from hardnet_sfm.versions import versions
@@ -59,9 +60,14 @@ def _collect_measure(
         "across": across,
         "columns": columns,
         "descriptors": list(values),
-        "values": [[row.get(column) for column in columns] for row in values.values()],
+        "values": [[_finite_or_none(row.get(column)) for column in columns] for row in values.values()],
         "marked": [[(descriptor, column) in marked for column in columns] for descriptor in values],
     }
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    """Returns None for NaN and infinity, which JSON does not have. The page shows it as a dash."""
+    return value if value is None or isfinite(value) else None
 
 
 def _flatten(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Values:
@@ -162,7 +168,8 @@ def _make_retrieval_curves(by_pool: Mapping[str, Mapping[str, float]]) -> dict[s
 
 
 def _round_points(pairs: list[tuple[float, float]]) -> dict[str, list[float]]:
-    return {"x": [round(x, 6) for x, _ in pairs], "y": [round(y, 6) for _, y in pairs]}
+    finite = [(x, y) for x, y in pairs if isfinite(x) and isfinite(y)]
+    return {"x": [round(x, 6) for x, _ in finite], "y": [round(y, 6) for _, y in finite]}
 
 
 def _make_curves(

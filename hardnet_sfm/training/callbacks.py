@@ -1,7 +1,9 @@
-"""Lightning callbacks of a training run: the progress bar, and the handling of Ctrl-C."""
+"""Lightning callbacks of a training run: the progress bar, the writing of checkpoints, and the handling of Ctrl-C."""
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import threading
 from contextlib import ExitStack
@@ -11,12 +13,32 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.training.module import NetworkTraining
 from hardnet_sfm.training.processes import rank
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+class SafeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint next to its place and renames it, so that a full disk leaves the previous one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
+        path = Path(path)
+        beside, buffer = path.with_name(f"{path.name}.partial"), io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 class Progress(lightning.Callback):

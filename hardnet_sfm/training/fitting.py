@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from hardnet_sfm.networks.device import fast_type
-from hardnet_sfm.training.callbacks import INTERRUPTS, Interruptible, Progress
+from hardnet_sfm.training.callbacks import INTERRUPTS, Interruptible, Progress, SafeCheckpoints
 from hardnet_sfm.training.module import NetworkTraining
 from hardnet_sfm.training.processes import rank
 from hardnet_sfm.training.train_options import TrainOptions
@@ -69,6 +69,7 @@ def _trainer(module: NetworkTraining, folder: Path, options: TrainOptions, devic
             *([Progress()] if rank() == 0 else []),
             Interruptible(folder / LAST),
         ],
+        plugins=[SafeCheckpoints()],
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -71,6 +71,7 @@ class TrainingPlan:
         norm_batch: number of patches that share the statistics of batch normalisation; None means all.
         seed: random seed.
         fingerprint: fingerprint of everything that must stay the same when a run is resumed.
+        init: name of the initial weights, for messages; empty if they are random.
     """
 
     loss: str
@@ -82,6 +83,7 @@ class TrainingPlan:
     norm_batch: int | None = None
     seed: int = 0
     fingerprint: str = ""
+    init: str = ""
 
     @classmethod
     def of(cls, options: TrainOptions, minutes: float | None, fingerprint: str, device: str) -> TrainingPlan:
@@ -104,6 +106,7 @@ class TrainingPlan:
             options.norm_batch or NORM_BATCH[device],
             options.seed,
             fingerprint,
+            str(options.init or ""),
         )
 
 
@@ -322,9 +325,15 @@ class NetworkTraining(lightning.LightningModule):
         # If the loss of one device is not finite, the mean over all devices is not finite either, so all stop together.
         mean = self.trainer.strategy.reduce(loss.detach().clone())
         if not torch.isfinite(mean):
-            raise HardnetSfmError(f"the loss is {mean.item()} at step {self.global_step}", _GO_BACK)
+            raise HardnetSfmError(f"the loss is {mean.item()} at step {self.global_step}", self._go_back())
         self.log("loss", mean)
         return loss
+
+    def _go_back(self) -> str:
+        """Says what to do about a network that is not finite any more. Its initial weights may be the cause."""
+        if not self._plan.init:
+            return _GO_BACK
+        return f"Check the initial weights {self._plan.init}: they may be damaged. If they are sound: {_GO_BACK}"
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         patches = torch.cat([batch["anchors"], batch["positives"]]).unsqueeze(1).float() / 255
@@ -350,7 +359,9 @@ class NetworkTraining(lightning.LightningModule):
         # Weights may become NaN or infinite although the loss is finite. An error here keeps the last good checkpoint.
         wrong = not_finite(self.network.state_dict())
         if wrong:
-            raise HardnetSfmError(f"after step {self.global_step} not all numbers of {wrong[0]} are finite", _GO_BACK)
+            raise HardnetSfmError(
+                f"after step {self.global_step} not all numbers of {wrong[0]} are finite", self._go_back()
+            )
         checkpoint["seconds"], checkpoint["recipe"] = self.seconds, self._plan.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class _LandmarkBenchmark:
             on_extract=_print_extracted,
         )
         for remark in table.remarks():
-            errors.print(remark, soft_wrap=True)
+            errors.print(remark)
         options.show(table)
 
 
@@ -164,7 +164,7 @@ class _ScoreBenchmark(ABC):
         table = self.measure(self.table.rows())
         self.table.show(table)
         for note in table.notes:
-            errors.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+            errors.print(f"[dim]{escape(note)}[/]")
 
 
 @dataclass(frozen=True)

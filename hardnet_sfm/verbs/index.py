@@ -221,15 +221,17 @@ def update_index(
     claim(place.root, place.vocabulary.name, place.index.name)
     with locked(place.root):
         words: Path | None = None if vocabulary_folder is None else Path(vocabulary_folder)
+        outgrown = False
         if vocabulary_options == VocabularyOptions():
             vocabulary_options = None  # those that the workspace remembers
         if words is None and vocabulary_options is None:
             words = _fitting_vocabulary(place)
             if words is not None and (more := _outgrown(place, words)):
                 _say_it_is_outgrown(words, more, resources or Resources())
-                words = None
+                words, outgrown = None, True
         if words is None:
-            told("vocabulary", vocabulary(place.features, place.vocabulary, vocabulary_options, resources))
+            learned = vocabulary(place.features, place.vocabulary, vocabulary_options, resources, announce=not outgrown)
+            told("vocabulary", learned)
             words = place.vocabulary
         told("index", index(place.features, words, place.index, index_options, resources))
 
@@ -278,7 +280,6 @@ def _say_it_is_outgrown(vocabulary_folder: Path, more: _Growth, resources: Resou
         f"The collection has outgrown the {words} visual words of its index. {more.words} new ones are learned and all "
         f"photos are indexed again, in about {duration}. To keep the old ones, press Ctrl-C and give --vocabulary "
         f"{escape(str(vocabulary_folder))}.",
-        soft_wrap=True,
     )
 
 

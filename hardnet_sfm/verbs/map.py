@@ -357,12 +357,12 @@ def print_summary(place: Workspace) -> None:
     if suspects:
         what = "1 pair looks alike but disagrees" if suspects == 1 else f"{suspects} pairs look alike but disagree"
         where = "report.html" if place.report.is_file() else "summary.json"
-        errors.print(f"[yellow]suspects:[/] {what} with the model: repeated structures? See {where}.", soft_wrap=True)
+        errors.print(f"[yellow]suspects:[/] {what} with the model: repeated structures? See {where}.")
     unregistered = list(summary["unregistered"].items())
     for name, why in unregistered[:_NAMED]:
-        errors.print(f"[yellow]not in sparse/0:[/] {escape(name)}: {escape(why)}", soft_wrap=True)
+        errors.print(f"[yellow]not in sparse/0:[/] {escape(name)}: {escape(why)}")
     if len(unregistered) > _NAMED:
-        errors.print(f"and {len(unregistered) - _NAMED} more: all are in {escape(str(place.summary))}", soft_wrap=True)
+        errors.print(f"and {len(unregistered) - _NAMED} more: all are in {escape(str(place.summary))}")
 
 
 @dataclass(frozen=True)

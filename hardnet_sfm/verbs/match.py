@@ -297,7 +297,6 @@ def _announce(ledger: Ledger, stored: Collection[str], plan: _Plan, due: int, ch
         console.print(
             f"[yellow]gone:[/] {dropped} of {len(stored)} matched pairs are not in the list of pairs any more. Their "
             "matches are dropped.",
-            soft_wrap=True,
         )
 
 

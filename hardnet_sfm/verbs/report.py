@@ -137,7 +137,7 @@ def _evaluation_page(results: Path, images: Path | None, threads: int) -> str:
         raise UsageError(f"--images has no effect on the page about {results}", "Leave it out.")
     try:
         return make_evaluation_page(table, PhotoFolder(images) if images else None, threads)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise HardnetSfmError(
             f"{results}: not what `evaluate --json` writes: {what}",

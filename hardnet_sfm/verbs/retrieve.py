@@ -201,7 +201,7 @@ class RetrieveCommand:
                         raise
                     failed.append(error.message)
                     with advance.hidden():
-                        errors.print(f"[yellow]skipped:[/] {escape(error.message)}", soft_wrap=True)
+                        errors.print(f"[yellow]skipped:[/] {escape(error.message)}")
                 else:
                     box = None if self.bbox is None else described.region
                     with advance.hidden():
@@ -259,7 +259,7 @@ class RetrieveCommand:
         """Says so where the box goes beyond the photo, by more than the pixel in which conventions differ."""
         if box and self.bbox and any(abs(asked - left) > 1 for asked, left in zip(self.bbox, box, strict=True)):
             kept = " ".join(f"{at:g}" for at in box)
-            errors.print(f"[yellow]cut:[/] the box goes beyond {escape(str(query))}; {kept} is left", soft_wrap=True)
+            errors.print(f"[yellow]cut:[/] the box goes beyond {escape(str(query))}; {kept} is left")
 
     def _print(self, query: Path, results: list[RankedImage], index: Index) -> None:
         if self.json:
@@ -272,7 +272,7 @@ class RetrieveCommand:
                 line = f"{rank:>5}  {found.score:>9.4f}  {inliers:>12}  {state:<9}  {escape(found.image)}"
                 output.print(f"[dim]{line}[/]" if found.accepted is False else line)
         for name, what in index.changed([found.image for found in results[:_CHECKED]]).items():
-            errors.print(f"[yellow]{what} since it was indexed:[/] {escape(name)}", soft_wrap=True)
+            errors.print(f"[yellow]{what} since it was indexed:[/] {escape(name)}")
 
     def _print_json(self, query: Path, results: list[RankedImage]) -> None:
         rows = [

@@ -86,6 +86,8 @@ def vocabulary(
     output: Path | str,
     options: VocabularyOptions | None = None,
     resources: Resources | None = None,
+    *,
+    announce: bool = True,
 ) -> VocabularyResult:
     """Learns visual words from a store of features by k-means (Sivic and Zisserman, ICCV 2003).
 
@@ -99,6 +101,7 @@ def vocabulary(
         output: folder to create.
         options: options of the vocabulary. None means those that the workspace remembers, or the defaults.
         resources: threads and device to use.
+        announce: say why an existing vocabulary is learned again. False if the caller has said so.
 
     Raises:
         HardnetSfmError: there are fewer descriptors than words, or the disk is full.
@@ -121,7 +124,8 @@ def vocabulary(
                 return _result(card, computed=False)
             before, now = ({**of, "features": None} for of in (card.get("made_of", {}), made_of))
             why = what_changed({"options": before}, now) or "photos changed"
-            say_again(ledger, "vocabulary", f"{made_of['descriptors']} descriptors", why)
+            if announce:
+                say_again(ledger, "vocabulary", f"{made_of['descriptors']} descriptors", why)
         start = time.perf_counter()
         sample = _sample(store, made_of["descriptors"], options.vocabulary_seed)
         faiss.omp_set_num_threads(resources.threads)
