@@ -89,6 +89,24 @@ class LandmarkOptions(TableOptions):
     keypoints: KeypointOptions = field(default_factory=KeypointOptions)
     words: VocabularyOptions = field(default_factory=VocabularyOptions)
 
+    def compare(self, name: LandmarkSetName, folder: Path, vocabularies: Sequence[Path]) -> None:
+        """Runs the comparison on a data set, prints the table and writes what was asked for."""
+        table = evaluate_landmarks(
+            name,
+            folder,
+            self.workspace,
+            vocabularies,
+            self.rows(),
+            methods=self.method,
+            keypoint_options=self.keypoints,
+            vocabulary_options=self.words,
+            resources=self.resources,
+            on_extract=_print_extracted,
+        )
+        for remark in table.remarks():
+            errors.print(remark)
+        self.show(table)
+
 
 @dataclass(frozen=True)
 class _LandmarkBenchmark:
@@ -103,22 +121,7 @@ class _LandmarkBenchmark:
     table: LandmarkOptions = field(default_factory=LandmarkOptions)
 
     def run(self) -> None:
-        options = self.table
-        table = evaluate_landmarks(
-            self.name,
-            self.folder,
-            options.workspace,
-            self.vocabulary,
-            options.rows(),
-            methods=options.method,
-            keypoint_options=options.keypoints,
-            vocabulary_options=options.words,
-            resources=options.resources,
-            on_extract=_print_extracted,
-        )
-        for remark in table.remarks():
-            errors.print(remark)
-        options.show(table)
+        self.table.compare(self.name, self.folder, self.vocabulary)
 
 
 @dataclass(frozen=True)
