@@ -99,7 +99,7 @@ _SQLITE_CAUSES: dict[int, tuple[str, str]] = {
     sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_IOERR: _DRIVE,
 }
-# What readers of HDF5 and COLMAP say, if they give no number.
+# Texts by which HDF5 and COLMAP name a cause that has no number.
 _PHRASES: dict[str, tuple[str, str]] = {
     "unable to lock file": _IN_USE,
     "already open for": _OPEN_FOR_WRITING,

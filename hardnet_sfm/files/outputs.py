@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hardnet_sfm.errors import UsageError, write_error
-from hardnet_sfm.files.ownership import check_output, encode_picture
+from hardnet_sfm.files.ownership import SOFTWARE, SOFTWARE_TAG, check_output
 from hardnet_sfm.files.workspace import replacing
 
 PAGES = (".html", ".htm")
@@ -68,7 +70,22 @@ def write_picture(target: Path, pixels: NDArray[np.uint8]) -> None:
     """
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if target.suffix.lower() in (".jpg", ".jpeg") else []
     stored = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    _write(target, encode_picture(target.suffix, stored, quality))
+    _write(target, _encode_picture(target.suffix, stored, quality))
+
+
+def _encode_picture(suffix: str, pixels: NDArray[Any], parameters: list[int]) -> bytes:
+    """Encodes a picture, (H, W) grey or (H, W, 3) BGR uint8, with a mark by which `check_output` recognises it.
+
+    Args:
+        suffix: .png, .jpg, .jpeg or .webp.
+        pixels: the picture.
+        parameters: parameters of OpenCV's encoder.
+    """
+    tags = Image.Exif()
+    tags[SOFTWARE_TAG] = SOFTWARE
+    exif = np.frombuffer(tags.tobytes(), np.uint8)
+    _, packed = cv2.imencodeWithMetadata(suffix, pixels, [cv2.IMAGE_METADATA_EXIF], [exif], parameters)
+    return packed.tobytes()
 
 
 def _write(target: Path, content: bytes) -> None:

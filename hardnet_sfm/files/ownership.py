@@ -7,15 +7,12 @@ checksums. Workspaces of versions without a workspace.json are recognised by the
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import h5py
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError, list_some
@@ -25,7 +22,8 @@ from hardnet_sfm.files.workspace import CARD, MANIFEST, locked, read_json
 
 FACTS = "hardnet_sfm"
 """Name of the table that this package adds to COLMAP's database."""
-_SOFTWARE_TAG, _SOFTWARE = 0x0131, "hardnet-sfm"  # EXIF of pictures
+SOFTWARE_TAG, SOFTWARE = 0x0131, "hardnet-sfm"
+"""EXIF tag and its value in the pictures that this package makes."""
 _HEAD = 4096  # bytes at the beginning of a page that contain its mark
 _PAGE = b'<meta name="generator" content="hardnet-sfm">'
 _TABLE = "data_set,"  # beginning of a table of `evaluate`
@@ -106,21 +104,6 @@ def check_output(path: Path | None) -> None:
         raise HardnetSfmError(
             f"{path} is there already, and hardnet-sfm did not make it", "Choose another name, or move it elsewhere."
         )
-
-
-def encode_picture(suffix: str, pixels: NDArray[Any], parameters: Sequence[int] = ()) -> bytes:
-    """Encodes a picture, (H, W) grey or (H, W, 3) BGR uint8, with a mark by which `check_output` recognises it.
-
-    Args:
-        suffix: .png, .jpg, .jpeg or .webp.
-        pixels: the picture.
-        parameters: parameters of OpenCV's encoder.
-    """
-    tags = Image.Exif()
-    tags[_SOFTWARE_TAG] = _SOFTWARE
-    exif = np.frombuffer(tags.tobytes(), np.uint8)
-    _, packed = cv2.imencodeWithMetadata(suffix, pixels, [cv2.IMAGE_METADATA_EXIF], [exif], list(parameters))
-    return packed.tobytes()
 
 
 def _checksums(path: Path) -> Checksums:
@@ -234,7 +217,7 @@ def _is_our_file(path: Path) -> bool:
 def _is_picture(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
-            return bool(picture.getexif().get(_SOFTWARE_TAG) == _SOFTWARE)
+            return bool(picture.getexif().get(SOFTWARE_TAG) == SOFTWARE)
     except (OSError, ValueError, SyntaxError):
         return False
 

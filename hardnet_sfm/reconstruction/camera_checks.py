@@ -20,10 +20,12 @@ def check_cameras(options: MapOptions, features: FeatureStore) -> None:
         HardnetSfmError: photos of different sizes cannot share a camera. The message names them and their sizes.
         UsageError: the parameters belong to photos of another size.
     """
+    setup, shares = options.camera_setup(), options.camera_mode in ("single", "per-folder")
+    if not (shares or setup.params):
+        return
     sizes = {name: features.stored_size(name) for name in features.names()}
-    if options.camera_mode in ("single", "per-folder"):
+    if shares:
         _check_shared(options.camera_mode, sizes)
-    setup = options.camera_setup()
     if not setup.params:
         return
     misfits = {name: problem for name, size in sizes.items() if (problem := setup.misfit(size))}

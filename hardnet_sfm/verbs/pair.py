@@ -257,11 +257,13 @@ class PairCommand:
     def run(self) -> None:
         place = self.common.place
         self.pair.check()
+        listed = None
         if self.images is not None:
             place.check_apart(self.images)
-            list_photos(self.images)
+            listed = list_photos(self.images)
         claim(place.root, place.features.name)
         if self.images is not None and not place.features.is_file():
-            print_result("extract", extract(self.images, place.features, resources=self.resources))
+            extracted = extract(self.images, place.features, resources=self.resources, listed=listed)
+            print_result("extract", extracted)
         proposed = propose_where_needed(place, self.pair, self.resources, print_result)
         print_result("pair", pair(place.features, place.pairs, self.pair, proposed))
