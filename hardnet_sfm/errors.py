@@ -99,12 +99,16 @@ _SQLITE_CAUSES: dict[int, tuple[str, str]] = {
     sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_IOERR: _DRIVE,
 }
-# Texts by which HDF5 and COLMAP name a cause that has no number.
+# Texts by which HDF5, COLMAP and SQLite inside COLMAP name a cause that has no number.
 _PHRASES: dict[str, tuple[str, str]] = {
     "unable to lock file": _IN_USE,
     "already open for": _OPEN_FOR_WRITING,
     "Permission denied": _DENIED,
     "No space left": _FULL,
+    "disk is full": _FULL,
+    "disk I/O error": _DRIVE,
+    "database is locked": _IN_USE,
+    "readonly database": _DENIED,
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.errors import HardnetSfmError, file_error
-from hardnet_sfm.files.hdf5_files import open_hdf5, read_attributes
+from hardnet_sfm.files.hdf5_files import open_hdf5, read_array, read_attributes
 from hardnet_sfm.files.stores import FEATURES, FeatureStore
 from hardnet_sfm.progress import progress
 
@@ -167,8 +167,9 @@ def _photo(name: str, group: h5py.Group) -> PhotoFacts:
 
 
 def arrays_of(group: h5py.Group) -> dict[str, NDArray[Any]]:
-    """Reads all arrays of a photo, by name."""
-    return {key: np.asarray(item[()]) for key, item in group.items() if isinstance(item, h5py.Dataset)}
+    """Reads all arrays of numbers of a photo, by name."""
+    found = {key: item for key, item in group.items() if isinstance(item, h5py.Dataset) and item.dtype.kind != "O"}
+    return {key: read_array(item) for key, item in found.items()}
 
 
 def _range(values: NDArray[np.floating], where_empty: float) -> tuple[float, float]:

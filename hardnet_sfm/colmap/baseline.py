@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
+from hardnet_sfm.colmap.database import explain_failures, open_database
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.model import Model
@@ -68,21 +69,22 @@ def reconstruct_with_sift(
     )
     mode = getattr(pycolmap.CameraMode, setup.mode.replace("-", "_").upper())
     database = folder / "database.db"
-    pycolmap.Database.open(database).close()
     marks = [time.perf_counter()]
     with native_log(folder / "logs"):
-        pycolmap.extract_features(
-            database, images, camera_mode=mode, reader_options=reader, extraction_options=extraction
-        )
-        marks.append(time.perf_counter())
-        pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification)
-        marks.append(time.perf_counter())
+        with explain_failures(database):
+            pycolmap.Database.open(database).close()
+            pycolmap.extract_features(
+                database, images, camera_mode=mode, reader_options=reader, extraction_options=extraction
+            )
+            marks.append(time.perf_counter())
+            pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification)
+            marks.append(time.perf_counter())
         models = map_database(database, images, folder / "snapshot", mapping, lambda _: None)
         shutil.rmtree(folder / "snapshot", ignore_errors=True)
         marks.append(time.perf_counter())
     if not models:
         raise HardnetSfmError(f"{images}: COLMAP made no model", "Use more photos, or photos that overlap more.")
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         keypoints = opened.num_keypoints() / opened.num_images()
         verified = int(opened.num_inlier_matches())
     seconds = dict(zip(("extract", "match", "map"), np.diff(marks).tolist(), strict=True))
@@ -157,14 +159,15 @@ def match_with_colmap(
     database, names = folder / "database.db", list(features)
     with native_log(folder / "logs"):
         import_photos(database, images, names, CameraSetup("single", "SIMPLE_RADIAL"), folder / "readable")
-        with pycolmap.Database.open(database) as opened:
+        with open_database(database) as opened:
             ids = {image.name: image.image_id for image in opened.read_all_images()}
             for name, (keypoints, descriptors) in features.items():
                 opened.write_keypoints(ids[name], keypoints.xy + np.float32(0.5))
                 rounded = np.clip(np.rint(descriptors.astype(np.float32) * 512), 0, 255).astype(np.uint8)
                 sift = pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, rounded)
                 opened.write_descriptors(ids[name], sift)
-        _, cost = cost_of(lambda: pycolmap.match_exhaustive(database, matching_options=matching))
-        with pycolmap.Database.open(database) as opened:
+        with explain_failures(database):
+            _, cost = cost_of(lambda: pycolmap.match_exhaustive(database, matching_options=matching))
+        with open_database(database) as opened:
             found = {(a, b): opened.read_matches(ids[a], ids[b]) for a, b in combinations(names, 2)}
     return found, cost

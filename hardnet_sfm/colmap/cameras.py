@@ -14,7 +14,7 @@ from typing import Literal
 import pycolmap
 from PIL import Image
 
-from hardnet_sfm.colmap.database import database_error, open_database
+from hardnet_sfm.colmap.database import explain_failures, open_database
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.photo_decoding import open_image
 from hardnet_sfm.files.photo_files import is_plausible, read_as_stored, stored_size_of
@@ -147,13 +147,12 @@ def _import(
 ) -> None:
     """Lets COLMAP write photos with their cameras into a database."""
     try:
-        pycolmap.import_images(database, folder, camera_mode=mode, image_names=names, options=options)
-    except (RuntimeError, ValueError) as error:
-        if not folder.is_dir():
-            raise HardnetSfmError(
-                f"{folder}: the folder of the photos is missing", "Put it back and run again."
-            ) from error
-        raise database_error(database, error) from error
+        with explain_failures(database):
+            pycolmap.import_images(database, folder, camera_mode=mode, image_names=names, options=options)
+    except HardnetSfmError as error:
+        if folder.is_dir():
+            raise
+        raise HardnetSfmError(f"{folder}: the folder of the photos is missing", "Put it back and run again.") from error
 
 
 def _cameras_in(database: Path) -> dict[str, int]:

@@ -31,6 +31,9 @@ _OF_PAIRS = ("matches", "two_view_geometries")
 # Tables that SQLite numbers, and the columns of the numbers.
 _NUMBERED = {"rigs": "rig_id", "cameras": "camera_id", "frames": "frame_id", "images": "image_id"}
 _REMEDY = "Move it away and run `hardnet-sfm map` again: it makes a new one."
+# SQLite and pycolmap raise these for damaged databases, and RuntimeError for a full disk as well. The number of a photo
+# that is missing gives a LookupError.
+_FAILURES = (sqlite3.DatabaseError, RuntimeError, ValueError, LookupError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,16 @@ class Database:
 
     Attributes:
         ids: COLMAP's number of each photo by its name.
+
+    Raises:
+        HardnetSfmError: any method raises it if the database is damaged, or if it cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        self._path = path
+        with explain_failures(path):
             self._database = pycolmap.Database.open(path)
             self.ids: dict[str, int] = {image.name: image.image_id for image in self._database.read_all_images()}
-        except RuntimeError as error:
-            raise database_error(path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +82,7 @@ class Database:
         Args:
             photos: name, keypoints, EXIF orientation and (width, height) of each upright photo.
         """
-        with pycolmap.DatabaseTransaction(self._database):
+        with self._transaction():
             for name, keypoints, orientation, size in photos:
                 number, rows = self.ids[name], colmap_keypoints(keypoints, orientation, size)
                 known = self._database.exists_keypoints(number)
@@ -85,7 +90,7 @@ class Database:
 
     def write_matches(self, pairs: Iterable[tuple[str, str, NDArray[np.int32]]]) -> None:
         """Writes putative matches: names of two photos and (M, 2) row numbers of their keypoints."""
-        with pycolmap.DatabaseTransaction(self._database):
+        with self._transaction():
             for first, second, rows in pairs:
                 self._database.write_matches(self.ids[first], self.ids[second], rows.astype(np.uint32))
 
@@ -93,14 +98,13 @@ class Database:
         """Returns the pairs whose two-view geometry is not estimated yet."""
         exists, with_inliers = self._database.exists_two_view_geometry, {frozenset(pair) for pair in self.verified()}
         rest = [pair for pair in pairs if frozenset(pair) not in with_inliers]
-        return [pair for pair in rest if not exists(self.ids[pair[0]], self.ids[pair[1]])]
+        with explain_failures(self._path):
+            return [pair for pair in rest if not exists(self.ids[pair[0]], self.ids[pair[1]])]
 
-    def _named(self, pair_ids: list[int]) -> Iterator[PhotoPair]:
-        """Yields the names of the photos of each pair."""
-        names = {number: name for name, number in self.ids.items()}
-        for pair_id in pair_ids:
-            first, second = pycolmap.pair_id_to_image_pair(pair_id)
-            yield names[first], names[second]
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with explain_failures(self._path), pycolmap.DatabaseTransaction(self._database):
+            yield
 
     def verify(
         self,
@@ -121,9 +125,10 @@ class Database:
             guide: finds more matches of verified pairs.
         """
         pixels = pixels or {}
-        cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
-        camera_of = {image.name: cameras[image.camera_id] for image in self._database.read_all_images()}
-        keypoints = {name: self._database.read_keypoints(self.ids[name]) for pair in pairs for name in pair}
+        with explain_failures(self._path):
+            cameras = {camera.camera_id: camera for camera in self._database.read_all_cameras()}
+            camera_of = {image.name: cameras[image.camera_id] for image in self._database.read_all_images()}
+            keypoints = {name: self._database.read_keypoints(self.ids[name]) for pair in pairs for name in pair}
         points = {name: rows[:, :2].astype(np.float64) for name, rows in keypoints.items()}
 
         def estimate(pair: PhotoPair, rows: NDArray[np.uint32]) -> pycolmap.TwoViewGeometry:
@@ -141,9 +146,12 @@ class Database:
         with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
             for start in range(0, len(pairs), _PAIRS_A_COMMIT):
                 block = pairs[start : start + _PAIRS_A_COMMIT]
-                matches = [self._database.read_matches(self.ids[first], self.ids[second]) for first, second in block]
+                with explain_failures(self._path):
+                    matches = [self._database.read_matches(self.ids[a], self.ids[b]) for a, b in block]
+                for (a, b), rows in zip(block, matches, strict=True):
+                    self._check_rows((a, b), rows, len(points[a]), len(points[b]))
                 geometries = list(pool.map(estimate, block, matches))
-                with pycolmap.DatabaseTransaction(self._database):
+                with self._transaction():
                     for (first, second), geometry in zip(block, geometries, strict=True):
                         if len(geometry.inlier_matches) < how.min_inliers:
                             geometry = pycolmap.TwoViewGeometry()
@@ -152,21 +160,51 @@ class Database:
 
     def verified(self) -> dict[PhotoPair, int]:
         """Returns the number of inliers of each verified pair."""
-        pair_ids, inliers = self._database.read_two_view_geometry_num_inliers()
-        return {pair: count for pair, count in zip(self._named(pair_ids), inliers, strict=True) if count}
+        with explain_failures(self._path):
+            pair_ids, inliers = self._database.read_two_view_geometry_num_inliers()
+            counts = zip(self._named(pair_ids), inliers, strict=True)
+            return {pair: count for pair, count in counts if count}
+
+    def _named(self, pair_ids: list[int]) -> list[PhotoPair]:
+        """Returns the names of the photos of each pair."""
+        names = {number: name for name, number in self.ids.items()}
+        numbers = map(pycolmap.pair_id_to_image_pair, pair_ids)
+        return [(names[first], names[second]) for first, second in numbers]
 
     def inliers(self, pair: PhotoPair) -> NDArray[np.int32]:
         """Returns the (M, 2) row numbers of a verified pair's keypoints that agree with its two-view geometry."""
-        geometry = self._database.read_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]])
+        with explain_failures(self._path):
+            geometry = self._database.read_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]])
         return np.asarray(geometry.inlier_matches, np.int32).reshape(-1, 2)
+
+    def check_inliers(self) -> None:
+        """Checks that the inliers of all verified pairs are rows of keypoints. COLMAP would read beyond the keypoints.
+
+        Raises:
+            HardnetSfmError: an inlier is beyond the keypoints of its photo.
+        """
+        with explain_failures(self._path):
+            counts = {name: self._database.num_keypoints_for_image(number) for name, number in self.ids.items()}
+            pair_ids, geometries = self._database.read_two_view_geometries()
+            named = self._named(pair_ids)
+        for (first, second), geometry in zip(named, geometries, strict=True):
+            self._check_rows((first, second), geometry.inlier_matches, counts[first], counts[second])
+
+    def _check_rows(self, pair: PhotoPair, rows: NDArray[np.uint32], *counts: int) -> None:
+        """Raises HardnetSfmError if (M, 2) row numbers are beyond the number of keypoints of a pair's photos."""
+        if rows.size and (rows.max(0) >= counts).any():
+            what = ValueError(f"matches of {pair[0]} and {pair[1]} are beyond their keypoints")
+            raise database_error(self._path, what)
 
     def cameras(self) -> int:
         """Returns the number of cameras."""
-        return int(self._database.num_cameras())
+        with explain_failures(self._path):
+            return int(self._database.num_cameras())
 
     def guessed_cameras(self) -> int:
         """Returns the number of cameras whose focal length comes neither from EXIF data nor from the user."""
-        return sum(not camera.has_prior_focal_length for camera in self._database.read_all_cameras())
+        with explain_failures(self._path):
+            return sum(not camera.has_prior_focal_length for camera in self._database.read_all_cameras())
 
 
 def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, int]) -> Float32:
@@ -193,17 +231,29 @@ def colmap_keypoints(keypoints: Keypoints, orientation: int, size: tuple[int, in
 
 
 @contextmanager
-def open_database(path: Path) -> Iterator[pycolmap.Database]:
-    """Opens a database for a few reads or writes; made if missing.
+def explain_failures(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
+    """Turns an error of pycolmap or SQLite in the block into one that names the database and the cause.
+
+    Every access of this package to a database is in such a block, also by COLMAP's mappers.
 
     Raises:
         HardnetSfmError: the database is damaged, or it cannot be read or written.
     """
     try:
-        with pycolmap.Database.open(path) as opened:
-            yield opened
-    except RuntimeError as error:
-        raise database_error(path, error) from error
+        yield
+    except _FAILURES as error:
+        raise database_error(path, error, remedy) from error
+
+
+@contextmanager
+def open_database(path: Path) -> Iterator[pycolmap.Database]:
+    """Opens a database while the block runs; made if missing.
+
+    Raises:
+        HardnetSfmError: the database is damaged, or it cannot be read or written.
+    """
+    with explain_failures(path), pycolmap.Database.open(path) as opened:
+        yield opened
 
 
 def database_error(path: Path, error: Exception, remedy: str = _REMEDY) -> HardnetSfmError:
@@ -213,6 +263,8 @@ def database_error(path: Path, error: Exception, remedy: str = _REMEDY) -> Hardn
             opened.execute("SELECT name FROM sqlite_master").fetchall()
     except sqlite3.Error as cause:
         return file_error(path, cause, "a COLMAP database", remedy)
+    if isinstance(error, MemoryError):
+        return HardnetSfmError(f"{path}: damaged, or there is not enough memory for it", remedy)
     return file_error(path, error, "a COLMAP database", remedy)
 
 
@@ -246,8 +298,10 @@ def write_facts(database: Path, facts: Mapping[str, str | None]) -> None:
 def matched_pairs(database: Path) -> list[PhotoPair]:
     """Returns the pairs that have matches, also those with zero matches; none if there is no database."""
     names = dict(_select(database, "image_id, name", "images"))
-    pairs = (pycolmap.pair_id_to_image_pair(number) for (number,) in _select(database, "pair_id", "matches"))
-    return [(names[first], names[second]) for first, second in pairs]
+    numbers = _select(database, "pair_id", "matches")
+    with explain_failures(database):
+        pairs = (pycolmap.pair_id_to_image_pair(int(number or 0)) for (number,) in numbers)
+        return [(names[first], names[second]) for first, second in pairs]
 
 
 def forget_pairs(database: Path, pairs: Collection[PhotoPair]) -> None:
@@ -299,33 +353,26 @@ def remove_photos(database: Path, names: Collection[str]) -> None:
 
 def camera_numbers(database: Path) -> dict[str, int]:
     """Returns the number of each photo's camera by the photo's name; none if there is no database."""
-    return {str(name): int(number) for name, number in _select(database, "name, camera_id", "images")}
+    rows = _select(database, "name, camera_id", "images")
+    with explain_failures(database):
+        return {str(name): int(number or 0) for name, number in rows}
 
 
 @contextmanager
 def _changing(database: Path) -> Iterator[sqlite3.Connection]:
     """Opens a database for the changes of one transaction; makes it if it is missing."""
-    try:
-        with closing(sqlite3.connect(database)) as opened, opened:
-            yield opened
-    except sqlite3.DatabaseError as error:
-        raise HardnetSfmError(
-            f"cannot write {database}: {error}",
-            "Check that the disk has room and that no other program uses the file. Then run again.",
-        ) from error
+    with explain_failures(database), closing(sqlite3.connect(database)) as opened, opened:
+        yield opened
 
 
 def _select(database: Path, columns: str, table: str, where: str = "", *values: str) -> list[tuple[Any, ...]]:
     """Reads rows of a table; none if there is no such table or no database."""
     if not database.is_file():
         return []
-    try:
-        with closing(sqlite3.connect(database)) as opened:
-            if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-                return []
-            return opened.execute(f"SELECT {columns} FROM {table} {where}", values).fetchall()
-    except sqlite3.DatabaseError as error:
-        raise database_error(database, error) from error
+    with explain_failures(database), closing(sqlite3.connect(database)) as opened:
+        if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            return []
+        return opened.execute(f"SELECT {columns} FROM {table} {where}", values).fetchall()
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -353,8 +400,5 @@ def drop_facts(database: Path) -> None:
     Raises:
         HardnetSfmError: the database is damaged, or the disk is full.
     """
-    try:
-        with closing(sqlite3.connect(database)) as opened, opened:
-            opened.execute(f"DROP TABLE IF EXISTS {FACTS}")
-    except sqlite3.DatabaseError as error:
-        raise database_error(database, error) from error
+    with _changing(database) as opened:
+        opened.execute(f"DROP TABLE IF EXISTS {FACTS}")

@@ -6,13 +6,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pycolmap
 
-from hardnet_sfm.colmap.database import copy_database, open_database
+from hardnet_sfm.colmap.database import copy_database, explain_failures, open_database
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError
 
@@ -110,7 +111,8 @@ def _map_incrementally(
     on_registered: Callable[[int], None],
 ) -> None:
     options = incremental_options(images, mapping)
-    if (snapshot / "images.bin").is_file():
+    with suppress(HardnetSfmError):  # a damaged snapshot is of no use, so mapping starts anew
+        Model.read(snapshot)  # COLMAP would read a truncated one without an error
         manager.read(snapshot)
     written = time.monotonic()
 
@@ -123,7 +125,7 @@ def _map_incrementally(
             written = time.monotonic()
 
     callbacks = pycolmap.IncrementalPipelineCallback
-    with pycolmap.Database.open(database) as opened:
+    with open_database(database) as opened:
         pipeline = pycolmap.IncrementalPipeline(options, opened, manager)
         for moment in (callbacks.INITIAL_IMAGE_PAIR_REG_CALLBACK, callbacks.NEXT_IMAGE_REG_CALLBACK):
             pipeline.add_callback(moment.value, registered)
@@ -139,8 +141,7 @@ def _map_incrementally(
 def _write_snapshot(model: pycolmap.Reconstruction, snapshot: Path) -> None:
     beside = snapshot.with_name(f"{snapshot.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    model.write(beside)
+    Model(model).write(beside)
     shutil.rmtree(snapshot, ignore_errors=True)
     beside.rename(snapshot)
 
@@ -154,12 +155,13 @@ def _map_globally(database: Path, images: Path, manager: pycolmap.Reconstruction
         adjustment.refine_focal_length = adjustment.refine_extra_params = adjustment.refine_principal_point = False
     # The wheel has no CUDA. It warns at every adjustment if CUDA is requested.
     adjustment.ceres.use_gpu = options.mapper.global_positioning.use_gpu = False
-    with tempfile.TemporaryDirectory(prefix=".global-", dir=database.parent) as folder:
+    original = database
+    with tempfile.TemporaryDirectory(prefix=".global-", dir=database.parent) as folder, explain_failures(original):
         if not mapping.fix_intrinsics:
             # Rotations are averaged before any focal length is refined, so they need a nearly correct one. The focal
             # lengths from fundamental matrices are written into a copy of the database, as the original belongs to the
             # user.
-            original, database = database, Path(folder) / "calibrated.db"
+            database = Path(folder) / "calibrated.db"
             copy_database(original, database)
             pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=mapping.seed))
         with pycolmap.Database.open(database) as opened:

@@ -113,7 +113,7 @@ class Model:
             shutil.rmtree(beside, ignore_errors=True)
 
     def _is_equal_to(self, folder: Path) -> bool:
-        """Whether a folder has a model with as many cameras, images, points and observations."""
+        """Whether a folder has a model with as many cameras, registered photos, points and observations."""
         try:
             written = Model.read(folder).colmap
         except HardnetSfmError:
@@ -122,7 +122,7 @@ class Model:
             count(written) == count(self.colmap)
             for count in (
                 pycolmap.Reconstruction.num_cameras,
-                pycolmap.Reconstruction.num_images,
+                pycolmap.Reconstruction.num_reg_images,  # it writes no others
                 pycolmap.Reconstruction.num_points3D,
                 pycolmap.Reconstruction.compute_num_observations,
             )

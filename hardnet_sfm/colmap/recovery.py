@@ -81,9 +81,9 @@ def register_more(model: Model, database: Path, images: Path, mapping: Mapping) 
     manager = pycolmap.ReconstructionManager()
     with (
         tempfile.TemporaryDirectory(prefix=".recovery-", dir=database.parent) as folder,
-        pycolmap.Database.open(database) as opened,
+        open_database(database) as opened,
     ):
-        model.colmap.write(folder)
+        model.write(Path(folder))
         manager.read(folder)
         pycolmap.IncrementalPipeline(options, opened, manager).run()
     return Model(adjust_robustly(manager.get(0), mapping, database))

@@ -12,7 +12,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32, Float64
-from hardnet_sfm.colmap.database import database_error
+from hardnet_sfm.colmap.database import explain_failures
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.errors import HardnetSfmError
 
@@ -178,20 +178,26 @@ def _observations(
 
 
 class KeypointTables:
-    """Keypoints of the photos in a COLMAP database."""
+    """Keypoints of the photos in a COLMAP database, which is open.
 
-    def __init__(self, database: pycolmap.Database) -> None:
-        self._database = database
-        self._numbers = {image.name: image.image_id for image in database.read_all_images()}
+    Raises:
+        HardnetSfmError: any method raises it if the database is damaged.
+    """
+
+    def __init__(self, path: Path, database: pycolmap.Database) -> None:
+        self._path, self._database = path, database
+        with explain_failures(path, _HINT):
+            self._numbers = {image.name: image.image_id for image in database.read_all_images()}
 
     def __getitem__(self, name: str) -> Float32 | None:
         """Returns the keypoint table of a photo, or None if it has none.
 
         The table is (N, 2), (N, 4) x, y, scale, radians or (N, 6) x, y, a11, a12, a21, a22.
         """
-        if name not in self._numbers or not self._database.exists_keypoints(self._numbers[name]):
-            return None
-        return np.asarray(self._database.read_keypoints(self._numbers[name]), np.float32)
+        with explain_failures(self._path, _HINT):
+            if name not in self._numbers or not self._database.exists_keypoints(self._numbers[name]):
+                return None
+            return np.asarray(self._database.read_keypoints(self._numbers[name]), np.float32)
 
 
 @contextmanager
@@ -203,11 +209,9 @@ def keypoint_tables(database: Path) -> Iterator[KeypointTables]:
     """
     if not database.is_file():  # COLMAP would make a new one
         raise HardnetSfmError(f"no such file: {database}", _HINT)
-    try:
+    with explain_failures(database, _HINT):
         opened = pycolmap.Database.open(database)
-    except RuntimeError as error:
-        raise database_error(database, error, _HINT) from error
     try:
-        yield KeypointTables(opened)
+        yield KeypointTables(database, opened)
     finally:
         opened.close()

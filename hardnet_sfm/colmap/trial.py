@@ -167,7 +167,7 @@ def _map(path: Path, seed: int) -> pycolmap.Reconstruction | None:
     options.num_threads, options.random_seed = 1, seed
     options.min_model_size, options.extract_colors = _FEWEST_PHOTOS, False
     manager = pycolmap.ReconstructionManager()
-    with pycolmap.Database.open(path) as opened:
+    with open_database(path) as opened:
         pipeline = pycolmap.IncrementalPipeline(options, opened, manager)
         # A Python callback lets Python handle Ctrl-C.
         pipeline.add_callback(pycolmap.IncrementalPipelineCallback.NEXT_IMAGE_REG_CALLBACK.value, lambda: None)

@@ -12,10 +12,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError, list_some
+from hardnet_sfm.files.hdf5_files import read_attributes
 from hardnet_sfm.files.ledger import EXPORT, Checksums, Ledger
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import CARD, MANIFEST, locked, read_json
@@ -154,9 +154,8 @@ def _is_ours(root: Path, name: str) -> bool | None:
 def _is_store(path: Path) -> bool | None:
     """Says whether a file is one of our HDF5 files."""
     try:
-        with h5py.File(path, "r") as file:
-            return str(file.attrs.get("format", "")).startswith("hardnet-sfm")
-    except OSError:
+        return str(read_attributes(path).get("format", "")).startswith("hardnet-sfm")
+    except (OSError, RuntimeError, KeyError):
         return None
 
 

@@ -234,6 +234,7 @@ def _make_models(attempt: _Attempt) -> Mapped:
                 "State the camera with --camera-params, or leave out --fix-intrinsics.",
             )
         verified = database.verified()
+        database.check_inliers()
     print_of_database = read_fact(path, "fingerprint")
     snapshot = workspace.root / f".snapshot-{digest(print_of_database, options.of_mapper())[:12]}"
     with native_log(workspace.logs), progress("map", len(names)) as advance:
