@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import forked
 import numpy as np
 import tyro
+from cases import Case, report_cases
 from steps import CHAIN, copy_state, results
 from undisturbed import CASE, Stage, run_undisturbed
 
@@ -44,23 +45,10 @@ class Options:
     """Number of steps of the chain to kill, from the first."""
     seed: int = 0
     """Seed of all moments."""
+    minutes: float | None = None
+    """Begin no other case after this time."""
     only: int | None = None
     """Run only the case with this number, and show what its commands print."""
-
-
-@dataclass(frozen=True)
-class Killed:
-    """A run with its kills.
-
-    Attributes:
-        verb: verb that was killed.
-        kills: number of kills that came before the command ended.
-        faults: a line for each fault.
-    """
-
-    verb: str
-    kills: int
-    faults: list[str]
 
 
 def kill_once(stage: Stage, case: Path, rng: np.random.Generator) -> tuple[str, forked.Outcome]:
@@ -85,8 +73,10 @@ def kill_once(stage: Stage, case: Path, rng: np.random.Generator) -> tuple[str, 
     return f"{delay * 1000:.1f} ms after file operation {number}", forked.run(stage.step.command, case, watch=watch)
 
 
-def run_case(stages: list[Stage], number: int, seed: int, case: Path, *, show: bool = False) -> Killed:
-    """Runs one case: some kills of the command of one stage, and then the whole command."""
+def run_case(stages: list[Stage], number: int, seed: int, case: Path, *, show: bool = False) -> Case:
+    """Runs one case: some kills of the command of one stage, and then the whole command. Kills are counted if they came
+    before the command ended.
+    """
     rng = np.random.default_rng([seed, number])
     stage = stages[number % len(stages)]
     copy_state(stage.before, case)
@@ -110,7 +100,17 @@ def run_case(stages: list[Stage], number: int, seed: int, case: Path, *, show: b
         faults.append(f"{told}: exit status {outcome.status}: {outcome.fault or outcome.last_line}")
     else:
         faults += [f"{told}: {difference}" for difference in stage.describe_differences(case)]
-    return Killed(stage.step.verb, kills, [f"case {number}, {stage.step.name}, {fault}" for fault in faults])
+    named = [f"{stage.step.name}, {fault}" for fault in faults]
+    return Case(number, stage.step.verb, named, {"kills": kills})
+
+
+def run_cases(stages: list[Stage], options: Options) -> Iterator[Case]:
+    """Runs cases until there are enough kills."""
+    kills, number = 0, 0
+    while kills < options.kills:
+        killed = run_case(stages, number, options.seed, options.workspace / CASE)
+        kills, number = kills + killed.counts["kills"], number + 1
+        yield killed
 
 
 def _check_info(case: Path, moment: str) -> list[str]:
@@ -132,22 +132,10 @@ def main() -> int:
     stages = run_undisturbed(options.workspace, options.photos, steps=steps)
     varying = sorted(set().union(*(stage.varying for stage in stages)))
     print(f"differ between undisturbed runs, so only their presence counts: {', '.join(varying) or 'none'}")
-    case = options.workspace / CASE
     if options.only is not None:
-        faults = run_case(stages, options.only, options.seed, case, show=True).faults
-        print("\n".join(faults) or "no fault")
-        return bool(faults)
-    kills: Counter[str] = Counter()
-    cases, wrong, number = 0, 0, 0
-    while kills.total() < options.kills:
-        killed = run_case(stages, number, options.seed, case)
-        kills[killed.verb] += killed.kills
-        for fault in killed.faults:
-            print(fault, flush=True)
-        cases, wrong, number = cases + 1, wrong + bool(killed.faults), number + 1
-    told = ", ".join(f"{verb} {count}" for verb, count in sorted(kills.items()))
-    print(f"{kills.total()} kills in {cases} cases (seed {options.seed}), {wrong} with a fault; {told}")
-    return bool(wrong)
+        only = run_case(stages, options.only, options.seed, options.workspace / CASE, show=True)
+        return report_cases([only], options.seed)
+    return report_cases(run_cases(stages, options), options.seed, options.minutes)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import forked
 import h5py
 import numpy as np
 import tyro
+from cases import Case, report_cases
 from inputs import add_exif, write_inputs
 from mutators import mutators_for, was_run
 from safetensors.numpy import load_file
@@ -198,25 +199,10 @@ class Options:
     """Most seconds that a command may take. Raise it on a busy machine."""
     memory: float = 3.0
     """Most memory that a command may use, GB."""
+    minutes: float | None = None
+    """Begin no other case after this time."""
     only: int | None = None
     """Run only the case with this number, and show what its command prints."""
-
-
-@dataclass(frozen=True)
-class Damaged:
-    """A run on a damaged input.
-
-    Attributes:
-        kind: kind of the input.
-        told: the damage and the command.
-        outcome: how the command ended.
-        fault: what is wrong; empty if nothing is.
-    """
-
-    kind: str
-    told: str
-    outcome: forked.Outcome
-    fault: str
 
 
 def make_state(folder: Path, photos: Path | None, steps: int) -> None:
@@ -283,7 +269,7 @@ def damage(path: Path, head: int, rng: np.random.Generator) -> str:
     return told
 
 
-def run_case(state: Path, case: Path, kinds: list[str], number: int, options: Options) -> Damaged:
+def run_case(state: Path, case: Path, kinds: list[str], number: int, options: Options) -> Case:
     """Runs one case: damages one file and runs one command that reads it."""
     rng = np.random.default_rng([options.seed, number])
     kind = kinds[number % len(kinds)]
@@ -297,7 +283,11 @@ def run_case(state: Path, case: Path, kinds: list[str], number: int, options: Op
     told = f"{name}, {damage(case / name, KINDS[kind].head, rng)}, `{command}`"
     before = {path: path.stat().st_mtime_ns for path in case.rglob("*") if path.is_file()}
     outcome = forked.run(command, case, limit=options.limit, memory=int(options.memory * 1e9))
-    return Damaged(kind, told, outcome, find_fault(outcome, case, name, before))
+    if options.only is not None:
+        print(f"{told}: status {outcome.status}\n{outcome.text}")
+    fault = find_fault(outcome, case, name, before)
+    ended = {"errors": 0, "results": 0} | {"errors" if outcome.status else "results": int(not fault)}
+    return Case(number, kind, [f"{told}: {fault}"] if fault else [], ended, outcome.peak)
 
 
 def find_fault(outcome: forked.Outcome, case: Path, name: str, before: dict[Path, int]) -> str:
@@ -352,29 +342,12 @@ def main() -> int:
     forked.warm_up(training=any(command.startswith("train") for kind in kinds for command in KINDS[kind].commands))
     state, case = options.workspace / "state", options.workspace / "case"
     make_state(state, options.photos, options.steps)
-    if options.only is not None:
-        damaged = run_case(state, case, kinds, options.only, options)
-        print(f"{damaged.told}: status {damaged.outcome.status}\n{damaged.outcome.text}\n{damaged.fault or 'no fault'}")
-        return bool(damaged.fault)
-    if broken := list_broken(state, case, kinds, options):
+    numbers = range(options.first, options.first + options.count) if options.only is None else [options.only]
+    if options.only is None and (broken := list_broken(state, case, kinds, options)):
         print("\n".join(broken))
         return 1
-    ended: dict[str, Counter[str]] = defaultdict(Counter)
-    longest, most = 0.0, 0
-    for number in range(options.first, options.first + options.count):
-        damaged = run_case(state, case, kinds, number, options)
-        ended[damaged.kind]["fault" if damaged.fault else "error" if damaged.outcome.status else "result"] += 1
-        longest, most = max(longest, damaged.outcome.seconds), max(most, damaged.outcome.peak)
-        if damaged.fault:
-            print(f"case {number}, {damaged.kind}: {damaged.told}: {damaged.fault}", flush=True)
-    for kind, counts in ended.items():
-        print(f"{kind}: {counts['error']} errors, {counts['result']} results, {counts['fault']} faults")
-    faults = sum(counts["fault"] for counts in ended.values())
-    print(
-        f"{options.count} damaged inputs (seed {options.seed}), {faults} faults; the longest run took {longest:.0f} s, "
-        f"the largest {most / 1e9:.1f} GB"
-    )
-    return bool(faults)
+    cases: Iterator[Case] = (run_case(state, case, kinds, number, options) for number in numbers)
+    return report_cases(cases, options.seed, options.minutes)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,6 +27,7 @@ from typing import Literal, get_args
 import forked
 import numpy as np
 import tyro
+from cases import Case, report_cases
 from steps import CHAIN, copy_state, results
 from undisturbed import CASE, Stage, run_undisturbed
 
@@ -54,6 +55,10 @@ class Options:
     """Number of steps of the chain to run, from the first."""
     seed: int = 0
     """Seed of all moments."""
+    first: int = 0
+    """Number of the first case, to continue an earlier run."""
+    minutes: float | None = None
+    """Begin no other case after this time."""
     only: int | None = None
     """Run only the case with this number, and show what its commands print."""
 
@@ -292,8 +297,8 @@ CHECKS: dict[Check, Callable[[Trial], None]] = {
 }
 
 
-def run_case(check: Check, stages: list[Stage], number: int, options: Options) -> list[str]:
-    """Runs one case of a check; a line for each fault.
+def run_case(check: Check, stages: list[Stage], number: int, options: Options) -> Case:
+    """Runs one case of a check.
 
     Raises:
         Impossible: the case needs rights that this user does not have.
@@ -316,7 +321,18 @@ def run_case(check: Check, stages: list[Stage], number: int, options: Options) -
         trial = Trial(stage, case, rng, show)
         CHECKS[check](trial)
         name, faults = stage.step.name, trial.faults
-    return [f"{check}, case {number}, {name}, {fault}" for fault in faults]
+    return Case(number, check, [f"{name}, {fault}" for fault in faults])
+
+
+def run_cases(stages: list[Stage], options: Options) -> Iterator[Case]:
+    """Runs all cases of all checks. It counts those that it has no right to run."""
+    numbers = range(options.first, options.first + options.count) if options.only is None else [options.only]
+    for check in options.checks:
+        for number in numbers:
+            try:
+                yield run_case(check, stages, number, options)
+            except Impossible:
+                yield Case(number, check, [], {"left out because they need root": 1})
 
 
 def main() -> int:
@@ -325,23 +341,7 @@ def main() -> int:
     steps = CHAIN[: options.steps]
     forked.warm_up(training=any(step.verb == "train" for step in steps))
     stages = run_undisturbed(options.workspace, options.photos, steps=steps)
-    wrong = 0
-    for check in options.checks:
-        numbers = range(options.count) if options.only is None else [options.only]
-        ran, faulty, impossible = 0, 0, 0
-        for number in numbers:
-            try:
-                faults = run_case(check, stages, number, options)
-            except Impossible:
-                impossible += 1
-                continue
-            for fault in faults:
-                print(fault, flush=True)
-            ran, faulty = ran + 1, faulty + bool(faults)
-        left_out = f"; {impossible} left out because they need root" if impossible else ""
-        print(f"{check}: {ran} cases (seed {options.seed}), {faulty} with a fault{left_out}", flush=True)
-        wrong += faulty
-    return bool(wrong)
+    return report_cases(run_cases(stages, options), options.seed, options.minutes)
 
 
 if __name__ == "__main__":
