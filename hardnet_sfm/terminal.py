@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -86,6 +87,8 @@ def report_errors(debug: bool = False, usage: str = "", interrupted: str = GOES_
         interrupted: message after ctrl-c.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and `timeout` send SIGTERM
+    if not debug:
+        threading.excepthook = _report_thread
     try:
         yield
     except BrokenPipeError:
@@ -119,6 +122,12 @@ def report_errors(debug: bool = False, usage: str = "", interrupted: str = GOES_
         reason = f"{type(error).__name__}: {error}".strip()
         _print_error(f"this is a fault of hardnet-sfm: {reason}", "Run it with --debug, and report what it prints.")
         sys.exit(1)
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Reports an error in a thread of a library in a line. The command goes on: the thread writes logs or curves."""
+    reason = str(failed.exc_value) or failed.exc_type.__name__
+    errors.print(f"[yellow]warning:[/] {escape(failed.thread.name if failed.thread else 'a thread')}: {escape(reason)}")
 
 
 def _print_error(message: str, hint: str) -> None:

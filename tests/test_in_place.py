@@ -187,6 +187,33 @@ def test_an_error_in_the_middle_leaves_the_file_as_it_was(tmp_path: Path) -> Non
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_what_hdf5_writes_after_a_failure_goes_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 lets go of a file that it could not close much later. Another file may then have its descriptor."""
+    path = store(tmp_path / "features.h5", NAMES[:8])
+    before = path.read_bytes()
+    objects: list[PendingFile] = []
+
+    class Kept(PendingFile):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            objects.append(self)
+
+    monkeypatch.setattr(in_place, "PendingFile", Kept)
+    with pytest.raises(AttributeError):
+        change_in_place(path, lambda file: file.no_such_attribute)
+    with (tmp_path / "other").open("w+b") as other:
+        other.write(b"precious")
+        other.flush()
+        (late,) = objects
+        late._number = other.fileno()
+        for place in (0, late.size):
+            late.seek(place)
+            assert late.write(memoryview(b"late")) == 4
+        late.truncate(1)
+        assert late.read(1) == b"\0"
+    assert (tmp_path / "other").read_bytes() == b"precious" and path.read_bytes() == before
+
+
 def test_adding_a_photo_writes_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many photos the store has: all that grows is the index, 100 bytes a photo."""
     written, write = [0], os.pwrite

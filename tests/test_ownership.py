@@ -208,6 +208,26 @@ def test_what_a_killed_run_was_writing_counts_as_ours(tmp_path: Path) -> None:
     check_workspace(tmp_path, "pairs.txt")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vocabulary/unfinished.safetensors", "vocabulary/.unfinished.safetensors.tmp"),
+        *("vocabulary/.words-0a1b2c3d.safetensors.tmp", "vocabulary/words-0a1b2c3d.safetensors"),
+        *("vocabulary/.card.json.tmp", "index/.manifest.json.tmp", "index/.unfinished.json.tmp", "index/.draft/x.npy"),
+        *("index/vocabulary-0a1b2c3d/.words-0a1b2c3d.safetensors.tmp", "index/vocabulary-0a1b2c3d/.card.json.tmp"),
+    ],
+)
+def test_what_a_killed_run_left_before_the_first_card_counts_as_ours(name: str, tmp_path: Path) -> None:
+    claim(tmp_path, "vocabulary", "index")
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(b"half")
+    check_workspace(tmp_path, "vocabulary", "index")
+    (tmp_path / name).with_name("words.txt").write_bytes(b"of a user")
+    if ".draft" not in name:
+        with pytest.raises(HardnetSfmError, match="hardnet-sfm did not make it"):
+            check_workspace(tmp_path, "vocabulary", "index")
+
+
 def test_demo_does_not_render_into_a_folder_of_photos(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/view_000.jpg").write_bytes(b"mine")
@@ -325,6 +345,26 @@ def test_a_mapping_that_makes_nothing_keeps_the_last_model(made: Workspace, tmp_
     assert len(hardnet_sfm.export(place, tmp_path / "exported", ("binary",))) == 1
     model = hardnet_sfm.map_photos(place, ONE_CAMERA, ONE_THREAD)  # up to date
     assert len(model.names) == 8 and contents(place.root)["summary.json"] == before["summary.json"]
+
+
+def test_a_kill_between_model_and_summary_leaves_the_earlier_ones(
+    made: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier figures stay with the earlier model. Only the fingerprint goes, so the model is made again."""
+    place = copy_of(made, tmp_path)
+    before, options = contents(place.sparse), MapOptions(camera_mode="single", max_error=2)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("hardnet_sfm.verbs.map.replace_folder", die)
+        hardnet_sfm.map_photos(place, options, ONE_THREAD)
+    assert contents(place.sparse) == before
+    assert read_json(place.summary) == {**read_json(made.summary), "fingerprint": ""}
+    hardnet_sfm.map_photos(place, options, ONE_THREAD)
+    assert read_json(place.summary)["options"]["map"]["max_error"] == 2
+    assert len(hardnet_sfm.Model.read(place.sparse / "0").names) == 8
 
 
 def test_a_mapping_of_photos_that_are_gone_keeps_the_last_model(

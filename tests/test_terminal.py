@@ -6,6 +6,8 @@ import io
 import json
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from rich.markup import escape
@@ -63,3 +65,14 @@ def test_a_fault_of_the_program_gives_no_traceback_without_debug(capsys: pytest.
     assert "RuntimeError: conversion from LAB" in said and "--debug" in said and "Traceback" not in said
     with pytest.raises(RuntimeError), report_errors(debug=True):
         raise RuntimeError("conversion from LAB")
+
+
+def test_an_error_in_a_thread_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library writes curves of training in a thread, also on a full disk."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    with report_errors():
+        thread = threading.Thread(target=Path("/nowhere/at/all").read_bytes, name="writer")
+        thread.start()
+        thread.join()
+    said = capsys.readouterr().err
+    assert said.startswith("warning: writer: ") and "No such file" in said and "Traceback" not in said

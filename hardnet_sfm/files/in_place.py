@@ -79,6 +79,8 @@ def change_in_place(path: Path, change: Callable[[h5py.File], None]) -> bool:
             os.ftruncate(file.fileno(), kept)
             pending.check(error)
             raise
+        finally:
+            pending.leave()
         changes.apply(file)
         _redo_of(path).unlink()
     return True
@@ -143,6 +145,7 @@ class PendingFile:
 
     def __init__(self, file: BinaryIO, kept: int) -> None:
         self._number, self._kept, self._place = file.fileno(), kept, 0
+        self._left = False
         self._error: OSError | None = None
         self.size, self.pages = kept, dict[int, bytearray]()
 
@@ -153,6 +156,10 @@ class PendingFile:
         """
         if self._error is not None:
             raise self._error from cause
+
+    def leave(self) -> None:
+        """Leaves the file alone from now on. HDF5 may keep the object after a failure, and write when it lets go."""
+        self._left = True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
@@ -165,7 +172,7 @@ class PendingFile:
         into = memoryview(buffer).cast("B")
         start, end = self._place, self._place + len(into)
         done = 0
-        while done < len(into) and (read := os.pread(self._number, len(into) - done, start + done)):
+        while done < len(into) and not self._left and (read := os.pread(self._number, len(into) - done, start + done)):
             into[done : done + len(read)] = read
             done += len(read)
         into[done:] = bytes(len(into) - done)
@@ -187,6 +194,8 @@ class PendingFile:
         content = memoryview(data).cast("B")
         length, start, end = len(content), self._place, self._place + len(content)
         self._place, self.size = end, max(self.size, end)
+        if self._left:
+            return length
         while start < min(end, self._kept):
             place = start - start % _PAGE
             page = self._page(place)
@@ -204,7 +213,7 @@ class PendingFile:
 
     def truncate(self, size: int | None = None) -> int:
         self.size = self._place if size is None else size
-        if self._error is None:
+        if self._error is None and not self._left:
             try:
                 os.ftruncate(self._number, max(self.size, self._kept))
             except OSError as error:

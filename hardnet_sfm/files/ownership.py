@@ -6,6 +6,7 @@ checksums. Workspaces of versions without a workspace.json are recognised by the
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -34,6 +35,10 @@ _OUTPUTS = (
 )
 # Outputs of which only `replacing_output` takes note, as their content does not say who made it.
 _SUMMED = ("pairs.txt", "sparse")
+# Files that a killed run leaves in the folder of a vocabulary or an index before there is a card.
+_LEFT = re.compile(
+    r"\.?(words-[0-9a-f]{8}\.safetensors|unfinished\.(safetensors|json)|card\.json|manifest\.json)(\.tmp)?"
+)
 _ELSEWHERE = "Move it elsewhere, or write to another folder."
 
 
@@ -191,7 +196,10 @@ def _has_card(folder: Path) -> bool:
     """Says whether a folder has a card of ours, or only what a killed run left there."""
     if any(_is_card(folder / name) for name in (CARD, MANIFEST, "unfinished.json")):
         return True
-    return folder.is_dir() and all(inner.name == ".draft" or _is_card(inner / CARD) for inner in folder.iterdir())
+    return folder.is_dir() and all(
+        inner.name == ".draft" or (_has_card(inner) if inner.is_dir() else bool(_LEFT.fullmatch(inner.name)))
+        for inner in folder.iterdir()
+    )
 
 
 def _is_card(path: Path) -> bool:

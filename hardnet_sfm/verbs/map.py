@@ -122,14 +122,19 @@ def map_photos(
 
 def _announce(workspace: Workspace, options: MapOptions, photos: int) -> None:
     """Says that an existing model is made again, why, and how long that took the last time."""
-    try:
-        before = read_json(workspace.summary) if workspace.summary.is_file() else {}
-    except HardnetSfmError:
-        before = {}  # it is damaged, and made again
+    before = _summary_before(workspace)
     if before.get("models"):
         earlier = before.get("options", {}).get("map", {})
         why = what_changed({"options": earlier}, asdict(options))
         say_again(Ledger(workspace.root), "map", f"{photos} photos", why or "photos or matches changed")
+
+
+def _summary_before(workspace: Workspace) -> dict[str, Any]:
+    """Reads the summary of an earlier run; empty if there is none, or if it is damaged and therefore made again."""
+    try:
+        return read_json(workspace.summary) if workspace.summary.is_file() else {}
+    except HardnetSfmError:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,8 @@ def _publish(workspace: Workspace, database: Path, models: list[Model], summary:
     if database != workspace.database:
         replace_database(database, workspace.database)
     # If the run is killed in between, no summary may declare the models up to date. Without a fingerprint, it does not.
-    write_json(workspace.summary, {**summary, "fingerprint": ""})
+    if before := _summary_before(workspace):
+        write_json(workspace.summary, {**before, "fingerprint": ""})
     if models:
         with replacing_output(Ledger(workspace.root), workspace.sparse.name) as target:
             replace_folder(beside, target)
@@ -302,10 +308,10 @@ def _finished_models(workspace: Workspace, fingerprint: str) -> list[Model]:
     """Reads the models of an earlier run if they are up to date."""
     from hardnet_sfm.colmap.model import Model
 
+    summary = _summary_before(workspace)
+    if summary.get("fingerprint") != fingerprint:
+        return []
     try:
-        summary = read_json(workspace.summary) if workspace.summary.is_file() else {}
-        if summary.get("fingerprint") != fingerprint:
-            return []
         return [Model.read(workspace.sparse / str(number)) for number in range(len(summary["models"]))]
     except HardnetSfmError:
         return []  # damaged models are made again

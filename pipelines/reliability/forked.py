@@ -42,6 +42,7 @@ _TRAINING = ("pytorch_lightning", "tensorboard", "hardnet_sfm.training.module")
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FAULT = "this is a fault of hardnet-sfm"
+_PATIENCE = 10  # a child may take this many times as long by the clock as by the processor
 _UNEXPECTED = 70  # exit status of a child whose command raised what `main` does not explain
 
 
@@ -169,7 +170,8 @@ def run(
         watch: counts file operations, and acts before one.
         before: what to do in the child before the command.
         kill_after: seconds after which the child is killed by `kill -9`.
-        limit: seconds after which the child is killed because it hangs.
+        limit: seconds of the processor after which the child is killed because it hangs. On a busy machine it may take
+            ten times as long by the clock.
         memory: bytes that the child may allocate in addition to the parent's; 0: no limit.
     """
     with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as counted:
@@ -179,7 +181,7 @@ def run(
         pid = os.fork()
         if pid == 0:
             _become(command, folder, printed.fileno(), counted.fileno(), watch, before, memory)
-        status, peak, hung = _wait(pid, min(limit, kill_after if kill_after is not None else limit), kill_after is None)
+        status, peak, hung = _wait(pid, limit, kill_after)
         seconds = time.monotonic() - started
         printed.seek(0)
         counted.seek(0)
@@ -201,22 +203,32 @@ def start(command: str, folder: Path, printed: Path) -> int:
 def end(pid: int, printed: Path, limit: float) -> Outcome:
     """Waits for a child that `start` started."""
     started = time.monotonic()
-    status, peak, hung = _wait(pid, limit, True)
+    status, peak, hung = _wait(pid, limit)
     text = printed.read_text(errors="replace")
     return Outcome(os.waitstatus_to_exitcode(status), text, time.monotonic() - started, peak, 0, hung)
 
 
-def _wait(pid: int, limit: float, late_is_hung: bool) -> tuple[int, int, bool]:
-    """Waits for a child and kills it after `limit` seconds; its wait status, peak memory and whether it hung."""
-    handle = os.pidfd_open(pid)
+def _wait(pid: int, limit: float, kill_after: float | None = None) -> tuple[int, int, bool]:
+    """Waits for a child and kills it in the end; its wait status, peak memory and whether it hung."""
+    handle, started = os.pidfd_open(pid), time.monotonic()
     try:
-        ended = bool(select.select([handle], [], [], limit)[0])
+        ended = bool(select.select([handle], [], [], limit if kill_after is None else kill_after)[0])
+        while not (ended or kill_after is not None or _processor_seconds(pid) > limit):
+            if time.monotonic() - started > _PATIENCE * limit:
+                break
+            ended = bool(select.select([handle], [], [], limit / 10)[0])
     finally:
         os.close(handle)
     if not ended:
         os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    return status, usage.ru_maxrss * 1024, not ended and late_is_hung
+    return status, usage.ru_maxrss * 1024, not ended and kill_after is None
+
+
+def _processor_seconds(pid: int) -> float:
+    """Returns the processor's seconds that a process of this user has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
 
 
 def _become(

@@ -3,7 +3,7 @@
     python pipelines/reliability/mutations.py --workspace DIR --count 20000
 
 A case damages one file of one kind (KINDS) and runs one of the commands that read it, in a forked child. A fault is a
-crash, a traceback, a run over --limit seconds, memory above --memory, an exit status other than 0 to 2, an error that
+crash, a traceback, a run over --limit seconds of the processor, memory above --memory, an exit status other than 0 to 2, an error that
 does not name the file, numbers that are not finite in a file that the command wrote, and hidden code that was run. A
 line is printed for each fault; `--only CASE` runs that case again and shows what the command printed.
 """
@@ -196,7 +196,7 @@ class Options:
     first: int = 0
     """Number of the first case, to continue an earlier run."""
     limit: float = 30.0
-    """Most seconds that a command may take. Raise it on a busy machine."""
+    """Most seconds of the processor that a command may take."""
     memory: float = 3.0
     """Most memory that a command may use, GB."""
     minutes: float | None = None

@@ -8,6 +8,7 @@ from the same files.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sqlite3
 import sys
@@ -169,6 +170,8 @@ def _hash(path: Path, places: list[bytes]) -> list[tuple[str, str]]:
             return [("", _hash_rows(path))]
         if path.suffix in (".json", ".html"):
             content = path.read_bytes()
+            if path.name == "summary.json":  # without a fingerprint it is as good, but the model is made again
+                content = json.dumps({**json.loads(content), "fingerprint": ""}, indent=2).encode()
             for place in places:
                 content = content.replace(place, b"STATE")
             return [("", hashlib.sha256(content).hexdigest()[:16])]
