@@ -3,9 +3,9 @@
     python pipelines/reliability/mutations.py --workspace DIR --count 20000
 
 A case damages one file of one kind (KINDS) and runs one of the commands that read it, in a forked child. A fault is a
-crash, a traceback, a run over --limit seconds of the processor, memory above --memory, an exit status other than 0 to 2, an error that
-does not name the file, numbers that are not finite in a file that the command wrote, and hidden code that was run. A
-line is printed for each fault; `--only CASE` runs that case again and shows what the command printed.
+crash, a traceback, a run over --limit seconds of the processor, memory above --memory, an exit status other than 0 to
+2, an error that does not name the file, numbers that are not finite in a file that the command wrote, and hidden code
+that was run. A line is printed for each fault; `--only CASE` runs that case again and shows what the command printed.
 """
 
 from __future__ import annotations
