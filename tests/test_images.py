@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -21,11 +22,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from hardnet_sfm.colmap.cameras import readable_folder
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files import photo_files
-from hardnet_sfm.files.photo_decoding import exif_orientation, is_truncated
-from hardnet_sfm.files.photo_files import read_colours, read_photo, read_small, sha256_of, size_of
+from hardnet_sfm.files import photo_files, truncated_photos
+from hardnet_sfm.files.photo_decoding import exif_orientation
+from hardnet_sfm.files.photo_files import read_as_stored, read_colours, read_photo, read_small, sha256_of, size_of
 from hardnet_sfm.files.photo_folders import list_photos
+from hardnet_sfm.files.truncated_photos import is_truncated
 from hardnet_sfm.photos import resize_to_fit, sensor_from_upright, upright
 
 Pixels = NDArray[np.uint8]
@@ -426,7 +429,7 @@ def _damaged() -> dict[str, bytes]:
     cases |= {f"zeros.{extension}": bytes(4096) for extension in files}
     cases |= {f"no-head.{extension}": data[9:] for extension, data in files.items()}
     oriented = _oriented(_colour(), "tif", 6)
-    cases |= {"oriented-head.tif": oriented[:8], "oriented-half.tif": oriented[: len(oriented) // 2]}
+    cases |= {"oriented-head.tif": oriented[:8]}
     return cases
 
 
@@ -559,6 +562,89 @@ def test_a_truncated_progressive_jpeg_is_read_at_a_lower_quality(tmp_path: Path)
     difference = read_photo(tmp_path / "cut.jpg").grey - read_photo(tmp_path / "whole.jpg").grey.astype(float)
     assert 0 < np.abs(difference).mean() < 8
     assert is_truncated(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", {}),
+        (".png", {"mode": "L"}),
+        (".png", {"mode": "P"}),
+        (".png", {"mode": "1"}),
+        (".png", {"mode": "I;16"}),
+        (".tif", {}),
+    ],
+)
+def test_a_truncated_png_or_tiff_is_read_as_far_as_it_goes(
+    suffix: str, options: dict[str, str], share: float, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    photo = Image.open(io.BytesIO(_large_jpeg())).resize((403, 301))
+    mode = options.get("mode", "RGB")
+    deep = Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 257)
+    (deep if mode == "I;16" else photo.convert(mode)).save(whole)
+    data = whole.read_bytes()
+    cut.write_bytes(data[: int(share * len(data))])
+    expected, found = read_photo(whole).grey, read_photo(cut).grey
+    assert found.shape == expected.shape and is_truncated(cut) and not is_truncated(whole)
+    rows = int((share - 0.2) * len(expected))  # a photo's bytes are not spread evenly over its rows
+    np.testing.assert_array_equal(found[:rows], expected[:rows])
+    assert (found[-3:] == 0).mean() > 0.9 or share > 0.9
+    cut.write_bytes(cut.read_bytes() + bytes(9999))  # an interrupted copy
+    np.testing.assert_array_equal(read_photo(cut).grey[:rows], expected[:rows])
+
+
+def test_a_truncated_tiff_keeps_its_orientation(tmp_path: Path) -> None:
+    data = _oriented(_colour(), "tif", 6)
+    (tmp_path / "whole.tif").write_bytes(data)
+    (tmp_path / "half.tif").write_bytes(data[: len(data) // 2])
+    whole, half = read_photo(tmp_path / "whole.tif").grey, read_photo(tmp_path / "half.tif").grey
+    assert half.shape == whole.shape and size_of(tmp_path / "half.tif") == size_of(tmp_path / "whole.tif")
+    columns = whole.shape[1] * 6 // 10  # orientation 6 shows the first row as the last column
+    np.testing.assert_array_equal(half[:, columns:], whole[:, columns:])
+    assert (half[:, : columns // 2] == 0).all()
+
+
+def test_a_truncated_interlaced_png_is_read_at_a_lower_resolution(tmp_path: Path) -> None:
+    """Neither Pillow nor OpenCV writes interlaced files, so this one is put together by hand."""
+    grey = np.asarray(Image.open(io.BytesIO(_large_jpeg())).resize((45, 37)).convert("L"))
+    passes = [grey[y::down, x::right] for x, y, right, down in truncated_photos._PASSES]
+    pixels = b"".join(b"\0" + row.tobytes() for one in passes for row in one)
+    head = struct.pack(">IIBBBBB", 45, 37, 8, 0, 0, 0, 1)
+
+    def png(packed: bytes) -> bytes:
+        parts = [truncated_photos._chunk(b"IHDR", head), truncated_photos._chunk(b"IDAT", packed)]
+        return b"".join([b"\x89PNG\r\n\x1a\n", *parts, truncated_photos._chunk(b"IEND", b"")])
+
+    path = tmp_path / "a.png"
+    path.write_bytes(png(zlib.compress(pixels, 0)))
+    np.testing.assert_array_equal(read_photo(path).grey, grey)
+    path.write_bytes(path.read_bytes()[:-500])
+    found = read_photo(path).grey
+    np.testing.assert_array_equal(found[::2, ::2], grey[::2, ::2])
+    assert (found[-2] == 0).any()
+
+
+@pytest.mark.parametrize(("suffix", "options"), [(".webp", {}), (".tif", {"compression": "tiff_lzw"})])
+def test_what_cannot_be_read_without_its_end_is_called_truncated(
+    suffix: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.open(io.BytesIO(_large_jpeg())).save(path, **options)
+    assert not is_truncated(path) and read_photo(path).size
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(HardnetSfmError, match="truncated or damaged: its end is missing"):
+        read_photo(path)
+
+
+def test_a_truncated_png_has_a_copy_that_colmap_reads(tmp_path: Path) -> None:
+    path = tmp_path / "photos" / "a.png"
+    path.parent.mkdir()
+    Image.open(io.BytesIO(_large_jpeg())).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    folder = readable_folder(path.parent, ["a.png"], tmp_path / "copies")
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "a.png")), read_as_stored(path))
 
 
 def test_a_jpeg_that_is_only_a_head_is_damaged(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hardnet_sfm.colmap.database import explain_failures, open_database
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.photo_decoding import open_image
 from hardnet_sfm.files.photo_files import is_plausible, read_as_stored, stored_size_of
+from hardnet_sfm.files.truncated_photos import is_truncated
 
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 # Formats that COLMAP's wheel reads, by Pillow's names, and kinds of pixels that COLMAP shows too dark or too bright.
@@ -222,7 +223,8 @@ def _is_known_to_colmap(photo: Path) -> bool:
     if image is None:
         return True
     with image:
-        return image.format in _KNOWN_TO_COLMAP and image.mode not in _TOO_DEEP
+        known = image.format in _KNOWN_TO_COLMAP and image.mode not in _TOO_DEEP
+        return known and (image.format in ("JPEG", "MPO") or not is_truncated(photo))
 
 
 def _copy_as_png(photo: Path, target: Path) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
+from hardnet_sfm.files.truncated_photos import complete, is_truncated
+
 try:
     import pillow_heif
 except ModuleNotFoundError:
@@ -44,15 +46,17 @@ _ORIENTATION = 0x0112
 _SHORT = 3
 # The formats of Pillow that OpenCV decodes as well. It is faster.
 _OPENCV_FIRST = ("JPEG", "MPO", "PNG", "BMP", "DIB", "PPM", "WEBP", "TIFF")
+_JPEGS = ("JPEG", "MPO")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def decode(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
     """Decodes a photo to its pixels as stored, before EXIF orientation; None if it cannot be decoded.
 
-    A JPEG without its end is decoded as far as it goes. The rest is even grey. Animations give their first picture.
-    16-bit photos keep their upper 8 bits. Transparency is dropped. Numbers of 32 or 64 bits are scaled to use the
-    range from 0 to 255.
+    A JPEG, PNG or TIFF without its end is decoded as far as it goes. The rest is even grey or black. Other formats
+    cannot be decoded without their end, nor can a TIFF that lists its pixels at its end. Animations give their first
+    picture. 16-bit photos keep their upper 8 bits. Transparency is dropped. Numbers of 32 or 64 bits are scaled to use
+    the range from 0 to 255.
 
     Args:
         data: contents of the file.
@@ -66,6 +70,12 @@ def decode(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
     kind = "" if image is None or image.format is None else image.format
     if image is not None:
         check_size(image.size, len(data))
+    truncated = is_truncated(data)
+    if truncated and kind not in _JPEGS:
+        whole = complete(data)
+        if whole is None:
+            return None
+        data = whole
     if kind == "TIFF":
         data = _with_orientation_1(data)
     opencv_first = kind in _OPENCV_FIRST and not (image and kind == "TIFF" and image.mode in (*_WITH_ALPHA, "LAB"))
@@ -78,7 +88,8 @@ def decode(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
         except Exception:  # a damaged file makes the decoders raise nearly everything
             continue
         if pixels is not None:
-            return pixels
+            only_head = truncated and (pixels == pixels.flat[0]).all()
+            return None if only_head else pixels
     return None
 
 
@@ -109,26 +120,6 @@ def exif_orientation(source: bytes | Path) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def is_truncated(source: bytes | Path) -> bool:
-    """Says whether the end of a JPEG is missing. Other formats cannot be decoded without their end.
-
-    A file that cannot be read counts as whole.
-    """
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError:
-        return False
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        at += 1 if marker == 0xFF else 2 + length
-        if marker == 0xDA:  # the start of the first scan; compressed data has no end marker in it
-            return data.find(b"\xff\xd9", at) < 0
-    return False
-
-
 def _by_opencv(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
     flags = cv2.IMREAD_GRAYSCALE if mode == "L" else cv2.IMREAD_COLOR_RGB
     packed = np.frombuffer(data, np.uint8)
@@ -142,17 +133,12 @@ def _by_opencv(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
 
 
 def _by_pillow(data: bytes, mode: Mode) -> NDArray[np.uint8] | None:
-    truncated = is_truncated(data)
-    if truncated:  # a copy that was interrupted may end in zeros
-        data = data.rstrip(b"\0") + b"\xff\xd9"
-    image: Image.Image = Image.open(io.BytesIO(data))
-    if image.format in ("JPEG", "MPO"):
+    image: Image.Image = Image.open(io.BytesIO((is_truncated(data) and complete(data)) or data))
+    if image.format in _JPEGS:
         image.draft(mode, None)  # grey as stored, without a detour by RGB
     elif image.format == "TIFF":
         image.getexif()[_ORIENTATION] = 1  # Pillow would turn it, also for an orientation that XMP data state
-    pixels = _in_mode(image, mode)
-    only_head = truncated and (pixels == pixels.flat[0]).all()
-    return None if only_head else pixels
+    return _in_mode(image, mode)
 
 
 def _in_mode(image: Image.Image, mode: Mode) -> NDArray[np.uint8]:

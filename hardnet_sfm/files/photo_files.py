@@ -21,6 +21,7 @@ from hardnet_sfm.files.photo_decoding import (
     exif_orientation,
     open_image,
 )
+from hardnet_sfm.files.truncated_photos import is_truncated
 from hardnet_sfm.photo_names import as_on_disk
 from hardnet_sfm.photos import Lens, Photo, resize_to_fit, upright
 
@@ -181,6 +182,9 @@ def _decode(path: Path, data: bytes, mode: Literal["L", "RGB"]) -> NDArray[np.ui
         return pixels
     if not CAN_READ_HEIC and data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
         raise HardnetSfmError(f"{path}: a HEIC photo, which needs another package", HEIC_HINT)
+    if is_truncated(data):
+        what = "truncated or damaged: its end is missing, and it cannot be decoded without it"
+        raise HardnetSfmError(f"{path}: {what}", "Copy it again, or take it out of the folder.")
     raise HardnetSfmError(
         f"{path}: not a photo that can be decoded, or damaged",
         "Convert it to JPEG or PNG, or take it out of the folder.",

@@ -23,11 +23,11 @@ from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
 from hardnet_sfm.files.ledger import Ledger, say_again
 from hardnet_sfm.files.lost_photos import check_losses
 from hardnet_sfm.files.ownership import claim
-from hardnet_sfm.files.photo_decoding import is_truncated
 from hardnet_sfm.files.photo_folders import NotTaken, PhotoList, list_photos
 from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.store_writer import StoreWriter
 from hardnet_sfm.files.stores import FEATURES, check_names_apart, feature_arrays
+from hardnet_sfm.files.truncated_photos import is_truncated
 from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources

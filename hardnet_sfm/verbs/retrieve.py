@@ -18,13 +18,14 @@ from hardnet_sfm.files.photo_files import read_colours
 from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.photo_source import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.files.truncated_photos import is_truncated
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace
 from hardnet_sfm.keypoints import Box, RankedImage
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import DEFAULT_METHOD, Method
-from hardnet_sfm.terminal import Common, output, print_json, print_not_taken
+from hardnet_sfm.terminal import Common, output, print_json, print_not_taken, print_truncated
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
     from hardnet_sfm.index_folder import OpenIndex
@@ -205,6 +206,7 @@ class RetrieveCommand:
                 else:
                     box = None if self.bbox is None else described.region
                     with advance.hidden():
+                        print_truncated([query.as_posix()] if is_truncated(query) else [])
                         self._say_what_was_cut(query, box)
                         self._print(query, results, index)
                     nothing_found &= not any(found.accepted is not False for found in results)
