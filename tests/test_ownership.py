@@ -23,8 +23,10 @@ from hardnet_sfm.files.ownership import check_output, check_workspace, claim, re
 from hardnet_sfm.files.workspace import Workspace, read_json, replace_folder, restore_folder
 from hardnet_sfm.pages.page import make_page
 from hardnet_sfm.reconstruction.map_options import MapOptions
+from hardnet_sfm.reconstruction.summary import explain_failure
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
+from hardnet_sfm.verbs.map import _in_no_model
 from hardnet_sfm.verbs.pair import PairOptions
 from hardnet_sfm.verbs.weights import convert
 
@@ -339,6 +341,7 @@ def test_a_mapping_that_makes_nothing_keeps_the_last_model(made: Workspace, tmp_
     with pytest.raises(HardnetSfmError, match="no model could be made") as raised:
         hardnet_sfm.map_photos(place, MapOptions(camera_mode="single", min_inliers=100_000))
     assert "The earlier model and its summary stay as they were." in raised.value.hint
+    assert "that no model has" not in raised.value.hint
     after = contents(place.root)
     assert len(kept) > 5 and {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert [part.stale for part in hardnet_sfm.info(place)] == ["", "", ""]
@@ -381,11 +384,25 @@ def test_a_mapping_of_photos_that_are_gone_keeps_the_last_model(
     assert contents(place.sparse) == before and len(hardnet_sfm.Model.read(place.sparse / "0").names) == 8
 
 
+def test_photos_that_no_model_has_are_named(made: Workspace, tmp_path: Path) -> None:
+    place = copy_of(made, tmp_path)
+    with pycolmap.Database.open(place.database) as database:
+        late = pycolmap.Image(name="late.jpg", camera_id=database.read_all_cameras()[0].camera_id)
+        database.write_image(late)
+    assert _in_no_model(place, place.database) == ["late.jpg"]
+    explained = explain_failure(read_json(place.summary) | {"unregistered": {"a": "b"}}, place.database, kept=True)
+    assert "no model has" not in explained.hint
+    summary = read_json(place.summary) | {"unregistered": {"a": "b"}}
+    explained = explain_failure(summary, place.database, kept=True, left_out=["late.jpg"])
+    assert explained.hint.endswith("database.db has 1 photo that no model has: late.jpg.")
+
+
 def test_a_first_mapping_that_makes_nothing_leaves_its_results_to_look_at(made: Workspace, tmp_path: Path) -> None:
     for path in (made.features, made.pairs, made.matches):
         shutil.copy(path, tmp_path)
-    with pytest.raises(HardnetSfmError, match="no model could be made"):
+    with pytest.raises(HardnetSfmError, match="no model could be made") as raised:
         hardnet_sfm.map_photos(tmp_path, MapOptions(camera_mode="single", min_inliers=100_000))
+    assert "database.db has 8 photos that no model has: view_000.jpg, " in raised.value.hint
     assert read_json(tmp_path / "summary.json")["models"] == [] and (tmp_path / "database.db").is_file()
     assert not (tmp_path / "sparse").exists()
 

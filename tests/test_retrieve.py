@@ -214,6 +214,20 @@ def test_the_command_line_says_what_is_left_of_a_box(place: Path, capsys: pytest
     assert status == 2 and not out and "the box 480 50 9000 300 is outside its 480 x 360 pixels" in err
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_truncated_query_is_searched_and_named(
+    suffix: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = tmp_path / f"q{suffix}"
+    cv2.imwrite(str(query), cv2.imread(str(place / "photos" / photo_names(place)[0])))
+    args = ["retrieve", "--query", str(query), "--workspace", str(place), "--workers", "1", "--device", "cpu"]
+    assert "truncated" not in said_by(args, capsys)[2]
+    query.write_bytes(query.read_bytes()[: query.stat().st_size * 3 // 4])
+    status, out, err = said_by(args, capsys)
+    assert status == 0 and err.startswith(f"truncated: {query}: read as far as they go")
+    assert out.splitlines()[1].endswith(photo_names(place)[0])
+
+
 def test_a_query_without_keypoints_is_refused(place: Path) -> None:
     index = Index.open(place, resources=CPU)
     with pytest.raises(HardnetSfmError, match="no keypoints"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from collections_of_features import OPTIONS, keypoints_of, some_photos, store_of, unit_rows
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.files.vocabulary_files import CentroidFile, write_vocabulary
+from hardnet_sfm.files.vocabulary_files import CentroidFile, read_card, read_vocabulary, write_vocabulary
 from hardnet_sfm.index_folder import open_vocabulary
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.kmeans import NoCheckpoint, kmeans
@@ -212,3 +213,19 @@ def test_damage_is_noticed(place: Path, tmp_path: Path) -> None:
         open_vocabulary(tmp_path)
     with pytest.raises(HardnetSfmError, match="no vocabulary"):
         open_vocabulary(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"words": "64"}, {"words": True}, {"objective": [[]]}, {"recall": None}),
+        *({"made_of": []}, {"made_of": {"features": 1}}, {"made_of": {"descriptors": None}}),
+    ],
+)
+def test_a_card_with_other_types_is_damage(wrong: dict[str, object], place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "vocabulary", tmp_path / "v")
+    card = json.loads((tmp_path / "v" / "card.json").read_text())
+    (tmp_path / "v" / "card.json").write_text(json.dumps({**card, **wrong}))
+    for read in (read_card, read_vocabulary):
+        with pytest.raises(HardnetSfmError, match=r"card\.json: not the card, or damaged"):
+            read(tmp_path / "v")

@@ -227,3 +227,13 @@ def test_commands_go_from_a_model_to_weights_and_back(
     main(["extract", photos, "--workspace", str(tmp_path / "again"), "--weights", weights, "--descriptor", "hardnet"])
     with hardnet_sfm.FeatureStore(tmp_path / "again" / "features.h5") as features:
         assert features.header["options"]["weights_sha256"] == read_weights(Path(weights)).sha256
+
+
+def test_a_checkpoint_with_numbers_that_are_not_finite_is_named(tmp_path: Path) -> None:
+    tensors = read_weights(find_weights("hardnet-sfm")).tensors
+    first = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[first].view(-1)[0] = float("nan")
+    torch.save({"state_dict": tensors}, tmp_path / "a.pth")
+    with pytest.raises(HardnetSfmError, match=r"a\.pth: damaged, or its training diverged: not all numbers of"):
+        convert(tmp_path / "a.pth", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

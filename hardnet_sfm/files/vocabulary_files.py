@@ -40,7 +40,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, Any], dict[str, Float32]]:
     folder = folder if (folder / CARD).is_file() else folder / "vocabulary"
     if not (folder / CARD).is_file():
         raise HardnetSfmError(f"no vocabulary at {folder}", "Run `hardnet-sfm vocabulary IMAGES` first.")
-    card = read_json(folder / CARD)
+    card = read_card(folder)
     if card.get("format") != FORMAT or card.get("version") != VERSION:
         raise HardnetSfmError(
             f"{folder}: not a vocabulary of hardnet-sfm (version {VERSION})",
@@ -55,6 +55,23 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, Any], dict[str, Float32]]:
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         remedy = "Make the vocabulary again with `hardnet-sfm vocabulary`."
         raise file_error(path, error, "the words of this vocabulary", remedy) from error
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Reads the card of a vocabulary, and checks the types of what is in it.
+
+    Raises:
+        HardnetSfmError: the card is missing or damaged.
+    """
+    card = read_json(folder / CARD)
+    made_of = card.get("made_of", {})
+    sound = isinstance(made_of, dict) and isinstance(made_of.get("features", {}), dict)
+    numbers = [card.get(name, 0) for name in ("words", "recall", "objective")]
+    numbers += [made_of.get("descriptors", 0)] if sound else []
+    if not (sound and all(type(number) in (int, float) for number in numbers)):
+        remedy = "Move the vocabulary away and make it again with `hardnet-sfm vocabulary`."
+        raise file_error(folder / CARD, ValueError("a number or an object has another type"), "the card", remedy)
+    return card
 
 
 def write_vocabulary(folder: Path, card: Mapping[str, Any], numbers: Mapping[str, Float32]) -> dict[str, Any]:

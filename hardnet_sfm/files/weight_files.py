@@ -131,7 +131,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     if wrong:
         raise HardnetSfmError(
             f"{path}: not written, because not all numbers of {wrong[0]} are finite",
-            "If you trained them here, try a lower --learning-rate. Otherwise their file is damaged.",
+            "Try a lower --learning-rate.",
         )
     try:
         with replacing(path) as beside:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardnet_sfm.errors import NoModel
+from hardnet_sfm.errors import NoModel, list_some
 from hardnet_sfm.files.fingerprints import inputs_fingerprint
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.reconstruction.camera_groups import GROUPS, merge_groups, read_groups
@@ -133,13 +134,14 @@ def _given_camera(options: dict[str, Any]) -> str:
     return " and ".join([*stated, *([f"--camera-params {params}"] if params else [])])
 
 
-def explain_failure(summary: dict[str, Any], database: Path, *, kept: bool) -> NoModel:
+def explain_failure(summary: dict[str, Any], database: Path, *, kept: bool, left_out: Sequence[str] = ()) -> NoModel:
     """Explains why there is no model.
 
     Args:
         summary: results of the attempt, see `summarize`.
         database: the COLMAP database that was mapped.
         kept: whether an earlier model stays.
+        left_out: names of the photos of the database that no model has.
     """
     counts = (
         f"{summary['photos']} photos, {summary['keypoints']} keypoints, {summary['matches']} matches in "
@@ -171,4 +173,7 @@ def explain_failure(summary: dict[str, Any], database: Path, *, kept: bool) -> N
         )
     if kept:
         hint += " The earlier model and its summary stay as they were."
+    if left_out:
+        count = f"{len(left_out)} photo{'s' * (len(left_out) != 1)}"
+        hint += f" {database.name} has {count} that no model has: {list_some(left_out)}."
     return NoModel(f"no model could be made ({counts}; most photos: {why})", hint, summary, database)

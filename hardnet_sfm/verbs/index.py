@@ -18,7 +18,8 @@ from hardnet_sfm.files.ledger import Ledger
 from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.files.workspace import CARD, DEFAULT, MANIFEST, Workspace, locked, read_json
+from hardnet_sfm.files.vocabulary_files import read_card
+from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace, locked
 from hardnet_sfm.inverted_lists import MOST_PHOTOS
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
@@ -261,7 +262,7 @@ def _outgrown(place: Workspace, vocabulary_folder: Path) -> _Growth | None:
 
     It returns None for a vocabulary of other photos, and for one whose number of words was chosen by hand.
     """
-    card = read_json(vocabulary_folder / CARD)
+    card = read_card(vocabulary_folder)
     with FeatureStore(place.features) as store:
         learned_from = card.get("made_of", {}).get("features", {})
         ours = card.get("data") == store.header["images"] or learned_from.items() & store.fingerprints().items()
@@ -272,7 +273,7 @@ def _outgrown(place: Workspace, vocabulary_folder: Path) -> _Growth | None:
 
 
 def _say_it_is_outgrown(vocabulary_folder: Path, more: _Growth, resources: Resources) -> None:
-    words = read_json(vocabulary_folder / CARD)["words"]
+    words = read_card(vocabulary_folder)["words"]
     comparisons = VocabularyOptions().iterations * min(more.features, 32 * more.words) + more.features
     seconds = comparisons * min(more.words, _COMPARED) / (_COMPARISONS_A_SECOND * resources.threads)
     duration = f"{round(seconds / 60)} minutes" if seconds > 90 else f"{max(2, round(seconds))} seconds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -173,8 +174,22 @@ def _map(attempt: _Attempt, found: dict[str, Any], rounds: Sequence[str], wanted
         _publish(workspace, database, mapped.models, summary)
     _remove_leftovers(workspace)
     if not mapped.models:
-        raise explain_failure(summary, database if kept else workspace.database, kept=kept)
+        database = database if kept else workspace.database
+        raise explain_failure(summary, database, kept=kept, left_out=_in_no_model(workspace, database))
     return mapped.models
+
+
+def _in_no_model(workspace: Workspace, database: Path) -> list[str]:
+    """Returns the names of the photos of a database that no model of the workspace has."""
+    from hardnet_sfm.colmap.database import camera_numbers
+    from hardnet_sfm.colmap.model import Model
+
+    folders = sorted(workspace.sparse.glob("[0-9]*")) if workspace.sparse.is_dir() else []
+    known: set[str] = set()
+    for folder in folders:
+        with suppress(HardnetSfmError):  # a damaged model has no photos
+            known.update(Model.read(folder).names)
+    return [name for name in camera_numbers(database) if name not in known]
 
 
 def _check_present(images: Path, names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from hardnet_sfm.files.ledger import Ledger, say_again
 from hardnet_sfm.files.ownership import claim
 from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
-from hardnet_sfm.files.workspace import CARD, locked, read_json
+from hardnet_sfm.files.workspace import CARD, locked
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, Images, Prune, output, print_result
@@ -109,7 +109,7 @@ def vocabulary(
     """
     import faiss
 
-    from hardnet_sfm.files.vocabulary_files import CentroidFile, write_vocabulary
+    from hardnet_sfm.files.vocabulary_files import CentroidFile, read_card, write_vocabulary
     from hardnet_sfm.retrieval.visual_words import learn_words
 
     features, output, resources = Path(features), Path(output), resources or Resources()
@@ -119,7 +119,7 @@ def vocabulary(
     with locked(output.parent), FeatureStore(features) as store:
         made_of = _made_of(store, options)
         if (output / CARD).is_file():
-            card = read_json(output / CARD)
+            card = read_card(output)
             if card.get("made_of") == made_of and (output / str(card.get("file"))).is_file():
                 return _result(card, computed=False)
             before, now = ({**of, "features": None} for of in (card.get("made_of", {}), made_of))

@@ -39,7 +39,7 @@ def convert(
     """
     from torch import Tensor
 
-    from hardnet_sfm.files.weight_files import load_tensors, write_weights
+    from hardnet_sfm.files.weight_files import load_tensors, not_finite, write_weights
     from hardnet_sfm.networks.architectures import ARCHITECTURES, recognised, under_names_of
     from hardnet_sfm.networks.loading import CUSTOMARY_SIZE
 
@@ -75,6 +75,11 @@ def convert(
         hint = f"Name them after their towers, {' and '.join(of.towers)}." if of.towers else ""
         raise HardnetSfmError(
             f"{source}: not weights of {of.title}", f"Leave out --architecture to have it recognised. {hint}".strip()
+        )
+    if wrong := not_finite(named):
+        raise HardnetSfmError(
+            f"{source}: damaged, or its training diverged: not all numbers of {wrong[0]} are finite",
+            "Copy it again. If you trained it, take an earlier checkpoint, or train with a lower learning rate.",
         )
     write_weights(target, named, {**of.metadata(), "measurement_size": str(size), "source": source.name})
     return target

@@ -64,9 +64,8 @@ def kill_once(stage: Stage, case: Path, rng: np.random.Generator) -> tuple[str, 
         return f"before file operation {number}", forked.run(stage.step.command, case, watch=watch)
     delay = float(rng.uniform(1e-4, _LONGEST_DELAY))
 
-    # The default action of SIGALRM ends a process at once, like SIGKILL, even in the middle of a library's function.
+    # SIGALRM ends a process at once, like SIGKILL, even in the middle of a library's function.
     def set_alarm(_: str) -> None:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, delay)
 
     watch = forked.Watch(set_alarm, number)
