@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.index_files import UNFINISHED, Manifest, SegmentDraft, read_segment, sweep
+from hardnet_sfm.files.index_files import (
+    UNFINISHED,
+    CheckedSegments,
+    Manifest,
+    SegmentDraft,
+    read_segment,
+    sweep,
+)
 from hardnet_sfm.files.vocabulary_files import read_vocabulary, write_vocabulary
 from hardnet_sfm.files.workspace import CARD, MANIFEST, prepare_folder
 from hardnet_sfm.inverted_lists import MOST_PHOTOS, Segment
@@ -78,6 +85,10 @@ def open_index(folder: Path, resources: Resources | None = None, *, thorough: bo
 class IndexBuilder:
     """Builds the next state of an index. Readers keep the current one until `finish`.
 
+    Adding k photos to n reads and writes the features of the k photos. In addition, it reads the name and fingerprint
+    of each of the n photos, some 100 bytes each, and 8 bytes for each word in each segment. Now and then segments are
+    merged. By the rule of `_to_merge`, each feature is copied a number of times that grows with the logarithm of n.
+
     Args:
         folder: folder of the index; made if missing.
         vocabulary: vocabulary of the index.
@@ -107,8 +118,9 @@ class IndexBuilder:
             write_vocabulary(copy, vocabulary.card, vocabulary.numbers)
         self._waiting: list[IndexedPhoto] = []
         # A new state must not build on damaged data.
+        self._checked = CheckedSegments(folder)
         self._segments = [
-            read_segment(folder / name, self._words, removed, thorough=True)
+            read_segment(folder / name, self._words, removed, thorough=folder / name not in self._checked)
             for name, removed in self._manifest.segments.items()
         ]
         self.there: set[str] = set()
@@ -142,6 +154,7 @@ class IndexBuilder:
             state.write(self._complete)
         (self._folder / UNFINISHED).unlink(missing_ok=True)
         sweep(self._folder)
+        self._checked.note([self._folder / segment.name for segment in self._segments])
         photos, features = sum(map(len, self._segments)), sum(segment.features for segment in self._segments)
         files = [path for segment in self._segments for path in (self._folder / segment.name).iterdir()]
         stored = sum(path.stat().st_size for path in [*files, self._complete])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -14,6 +15,7 @@ from collections_of_features import OPTIONS, SIZE, keypoints_of, some_photos, st
 from processes import last_words, running
 
 from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.files import index_files
 from hardnet_sfm.files.index_files import UNFINISHED
 from hardnet_sfm.files.workspace import MANIFEST, Workspace
 from hardnet_sfm.index_folder import IndexBuilder, open_index
@@ -320,6 +322,35 @@ def test_a_flipped_bit_in_a_large_column_is_noticed_by_a_thorough_look(
         open_index(tmp_path, thorough=True)
     with pytest.raises(HardnetSfmError, match="has changed"):
         index(place / "features.h5", place, tmp_path / "index")
+
+
+def test_growing_reads_old_segments_only_if_they_changed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of old photos are neither read nor written when photos are added."""
+    work, checked = Workspace(tmp_path), []
+    checksum = index_files._checksum
+    monkeypatch.setattr(index_files, "_checksum", lambda column: checked.append(len(column)) or checksum(column))
+    names = sorted(PHOTOS)
+    store_of(work.features, {name: PHOTOS[name] for name in names[:-1]})
+    index(work.features, place, work.index)
+    (first,) = work.index.glob("segment-*")
+    features = len(np.load(first / "images.npy"))
+    checked.clear()
+    index(work.features, place, work.index)
+    assert features not in checked  # up to date: only the offsets are read
+    store_of(work.features, PHOTOS)
+    index(work.features, place, work.index)
+    assert features not in checked and first.is_dir()
+    assert answers(open_index(work.root, thorough=True).lists) == answers(open_index(place).lists)
+    os.utime(first / "images.npy")  # this changes the ctime
+    checked.clear()
+    index(work.features, place, work.index)
+    assert features in checked
+    (work.index / ".checked.json").write_text("half")
+    checked.clear()
+    index(work.features, place, work.index)
+    assert features in checked
 
 
 def flip(path: Path) -> None:

@@ -4,6 +4,7 @@
       manifest.json        format, options of the features, segments and their removed photos
       vocabulary-DIGEST/   a copy of the vocabulary, which makes the index self-contained
       segment-DIGEST/      memory-mapped columns, never changed once written
+      .checked.json        which segments were checked, see `CheckedSegments`
 
 A change writes new segments first and replaces the manifest last. So a reader sees either the old state or the new one.
 A feature takes 14 bytes in a segment: 8 of signature, 2 of its image's number in the segment, 4 of geometry. They are
@@ -124,6 +125,42 @@ def read_segment(folder: Path, words: int, removed: Sequence[int] = (), *, thoro
         raise file_error(path, error, "a part of an index", _HINT) from error
     sizes = np.array(content["sizes"], np.int64).reshape(-1, 2)
     return Segment(folder.name, content["names"], content["fingerprints"], sizes, Columns(**columns), sorted(removed))
+
+
+class CheckedSegments:
+    """Remembers which segments were read and found sound, so that growing an index does not read all of it again.
+
+    A segment counts as unchanged if its columns have the same sizes and times of their last change (ctime). Without the
+    file that holds them, all segments are read again.
+
+    Args:
+        index: folder of the index.
+    """
+
+    def __init__(self, index: Path) -> None:
+        self._path = index / ".checked.json"
+        try:
+            self._known = read_json(self._path)
+        except HardnetSfmError:
+            self._known = {}
+
+    def __contains__(self, segment: Path) -> bool:
+        return self._known.get(segment.name) == _state_of(segment)
+
+    def note(self, segments: Sequence[Path]) -> None:
+        """Notes the segments of an index, all of which were written or read thoroughly by this process."""
+        now = {segment.name: _state_of(segment) for segment in segments}
+        if now != self._known:
+            write_json(self._path, now)
+
+
+def _state_of(segment: Path) -> dict[str, list[int]]:
+    """Returns the size and the time of the last change of each column; empty if one is missing."""
+    try:
+        stats = {name: (segment / f"{name}.npy").stat() for name in _COLUMNS}
+    except OSError:
+        return {}
+    return {name: [stat.st_size, stat.st_ctime_ns] for name, stat in stats.items()}
 
 
 class SegmentDraft:

@@ -196,6 +196,10 @@ def propose(
 ) -> ProposeResult:
     """Writes pairs of each photo and the photos that score best for it by Hamming embedding, each pair once.
 
+    All n photos are searched for again, also if only k are new. A new photo may be among the most similar ones of any
+    other photo, and it changes the weights of the words. So this stage takes n searches, each as long as one of
+    `retrieve` without detection. Keeping earlier pairs would make them depend on the order in which photos came.
+
     Args:
         index: folder of the index.
         output: text file to make, with two names on each line, separated by a tab.
