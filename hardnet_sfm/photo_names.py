@@ -36,6 +36,10 @@ class KnownNames:
             found[spelling] = None if spelling in found else name
         return found
 
+    def __contains__(self, name: str) -> bool:
+        """Says whether a name is spelled like this here."""
+        return name in self._exact
+
     def find(self, name: str) -> str | None:
         """Returns a name as it is spelled here, or None if it is unknown."""
         return name if name in self._exact else self._alike.get(composed(name))

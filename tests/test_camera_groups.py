@@ -17,7 +17,7 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.colmap import cameras as colmap_cameras
 from hardnet_sfm.colmap import trial as trials
 from hardnet_sfm.colmap.cameras import CameraSetup, import_photos
-from hardnet_sfm.files.fingerprints import match_fingerprint
+from hardnet_sfm.files.fingerprints import match_fingerprints
 from hardnet_sfm.files.photo_files import read_lens
 from hardnet_sfm.files.store_writer import StoreWriter
 from hardnet_sfm.files.stores import FEATURES, MATCHES, feature_arrays, match_arrays, pair_key
@@ -94,7 +94,7 @@ def photograph(root: Path, shots: Sequence[Shot], points: int = 300, noise: floa
             pairs = np.column_stack([rows[first][both], rows[second][both]]).astype(np.int32)
             matches = Matches(pairs[np.argsort(pairs[:, 0])], np.ones(both.sum(), np.float32))
             facts = {"name0": first, "name1": second, "matches": len(matches)}
-            print_of_pair = match_fingerprint(MATCHING, prints[first], prints[second])
+            print_of_pair = match_fingerprints(MATCHING)(prints[first], prints[second])
             count = int((rows[first] >= 0).sum())
             writer.put(pair_key(first, second), print_of_pair, match_arrays(matches, count), facts)
         writer.commit([pair_key(*pair) for pair in combinations(names, 2)], {"options": MATCHING, "pairs": ""})

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.checks.findings import Finding
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.fingerprints import match_fingerprint
+from hardnet_sfm.files.fingerprints import match_fingerprints
 from hardnet_sfm.files.store_writer import StoreWriter
 from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, MatchStore, feature_arrays, match_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace
@@ -265,7 +265,7 @@ def _made_up_views(photos: Path, place: Workspace) -> dict[str, NDArray[np.float
         pairs = list(combinations(poses, 2))
         for first, second in pairs:
             facts: dict[str, str | int] = {"name0": first, "name1": second, "matches": _POINTS}
-            mark = match_fingerprint({}, first, second)
+            mark = match_fingerprints({})(first, second)
             writer.put(pair_key(first, second), mark, match_arrays(same, _POINTS), facts)
         writer.commit([pair_key(*names) for names in pairs], {"options": {}, "pairs": ""})
     return poses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.stores import VERSION, FeatureStore, KeypointStore, MatchStore, pair_key
-from hardnet_sfm.files.workspace import digest
+from hardnet_sfm.files.workspace import digest, digest_after
 from hardnet_sfm.photos import Photo
 
 
@@ -40,9 +40,12 @@ def read_described(features: FeatureStore, images: Path, name: str) -> Photo:
     return photo
 
 
-def match_fingerprint(recipe: Mapping[str, Any], features0: str, features1: str) -> str:
-    """Returns the fingerprint of a pair's matches: of their recipe and of both photos' features."""
-    return digest("matches", VERSION, recipe, features0, features1)
+def match_fingerprints(recipe: Mapping[str, Any]) -> Callable[[str, str], str]:
+    """Returns a function that gives the fingerprint of a pair's matches from those of both photos' features.
+
+    The fingerprint depends on the recipe, too, which is read once for all pairs.
+    """
+    return digest_after("matches", VERSION, recipe)
 
 
 def view_fingerprints(views: Mapping[str, Any], features: str) -> list[str]:
@@ -89,15 +92,16 @@ def stale_pairs(features: FeatureStore, matches: MatchStore) -> list[tuple[str, 
     prints = matches.fingerprints()
     plain = {name: value for name, value in options.items() if not name.startswith("view_")}
 
-    def recipe(key: str) -> Mapping[str, Any]:
-        return options if "view_steps" in matches.index[key] else plain
+    with_views, without = match_fingerprints(options), match_fingerprints(plain)
 
-    return [
-        pair
-        for pair in matches.pairs()
-        if not set(pair) <= made_from.keys()
-        or prints[key := pair_key(*pair)] != match_fingerprint(recipe(key), *(made_from[name] for name in pair))
-    ]
+    def is_stale(pair: tuple[str, str]) -> bool:
+        if not (pair[0] in made_from and pair[1] in made_from):
+            return True
+        key = pair_key(*pair)
+        wanted = with_views if "view_steps" in matches.index[key] else without
+        return prints[key] != wanted(made_from[pair[0]], made_from[pair[1]])
+
+    return [pair for pair in matches.pairs() if is_stale(pair)]
 
 
 def inputs_fingerprint(features: FeatureStore, matches: MatchStore) -> str:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,23 @@ def locked(folder: Path, file: str = "") -> Iterator[None]:
 
 def digest(*parts: object) -> str:
     """Returns a short fingerprint (32 hex digits of a sha256) of anything that JSON can hold."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_as_json(parts).encode()).hexdigest()[:32]
+
+
+def digest_after(*head: object) -> Callable[..., str]:
+    """Returns a function that gives `digest(*head, *texts)` for texts. It hashes the head only once."""
+    hashed = hashlib.sha256(_as_json(head)[:-1].encode())
+
+    def finish(*texts: str) -> str:
+        copy = hashed.copy()
+        copy.update(f"{''.join(f',{encode_basestring_ascii(text)}' for text in texts)}]".encode())
+        return copy.hexdigest()[:32]
+
+    return finish
+
+
+def _as_json(parts: object) -> str:
+    return json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.again import Again, Round, read_again
-from hardnet_sfm.files.fingerprints import match_fingerprint, what_changed
+from hardnet_sfm.files.fingerprints import match_fingerprints, what_changed
 from hardnet_sfm.files.journal import Facts
 from hardnet_sfm.files.ledger import Ledger, say_again
 from hardnet_sfm.files.ownership import claim
@@ -339,9 +339,9 @@ def _plan(
     wanted = [*listed, *more.pairs]
     with_views = set(wanted if view_options.view_synthesis else () if network else more.views)
     recipe = {**plain, **(view_options.recipe() if with_views else {})}
+    viewed, unviewed = match_fingerprints(recipe), match_fingerprints(plain)
     prints = {
-        pair: match_fingerprint(recipe if pair in with_views else plain, *(made_from[name] for name in pair))
-        for pair in wanted
+        pair: (viewed if pair in with_views else unviewed)(made_from[pair[0]], made_from[pair[1]]) for pair in wanted
     }
     return _Plan(wanted, with_views, prints, recipe, made_of, more.rounds, pair_list.skipped())
 

@@ -28,8 +28,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from hardnet_sfm.colmap.database import replace_database
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.fingerprints import feature_fingerprint, match_fingerprint
+from hardnet_sfm.files.fingerprints import feature_fingerprint, match_fingerprints
 from hardnet_sfm.files.pair_list import write_pairs
 from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.store_writer import StoreWriter
@@ -116,7 +117,9 @@ class Trial:
 
     def make_database(self) -> None:
         with FeatureStore(self.place.features) as features, MatchStore(self.place.matches) as matches:
-            DatabaseMaker(self.place, self.images, features, matches, MAPPING, Resources().threads).make()
+            made = DatabaseMaker(self.place, self.images, features, matches, MAPPING, Resources().threads).make()
+        if made != self.place.database:  # `map` does this when there is a model
+            replace_database(made, self.place.database)
 
     def add_photos(self) -> list[PhotoPair]:
         """Puts the new photos into the folder, and returns their pairs."""
@@ -150,10 +153,11 @@ class Trial:
             writer.commit(names, header)
         pairs = [(a, b) for at, a in enumerate(names) for b in names[at + 1 : at + 1 + NEIGHBOURS]]
         arrays = match_arrays(Matches(np.column_stack([rows, rows]), np.ones(MATCHED, np.float32)), keypoints)
+        fingerprint = match_fingerprints(matching)
         with StoreWriter(self.place.matches, MATCHES) as writer:
             for a, b in pairs:
                 facts = {"name0": a, "name1": b, "matches": MATCHED}
-                writer.put(pair_key(a, b), match_fingerprint(matching, prints[a], prints[b]), arrays, facts)
+                writer.put(pair_key(a, b), fingerprint(prints[a], prints[b]), arrays, facts)
             writer.commit([pair_key(*both) for both in pairs], {"options": matching, "pairs": "", "rounds": []})
         return pairs
 
