@@ -39,7 +39,7 @@ from hardnet_sfm.files.stores import (
     match_arrays,
     pair_key,
 )
-from hardnet_sfm.files.workspace import locked
+from hardnet_sfm.files.workspace import digest, digest_after, locked
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import Scene
@@ -804,3 +804,10 @@ def test_an_entry_is_found_by_any_spelling_of_its_name(tmp_path: Path) -> None:
         assert store.orientation(composed) == store.orientation(decomposed)
         with pytest.raises(HardnetSfmError, match=r"no features of cafe\.jpg"):
             store.keypoints("cafe.jpg")
+
+
+@pytest.mark.parametrize("texts", [(), ("a",), ("0f" * 16, "f0" * 16), ('quote " and é', "\\", "\n")])
+def test_a_digest_after_a_head_is_the_digest_of_all(texts: tuple[str, ...]) -> None:
+    """Stores of earlier versions hold fingerprints that were computed at once."""
+    head = ("matches", 1, {"b": [0.9, None], "a": "é"})
+    assert digest_after(*head)(*texts) == digest(*head, *texts)
