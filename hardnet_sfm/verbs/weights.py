@@ -39,7 +39,8 @@ def convert(
     """
     from torch import Tensor
 
-    from hardnet_sfm.files.weight_files import load_tensors, not_finite, write_weights
+    from hardnet_sfm.files.weight_files import load_tensors, write_weights
+    from hardnet_sfm.network_weights import not_finite
     from hardnet_sfm.networks.architectures import ARCHITECTURES, recognised, under_names_of
     from hardnet_sfm.networks.loading import CUSTOMARY_SIZE
 
