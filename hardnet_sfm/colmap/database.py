@@ -178,11 +178,7 @@ class Database:
         return np.asarray(geometry.inlier_matches, np.int32).reshape(-1, 2)
 
     def check_inliers(self) -> None:
-        """Checks that the inliers of all verified pairs are rows of keypoints. COLMAP would read beyond the keypoints.
-
-        Raises:
-            HardnetSfmError: an inlier is beyond the keypoints of its photo.
-        """
+        """Checks that inliers of verified pairs are rows of keypoints. COLMAP would read beyond the keypoints."""
         with explain_failures(self._path):
             counts = {name: self._database.num_keypoints_for_image(number) for name, number in self.ids.items()}
             pair_ids, geometries = self._database.read_two_view_geometries()
