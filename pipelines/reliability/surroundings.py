@@ -250,7 +250,7 @@ def photos_gone(trial: Trial) -> None:
 def at_once(first: Trial, second: Trial) -> None:
     """Two commands start at nearly the same time in the same state, and then run one after the other.
 
-    The reference is the state after both ran twice, one after the other: the second may change what the first one reads.
+    The reference is the state after both ran twice, one after the other. The second may change what the first reads.
     """
     pair = (first, second)
     told = f"together with {second.stage.step.name}"
