@@ -89,8 +89,8 @@ def run_case(stages: list[Stage], number: int, seed: int, case: Path, *, show: b
             break
         kills += 1
         moments.append(moment)
+        faults += _check_info(case, moment)  # opening a store completes a change that the kill interrupted
         faults += [f"{moment}: {loss}" for loss in stage.describe_losses(results(case))]
-        faults += _check_info(case, moment)
     outcome = stage.run_to_end(case)
     if show:
         print(f"$ {stage.step.command}  # to the end: status {outcome.status}\n{outcome.text}")
