@@ -122,8 +122,8 @@ def parse(args: Sequence[str] | None = None) -> Command:
         hint = f"Did you mean {near}? " if near else ""
         raise UsageError(f"there is no verb {verb}", f"{hint}`hardnet-sfm --help` lists all.")
     kind = _COMMANDS[verb]
-    # Each example is a separate paragraph, because tyro joins lines.
-    description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
+    # Each line of the docstring is a paragraph, because tyro joins lines.
+    description = "\n\n".join(_help_lines(kind))
     # These options decide the other options or their defaults, so they must be known before parsing.
     place, preset = Path(value_of("--workspace", rest, DEFAULT)), value_of("--preset", rest, None)
     recalled = {} if preset else recall_options(kind, place, rest)
@@ -151,6 +151,11 @@ def _without_defaults(kind: Any) -> dict[str, Any]:
     return {of.name: MISSING for of in fields(kind) if of.default is of.default_factory is dataclasses.MISSING}
 
 
+def _help_lines(kind: type[Command]) -> list[str]:
+    """Returns the lines of a verb's docstring: what it does, then its examples."""
+    return [line.strip() for line in (kind.__doc__ or "").splitlines() if line.strip()]
+
+
 def _print_help() -> None:
     """Prints the verbs in their groups, one a line."""
     output.print(f"hardnet-sfm {__version__}: local features for structure from motion and retrieval.")
@@ -158,7 +163,7 @@ def _print_help() -> None:
     for group, kinds in VERBS.items():
         output.print(f"\n[bold]{group}[/]")
         for verb, kind in kinds.items():
-            output.print(f"  {verb:<11}  {escape(kind.__doc__ or '')}")
+            output.print(f"  {verb:<11}  {escape(_help_lines(kind)[0])}")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -47,14 +47,12 @@ Prune = Annotated[
 
 
 class Command(Protocol):
-    """A verb on the command line: a frozen dataclass of its options, whose docstring is the verb's help line.
+    """A verb on the command line: a frozen dataclass of its options.
 
-    A command has the option `debug`, its own or that of `common`. Running most commands again resumes them after
-    ctrl-c. A command that does not resume by itself says how to in a class variable `interrupted`.
+    The first line of its docstring is the verb's help line. Two or more examples follow: command lines of at most 80
+    columns. A command has the option `debug`, its own or that of `common`. Running most commands again resumes them
+    after ctrl-c. A command that does not resume by itself says how to in a class variable `interrupted`.
     """
-
-    examples: ClassVar[tuple[str, ...]]
-    """Two or more command lines for the help text, each of at most 80 columns."""
 
     def run(self) -> None: ...
 

@@ -16,7 +16,7 @@ from hardnet_sfm.networks.architectures import LoadedNetwork
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.networks.loading import scorer_of
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.workers import in_order, torch_threads
+from hardnet_sfm.workers import threaded, torch_threads
 
 
 class PairStream:
@@ -50,10 +50,10 @@ class PairStream:
         """Prepares patches for one side of the pairs. The blocks, (n, S, S) uint8, have `count` patches in total."""
         kept = self._scorer.prepare(np.zeros((0, self.patch_size, self.patch_size), np.uint8))
         start = 0
-        with torch_threads(self.threads) as pool:
-            prepare = partial(self._scorer.prepare, side=side % self._scorer.sides)
-            batches = in_batches(blocks, self.patch_size, self.batch)
-            for _, future in in_order(pool, prepare, batches, self.threads + 2):
+        prepare = partial(self._scorer.prepare, side=side % self._scorer.sides)
+        batches = in_batches(blocks, self.patch_size, self.batch)
+        with threaded(prepare, batches, self.threads, torch_threads) as stream:
+            for _, future in stream:
                 part = future.result()
                 if not start:  # the first part shows the shape and type to allocate
                     kept = part.new_empty((count, *part.shape[1:]))
@@ -67,8 +67,8 @@ class PairStream:
         """(M,) scores of (M, 2) pairs of rows. The rows number the patches prepared for the first and second side."""
         batches = torch.split(pairs.to(self._device), self.batch)
         found = []
-        with torch_threads(self.threads) as pool:
-            for batch, future in in_order(pool, partial(self._scorer, first, second), batches, self.threads + 2):
+        with threaded(partial(self._scorer, first, second), batches, self.threads, torch_threads) as stream:
+            for batch, future in stream:
                 found.append(future.result())
                 advance(len(batch))
         return np.concatenate(found)

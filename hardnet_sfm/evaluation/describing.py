@@ -12,7 +12,7 @@ from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber
 from hardnet_sfm.networks.device import resolve_device
 from hardnet_sfm.patches import resize_patches
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.workers import in_order, torch_threads
+from hardnet_sfm.workers import threaded, torch_threads
 
 
 class PatchStream:
@@ -44,10 +44,9 @@ class PatchStream:
     def __call__(self, blocks: Iterable[Grey]) -> NDArray[np.float16]:
         """Computes (N, D) descriptors of blocks of (n, S, S) uint8 patches, in order. S may differ between blocks."""
         described = [np.zeros((0, self.dimension), np.float16)]
-        with torch_threads(self.threads) as pool:
-            batches = in_batches(blocks, self.patch_size, self.batch)
-            for _, future in in_order(pool, self._describe, batches, self.threads + 2):
-                described.append(future.result())
+        batches = in_batches(blocks, self.patch_size, self.batch)
+        with threaded(self._describe, batches, self.threads, torch_threads) as stream:
+            described += [future.result() for _, future in stream]
         return np.concatenate(described)
 
 

@@ -237,15 +237,15 @@ class Pairs(_ScoreBenchmark):
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Measure descriptors on the data sets of the literature."""
+    """Measure descriptors on the data sets of the literature.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536",
-        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --csv table.csv",
-        "hardnet-sfm evaluate brown PHOTOTOUR --weights my.safetensors",
-        "hardnet-sfm evaluate hpatches HPATCHES --tasks BENCHMARK/tasks --split a",
-        "hardnet-sfm evaluate pairs WXBS --json scores.json",
-    )
+    Examples:
+        hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536
+        hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --csv table.csv
+        hardnet-sfm evaluate brown PHOTOTOUR --weights my.safetensors
+        hardnet-sfm evaluate hpatches HPATCHES --tasks BENCHMARK/tasks --split a
+        hardnet-sfm evaluate pairs WXBS --json scores.json
+    """
 
     data_set: (
         Annotated[Oxford5k, subcommand("oxford5k", prefix_name=False)]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -173,12 +173,12 @@ def _database(place: Workspace, target: Path) -> Path:
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """Write the results in forms that COLMAP, hloc and viewers read."""
+    """Write the results in forms that COLMAP, hloc and viewers read.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm export hardnet-sfm-out/ --to elsewhere/",
-        "hardnet-sfm export out/ --to elsewhere/ --forms text ply",
-    )
+    Examples:
+        hardnet-sfm export hardnet-sfm-out/ --to elsewhere/
+        hardnet-sfm export out/ --to elsewhere/ --forms text ply
+    """
 
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")]
     """Workspace in which `reconstruct` made a model."""

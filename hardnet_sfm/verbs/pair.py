@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -221,7 +221,7 @@ def propose(
 
 
 def propose_where_needed(
-    place: Workspace, options: PairOptions, resources: Resources, on_stage: OnStage | None
+    place: Workspace, options: PairOptions, resources: Resources, on_stage: OnStage
 ) -> Path | None:
     """Lets the index propose pairs if the options choose pairing by retrieval, and returns the file of pairs."""
     with FeatureStore(place.features) as store:
@@ -234,19 +234,18 @@ def propose_where_needed(
     with locked(place.root):
         update_index(place, resources=resources, on_stage=on_stage)
         result = propose(place.index, place.proposed, options.neighbours, resources)
-        if on_stage:
-            on_stage("propose", result)
+        on_stage("propose", result)
     return place.proposed
 
 
 @dataclass(frozen=True)
 class PairCommand:
-    """Choose which photos to match, into pairs.txt."""
+    """Choose which photos to match, into pairs.txt.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm pair photos/ --retrieval 20",
-        "hardnet-sfm pair --pairing sequential --window 5",
-    )
+    Examples:
+        hardnet-sfm pair photos/ --retrieval 20
+        hardnet-sfm pair --pairing sequential --window 5
+    """
 
     images: Annotated[Path | None, Positional, arg(metavar="IMAGES")] = None
     """Folder of photos to extract features from, if the workspace has no features yet."""

@@ -6,7 +6,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from rich.markup import escape
@@ -216,15 +216,15 @@ def read_patch_pairs(patches: Path) -> PatchPairs:
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Draw a page about a reconstruction, training or evaluation."""
+    """Draw a page about a reconstruction, training or evaluation.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm report",
-        "hardnet-sfm report out/ --images moved/ -o page.html",
-        "hardnet-sfm report my.safetensors --patches held-out.h5",
-        "hardnet-sfm report homography.json",
-        "hardnet-sfm report oxford5k.json --images OXFORD",
-    )
+    Examples:
+        hardnet-sfm report
+        hardnet-sfm report out/ --images moved/ -o page.html
+        hardnet-sfm report my.safetensors --patches held-out.h5
+        hardnet-sfm report homography.json
+        hardnet-sfm report oxford5k.json --images OXFORD
+    """
 
     source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
     """Workspace or file to show. A workspace with a model: cameras and points, photos, matches, statistics. A

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,13 +147,13 @@ def _is_current(index: OpenIndex, features: Path) -> bool:
 
 @dataclass(frozen=True)
 class RetrieveCommand:
-    """Find photos that show the same thing as a query photo."""
+    """Find photos that show the same thing as a query photo.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm retrieve --query q.jpg",
-        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --report found.html",
-        "hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json",
-    )
+    Examples:
+        hardnet-sfm retrieve --query q.jpg
+        hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --report found.html
+        hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json
+    """
 
     query: tuple[Path, ...]
     """One or more photos, or a folder of photos."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -112,12 +112,12 @@ def _images_of(keypoints: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class ViewCommand:
-    """Look at a model in the browser (needs hardnet-sfm[view])."""
+    """Look at a model in the browser (needs hardnet-sfm[view]).
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm view",
-        "hardnet-sfm view model/ --images photos/ --port 8090",
-    )
+    Examples:
+        hardnet-sfm view
+        hardnet-sfm view model/ --images photos/ --port 8090
+    """
 
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")] = DEFAULT
     """Workspace that `reconstruct` made, or the folder of any COLMAP model."""
