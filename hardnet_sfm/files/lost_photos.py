@@ -60,7 +60,7 @@ def check_losses(
         gone = [name for name in gone if facts[name].get("photo_sha256") not in renamed]
     if not gone:
         return 0
-    what = f"{len(gone)} of {len(before)} photos{_listed(gone)}"
+    what = f"{len(gone)} of {len(before)} photos ({list_some(gone)})"
     folders = {PurePosixPath(name).parent for name in gone}
     folders -= {PurePosixPath(name).parent for name in before if name not in set(gone)}
     if not prune and (len(gone) * _LARGE >= len(before) or folders):
@@ -96,7 +96,3 @@ def _sha256(hashes: PhotoHashes, name: str) -> str:
         return hashes.sha256(name)
     except OSError:
         return ""
-
-
-def _listed(names: list[str]) -> str:
-    return f" ({list_some(names)})"

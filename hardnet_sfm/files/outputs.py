@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hardnet_sfm.errors import UsageError, write_error
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.ownership import SOFTWARE, SOFTWARE_TAG, check_output
 from hardnet_sfm.files.workspace import replacing
 
@@ -90,11 +90,8 @@ def _encode_picture(suffix: str, pixels: NDArray[Any], parameters: list[int]) ->
 
 def _write(target: Path, content: bytes) -> None:
     check_output(target)
-    try:
-        with replacing(target) as beside:
-            beside.write_bytes(content)
-    except OSError as error:
-        raise write_error(target, error) from error
+    with replacing(target) as beside:
+        beside.write_bytes(content)
 
 
 def read_mark(path: Path) -> str:

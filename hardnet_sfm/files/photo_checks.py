@@ -9,8 +9,7 @@ from pathlib import Path
 from hardnet_sfm.errors import HardnetSfmError, list_some
 from hardnet_sfm.files.photo_files import stored_size_of
 from hardnet_sfm.files.stores import FeatureStore
-
-Size = tuple[int, int]
+from hardnet_sfm.photos import Size
 
 
 def check_sizes(images: Path, sizes: Mapping[str, Size], owner: str) -> None:

@@ -141,6 +141,8 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(target)
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
+        raise write_error(target, error) from error
     finally:
         beside.unlink(missing_ok=True)
 

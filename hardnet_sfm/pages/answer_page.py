@@ -13,10 +13,8 @@ from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Box, RankedImage
 from hardnet_sfm.pages.page import embed_picture, make_page, pack_array, scale_box_to_sides, scale_to_sides
 from hardnet_sfm.pages.previews import make_previews
-from hardnet_sfm.photos import PhotoSource
+from hardnet_sfm.photos import PhotoSource, Size
 from hardnet_sfm.versions import versions
-
-Size = tuple[int, int]
 
 # Limits on the parts of the page. Bytes are before base64, which adds a third.
 PREVIEW_BYTES = 5_000_000

@@ -76,7 +76,7 @@ def demo(
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Render a scene, reconstruct it, compare with the truth.
+    """Options of `hardnet-sfm demo`.
 
     Examples:
         hardnet-sfm demo

@@ -50,7 +50,7 @@ def doctor(
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """Check the installation, or a store of features.
+    """Options of `hardnet-sfm doctor`.
 
     Examples:
         hardnet-sfm doctor

@@ -300,7 +300,7 @@ def extract_photos(
 
 @dataclass(frozen=True)
 class ExtractCommand:
-    """Detect and describe keypoints, into features.h5.
+    """Options of `hardnet-sfm extract`.
 
     Examples:
         hardnet-sfm extract images/

@@ -265,7 +265,7 @@ def _say_it_is_outgrown(vocabulary_folder: Path, features: int, resources: Resou
 
 @dataclass(frozen=True)
 class IndexCommand:
-    """Make the photos of one folder searchable.
+    """Options of `hardnet-sfm index`.
 
     Examples:
         hardnet-sfm index photos/

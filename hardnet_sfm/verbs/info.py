@@ -162,7 +162,7 @@ def _model(place: Workspace, inputs: str) -> Part:
 
 @dataclass(frozen=True)
 class InfoCommand:
-    """Show what is in a workspace, and what is out of date.
+    """Options of `hardnet-sfm info`.
 
     Examples:
         hardnet-sfm info

@@ -367,7 +367,7 @@ def print_summary(place: Workspace) -> None:
 
 @dataclass(frozen=True)
 class MapCommand:
-    """Verify matches and reconstruct, into sparse/.
+    """Options of `hardnet-sfm map`.
 
     Examples:
         hardnet-sfm map

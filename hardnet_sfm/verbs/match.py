@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import UsageError, refuse_without
 from hardnet_sfm.files.again import Again, Round, read_again
 from hardnet_sfm.files.fingerprints import match_fingerprint, what_changed
 from hardnet_sfm.files.journal import Facts
@@ -63,9 +63,7 @@ class MatchOptions:
     def check(self) -> None:
         """Raises UsageError if a value is invalid."""
         if self.rescore is None:
-            for of in fields(self):
-                if of.name in _OF_RESCORING and getattr(self, of.name) != of.default:
-                    raise UsageError(f"--{of.name.replace('_', '-')} has no effect without --rescore")
+            refuse_without(self, _OF_RESCORING, "--rescore")
         if self.short_list < 1 or not abs(self.min_score) < float("inf"):
             raise UsageError("--short-list must be at least 1, and --min-score a number")
         for name, value, most in (("max-ratio", self.max_ratio, 1), ("max-distance", self.max_distance, 2)):
@@ -368,7 +366,7 @@ def _read_network(weights: Path | None) -> LoadedNetwork | None:
 
 @dataclass(frozen=True)
 class MatchCommand:
-    """Match descriptors of each pair, into matches.h5.
+    """Options of `hardnet-sfm match`.
 
     Examples:
         hardnet-sfm match

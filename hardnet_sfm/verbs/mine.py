@@ -31,6 +31,7 @@ from hardnet_sfm.frames import (
 )
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.patch_set import PATCH_SIZE
+from hardnet_sfm.photos import Size
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output, print_skipped
@@ -40,7 +41,6 @@ from hardnet_sfm.workers import threaded
 if TYPE_CHECKING:  # pycolmap takes a second to import
     from hardnet_sfm.colmap.tracks import Tracks
 
-Size = tuple[int, int]
 Detect = Callable[[NDArray[np.uint8]], Keypoints]
 
 # Largest distance in pixels from an observation to a newly detected keypoint. A second detection does not reproduce the
@@ -274,7 +274,7 @@ def extent(tracks: Tracks) -> float:
 
 @dataclass(frozen=True)
 class MineCommand:
-    """Cut training patches from a model and its photos.
+    """Options of `hardnet-sfm mine`.
 
     Examples:
         hardnet-sfm mine hardnet-sfm-out/ --images images/ -o patches.h5

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice, check_least, refuse_without
 from hardnet_sfm.files.ledger import Ledger
 from hardnet_sfm.files.ownership import claim, replacing_output
 from hardnet_sfm.files.pair_list import lists, read_pairs, write_pairs
@@ -65,15 +65,9 @@ class PairOptions:
                 "--retrieval has no effect without --pairing retrieval",
                 "Leave out --pairing and --pairs-file, or --retrieval.",
             )
-        if self.retrieval is not None and self.retrieval < 1:
-            raise UsageError("--retrieval must be at least 1")
-        for name, value, least in (("window", self.window, 1), ("loop-interval", self.loop_interval, 0)):
-            if value is not None and (self.pairing != "sequential" or self.pairs_file is not None):
-                raise UsageError(
-                    f"--{name} has no effect without --pairing sequential", "Add --pairing sequential, or leave it out."
-                )
-            if value is not None and value < least:
-                raise UsageError(f"--{name} must be at least {least}")
+        if self.pairing != "sequential" or self.pairs_file is not None:
+            refuse_without(self, ("window", "loop_interval"), "--pairing sequential")
+        check_least(self, retrieval=1, window=1, loop_interval=0)
 
     @property
     def neighbours(self) -> int:
@@ -240,7 +234,7 @@ def propose_where_needed(
 
 @dataclass(frozen=True)
 class PairCommand:
-    """Choose which photos to match, into pairs.txt.
+    """Options of `hardnet-sfm pair`.
 
     Examples:
         hardnet-sfm pair photos/ --retrieval 20

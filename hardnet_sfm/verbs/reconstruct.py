@@ -317,7 +317,7 @@ def peak_memory_mb() -> int:
 
 @dataclass(frozen=True)
 class ReconstructCommand:
-    """Turn photos into a COLMAP model; run it again to continue.
+    """Options of `hardnet-sfm reconstruct`.
 
     Examples:
         hardnet-sfm reconstruct images/
@@ -345,12 +345,15 @@ class ReconstructCommand:
     resources: Resources = field(default_factory=Resources)
 
     @classmethod
-    def with_preset(cls, name: PresetName, recalled: Mapping[str, Any]) -> Self:
-        """The defaults of the command line with that preset, or with the options that the workspace remembers.
+    def with_preset(cls, name: PresetName | None, root: Path, recalled: Mapping[str, Any]) -> Self:
+        """The defaults of the command line with a preset, or else with the options that the workspace remembers.
 
-        Raises:
-            UsageError: there is no such preset.
+        Args:
+            name: the preset. None means the one that the workspace was last given.
+            root: folder of the workspace.
+            recalled: options of stages that the workspace remembers.
         """
+        name = name or remembered_name(root)
         return cls(MISSING, name, **{**vars(find_preset(name)), **recalled})
 
     def run(self) -> None:

@@ -6,7 +6,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich.markup import escape
@@ -32,9 +32,6 @@ from hardnet_sfm.pages.model_page import (
 from hardnet_sfm.pages.training_page import Hardest, PatchPairs, TrainingFacts, find_hardest, make_training_page
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
-
-if TYPE_CHECKING:  # torch takes a second to import; `--help` does without
-    pass
 
 _POINTS = 1024  # points in which the hardest patches are searched
 # Two points closer than this may look the same, so they are no negatives. The first distance is a share of the model's
@@ -216,7 +213,7 @@ def read_patch_pairs(patches: Path) -> PatchPairs:
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Draw a page about a reconstruction, training or evaluation.
+    """Options of `hardnet-sfm report`.
 
     Examples:
         hardnet-sfm report

@@ -147,7 +147,7 @@ def _is_current(index: OpenIndex, features: Path) -> bool:
 
 @dataclass(frozen=True)
 class RetrieveCommand:
-    """Find photos that show the same thing as a query photo.
+    """Options of `hardnet-sfm retrieve`.
 
     Examples:
         hardnet-sfm retrieve --query q.jpg
@@ -276,18 +276,12 @@ class RetrieveCommand:
 
     def _print_json(self, query: Path, results: list[RankedImage]) -> None:
         rows = [
-            {
-                "rank": rank,
-                "image": found.image,
-                "score": round(found.score, 6),
-                "inliers": found.inliers,
-                "accepted": found.accepted,
-                "identical": found.identical,
-            }
+            {"rank": rank, **{name: value for name, value in vars(found).items() if name != "lines"}}
             for rank, found in enumerate(results, 1)
         ]
-        answer = {"query": query.as_posix(), "method": self.method, "found": _count(results), "results": rows}
-        print_json(answer)
+        for row in rows:
+            row["score"] = round(row["score"], 6)
+        print_json({"query": query.as_posix(), "method": self.method, "found": _count(results), "results": rows})
 
 
 def _count(results: list[RankedImage]) -> int | None:

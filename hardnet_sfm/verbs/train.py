@@ -352,7 +352,7 @@ def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Learn a network from patches (needs hardnet-sfm[train]).
+    """Options of `hardnet-sfm train`.
 
     Examples:
         hardnet-sfm train patches.h5 warps.h5 -o my.safetensors --minutes 60

@@ -112,7 +112,7 @@ def _images_of(keypoints: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class ViewCommand:
-    """Look at a model in the browser (needs hardnet-sfm[view]).
+    """Options of `hardnet-sfm view`.
 
     Examples:
         hardnet-sfm view

@@ -201,7 +201,7 @@ def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
 
 @dataclass(frozen=True)
 class VocabularyCommand:
-    """Learn a vocabulary of visual words, for any collection.
+    """Options of `hardnet-sfm vocabulary`.
 
     Examples:
         hardnet-sfm vocabulary photos/ --words 65536

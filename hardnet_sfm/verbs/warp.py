@@ -162,7 +162,7 @@ def _put(writer: PatchWriter, name: str, fingerprint: str, made: WarpedPatches, 
 
 @dataclass(frozen=True)
 class WarpCommand:
-    """Make training patches from photos alone, by warping them.
+    """Options of `hardnet-sfm warp`.
 
     Examples:
         hardnet-sfm warp photos/ -o warps.h5

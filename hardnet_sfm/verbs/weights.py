@@ -93,7 +93,7 @@ def _is_conversion(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class WeightsCommand:
-    """List, show, verify or convert weights.
+    """Options of `hardnet-sfm weights`.
 
     Examples:
         hardnet-sfm weights list
