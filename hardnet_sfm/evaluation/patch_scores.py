@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float16
 from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, collect_facts, competitors, make_descriptors
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets import brown, hpatches
 from hardnet_sfm.evaluation.datasets.parts import check_any, describe_left_out
 from hardnet_sfm.evaluation.datasets.w1bs import NUISANCES, find_columns
-from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.hpatches_tasks import (
     POOLS,
     VerificationScore,
@@ -27,6 +25,7 @@ from hardnet_sfm.evaluation.hpatches_tasks import (
     retrieve,
     verify,
 )
+from hardnet_sfm.evaluation.patch_streams import PairStream, PatchStream
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, append_mean
 from hardnet_sfm.measures import false_positive_rates, fpr95, score_columns
 from hardnet_sfm.progress import Advance, progress

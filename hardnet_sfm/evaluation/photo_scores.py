@@ -22,11 +22,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
 from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, collect_facts, competitors
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets.image_pairs import VALIDATION, ImagePair, read_image_pairs
 from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, describe_left_out
 from hardnet_sfm.evaluation.datasets.sequences import PhotoGroup, read_sequences
-from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.epipolar import THRESHOLDS, fundamental_matrix, recall_of_truth
 from hardnet_sfm.evaluation.homographies import (
     TOLERANCE,
@@ -38,6 +36,7 @@ from hardnet_sfm.evaluation.homographies import (
     matching_scores,
     pair_truth,
 )
+from hardnet_sfm.evaluation.patch_streams import PairStream, PatchStream
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, append_mean
 from hardnet_sfm.features.descriptors import Descriptor, make_descriptor
 from hardnet_sfm.matching.nearest import (

@@ -82,7 +82,7 @@ def _summary(place: Workspace, outcome: Model | NoModel) -> dict[str, Any]:
 def _more_pairs(place: Workspace, names: list[str], neighbours: int, resources: Resources) -> list[PhotoPair]:
     """Returns new pairs of the named photos that the index proposes, without pairs that were matched already."""
     from hardnet_sfm.index_folder import open_index
-    from hardnet_sfm.retrieval.neighbours import most_alike
+    from hardnet_sfm.retrieval.search import most_alike
 
     with MatchStore(place.matches) as matches:
         known = {frozenset(pair) for pair in matches.pairs()}

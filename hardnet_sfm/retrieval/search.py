@@ -1,8 +1,8 @@
-"""The retrieval methods by name: the scores, verification and expansion of each."""
+"""The retrieval methods by name: the scores, verification and expansion of each. Also the photos most alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.progress import progress
 from hardnet_sfm.retrieval.expansion import (
     Region,
     expand_query,
@@ -29,6 +30,8 @@ _ANY_DISTANCE = 64
 # This many inliers double a score.
 _INLIERS = 10
 _REACH = 24
+# Number of photos whose features are read in one pass over the index.
+_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,3 +142,30 @@ def _ranked(
         return RankedImage(index.names[photo], score, None)
     lines = np.concatenate([query.geometry[found.query_features, :2], found.points], 1).astype(np.float32)
     return RankedImage(index.names[photo], score, found.inliers, lines)
+
+
+def most_alike(index: InvertedIndex, names: Collection[str] | None, neighbours: int) -> Iterator[tuple[str, list[str]]]:
+    """Yields photos of an index by name, each with those that score best for it by Hamming embedding, best first.
+
+    The query is the photo's features in the index, so nothing is described or assigned again.
+
+    Args:
+        index: the index.
+        names: names of the query photos; None for all.
+        neighbours: number of photos for each photo.
+    """
+    alive = np.flatnonzero(index.alive).tolist()
+    asked = [photo for photo in alive if names is None or index.names[photo] in names]
+    order = sorted(asked, key=lambda photo: index.names[photo])
+    with progress("propose", len(order)) as advance:
+        for start in range(0, len(order), _BLOCK):
+            block = order[start : start + _BLOCK]
+            entries = index.entries(block)
+            by_photo = np.argsort(entries.photos, kind="stable")
+            bounds = np.searchsorted(entries.photos[by_photo], [[photo, photo + 1] for photo in block])
+            for photo, (first, last) in zip(block, bounds.tolist(), strict=True):
+                own = entries.select(by_photo[first:last])
+                scores = score_he(index, Query.single(own.words, index.signatures_of(own)))
+                scores[photo] = 0
+                yield index.names[photo], [index.names[other] for other in index.rank(scores, neighbours)]
+                advance(note=index.names[photo])

@@ -20,8 +20,8 @@ from hardnet_sfm.features.extraction import (
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
 from hardnet_sfm.files.ledger import Ledger, say_again
-from hardnet_sfm.files.lost_photos import check_losses
 from hardnet_sfm.files.ownership import claim
+from hardnet_sfm.files.photo_checks import check_losses
 from hardnet_sfm.files.photo_decoding import is_truncated
 from hardnet_sfm.files.photo_folders import NotTaken, PhotoList, list_photos
 from hardnet_sfm.files.photo_hashes import PhotoHashes

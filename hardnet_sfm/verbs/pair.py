@@ -201,7 +201,7 @@ def propose(
         UsageError: `neighbours` is less than 1.
     """
     from hardnet_sfm.index_folder import open_index
-    from hardnet_sfm.retrieval.neighbours import most_alike
+    from hardnet_sfm.retrieval.search import most_alike
 
     if neighbours < 1:
         raise UsageError("--retrieval must be at least 1")

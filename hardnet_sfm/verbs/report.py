@@ -17,7 +17,7 @@ from hardnet_sfm.files.fingerprints import inputs_fingerprint, matched_keypoints
 from hardnet_sfm.files.outputs import check_page, write_page
 from hardnet_sfm.files.patch_sets import read_patches
 from hardnet_sfm.files.photo_checks import check_photos
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.training_curves import curves_folder, read_curves
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, read_json

@@ -15,8 +15,7 @@ from rich.markup import escape
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.outputs import check_page, check_picture, write_page, write_picture
 from hardnet_sfm.files.photo_files import read_colours
-from hardnet_sfm.files.photo_folders import list_photos
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder, list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace
 from hardnet_sfm.keypoints import Box, RankedImage
