@@ -22,7 +22,7 @@ from hardnet_sfm.evaluation.landmarks import Question, rank_photos, score_rankin
 from hardnet_sfm.evaluation.scores import ScoreTable
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
 from hardnet_sfm.features.extraction import KeypointOptions
-from hardnet_sfm.files.ownership import check_output
+from hardnet_sfm.files.outputs import check_target
 from hardnet_sfm.files.workspace import CARD, DEFAULT, digest, read_json, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
@@ -55,11 +55,7 @@ class TableOptions:
         """Makes the rows of the table. Errors in descriptors and output files appear before the work begins."""
         given = [path for path in (self.json, self.csv) if path is not None]
         for path in given:
-            if not path.parent.is_dir():
-                raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
-            if path.is_dir():
-                raise UsageError(f"{path} is a folder", "Give the name of a file.")
-            check_output(path)
+            check_target(path)
         if len({path.resolve() for path in given}) < len(given):
             raise UsageError(f"--json and --csv are both {self.json}", "Give each its own file.")
         return competitors(self.descriptor, self.weights)
