@@ -9,8 +9,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, Box, QueryScore
+from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, QueryScore
 from hardnet_sfm.evaluation.scores import write_csv
+from hardnet_sfm.keypoints import Box
 
 Scores = Mapping[str, Mapping[str, QueryScore]]
 

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.keypoints import Box, RankedImage
 from hardnet_sfm.progress import progress
 from hardnet_sfm.retrieval.expansion import (
-    Region,
     expand_query,
     reliable_photos,
     reliable_verified,
@@ -46,7 +45,7 @@ class Described:
 
     descriptors: NDArray[np.floating]
     geometry: Float32
-    region: Region
+    region: Box
 
 
 def multiple_of(method: Method) -> int:
@@ -83,7 +82,7 @@ def search(
     return [replace(result, accepted=result.image in accepted) for result in results]
 
 
-def score(index: InvertedIndex, query: Query, region: Region, method: Method) -> tuple[Scores, dict[int, Verified]]:
+def score(index: InvertedIndex, query: Query, region: Box, method: Method) -> tuple[Scores, dict[int, Verified]]:
     """Returns the scores of all photos, and the verified photos."""
     if method == "asmk":
         return score_asmk(index, query), {}
