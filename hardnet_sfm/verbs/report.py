@@ -12,6 +12,7 @@ import numpy as np
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
+from hardnet_sfm.arrays import spread
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.fingerprints import inputs_fingerprint, matched_keypoints
 from hardnet_sfm.files.outputs import check_page, write_page
@@ -201,7 +202,7 @@ def read_patch_pairs(patches: Path) -> PatchPairs:
     usable = np.flatnonzero(found.image[first] != found.image[last])
     if not len(usable):
         raise HardnetSfmError(f"{patches}: no point is in two photos", "Use more photos, or weaker filters in `mine`.")
-    chosen = usable[np.linspace(0, len(usable) - 1, min(_POINTS, len(usable))).round().astype(int)]
+    chosen = usable[spread(len(usable), _POINTS)]
     rows = np.stack([first[chosen], last[chosen]], 1)
     xyz, xy = found.xyz[found.point[rows[:, 0]]], found.frame[rows][:, :, :, 2]
     # Unknown positions (NaN) count as not close.
