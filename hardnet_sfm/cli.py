@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +29,39 @@ from hardnet_sfm.terminal import (
     recall_options,
     report_errors,
 )
-from hardnet_sfm.training.train_options import TrainOptions
-from hardnet_sfm.verbs.demo import DemoCommand
-from hardnet_sfm.verbs.doctor import DoctorCommand
-from hardnet_sfm.verbs.evaluate import EvaluateCommand
-from hardnet_sfm.verbs.export import ExportCommand
-from hardnet_sfm.verbs.extract import ExtractCommand
-from hardnet_sfm.verbs.index import IndexCommand
-from hardnet_sfm.verbs.info import InfoCommand
-from hardnet_sfm.verbs.map import MapCommand
-from hardnet_sfm.verbs.match import MatchCommand
-from hardnet_sfm.verbs.mine import MineCommand
-from hardnet_sfm.verbs.pair import PairCommand
-from hardnet_sfm.verbs.reconstruct import ReconstructCommand, remembered_name
-from hardnet_sfm.verbs.report import ReportCommand
-from hardnet_sfm.verbs.retrieve import RetrieveCommand
-from hardnet_sfm.verbs.train import TrainCommand
-from hardnet_sfm.verbs.view import ViewCommand
-from hardnet_sfm.verbs.vocabulary import VocabularyCommand
-from hardnet_sfm.verbs.warp import WarpCommand
-from hardnet_sfm.verbs.weights import WeightsCommand
 
-# Verbs by purpose, in the order in which users need them.
-VERBS: dict[str, dict[str, type[Command]]] = {
+# Verbs by purpose, in the order in which users need them, and what each does.
+VERBS: dict[str, dict[str, str]] = {
     "reconstruct": {
-        "reconstruct": ReconstructCommand,
-        "extract": ExtractCommand,
-        "pair": PairCommand,
-        "match": MatchCommand,
-        "map": MapCommand,
-        "export": ExportCommand,
+        "reconstruct": "Turn photos into a COLMAP model; run it again to continue.",
+        "extract": "Detect and describe keypoints, into features.h5.",
+        "pair": "Choose which photos to match, into pairs.txt.",
+        "match": "Match descriptors of each pair, into matches.h5.",
+        "map": "Verify matches and reconstruct, into sparse/.",
+        "export": "Write the results in forms that COLMAP, hloc and viewers read.",
     },
     "retrieve": {
-        "vocabulary": VocabularyCommand,
-        "index": IndexCommand,
-        "retrieve": RetrieveCommand,
-        "evaluate": EvaluateCommand,
+        "vocabulary": "Learn a vocabulary of visual words, for any collection.",
+        "index": "Make the photos of one folder searchable.",
+        "retrieve": "Find photos that show the same thing as a query photo.",
+        "evaluate": "Measure descriptors on the data sets of the literature.",
     },
     "learn": {
-        "mine": MineCommand,
-        "warp": WarpCommand,
-        "train": TrainCommand,
-        "weights": WeightsCommand,
+        "mine": "Cut training patches from a model and its photos.",
+        "warp": "Make training patches from photos alone, by warping them.",
+        "train": "Learn a network from patches (needs hardnet-sfm[train]).",
+        "weights": "List, show, verify or convert weights.",
     },
     "look": {
-        "demo": DemoCommand,
-        "view": ViewCommand,
-        "info": InfoCommand,
-        "report": ReportCommand,
-        "doctor": DoctorCommand,
+        "demo": "Render a scene, reconstruct it, compare with the truth.",
+        "view": "Look at a model in the browser (needs hardnet-sfm[view]).",
+        "info": "Show what is in a workspace, and what is out of date.",
+        "report": "Draw a page about a reconstruction, training or evaluation.",
+        "doctor": "Check the installation, or a store of features.",
     },
 }
-_COMMANDS = {verb: kind for group in VERBS.values() for verb, kind in group.items()}
+_HELP = {verb: line for group in VERBS.values() for verb, line in group.items()}
+
 # Words for the verbs in other programs and in users' first attempts, with the verbs to suggest.
 _SYNONYMS = {
     **dict.fromkeys(("search", "query", "find", "lookup", "similar", "recognise", "recognize"), "retrieve"),
@@ -114,25 +96,27 @@ def parse(args: Sequence[str] | None = None) -> Command:
         sys.exit(0 if verb else 2)
     how: Any = {"config": (OmitArgPrefixes,), "registry": flag_rules()}
     if verb.startswith("--tyro-"):  # shell completion needs all verbs at once
-        tyro.extras.subcommand_cli_from_dict({**_COMMANDS}, prog="hardnet-sfm", args=[verb, *rest], **how)
+        tyro.extras.subcommand_cli_from_dict(
+            {verb: find_command(verb) for verb in _HELP}, prog="hardnet-sfm", args=[verb, *rest], **how
+        )
     if verb.startswith("-"):
         raise UsageError(f"{verb} stands before the verb", "Options come after it: `hardnet-sfm VERB OPTIONS`.")
-    if verb not in _COMMANDS:
+    if verb not in _HELP:
         near = " or ".join(f"`hardnet-sfm {name}`" for name in _similar(verb))
         hint = f"Did you mean {near}? " if near else ""
         raise UsageError(f"there is no verb {verb}", f"{hint}`hardnet-sfm --help` lists all.")
-    kind = _COMMANDS[verb]
-    # Each example is a separate paragraph, because tyro joins lines.
-    description = "\n\n".join([kind.__doc__ or "", "Examples:", *kind.examples])
+    kind: Any = find_command(verb)
+    # Each line of the docstring is a paragraph, because tyro joins lines.
+    description = "\n\n".join([_HELP[verb], *_examples(kind)])
     # These options decide the other options or their defaults, so they must be known before parsing.
     place, preset = Path(value_of("--workspace", rest, DEFAULT)), value_of("--preset", rest, None)
     recalled = {} if preset else recall_options(kind, place, rest)
-    if kind is ReconstructCommand:
-        how["default"] = ReconstructCommand.with_preset(preset or remembered_name(place), recalled)
+    if verb == "reconstruct":
+        how["default"] = kind.with_preset(preset, place, recalled)
     elif recalled:
         how["default"] = kind(**_without_defaults(kind), **recalled)
-    if kind is TrainCommand:
-        kind = TrainCommand.for_network(value_of("--network", rest, TrainOptions().network))
+    if verb == "train" and (network := value_of("--network", rest, "")):
+        kind = kind.for_network(network)
     command: Command = tyro.cli(kind, prog=f"hardnet-sfm {verb}", args=rest, description=description, **how)
     return command
 
@@ -141,9 +125,9 @@ def _similar(verb: str) -> list[str]:
     """Returns verbs that mean the same as an unknown one, or that are spelled nearly like it."""
     wanted = verb.lower()
     if wanted in _SYNONYMS:
-        return [name for name in _SYNONYMS[wanted].split() if name in _COMMANDS]
-    begun = [name for name in _COMMANDS if len(wanted) > 2 and name.startswith(wanted)]
-    return begun[:2] or get_close_matches(wanted, _COMMANDS, n=1, cutoff=_SPELLED_ALIKE)
+        return [name for name in _SYNONYMS[wanted].split() if name in _HELP]
+    begun = [name for name in _HELP if len(wanted) > 2 and name.startswith(wanted)]
+    return begun[:2] or get_close_matches(wanted, _HELP, n=1, cutoff=_SPELLED_ALIKE)
 
 
 def _without_defaults(kind: Any) -> dict[str, Any]:
@@ -151,14 +135,26 @@ def _without_defaults(kind: Any) -> dict[str, Any]:
     return {of.name: MISSING for of in fields(kind) if of.default is of.default_factory is dataclasses.MISSING}
 
 
+def find_command(verb: str) -> type[Command]:
+    """Imports the command of a verb. The other verbs are not imported, as that takes most of a second."""
+    command: type[Command] = getattr(import_module(f"hardnet_sfm.verbs.{verb}"), f"{verb.title()}Command")
+    return command
+
+
+def _examples(kind: type[Command]) -> list[str]:
+    """Returns the lines of a command's docstring from "Examples:" on."""
+    lines = [line.strip() for line in (kind.__doc__ or "").splitlines()]
+    return [line for line in lines[lines.index("Examples:") :] if line]
+
+
 def _print_help() -> None:
     """Prints the verbs in their groups, one a line."""
     output.print(f"hardnet-sfm {__version__}: local features for structure from motion and retrieval.")
     output.print("Start with `hardnet-sfm demo`; `hardnet-sfm VERB --help` has options, examples.")
-    for group, kinds in VERBS.items():
+    for group, verbs in VERBS.items():
         output.print(f"\n[bold]{group}[/]")
-        for verb, kind in kinds.items():
-            output.print(f"  {verb:<11}  {escape(kind.__doc__ or '')}")
+        for verb, line in verbs.items():
+            output.print(f"  {verb:<11}  {escape(line)}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -172,7 +168,6 @@ def main(args: Sequence[str] | None = None) -> None:
         command = parse(rest)
         print_recalled(command, rest)
     options: Any = getattr(command, "common", command)
-    verb = next(verb for verb, kind in _COMMANDS.items() if isinstance(command, kind))
-    usage = f"`hardnet-sfm {verb} --help` says what it takes."
+    usage = f"`hardnet-sfm {rest[0]} --help` says what it takes."
     with report_errors(options.debug, usage, getattr(command, "interrupted", GOES_ON)):
         command.run()

@@ -2,10 +2,12 @@
 
 import errno
 import math
+import operator
 import os
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -185,25 +187,34 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 def check_least(options: object, **least: float) -> None:
     """Raises UsageError if an option is less than its given bound or not finite. None passes."""
     for name, bound in least.items():
-        value = getattr(options, name)
-        if value is not None and not bound <= value < math.inf:
-            raise UsageError(f"{_flag(name)} must be at least {bound}{_and_finite(value)}")
+        _check_bound(name, getattr(options, name), bound, f"at least {bound}", operator.ge)
 
 
 def check_above(options: object, **bounds: float) -> None:
     """Raises UsageError if an option is not above its given bound or not finite. None passes."""
     for name, bound in bounds.items():
-        value = getattr(options, name)
-        if value is not None and not bound < value < math.inf:
-            raise UsageError(f"{_flag(name)} must be above {bound}{_and_finite(value)}")
+        _check_bound(name, getattr(options, name), bound, f"above {bound}", operator.gt)
+
+
+def _check_bound(
+    name: str, value: float | None, bound: float, words: str, holds: Callable[[float, float], bool]
+) -> None:
+    if value is not None and not (holds(value, bound) and value < math.inf):
+        finite = "" if isinstance(value, int) else " and finite"
+        raise UsageError(f"{_flag(name)} must be {words}{finite}")
+
+
+def refuse_without(options: Any, names: Sequence[str], choice: str) -> None:
+    """Raises UsageError if one of these options differs from its default, as it has no effect without a choice."""
+    for of in fields(options):
+        if of.name in names and getattr(options, of.name) != of.default:
+            raise UsageError(
+                f"{_flag(of.name)} has no effect without {choice}", f"Add {choice}, or leave out {_flag(of.name)}."
+            )
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _and_finite(value: float) -> str:
-    return "" if isinstance(value, int) else " and finite"
 
 
 def list_some(items: Sequence[str], separator: str = ", ") -> str:

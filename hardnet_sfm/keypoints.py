@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +66,7 @@ class Keypoints:
         """
         if self.affines is not None:
             return self.affines
-        angle = np.deg2rad(self.oris)
-        cos, sin = np.cos(angle) * self.scales, np.sin(angle) * self.scales
-        return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2).astype(np.float32)
+        return _rotations(np.deg2rad(self.oris), self.scales)
 
     def select(self, rows: NDArray[np.intp]) -> Keypoints:
         """Returns the keypoints at the given row numbers, in that order."""
@@ -83,9 +81,7 @@ class Keypoints:
         """
         rows = np.column_stack([self.xy, self.scales.round(SCALE_DECIMALS)])
         once = self.select(np.sort(np.unique(rows, axis=0, return_index=True)[1]))
-        radians = np.deg2rad(turn - once.oris)
-        cos, sin = np.cos(radians), np.sin(radians)
-        back = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2).astype(np.float32)
+        back = _rotations(np.deg2rad(turn - once.oris))
         affines = None if once.affines is None else once.affines @ back
         return Keypoints(once.xy, once.scales, np.full_like(once.oris, turn % 360), once.scores, affines)
 
@@ -97,13 +93,8 @@ class Keypoints:
         """
         upright = self.along(0)
         apart = self.select(np.flatnonzero(np.abs((self.oris + 180) % 360 - 180) > _TWIN))
-        xy, scales, oris, scores = (
-            np.concatenate([getattr(upright, name), getattr(apart, name)])
-            for name in ("xy", "scales", "oris", "scores")
-        )
-        similar = upright.affines is None or apart.affines is None
-        affines = None if similar else np.concatenate([upright.affines, apart.affines])
-        return Keypoints(xy, scales, oris, scores, affines)
+        joined = join_keypoints(upright, apart)
+        return replace(joined, affines=None) if self.affines is None else joined
 
     def resized(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Keypoints:
         """Returns the keypoints in the pixels of the photo resized from one (width, height) to another.
@@ -119,6 +110,19 @@ class Keypoints:
         scale = np.float32(np.sqrt(factor.prod()))
         affines = None if self.affines is None else self.affines * scale
         return Keypoints(xy, self.scales * scale, self.oris, self.scores, affines)
+
+
+def join_keypoints(*parts: Keypoints) -> Keypoints:
+    """Joins keypoints into one set, with local affine frames."""
+    columns = ([getattr(part, name) for part in parts] for name in ("xy", "scales", "oris", "scores"))
+    xy, scales, oris, scores = map(np.concatenate, columns)
+    return Keypoints(xy, scales, oris, scores, np.concatenate([part.frames() for part in parts]))
+
+
+def _rotations(radians: Float32, scales: Float32 | float = 1.0) -> Float32:
+    """Returns (N, 2, 2) float32 rotations by (N,) angles, times scales."""
+    cos, sin = np.cos(radians) * scales, np.sin(radians) * scales
+    return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2).astype(np.float32)
 
 
 def strongest(keypoints: Keypoints, strength: Float32, most: int) -> Keypoints:

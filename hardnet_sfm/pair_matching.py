@@ -60,7 +60,7 @@ def match_by_network(
 
     The function raises HardnetSfmError if a photo is missing, or is not the one that features were extracted from.
     """
-    from hardnet_sfm.matching.rescore import PHOTOS_AT_HAND, DescribedPhotos, Rescorer
+    from hardnet_sfm.matching.rescore import PHOTOS_AT_HAND, Rescorer
 
     def shrunk(name: str) -> tuple[Grey, Keypoints]:
         photo = read_described(store, images, name)
@@ -68,7 +68,7 @@ def match_by_network(
         grey = resize_to_fit(photo.grey, int(store.header["options"]["max_image_size"]))
         return grey, store.keypoints(name).resized(photo.size, (grey.shape[1], grey.shape[0]))
 
-    return Rescorer(DescribedPhotos(store.descriptors, shrunk), network, rules, device), PHOTOS_AT_HAND
+    return Rescorer(store.descriptors, shrunk, network, rules, device), PHOTOS_AT_HAND
 
 
 def order_by_blocks(pairs: list[PhotoPair], names: list[str], at_hand: int) -> list[PhotoPair]:

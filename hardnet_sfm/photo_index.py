@@ -149,7 +149,7 @@ class Index:
             method: one of `METHODS`.
             bbox: see `describe`.
             min_inliers: number of inliers from which on a photo is accepted. None accepts a photo if chance does not
-                explain its inliers, see `hardnet_sfm.retrieval.acceptance`.
+                explain its inliers, see `hardnet_sfm.retrieval.spatial`.
 
         Returns:
             The ranked photos, best first. `RankedImage.accepted` tells whether a photo shows what the query shows.

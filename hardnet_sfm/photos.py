@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Affine2 = NDArray[np.float64]
+Size = tuple[int, int]
+"""Width and height in pixels."""
 # What turns the pixels as stored upright: steps down and right, then whether rows become columns.
 _TURNS = {
     1: (1, 1, False),
@@ -106,18 +108,11 @@ def sensor_from_upright(orientation: int, size: tuple[int, int]) -> Affine2:
         orientation: EXIF orientation, 1 to 8.
         size: (width, height) of the upright photo, pixels.
     """
-    right, bottom = size[0] - 1, size[1] - 1
-    rows: dict[int, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-        1: ((1, 0, 0), (0, 1, 0)),
-        2: ((-1, 0, right), (0, 1, 0)),
-        3: ((-1, 0, right), (0, -1, bottom)),
-        4: ((1, 0, 0), (0, -1, bottom)),
-        5: ((0, 1, 0), (1, 0, 0)),
-        6: ((0, 1, 0), (-1, 0, right)),
-        7: ((0, -1, bottom), (-1, 0, right)),
-        8: ((0, -1, bottom), (1, 0, 0)),
-    }
-    return np.array(rows[orientation], np.float64)
+    down, right, transposed = _TURNS[orientation]
+    linear = np.diag([right, down]).astype(np.float64)
+    stored = size[::-1] if transposed else size
+    shift = [side - 1 if step < 0 else 0 for side, step in zip(stored, (right, down), strict=True)]
+    return np.column_stack([linear[:, ::-1] if transposed else linear, shift])
 
 
 def resize_to_fit(grey: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:

@@ -9,20 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich import progress as bars
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import render
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -77,7 +67,7 @@ console = ExactConsole(stderr=True)
 class Advance:
     """Handle of running progress."""
 
-    def __init__(self, advance: Callable[[int, str], None], bar: Progress | None = None) -> None:
+    def __init__(self, advance: Callable[[int, str], None], bar: bars.Progress | None = None) -> None:
         self._advance, self._bar = advance, bar
 
     def __call__(self, steps: int = 1, note: str = "") -> None:
@@ -97,8 +87,8 @@ class Advance:
             self._bar.start()
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _Rate(bars.ProgressColumn):
+    def render(self, task: bars.Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
@@ -116,20 +106,20 @@ def progress(title: str, total: int, done: int = 0, *, seconds: bool = False) ->
         with _lines(title, total, done, seconds) as advance:
             yield advance
         return
-    counts: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), _Rate())
+    counts: tuple[bars.ProgressColumn, ...] = (bars.MofNCompleteColumn(), _Rate())
     if seconds:
-        counts = (TextColumn("{task.completed:.0f} of {task.total:.0f} s"),)
+        counts = (bars.TextColumn("{task.completed:.0f} of {task.total:.0f} s"),)
     columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(bar_width=24),
+        bars.TextColumn("{task.description:>8}"),
+        bars.BarColumn(bar_width=24),
         *counts,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", style="dim", markup=False),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task: TaskID = bar.add_task(title, total=total, completed=done, note="")
+    with bars.Progress(*columns, console=console, transient=True) as bar:
+        task: bars.TaskID = bar.add_task(title, total=total, completed=done, note="")
         yield Advance(lambda steps, note: bar.update(task, advance=steps, note=note), bar)
 
 

@@ -1,8 +1,7 @@
 """Synthetic scenes with exactly known cameras, rendered on the CPU for the demo and the tests.
 
-A scene is a ground plane with boxes on it: a town square, one with three equal houses, or a tower whose four facades
-look alike. Every surface is a textured planar quad. So its image is a homography of its texture, and the photos are
-exact up to resampling.
+A scene is a ground plane with boxes on it, by default a town square. Every surface is a textured planar quad. So its
+image is a homography of its texture, and the photos are exact up to resampling.
 
 Image and texture coordinates have their origin at the top-left *corner* of the top-left pixel, as in COLMAP. So a
 change of resolution is a pure scaling. OpenCV has its origin at that pixel's *centre*; `_paint` converts to it.
@@ -13,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,7 +22,6 @@ from hardnet_sfm.arrays import Float64
 from hardnet_sfm.files.workspace import read_json, replacing, write_json
 from hardnet_sfm.textures import Image, make_texture, shrink
 
-Layout = Literal["square", "walk", "twins", "tower"]
 _Quad = tuple[Float64, Float64, Float64]  # top-left corner, edge to the right and edge down, in metres
 
 _RELATIVE_FOCAL_LENGTH = 1.1  # share of the photo's width
@@ -33,7 +31,6 @@ _JPEG_QUALITY = 95
 
 _ARC_DEGREES = 115.0
 _LARGEST_STEP_DEGREES = 5.0
-_WALK_X, _WALK_START, _WALK_STEP, _WALK_HEIGHT = -1.5, -26.0, 1.5, 3.0  # metres
 _TARGET = np.array([0.0, 1.0, 0.8])  # metres; the point that the cameras look at
 _PYRAMID_LEVELS = 6
 _GROUND_SIZE = 64.0  # metres
@@ -52,24 +49,6 @@ _BOXES = (
     (4.2, -4.4, 1.7, 2.8, 1.1, 24.0),
     (0.6, -8.0, 1.3, 1.0, 0.8, 61.0),
 )
-
-# Houses of equal size and texture, and the boxes of the square between them and in front of them.
-_TWINS = (
-    (-9.5, 8.0, 6.0, 5.0, 6.5, 20.0),
-    (-1.0, 11.5, 6.0, 5.0, 6.5, -6.0),
-    (8.5, 8.5, 6.0, 5.0, 6.5, -28.0),
-)
-_AMONG_TWINS = _BOXES[3:]
-_TOWER = (0.0, 0.0, 6.0, 6.0, 8.0, 10.0)
-# Boxes around the tower. Each has its own texture and is low enough to leave the facades visible.
-_AROUND_TOWER = (
-    (5.5, -3.0, 1.6, 1.2, 1.1, 17.0),
-    (-2.2, 6.2, 1.2, 2.0, 0.9, 52.0),
-    (-6.0, -4.4, 1.0, 1.0, 1.4, 33.0),
-)
-_SIGN = (1.6, 1.2)  # width and height in metres; each facade has its own sign
-_SIGN_GAP = 0.03  # metres between a facade and its sign
-_RING_TARGET = np.array([0.0, 0.0, 3.4])  # metres; the point that the cameras around the tower look at
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,28 +100,35 @@ class _Face:
     pyramid: tuple[Image, ...]  # (H / 2^k, W / 2^k, 3) for k = 0, 1, ...
 
 
+class Layout(NamedTuple):
+    """What a scene consists of, and where its cameras stand.
+
+    Attributes:
+        build: makes the faces from a generator of random numbers.
+        place: returns (count, 3, 4) poses from a number of photos and a generator.
+    """
+
+    build: Callable[[np.random.Generator], list[_Face]]
+    place: Callable[[int, np.random.Generator], Float64]
+
+
 def render(
     folder: Path,
     *,
     photos: int = 24,
     size: tuple[int, int] = (1024, 768),
     seed: int = 0,
-    layout: Layout = "square",
+    layout: Layout | None = None,
     on_photo: Callable[[int], None] | None = None,
 ) -> Scene:
     """Photographs a scene.
-
-    The square has a different texture on every surface, and an arc of cameras in front of it. The twins are the same
-    square with three equal houses: their sizes and the textures of all their walls are equal. The tower has the same
-    texture on its four facades, except for a sign on each, and a full circle of cameras around it. Photos of different
-    facades match each other as if they showed the same one. The walk goes straight towards the square.
 
     Args:
         folder: Folder for the JPEG files; made if missing.
         photos: Number of photos.
         size: Width and height of every photo in pixels.
         seed: Determines textures, cameras and sensor noise. The same seed gives the same files.
-        layout: The scene to photograph.
+        layout: The scene to photograph. None means the square, with an arc of cameras in front of it.
         on_photo: Called after every photo with the number of photos written so far.
 
     Returns:
@@ -150,7 +136,7 @@ def render(
     """
     folder.mkdir(parents=True, exist_ok=True)
     texture_rng, camera_rng, *noise_rngs = np.random.default_rng(seed).spawn(2 + photos)
-    build, place = _LAYOUTS[layout]
+    build, place = layout or SQUARE
     faces = build(texture_rng)
     scene = Scene(
         names=tuple(f"view_{index:03d}.jpg" for index in range(photos)),
@@ -176,26 +162,9 @@ def _place_cameras(count: int, rng: np.random.Generator) -> Float64:
     return _look_at(_around(angles, distances, heights), _TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
-def _place_ring(count: int, rng: np.random.Generator) -> Float64:
-    """Returns (count, 3, 4) poses on a full circle around the tower.
-
-    Angles are evenly spaced, the rest varies randomly.
-    """
-    angles = 2 * np.pi * np.arange(count) / count
-    distances, heights = rng.uniform(14, 16, count), rng.uniform(2.0, 4.5, count)
-    return _look_at(_around(angles, distances, heights), _RING_TARGET + rng.uniform(-0.7, 0.7, (count, 3)))
-
-
 def _around(angles: Float64, distances: Float64, heights: Float64) -> Float64:
     """Returns (V, 3) places around the middle of the scene; an angle of 0 is in front of it."""
     return np.column_stack([distances * np.sin(angles), -distances * np.cos(angles), heights])
-
-
-def _place_walk(count: int, rng: np.random.Generator) -> Float64:
-    """Returns (count, 3, 4) poses on a line to the square that look along it. The walker sways by a hand's width."""
-    centres = np.array([_WALK_X, _WALK_START, _WALK_HEIGHT]) + rng.uniform(-0.1, 0.1, (count, 3))
-    centres[:, 1] += _WALK_STEP * np.arange(count)
-    return _look_at(centres, centres + np.array([0, 20, -1]) + rng.uniform(-0.7, 0.7, (count, 3)))
 
 
 def _look_at(centres: Float64, targets: Float64) -> Float64:
@@ -212,27 +181,6 @@ def _build_square(rng: np.random.Generator) -> list[_Face]:
     return [_make_ground(rng), *_make_boxes(_BOXES, rng)]
 
 
-def _build_twins(rng: np.random.Generator) -> list[_Face]:
-    """Builds the ground, three equal houses, and boxes between them and in front of them."""
-    faces = [_make_ground(rng)]
-    texture_seed = int(rng.integers(2**32))
-    for house in _TWINS:
-        faces += _make_boxes([house], np.random.default_rng(texture_seed))
-    return faces + _make_boxes(_AMONG_TWINS, rng)
-
-
-def _build_tower(rng: np.random.Generator) -> list[_Face]:
-    """Builds the ground, a tower with four facades of one texture and a sign on each, and low boxes around it."""
-    faces = [_make_ground(rng)]
-    roof, *facades = _box_quads(*_TOWER)
-    faces.append(_make_face(roof, _WALL_TEXEL, rng))
-    texture_seed = int(rng.integers(2**32))
-    for facade in facades:
-        faces.append(_make_face(facade, _WALL_TEXEL, np.random.default_rng(texture_seed)))
-        faces.append(_make_face(_sign_on(facade, rng.uniform(0.1, 0.9, 2)), _WALL_TEXEL, rng))
-    return faces + _make_boxes(_AROUND_TOWER, rng)
-
-
 def _make_boxes(boxes: Sequence[tuple[float, ...]], rng: np.random.Generator) -> list[_Face]:
     return [_make_face(quad, _WALL_TEXEL, rng) for box in boxes for quad in _box_quads(*box)]
 
@@ -240,19 +188,6 @@ def _make_boxes(boxes: Sequence[tuple[float, ...]], rng: np.random.Generator) ->
 def _make_ground(rng: np.random.Generator) -> _Face:
     east, south = np.array([_GROUND_SIZE, 0, 0]), np.array([0, -_GROUND_SIZE, 0])
     return _make_face((-(east + south) / 2, east, south), _GROUND_TEXEL, rng)
-
-
-def _sign_on(facade: _Quad, place: Float64) -> _Quad:
-    """Places a sign in front of a facade.
-
-    The place is given as shares of the free width and height, from the top left.
-    """
-    corner, right, down = facade
-    width, height = np.linalg.norm(right), np.linalg.norm(down)
-    along, below = right / width, down / height
-    offset = place * [width - _SIGN[0], height - _SIGN[1]]
-    outwards = np.cross(below, along)
-    return corner + offset[0] * along + offset[1] * below + _SIGN_GAP * outwards, _SIGN[0] * along, _SIGN[1] * below
 
 
 def _box_quads(x: float, y: float, width: float, depth: float, height: float, yaw: float) -> Iterator[_Quad]:
@@ -350,9 +285,4 @@ def _write_jpeg(path: Path, photo: Image) -> None:
         beside.write_bytes(data.tobytes())
 
 
-_LAYOUTS: dict[Layout, tuple[Callable[..., list[_Face]], Callable[..., Float64]]] = {
-    "square": (_build_square, _place_cameras),
-    "walk": (_build_square, _place_walk),
-    "twins": (_build_twins, _place_cameras),
-    "tower": (_build_tower, _place_ring),
-}
+SQUARE = Layout(_build_square, _place_cameras)

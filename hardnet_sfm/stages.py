@@ -15,3 +15,7 @@ class StageResult(Protocol):
 
 OnStage = Callable[[str, StageResult], None]
 """A function that is called with the name and the result of each stage when the stage ends."""
+
+
+def ignore(stage: str, result: StageResult) -> None:
+    """Does nothing at the end of a stage."""

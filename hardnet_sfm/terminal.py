@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -48,14 +48,12 @@ Prune = Annotated[
 
 
 class Command(Protocol):
-    """A verb on the command line: a frozen dataclass of its options, whose docstring is the verb's help line.
+    """A verb on the command line: a frozen dataclass of its options.
 
-    A command has the option `debug`, its own or that of `common`. Running most commands again resumes them after
-    ctrl-c. A command that does not resume by itself says how to in a class variable `interrupted`.
+    The first line of its docstring is the verb's help line. Two or more examples follow: command lines of at most 80
+    columns. A command has the option `debug`, its own or that of `common`. Running most commands again resumes them
+    after ctrl-c. A command that does not resume by itself says how to in a class variable `interrupted`.
     """
-
-    examples: ClassVar[tuple[str, ...]]
-    """Two or more command lines for the help text, each of at most 80 columns."""
 
     def run(self) -> None: ...
 
@@ -95,33 +93,17 @@ def report_errors(debug: bool = False, usage: str = "", interrupted: str = GOES_
         # The reader closed the pipe (for example `| head`): discard the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except HardnetSfmError as error:
-        if debug:
-            raise
-        _print_error(error.message, error.hint or (usage if isinstance(error, UsageError) else ""))
-        sys.exit(error.exit_status)
-    except OSError as error:
-        if debug:
-            raise
-        reason, hint = find_cause(error) or (error.strerror or str(error), "")
-        where = f"{error.filename}: " if error.filename else ""
-        _print_error(f"{where}{reason}", hint)
-        sys.exit(1)
-    except MemoryError as error:
-        if debug:
-            raise
-        what = f"not enough memory: {error}" if str(error) else "not enough memory"
-        _print_error(what, "Use fewer --workers or a smaller --max-image-size.")
-        sys.exit(1)
     except KeyboardInterrupt:
         errors.print(escape(interrupted))
         sys.exit(_INTERRUPTED)
     except Exception as error:  # the user cannot do anything with a traceback
         if debug:
             raise
-        reason = f"{type(error).__name__}: {error}".strip()
-        _print_error(f"this is a fault of hardnet-sfm: {reason}", "Run it with --debug, and report what it prints.")
-        sys.exit(1)
+        message, hint = _explain(error)
+        errors.print(f"[bold red]error:[/] {escape(message)}")
+        if hint := hint or (usage if isinstance(error, UsageError) else ""):
+            errors.print(escape(hint))
+        sys.exit(error.exit_status if isinstance(error, HardnetSfmError) else 1)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
@@ -130,10 +112,18 @@ def _report_thread(failed: threading.ExceptHookArgs) -> None:
     errors.print(f"[yellow]warning:[/] {escape(failed.thread.name if failed.thread else 'a thread')}: {escape(reason)}")
 
 
-def _print_error(message: str, hint: str) -> None:
-    errors.print(f"[bold red]error:[/] {escape(message)}")
-    if hint:
-        errors.print(escape(hint))
+def _explain(error: Exception) -> tuple[str, str]:
+    """Returns what is wrong, and what to do about it."""
+    if isinstance(error, HardnetSfmError):
+        return error.message, error.hint
+    if isinstance(error, OSError):
+        reason, hint = find_cause(error) or (error.strerror or str(error), "")
+        return (f"{error.filename}: {reason}" if error.filename else reason), hint
+    if isinstance(error, MemoryError):
+        what = f"not enough memory: {error}" if str(error) else "not enough memory"
+        return what, "Use fewer --workers or a smaller --max-image-size."
+    reason = f"{type(error).__name__}: {error}".strip()
+    return f"this is a fault of hardnet-sfm: {reason}", "Run it with --debug, and report what it prints."
 
 
 def keep_all_letters() -> None:
@@ -155,12 +145,6 @@ def print_skipped(skipped: dict[str, str]) -> None:
         errors.print(f"[yellow]skipped:[/] {escape(why)}")
 
 
-def print_truncated(names: Sequence[str]) -> None:
-    """Prints one line about photos whose end is missing, if there are any."""
-    if names:
-        errors.print(f"[yellow]truncated:[/] {escape(list_some(names))}: read as far as they go")
-
-
 def print_not_taken(not_taken: NotTaken) -> None:
     """Prints one line about what a folder of photos holds besides photos that are read, if there is anything."""
     what, hint = not_taken.summary(), not_taken.hint()
@@ -168,13 +152,24 @@ def print_not_taken(not_taken: NotTaken) -> None:
         errors.print(f"[yellow]not taken:[/] {escape(f'{what}. {hint}' if hint else what)}")
 
 
+def print_truncated(names: Sequence[str]) -> None:
+    """Prints one line about photos whose end is missing, if there are any."""
+    if names:
+        errors.print(f"[yellow]truncated:[/] {escape(list_some(names))}: read as far as they go")
+
+
+def print_findings(result: StageResult) -> None:
+    """Prints lines about the photos whose end is missing, and about files that the stage did not take, if any."""
+    print_truncated(getattr(result, "truncated", ()))
+    if hasattr(result, "not_taken"):
+        print_not_taken(result.not_taken)
+
+
 def print_result(stage: str, result: StageResult) -> None:
     """Prints one line for a stage, and lines about the photos that the stage skipped, found damaged or did not take."""
     output.print(f"[bold]{stage:>8}[/]  {escape(result.summary())}")
     print_skipped(getattr(result, "skipped", {}))
-    print_truncated(getattr(result, "truncated", ()))
-    if hasattr(result, "not_taken"):
-        print_not_taken(result.not_taken)
+    print_findings(result)
 
 
 def recall_options(kind: type[Command], root: Path, args: Sequence[str]) -> dict[str, Any]:

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError, write_error
+from hardnet_sfm.errors import HardnetSfmError, UsageError, refuse_without
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import read_described, view_fingerprints
 from hardnet_sfm.files.store_writer import StoreWriter
 from hardnet_sfm.files.stores import FeatureStore, keypoint_arrays
 from hardnet_sfm.files.workspace import digest, prepare_folder, replacing
-from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair
+from hardnet_sfm.keypoints import Keypoints, Matches, PhotoPair, join_keypoints
 from hardnet_sfm.resources import Resources
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` does not need them
@@ -69,13 +69,8 @@ class ViewSynthesisOptions:
 
     def check(self) -> None:
         """Raises UsageError if a value makes no sense or has no effect."""
-        given = {"tilts": self.view_tilts, "rotation": self.view_rotation, "enough": self.view_enough}
-        for name, value in given.items():
-            if value is not None and not self.view_synthesis:
-                raise UsageError(
-                    f"--view-{name} has no effect without --view-synthesis",
-                    f"Add --view-synthesis, or leave out --view-{name}.",
-                )
+        if not self.view_synthesis:
+            refuse_without(self, ("view_tilts", "view_rotation", "view_enough"), "--view-synthesis")
         tilts = self.tilts
         if not tilts or not all(1 < tilt <= 16 for tilt in tilts):
             raise UsageError("--view-tilts must be above 1 and at most 16")
@@ -163,10 +158,10 @@ class ViewMatcher:
         return best
 
     def _verified(self, pair: PhotoPair, one: PhotoInViews, other: PhotoInViews, matches: Matches) -> int:
-        from hardnet_sfm.colmap.two_view import verified_matches
+        from hardnet_sfm.colmap.two_view import verified_rows
 
         sizes = self._store.size(pair[0]), self._store.size(pair[1])
-        return verified_matches(one.xy, other.xy, sizes, matches.pairs, self._verification)
+        return len(verified_rows(one.xy, other.xy, sizes, matches.pairs, self._verification))
 
     def keep(self, pair: PhotoPair, view_steps: int) -> None:
         """Stores the keypoints that the matches of the pair refer to, unless they are already stored."""
@@ -261,8 +256,6 @@ class PhotoViews:
 
         With 0 steps they are exactly the keypoints of features.h5.
         """
-        from hardnet_sfm.features.synthetic_views import join_keypoints
-
         parts = [step.keypoints for step in self._steps(name, steps)]
         return join_keypoints(*parts) if steps else parts[0]
 
@@ -308,11 +301,8 @@ def _write(path: Path, fingerprint: str, described: DescribedViews) -> None:
     arrays = {name: getattr(described, name) for name in ("ends", "rows", "descriptors")}
     arrays |= {field.name: getattr(described.keypoints, field.name) for field in fields(Keypoints)}
     prepare_folder(path.parent)
-    try:
-        with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, fingerprint=np.array(fingerprint), **arrays)
-    except OSError as error:
-        raise write_error(path, error) from error
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(file, fingerprint=np.array(fingerprint), **arrays)
 
 
 def _read(path: Path, fingerprint: str) -> DescribedViews | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -33,6 +33,18 @@ def in_order(
     finally:
         for _, future in waiting:
             future.cancel()
+
+
+@contextmanager
+def threaded(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    pool: Callable[[int], AbstractContextManager[ThreadPoolExecutor]] = ThreadPoolExecutor,
+) -> Iterator[Iterator[tuple[Item, Future[Result]]]]:
+    """Yields a stream of `in_order` over a pool of threads of its own. At most two results wait."""
+    with pool(threads) as opened, closing(in_order(opened, function, items, threads + 2)) as stream:
+        yield stream
 
 
 @contextmanager

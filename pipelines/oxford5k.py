@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from archives import OXFORD, PARIS, City, unpack_data_set
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS, City, unpack_data_set
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.verbs.evaluate import LandmarkOptions

@@ -10,9 +10,8 @@ al., CVPR 2018. Run it again to continue.
 
 from __future__ import annotations
 
+from archives import OXFORD, PARIS
 from oxford5k import main
-
-from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS
 
 if __name__ == "__main__":
     main(PARIS, OXFORD)

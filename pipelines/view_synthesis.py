@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from hardnet_sfm.colmap.two_view import Verification, verified_matches
+from hardnet_sfm.colmap.two_view import Verification, verified_rows
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.datasets.sequences import read_sequences
 from hardnet_sfm.evaluation.homographies import TOLERANCE, pair_truth
@@ -108,7 +108,7 @@ def match_pair(place: Workspace, names: Pair, right: Right, options: Options, vi
         xy, sizes = [keypoints.keypoints(name).xy for name in names], [features.size(name) for name in names]
         matches = store.matches(*names)
         steps = int(store.index[pair_key(*names)].get("view_steps", 0))
-    verified = verified_matches(xy[0], xy[1], (sizes[0], sizes[1]), matches.pairs, VERIFICATION)
+    verified = len(verified_rows(xy[0], xy[1], (sizes[0], sizes[1]), matches.pairs, VERIFICATION))
     first, second = distinct(matches, xy[0], xy[1])
     return Found(len(first), verified, int(right(first, second).sum()), seconds, steps)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.datasets.archives import OXFORD, PARIS, City, unpack, unpack_data_set
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
+from archives import OXFORD, PARIS, City, unpack, unpack_data_set
 
 
 def archive(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:

@@ -24,8 +24,8 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.competitors import Competitor, competitors
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.hpatches import COLUMNS
-from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs, trained_on
+from hardnet_sfm.evaluation.patch_streams import PatchStream
 from hardnet_sfm.evaluation.photo_scores import COLMAP, evaluate_pairs
 from hardnet_sfm.features.descriptors import make_descriptor
 from hardnet_sfm.networks.hardnet import HardNet

@@ -16,10 +16,10 @@ import pytest
 import tyro
 
 from hardnet_sfm import __version__
-from hardnet_sfm.cli import VERBS, main, parse
+from hardnet_sfm.cli import VERBS, find_command, main, parse
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.flags import flag_rules
-from hardnet_sfm.terminal import report_errors
+from hardnet_sfm.terminal import Command, report_errors
 from hardnet_sfm.verbs.reconstruct import PRESETS, Preset, PresetName, ReconstructCommand
 
 NAMES = [verb for verbs in VERBS.values() for verb in verbs]
@@ -65,13 +65,18 @@ def test_what_resembles_no_verb_gets_the_list(capsys: pytest.CaptureFixture[str]
     assert status == 2 and "Did you mean" not in text and "`hardnet-sfm --help` lists all" in text
 
 
+def examples_of(kind: type[Command]) -> list[str]:
+    lines = [line.strip() for line in (kind.__doc__ or "").splitlines()]
+    return [line for line in lines[lines.index("Examples:") + 1 :] if line]
+
+
 @pytest.mark.parametrize("verb", NAMES)
 def test_help_of_a_verb_shows_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = said_by([verb, "--help"], capsys)
     assert status == 0
-    kind = next(kinds[verb] for kinds in VERBS.values() if verb in kinds)
-    assert len(kind.examples) >= 2
-    for example in kind.examples:
+    examples = examples_of(find_command(verb))
+    assert len(examples) >= 2
+    for example in examples:
         assert example.startswith(f"hardnet-sfm {verb}") and example in text and len(example) <= 80
 
 
@@ -194,15 +199,24 @@ def test_typo_in_an_option_gets_a_suggestion_of_the_same_verb(capsys: pytest.Cap
 
 
 def test_every_example_is_a_command_line_that_parses() -> None:
-    for kinds in VERBS.values():
-        for kind in kinds.values():
-            for example in kind.examples:
-                assert isinstance(parse(shlex.split(example)[1:]), kind)
+    for verb in NAMES:
+        kind = find_command(verb)
+        for example in examples_of(kind):
+            assert isinstance(parse(shlex.split(example)[1:]), kind)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out.strip() == f"hardnet-sfm {__version__}"
+
+
+def test_help_imports_no_verb() -> None:
+    code = (
+        "import sys\nfrom hardnet_sfm.cli import parse\n"
+        "try: parse(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'numpy' not in sys.modules and not any(name.startswith('hardnet_sfm.verbs') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_help_does_not_wait_for_torch_and_pycolmap() -> None:

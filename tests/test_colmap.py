@@ -22,7 +22,6 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 
 from hardnet_sfm.colmap import database as database_module
-from hardnet_sfm.colmap.binary_models import check_binary_model
 from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.cameras import CameraMode, CameraSetup, import_photos, readable_folder
 from hardnet_sfm.colmap.database import (
@@ -36,6 +35,7 @@ from hardnet_sfm.colmap.database import (
 from hardnet_sfm.colmap.log import native_log
 from hardnet_sfm.colmap.mapping import Mapping
 from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.colmap.model_files import check_binary_model
 from hardnet_sfm.colmap.two_view import Verification
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.photo_files import read_photo

@@ -22,9 +22,8 @@ from hardnet_sfm.cli import main
 from hardnet_sfm.colmap.baseline import ColmapSift
 from hardnet_sfm.competitors import Competitor, competitors
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.comparing import PairStream
-from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.patch_scores import evaluate_brown, evaluate_hpatches, evaluate_w1bs
+from hardnet_sfm.evaluation.patch_streams import PairStream, PatchStream
 from hardnet_sfm.evaluation.photo_scores import (
     Comparing,
     Describing,

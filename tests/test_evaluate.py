@@ -6,9 +6,11 @@ import csv
 import importlib
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,30 @@ class TestTable:
         assert "bad.jpg: not a photo" in table.skipped["bad.jpg"]
         assert (table.photos, table.unknown) == (2, ("bad",))
         assert table.rows["rootsift"]["bow"].scores[ORIGINAL]["a_1"].average_precision == 1
+
+    def test_descriptors_search_in_the_photos_that_all_of_them_could_read(
+        self, city: Path, tmp_path: Path, other_city: Path
+    ) -> None:
+        """One photo is damaged while the first descriptor reads it, and repaired before the second one does."""
+        folder = tmp_path / "city"
+        shutil.copytree(city, folder)
+        photo = folder / "images" / "1_3.jpg"
+        content = photo.read_bytes()
+        photo.write_text("<html>302 Found</html>")
+
+        def repair(what: str, _: object) -> None:
+            if what.startswith("rootsift city-"):
+                photo.write_bytes(content)
+
+        rows = [ROOTSIFT, replace(ROOTSIFT, name="again")]
+        how = {"methods": ("bow",), "keypoint_options": FEW, "vocabulary_options": WORDS, "on_extract": repair}
+        table = evaluate_landmarks("oxford5k", folder, tmp_path / "work", [other_city], rows, **how)  # type: ignore[arg-type]
+        assert list(table.skipped) == ["1_3.jpg"] and table.unknown == ("1_3", "gone")
+        assert table.photos == WALLS * VIEWS - 1
+        for row in rows:
+            (index,) = (tmp_path / "work" / "evaluation" / row.name).glob("*/index-oxford5k")
+            assert "1_3.jpg" not in Index.open(index).names
+        assert table.rows["rootsift"]["bow"].scores == table.rows["again"]["bow"].scores
 
     def test_query_without_keypoints_finds_nothing_and_stops_nobody(
         self, tmp_path: Path, other_city: Path, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
-from hardnet_sfm.files.lost_photos import check_losses
+from hardnet_sfm.files.photo_checks import check_losses
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.photo_hashes import PhotoHashes

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+from scenes import WALK
 
 import hardnet_sfm
 from hardnet_sfm.colmap.calibration import adjust_robustly
@@ -37,7 +38,7 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Scene]:
     The focal length of the camera is said to be three times the true one, 528 pixels.
     """
     folder = tmp_path_factory.mktemp("street")
-    scene = render(folder / "photos", photos=8, size=(480, 360), layout="walk")
+    scene = render(folder / "photos", photos=8, size=(480, 360), layout=WALK)
     place = Workspace(folder / "out")
     hardnet_sfm.reconstruct(
         folder / "photos", place.root, extract_options=FEW, map_options=OPTIONS, resources=ONE_THREAD, report=False

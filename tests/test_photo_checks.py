@@ -47,8 +47,7 @@ def test_a_smaller_copy_is_named_with_both_sizes(verb: str, made: Workspace, sma
             write_report(made, tmp_path / "page.html", images=smaller)
         elif verb == "view":
             pytest.importorskip("viser")
-            from hardnet_sfm.verbs.view import viewing
-            from hardnet_sfm.viewer.options import ViewOptions
+            from hardnet_sfm.verbs.view import ViewOptions, viewing
 
             with viewing(made.root, smaller, ViewOptions(port=0)):
                 pass

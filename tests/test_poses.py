@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.strecha import StrechaScene, read_strecha
 from hardnet_sfm.evaluation.poses import area_under_recall, centre, pose_errors, relative_error
-from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
+from hardnet_sfm.reconstruction.summary import reasons_unregistered
 from hardnet_sfm.scene import Scene
 
 Pose = NDArray[np.float64]

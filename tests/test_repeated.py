@@ -11,6 +11,7 @@ import numpy as np
 import pycolmap
 import pytest
 from numpy.typing import NDArray
+from scenes import TOWER_IN_A_RING, TWIN_HOUSES
 
 import hardnet_sfm
 from hardnet_sfm.cli import main
@@ -319,7 +320,7 @@ def reconstructed(layout: Layout, photos: int, folder: Path) -> Reconstructed:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_equal_houses_among_others_put_no_photo_in_a_wrong_place(tmp_path: Path) -> None:
-    made = reconstructed("twins", 16, tmp_path)
+    made = reconstructed(TWIN_HOUSES, 16, tmp_path)
     assert len(made.errors) == 16
     assert max(made.errors.values()) < 0.05
 
@@ -330,7 +331,7 @@ def test_tower_of_equal_facades_names_pairs_of_different_facades(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing in these photos keeps the mapper from folding the tower, so the page has to say it."""
-    made = reconstructed("tower", 20, tmp_path)
+    made = reconstructed(TOWER_IN_A_RING, 20, tmp_path)
     assert max(made.errors.values()) > 0.05  # else this scene tests nothing
     across = [one for one in made.suspects if made.turn(one) > 60]
     assert len(across) >= 10

@@ -23,7 +23,7 @@ from hardnet_sfm.colmap.tracks import read_tracks
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.photo_files import read_colours, read_small
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder
 from hardnet_sfm.files.workspace import Workspace, read_json, write_json
 from hardnet_sfm.pages.cloud import MOST_POINTS, find_upright_turn, thin
 from hardnet_sfm.pages.matchgraph import MOST_ROWS, make_match_graph

@@ -16,7 +16,7 @@ from test_report import data_of, unpacked
 import hardnet_sfm
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder
 from hardnet_sfm.keypoints import RankedImage
 from hardnet_sfm.pages import answer_page
 from hardnet_sfm.pages.answer_page import (

@@ -23,7 +23,7 @@ from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.literature import pair_scoring
 from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.matching import rescore as rescore_module
-from hardnet_sfm.matching.rescore import DescribedPhotos, Rescorer, Rules, best_of_both, short_lists
+from hardnet_sfm.matching.rescore import Rescorer, Rules, best_of_both, short_lists
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.patches import extract_patches
@@ -168,10 +168,10 @@ def test_scores_are_the_networks_of_the_patches_of_each_candidate(
     network = loaded.network
     assert isinstance(network, PairNetwork)
     with FeatureStore(place / "features.h5") as store:
-        photos = DescribedPhotos(store.descriptors, lambda name: shrunk(place, store, name))
-        Rescorer(photos, loaded, Rules(short_list=1))(PAIR)
+        photos = store.descriptors, lambda name: shrunk(place, store, name)
+        Rescorer(*photos, loaded, Rules(short_list=1))(PAIR)
         monkeypatch.setattr(pair_scoring, "fast_type", lambda _: torch.float32)
-        Rescorer(photos, loaded, Rules(short_list=1))(PAIR)
+        Rescorer(*photos, loaded, Rules(short_list=1))(PAIR)
         (_, fast), (candidates, scores) = seen
         descriptors = [torch.from_numpy(store.descriptors(of).copy()).float() for of in PAIR]
         patches = [patches_of(place, store, of) for of in PAIR]
@@ -277,8 +277,8 @@ def test_a_network_that_sees_which_patches_are_alike_finds_the_shift(place: Path
     """Blobs look alike; of the matches of correlation nearly all are of the same blob, nine pixels to the right."""
     loaded = LoadedNetwork(Sameness(), ARCHITECTURES["matchnet"], 30.0, "")
     with FeatureStore(place / "features.h5") as store:
-        photos = DescribedPhotos(store.descriptors, lambda name: shrunk(place, store, name))
-        found = Rescorer(photos, loaded, Rules())(PAIR)
+        photos = store.descriptors, lambda name: shrunk(place, store, name)
+        found = Rescorer(*photos, loaded, Rules())(PAIR)
         xy = [store.keypoints(name).xy[found.pairs[:, side]] for side, name in enumerate(PAIR)]
     assert len(found) > 10
     right = np.linalg.norm(xy[1] - xy[0] - [9, 0], axis=1) < 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import scenes
 from numpy.typing import NDArray
 
 from hardnet_sfm import scene
@@ -75,13 +76,13 @@ def test_cameras_stand_on_the_arc_and_look_at_the_square() -> None:
 
 
 def test_cameras_stand_all_around_the_tower_and_look_at_it() -> None:
-    poses = scene._place_ring(12, np.random.default_rng(3))
+    poses = scenes.place_ring(12, np.random.default_rng(3))
     cameras = scene.Scene(("",) * 12, (1024, 768), 1126.4, poses)
     np.testing.assert_allclose(np.linalg.det(poses[:, :, :3]), 1)
     x, y, z = cameras.centres.T
     np.testing.assert_allclose(np.diff(np.unwrap(np.arctan2(y, x))), 2 * np.pi / 12)
     assert np.all((np.hypot(x, y) > 14) & (np.hypot(x, y) < 16) & (z > 2) & (z < 4.5))
-    middle = (poses @ [*scene._RING_TARGET, 1]) @ cameras.calibration.T
+    middle = (poses @ [*scenes.RING_TARGET, 1]) @ cameras.calibration.T
     assert np.abs(middle[:, :2] / middle[:, 2:] - [512, 384]).max() < 90
 
 
@@ -89,7 +90,7 @@ def test_facades_of_the_tower_are_equal_but_for_their_signs(monkeypatch: pytest.
     """Equal up to how the sun lights them; a sign hangs in front of its facade, within its outline."""
     monkeypatch.setattr(scene, "_GROUND_TEXEL", 1.0)
     monkeypatch.setattr(scene, "_WALL_TEXEL", 0.04)
-    faces = scene._build_tower(np.random.default_rng(0))
+    faces = scenes.build_tower(np.random.default_rng(0))
     facades, signs = faces[2:10:2], faces[3:10:2]
 
     def likeness(some: list[scene._Face]) -> FloatArray:
@@ -102,7 +103,7 @@ def test_facades_of_the_tower_are_equal_but_for_their_signs(monkeypatch: pytest.
         corners = sign.world_from_texel @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
         right, down, corner = facade.world_from_texel.T
         outwards = np.cross(down, right) / np.linalg.norm(np.cross(down, right))
-        np.testing.assert_allclose(outwards @ (corners - corner[:, None]), scene._SIGN_GAP)
+        np.testing.assert_allclose(outwards @ (corners - corner[:, None]), scenes.SIGN_GAP)
         assert outwards @ corner > 2.9  # away from the middle of the tower
         height, width = facade.pyramid[0].shape[:2]
         along, below = ((corners - corner[:, None]).T @ edge / (edge @ edge) for edge in (right, down))
@@ -112,11 +113,11 @@ def test_facades_of_the_tower_are_equal_but_for_their_signs(monkeypatch: pytest.
 def test_the_twins_are_equal_houses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene, "_GROUND_TEXEL", 1.0)
     monkeypatch.setattr(scene, "_WALL_TEXEL", 0.04)
-    faces = scene._build_twins(np.random.default_rng(0))
+    faces = scenes.build_twins(np.random.default_rng(0))
     for side in range(5):  # the roof and four walls
         houses = [_grey(faces[1 + 5 * house + side].pyramid[0]).ravel() for house in range(3)]
         assert np.corrcoef(houses).min() > 0.95
-    assert len(faces) == 1 + 5 * (3 + len(scene._AMONG_TWINS))
+    assert len(faces) == 1 + 5 * (3 + len(scenes.AMONG_TWINS))
 
 
 @pytest.fixture(scope="module")

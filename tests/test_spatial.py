@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.index_folder import open_index
 from hardnet_sfm.keypoints import Keypoints
-from hardnet_sfm.retrieval.acceptance import _log_tail, cells_of, log_false_alarms
 from hardnet_sfm.retrieval.consensus import _frame, _hypothesis, best_transformation
 from hardnet_sfm.retrieval.segments import geometry_of, pack_geometry, unpack_geometry
+from hardnet_sfm.retrieval.spatial import _log_tail, cells_of, log_false_alarms
 from hardnet_sfm.verbs.index import IndexOptions, index
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 

@@ -27,7 +27,7 @@ from PIL import Image
 from hardnet_sfm.colmap.model import Model, models_in
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.patch_sets import read_patches
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.frames import known_frames
@@ -43,9 +43,9 @@ from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 from websockets.typing import Subprotocol  # noqa: E402
 
+from hardnet_sfm.verbs.view import ViewOptions  # noqa: E402
 from hardnet_sfm.viewer import guard, selection  # noqa: E402
 from hardnet_sfm.viewer.guard import Served, serving  # noqa: E402
-from hardnet_sfm.viewer.options import ViewOptions  # noqa: E402
 from hardnet_sfm.viewer.photo_panel import Cut, ModelPhotos  # noqa: E402
 from hardnet_sfm.viewer.window import Window  # noqa: E402
 from hardnet_sfm.viewer.world import World, colour_by_ramp, find_span  # noqa: E402

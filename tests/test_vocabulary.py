@@ -16,7 +16,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.vocabulary_files import CentroidFile, read_card, read_vocabulary, write_vocabulary
 from hardnet_sfm.index_folder import open_vocabulary
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.retrieval.kmeans import NoCheckpoint, kmeans
+from hardnet_sfm.retrieval.kmeans import kmeans
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
 
 FEW = VocabularyOptions(words=16, sample=660, iterations=5)
@@ -101,7 +101,7 @@ def test_k_means_gives_the_centroids_of_faiss(count: int, words: int) -> None:
     index = faiss.IndexFlatL2(128)
     first = np.empty(count, np.int32)
     faiss.rand_perm(faiss.swig_ptr(first), count, 4)
-    centroids, distances = kmeans(sample, sample[first[:words]], faiss.IndexFlatL2(128), 6, NoCheckpoint())
+    centroids, distances = kmeans(sample, sample[first[:words]], faiss.IndexFlatL2(128), 6)
     peer.train(sample, index)
     np.testing.assert_allclose(centroids, faiss.vector_to_array(peer.centroids).reshape(words, 128), atol=1e-6)
     assert distances == pytest.approx(peer.iteration_stats.at(5).obj, rel=1e-4)
@@ -117,7 +117,7 @@ def test_ctrl_c_works_between_small_parts_of_an_iteration() -> None:
             return super().search(rows, count)
 
     sample = unit_rows(np.random.default_rng(0), 20_000, 8).astype(np.float32)
-    kmeans(sample, sample[:5], Watched(8), 2, NoCheckpoint())
+    kmeans(sample, sample[:5], Watched(8), 2)
     assert max(sizes) < 10_000 and sum(sizes) == 2 * len(sample)
 
 

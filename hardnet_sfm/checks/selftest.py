@@ -20,6 +20,7 @@ from hardnet_sfm.files.stores import FEATURES, MATCHES, FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import Workspace
 from hardnet_sfm.keypoints import Keypoints, Matches
 from hardnet_sfm.resources import Resources
+from hardnet_sfm.textures import make_texture
 from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.verbs.match import MatchOptions, match
 from hardnet_sfm.verbs.pair import pair
@@ -69,28 +70,19 @@ def _tried(name: str, step: Callable[[], str]) -> Finding:
 
 
 def _texture(seed: int) -> NDArray[np.uint8]:
-    """Makes a grey photo with blobs of all sizes: the sum of noise smoothed by Gaussians of several widths."""
-    noise = np.random.default_rng(seed)
-    layers = []
-    for sigma in (1.5, 3.0, 6.0, 12.0):
-        layer = cv2.GaussianBlur(noise.standard_normal(_SIZE[::-1]), (0, 0), sigma)
-        layers.append(layer / layer.std())
-    summed = np.sum(layers, axis=0)
-    return np.asarray(np.clip(128 + 40 * summed / summed.std(), 0, 255), np.uint8)
+    """Makes a grey photo with shapes of all sizes."""
+    return np.asarray(
+        cv2.cvtColor(make_texture(*_SIZE, 1.0, np.random.default_rng(seed)), cv2.COLOR_BGR2GRAY), np.uint8
+    )
 
 
 def _homography(seed: int) -> NDArray[np.float64]:
     """Draws a (3, 3) homography from a scene's first photo to its second: a rotation, a slight shrinking and a tilt."""
     draw = np.random.default_rng(seed)
-    angle, scale = np.deg2rad(draw.uniform(10, 30)), draw.uniform(0.8, 0.95)
-    turned = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = (np.array(_SIZE) - 1) / 2
+    turned = cv2.getRotationMatrix2D(middle.tolist(), draw.uniform(10, 30), draw.uniform(0.8, 0.95))
     tilt = draw.uniform(-2e-4, 2e-4, 2)
-    homography = np.eye(3)
-    homography[:2] = np.column_stack([turned, middle - turned @ middle])
-    homography[2, :2] = tilt
-    homography[2, 2] = 1 - tilt @ middle
-    return homography
+    return np.vstack([turned, [*tilt, 1 - tilt @ middle]])
 
 
 def _describe(resources: Resources) -> str:

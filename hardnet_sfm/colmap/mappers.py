@@ -14,8 +14,8 @@ from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.database import open_database
 from hardnet_sfm.colmap.mapping import Mapping, incremental_options, map_database
 from hardnet_sfm.colmap.model import Model
+from hardnet_sfm.keypoints import PhotoPair
 
-Pair = tuple[str, str]
 Mapper = Literal["auto", "incremental", "global"]
 # The other mapper is tried if the first one registers less than this share of the connected photos. On 135 internet
 # photos, of which the incremental mapper registers 117, the global mapper takes as long again.
@@ -63,7 +63,7 @@ def map_best(
     snapshot: Path,
     mapper: Mapper,
     mapping: Mapping,
-    verified: Dict[Pair, int],
+    verified: Dict[PhotoPair, int],
     on_registered: Callable[[int], None],
 ) -> Mapped:
     """Maps with one mapper, and also with the other one if the first leaves out connected photos.
@@ -115,7 +115,7 @@ def large_enough(models: list[Model], least: int) -> list[Model]:
     return [model for number, model in enumerate(models) if number == 0 or len(model.names) >= least]
 
 
-def connected(verified: Dict[Pair, int]) -> int:
+def connected(verified: Dict[PhotoPair, int]) -> int:
     """Returns the number of photos in the largest set that verified pairs connect.
 
     Only pairs with enough inliers to register a photo count.

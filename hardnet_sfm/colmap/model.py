@@ -13,8 +13,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from hardnet_sfm.colmap.binary_models import check_binary_model
-from hardnet_sfm.colmap.model_files import find_damage, full_names
+from hardnet_sfm.colmap.model_files import check_binary_model, find_damage, full_names
 from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.sights import NO_POINT, Sight
 

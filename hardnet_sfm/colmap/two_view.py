@@ -72,14 +72,3 @@ def verified_rows(
     )
     inliers = np.asarray(geometry.inlier_matches, np.int32).reshape(-1, 2)
     return inliers if len(inliers) >= how.min_inliers else rows[:0]
-
-
-def verified_matches(
-    first: Float32,
-    second: Float32,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    rows: NDArray[np.int32],
-    how: Verification,
-) -> int:
-    """Returns the number of matches that `verified_rows` selects."""
-    return len(verified_rows(first, second, sizes, rows, how))

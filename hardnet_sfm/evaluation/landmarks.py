@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from hardnet_sfm.errors import HardnetSfmError, NoKeypoints
+from hardnet_sfm.keypoints import Box
 from hardnet_sfm.measures import precision_at, trapezoid_average_precision
 from hardnet_sfm.progress import console, progress
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.photo_index import Index
 
-Box = tuple[float, float, float, float]
 ORIGINAL = "original"
 CUTS = (1, 5, 10)
 FIRST = 10

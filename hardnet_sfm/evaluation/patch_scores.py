@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float16
 from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, collect_facts, competitors, make_descriptors
 from hardnet_sfm.errors import HardnetSfmError, UsageError
-from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets import brown, hpatches
 from hardnet_sfm.evaluation.datasets.parts import check_any, describe_left_out
 from hardnet_sfm.evaluation.datasets.w1bs import NUISANCES, find_columns
-from hardnet_sfm.evaluation.describing import PatchStream
 from hardnet_sfm.evaluation.hpatches_tasks import (
     POOLS,
     VerificationScore,
@@ -27,6 +25,7 @@ from hardnet_sfm.evaluation.hpatches_tasks import (
     retrieve,
     verify,
 )
+from hardnet_sfm.evaluation.patch_streams import PairStream, PatchStream
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, append_mean
 from hardnet_sfm.measures import false_positive_rates, fpr95, score_columns
 from hardnet_sfm.progress import Advance, progress
@@ -74,7 +73,7 @@ def evaluate_brown(
             for name, one in sets.items():
                 note = f"{row} {name}"
                 if isinstance(stream, PairStream):
-                    distances = -stream(one.blocks, pairs[name].patches, partial(_report_steps, advance, note))
+                    distances = -stream(one.blocks, pairs[name].patches, partial(advance, note=note))
                 else:
                     distances = _pair_distances(
                         stream(_report_blocks(one.blocks(), advance, note)), pairs[name].patches
@@ -232,7 +231,7 @@ def evaluate_hpatches(
         verified[row] = _verify(described, asked, row)
         matched[row] = _match(described, asked, row)
         with progress("retrieve", len(asked.queries)) as advance:
-            retrieved[row] = retrieve(described, asked, partial(_report_steps, advance, row))
+            retrieved[row] = retrieve(described, asked, partial(advance, note=row))
     measures, details = _measure_tasks(verified, matched, retrieved)
     return ScoreTable(
         f"hpatches, split {split}",
@@ -284,9 +283,7 @@ def _measure_tasks(
 
 def _verify(described: Float16, asked: hpatches.Tasks, row: str) -> _Verified:
     with progress("verify", len(hpatches.LEVELS) * len(asked.pairs)) as advance:
-        return verify(
-            lambda level: pair_distances(described, asked, level, partial(_report_steps, advance, row)), asked
-        )
+        return verify(lambda level: pair_distances(described, asked, level, partial(advance, note=row)), asked)
 
 
 def _verify_by_comparing(
@@ -300,9 +297,7 @@ def _verify_by_comparing(
                 yield sequence.column(hpatches.COLUMNS[hpatches.find_column(level, photo)])
 
     with progress("verify", len(hpatches.LEVELS) * len(numbers)) as advance:
-        return verify(
-            lambda level: -stream(partial(columns, level), numbers, partial(_report_steps, advance, row)), asked
-        )
+        return verify(lambda level: -stream(partial(columns, level), numbers, partial(advance, note=row)), asked)
 
 
 def _patch_numbers(asked: hpatches.Tasks) -> NDArray[np.int64]:
@@ -380,10 +375,6 @@ def _report_blocks(blocks: Iterable[NDArray[np.uint8]], advance: Advance, note: 
     for block in blocks:
         yield block
         advance(len(block), note)
-
-
-def _report_steps(advance: Advance, note: str, steps: int) -> None:
-    advance(steps, note)
 
 
 def _only_verified(rows: Iterable[Competitor]) -> list[str]:

@@ -8,11 +8,12 @@ if it is the best of both keypoints, whatever its score and its ratio.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +22,9 @@ from numpy.typing import NDArray
 from hardnet_sfm.colmap.baseline import ColmapSift, SiftFeatures
 from hardnet_sfm.competitors import DESCRIPTORS, Competitor, Spanning, collect_facts, competitors
 from hardnet_sfm.errors import HardnetSfmError
-from hardnet_sfm.evaluation.comparing import PairStream
 from hardnet_sfm.evaluation.datasets.image_pairs import VALIDATION, ImagePair, read_image_pairs
-from hardnet_sfm.evaluation.datasets.parts import check_any, describe_left_out
-from hardnet_sfm.evaluation.datasets.sequences import PHOTOS, read_sequences
-from hardnet_sfm.evaluation.describing import PatchStream
+from hardnet_sfm.evaluation.datasets.parts import LeftOut, check_any, describe_left_out
+from hardnet_sfm.evaluation.datasets.sequences import PhotoGroup, read_sequences
 from hardnet_sfm.evaluation.epipolar import THRESHOLDS, fundamental_matrix, recall_of_truth
 from hardnet_sfm.evaluation.homographies import (
     TOLERANCE,
@@ -37,6 +36,7 @@ from hardnet_sfm.evaluation.homographies import (
     matching_scores,
     pair_truth,
 )
+from hardnet_sfm.evaluation.patch_streams import PairStream, PatchStream
 from hardnet_sfm.evaluation.scores import MEAN, Measure, ScoreTable, append_mean
 from hardnet_sfm.features.descriptors import Descriptor, make_descriptor
 from hardnet_sfm.matching.nearest import (
@@ -113,6 +113,7 @@ class Comparing:
 
 
 Way = Describing | Comparing
+Group = TypeVar("Group", bound=PhotoGroup)
 
 
 def _cut(photo: DetectedPhoto, span: Spanning) -> NDArray[np.uint8]:
@@ -143,26 +144,15 @@ def evaluate_homographies(
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
     (sequences, left_out), ways = read_sequences(Path(folder)), _ways(rows, resources)
-    detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     curves: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
-    with progress("compare", len(sequences) * (PHOTOS + len(ways))) as advance:
-        for sequence in sequences:
-            try:
-                photos = [DetectedPhoto(grey, detect(grey)) for grey in sequence.read()]
-            except HardnetSfmError as error:
-                left_out[sequence.name] = error
-                advance(PHOTOS + len(ways), sequence.name)
-                continue
-            advance(PHOTOS, sequence.name)
-            first, *others = (photo.features.xy for photo in photos)
-            truths = [pair_truth(h, first, xy) for h, xy in zip(sequence.homographies, others, strict=True)]
-            for name, way in ways.items():
-                matches = way(photos)
-                scores[name][sequence.name] = homography_scores(truths, matches)
-                of_pairs = [accuracy_by_threshold(*pair) for pair in zip(truths, matches, strict=True)]
-                curves[name][sequence.name] = np.mean(of_pairs, axis=0).tolist()
-                advance(note=f"{sequence.name} {name}")
+    for sequence, photos, matched in _match_groups(sequences, ways, ColmapSift(max_features), left_out):
+        first, *others = (photo.features.xy for photo in photos)
+        truths = [pair_truth(h, first, xy) for h, xy in zip(sequence.homographies, others, strict=True)]
+        for name, matches in matched:
+            scores[name][sequence.name] = homography_scores(truths, matches)
+            of_pairs = [accuracy_by_threshold(*pair) for pair in zip(truths, matches, strict=True)]
+            curves[name][sequence.name] = np.mean(of_pairs, axis=0).tolist()
     check_any(scores[COLMAP], left_out)
     return ScoreTable(
         "homography",
@@ -200,29 +190,18 @@ def evaluate_pairs(
     """
     rows, resources = competitors(DESCRIPTORS, ()) if rows is None else rows, resources or Resources()
     (pairs, left_out), ways = read_image_pairs(Path(folder)), _ways(rows, resources)
-    detect = ColmapSift(max_features)
     scores: dict[str, dict[str, MatchingScores]] = {name: {} for name in ways}
     accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     recalls: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
-    with progress("compare", len(pairs) * (1 + len(ways))) as advance:
-        for pair in pairs:
-            try:
-                photos = [DetectedPhoto(grey, detect(grey)) for grey in pair.read()]
-            except HardnetSfmError as error:
-                left_out[pair.name] = error
-                advance(1 + len(ways), pair.name)
-                continue
-            truth = _truth(pair, photos)
-            advance(note=pair.name)
-            for name, way in ways.items():
-                (matches,) = way(photos)
-                if truth is not None:
-                    scores[name][pair.name] = matching_scores(truth, matches)
-                    accuracies[name][pair.name] = accuracy_by_threshold(truth, matches).tolist()
-                if pair.correspondences is not None:
-                    matrix = _fundamental_matrix(photos, matches)
-                    recalls[name][pair.name] = recall_of_truth(matrix, pair.correspondences).tolist()
-                advance(note=f"{pair.name} {name}")
+    for pair, photos, matched in _match_groups(pairs, ways, ColmapSift(max_features), left_out):
+        truth = _truth(pair, photos)
+        for name, (matches,) in matched:
+            if truth is not None:
+                scores[name][pair.name] = matching_scores(truth, matches)
+                accuracies[name][pair.name] = accuracy_by_threshold(truth, matches).tolist()
+            if pair.correspondences is not None:
+                matrix = _fundamental_matrix(photos, matches)
+                recalls[name][pair.name] = recall_of_truth(matrix, pair.correspondences).tolist()
     check_any({**scores[COLMAP], **recalls[COLMAP]}, left_out)
     measures: tuple[Measure, ...] = _matching_measures(scores) if any(scores.values()) else ()
     details: dict[str, object] = {"max_features": max_features}
@@ -236,6 +215,33 @@ def evaluate_pairs(
         details["recall_by_threshold"] = recalls
         notes += (f"the authors' pairs for validation, {' and '.join(VALIDATION)}, take no part",)
     return ScoreTable("pairs", measures, collect_facts(rows, _spans(ways)), details, notes, across=True)
+
+
+def _match_groups(
+    groups: Sequence[Group], ways: Mapping[str, Way], detect: ColmapSift, left_out: LeftOut
+) -> Iterator[tuple[Group, list[DetectedPhoto], Iterator[tuple[str, list[RankedMatches]]]]]:
+    """Yields groups with their photos, and an iterator over the matches of the first photo with the others by each way.
+
+    Groups with a damaged photo are left out.
+    """
+    with progress("compare", sum(len(group.photos) + len(ways) for group in groups)) as advance:
+        for group in groups:
+            try:
+                photos = [DetectedPhoto(grey, detect(grey)) for grey in group.read()]
+            except HardnetSfmError as error:
+                left_out[group.name] = error
+                advance(len(group.photos) + len(ways), group.name)
+                continue
+            advance(len(group.photos), group.name)
+            yield group, photos, _match_by(ways, photos, partial(advance, note=group.name))
+
+
+def _match_by(
+    ways: Mapping[str, Way], photos: Sequence[DetectedPhoto], advance: Callable[[], None]
+) -> Iterator[tuple[str, list[RankedMatches]]]:
+    for name, way in ways.items():
+        yield name, way(photos)
+        advance()
 
 
 def ranked_matches(first: PreparedDescriptors, second: PreparedDescriptors) -> RankedMatches:

@@ -5,24 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 MEAN = "mean"
-
-
-class Results(Protocol):
-    """Results that `evaluate` can print and write."""
-
-    def printed(self) -> list[tuple[str, Table]]: ...
-
-    def as_csv(self) -> str: ...
-
-    def as_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -117,15 +107,13 @@ class ScoreTable:
 
     def as_csv(self) -> str:
         """Writes a line for each value as CSV. Shares are from 0 to 1."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("data_set", "measure", "descriptor", "column", "value", "mark"))
+        rows: list[tuple[object, ...]] = [("data_set", "measure", "descriptor", "column", "value", "mark")]
         for measure in self.measures:
             for descriptor, row in measure.values.items():
                 for column, value in row.items():
                     mark = measure.mark if (descriptor, column) in measure.marked else ""
-                    writer.writerow((self.data_set, measure.name, descriptor, column, value, mark))
-        return text.getvalue()
+                    rows.append((self.data_set, measure.name, descriptor, column, value, mark))
+        return write_csv(rows)
 
     def as_json(self) -> dict[str, Any]:
         """Collects all contents for JSON. Shares are from 0 to 1. `tables` says how `report` draws the measures."""
@@ -151,6 +139,13 @@ class ScoreTable:
             "notes": list(self.notes),
             **self.details,
         }
+
+
+def write_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Writes rows of a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def append_mean(row: Mapping[str, float]) -> dict[str, float]:

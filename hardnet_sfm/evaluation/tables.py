@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +9,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, Box, QueryScore
+from hardnet_sfm.evaluation.landmarks import CUTS, ORIGINAL, QueryScore
+from hardnet_sfm.evaluation.scores import write_csv
+from hardnet_sfm.keypoints import Box
 
 Scores = Mapping[str, Mapping[str, QueryScore]]
 
@@ -109,18 +109,17 @@ class LandmarkTable:
 
     def as_csv(self) -> str:
         """Writes a line for each descriptor, method and setup as CSV. Measures are from 0 to 1."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         precisions = [f"mp_at_{k}" for k in CUTS]
-        writer.writerow(("data_set", "descriptor", "method", "setup", "queries", "map", *precisions, "seconds_a_query"))
+        head = ("data_set", "descriptor", "method", "setup", "queries", "map", *precisions, "seconds_a_query")
+        rows: list[tuple[object, ...]] = [head]
         for name, row in self.rows.items():
             for method, cell in row.items():
                 for setup in self.setups:
                     mean = cell.mean(setup)
                     measures = (mean.average_precision, *mean.precision_at) if mean else ("",) * (1 + len(CUTS))
                     count = len(cell.scores[setup])
-                    writer.writerow((self.name, name, method, setup, count, *measures, cell.seconds))
-        return text.getvalue()
+                    rows.append((self.name, name, method, setup, count, *measures, cell.seconds))
+        return write_csv(rows)
 
     def as_json(self) -> dict[str, Any]:
         """Collects all contents for JSON, including the scores of each query. Measures are from 0 to 1."""

@@ -9,7 +9,7 @@ the value for `--detector`. Its object is a factory:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
@@ -85,13 +85,7 @@ def dog(options: DetectorOptions) -> Detect:
     It keeps the largest keypoints, with at most two orientations each. COLMAP stops at the pyramid level where it has
     enough keypoints, so a few of the largest are missing.
     """
-    return ColmapDog(
-        max_keypoints=options.max_keypoints,
-        peak_threshold=options.peak_threshold,
-        edge_threshold=options.edge_threshold,
-        upright=options.upright,
-        affine_shape=options.affine_shape,
-    )
+    return ColmapDog(**asdict(options))
 
 
 DETECTORS: Registry[Factory] = Registry("detector", "detectors", {"opencv-dog": opencv_dog, "dog": dog})

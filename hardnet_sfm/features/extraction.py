@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.errors import UsageError, check_choice
+from hardnet_sfm.errors import check_choice, check_least
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.photos import Photo, resize_to_fit
 from hardnet_sfm.resources import Resources
@@ -56,9 +56,7 @@ class KeypointOptions:
     def check(self) -> None:
         """Raises UsageError if a value makes no sense."""
         check_choice("orientation", self.orientation, Orientation)
-        for name, least in (("max_keypoints", 1), ("max_image_size", 32), ("peak_threshold", 0), ("edge_threshold", 1)):
-            if not getattr(self, name) >= least:  # `not >=` also rejects NaN
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}")
+        check_least(self, max_keypoints=1, max_image_size=32, peak_threshold=0, edge_threshold=1)
 
 
 @dataclass(frozen=True)

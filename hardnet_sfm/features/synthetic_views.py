@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hardnet_sfm.features.detectors import Detect, make_detector
 from hardnet_sfm.features.extraction import ExtractOptions, detector_options
-from hardnet_sfm.keypoints import Keypoints, within_reach
+from hardnet_sfm.keypoints import Keypoints, join_keypoints, within_reach
 from hardnet_sfm.photos import Affine2, Photo, resize_to_fit
 from hardnet_sfm.resources import Resources
 
@@ -145,13 +145,6 @@ def make_keypoints(xy: NDArray[np.floating], frames: NDArray[np.floating], score
     oris = (np.rad2deg(np.arctan2(frames[:, 1, 0], frames[:, 0, 0])) % 360).astype(np.float32)
     oris[oris >= 360] = 0  # angles just below 0 round to 360
     return Keypoints(xy.astype(np.float32), scales, oris, scores, frames.astype(np.float32))
-
-
-def join_keypoints(*parts: Keypoints) -> Keypoints:
-    """Joins keypoints into one set, with local affine frames."""
-    columns = ([getattr(part, name) for part in parts] for name in ("xy", "scales", "oris", "scores"))
-    xy, scales, oris, scores = map(np.concatenate, columns)
-    return Keypoints(xy, scales, oris, scores, np.concatenate([part.frames() for part in parts]))
 
 
 def find_same_keypoints(found: Keypoints, known: Keypoints) -> NDArray[np.intp]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hardnet_sfm.errors import UsageError, write_error
+from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.ownership import SOFTWARE, SOFTWARE_TAG, check_output
 from hardnet_sfm.files.workspace import replacing
 
@@ -29,7 +29,7 @@ def check_page(target: Path) -> None:
     """
     if target.suffix.lower() not in PAGES:
         raise UsageError(f"{target}: not a page", "Give it a name that ends in .html.")
-    _check_folder(target)
+    check_target(target)
 
 
 def check_picture(target: Path) -> None:
@@ -44,10 +44,18 @@ def check_picture(target: Path) -> None:
             f"{target}: not a picture format that can be written",
             f"Its name must end in one of {', '.join(PICTURES)}.",
         )
-    _check_folder(target)
+    check_target(target)
 
 
-def _check_folder(target: Path) -> None:
+def check_target(target: Path) -> None:
+    """Checks that a file can be written.
+
+    Raises:
+        UsageError: its folder does not exist, or it is itself a folder.
+        HardnetSfmError: a file of this name is there, and this package did not make it.
+    """
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder", "Give the name of a file.")
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: no such folder: {target.parent}", "Make the folder first.")
     check_output(target)
@@ -90,11 +98,8 @@ def _encode_picture(suffix: str, pixels: NDArray[Any], parameters: list[int]) ->
 
 def _write(target: Path, content: bytes) -> None:
     check_output(target)
-    try:
-        with replacing(target) as beside:
-            beside.write_bytes(content)
-    except OSError as error:
-        raise write_error(target, error) from error
+    with replacing(target) as beside:
+        beside.write_bytes(content)
 
 
 def read_mark(path: Path) -> str:

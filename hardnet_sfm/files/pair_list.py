@@ -14,13 +14,18 @@ from hardnet_sfm.photo_names import KnownNames
 _FORMAT = "It must be a text file with the names of two photos in each line, separated by a space or a tab."
 
 
-def write_pairs(path: Path, pairs: Iterable[PhotoPair]) -> None:
-    """Writes a list of pairs, with a tab between names that contain a space. An unchanged list keeps its file."""
+def write_pairs(path: Path, pairs: Iterable[PhotoPair]) -> Path:
+    """Writes a list of pairs, with a tab between names that contain a space. An unchanged list keeps its file.
+
+    Returns:
+        The path of the list.
+    """
     pairs = list(pairs)
     # The file's modification time tells the user when the list was made.
     if not lists(path, pairs):
         with replacing(path) as beside:
             beside.write_text(_text(pairs), encoding="utf-8")
+    return path
 
 
 def lists(path: Path, pairs: Iterable[PhotoPair]) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey
-from hardnet_sfm.errors import HardnetSfmError, UsageError, file_error, write_error
+from hardnet_sfm.errors import HardnetSfmError, UsageError, file_error
 from hardnet_sfm.files.hdf5_files import open_hdf5, read_array, read_attributes
 from hardnet_sfm.files.journal import Arrays, Journal
 from hardnet_sfm.files.workspace import replacing
@@ -132,25 +132,22 @@ def _write(path: Path, patch_set: PatchSet, blocks: Iterable[tuple[NDArray[np.in
         "images": json.dumps(patch_set.images),
         "options": json.dumps(patch_set.options),
     }
-    try:
-        # From HDF5 1.10 on, an attribute (here images) may be larger than 64 KiB.
-        with replacing(path) as beside, h5py.File(beside, "w", libver=("v110", "latest")) as file:
-            file.attrs.update(facts)
-            for name in _COLUMNS:
-                file.create_dataset(name, data=getattr(patch_set, name))
-            if patch_set.point_id is not None:
-                file.create_dataset(_POINT_ID, data=patch_set.point_id)
-            stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8).id
-            place = stored.get_space()
-            # `dataset[rows] = patches` would be slow: a photo's rows are mostly apart, and h5py takes 0.14 ms to parse
-            # each.
-            for rows, patches in blocks:
-                for run in _runs(rows):
-                    block = np.ascontiguousarray(patches[run])
-                    place.select_hyperslab((int(rows[run.start]), 0, 0), block.shape)
-                    stored.write(h5py.h5s.create_simple(block.shape), place, block)
-    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
-        raise write_error(path, error) from error
+    # From HDF5 1.10 on, an attribute (here images) may be larger than 64 KiB.
+    with replacing(path) as beside, h5py.File(beside, "w", libver=("v110", "latest")) as file:
+        file.attrs.update(facts)
+        for name in _COLUMNS:
+            file.create_dataset(name, data=getattr(patch_set, name))
+        if patch_set.point_id is not None:
+            file.create_dataset(_POINT_ID, data=patch_set.point_id)
+        stored = file.create_dataset("patches", patch_set.patches.shape, np.uint8).id
+        place = stored.get_space()
+        # `dataset[rows] = patches` would be slow: a photo's rows are mostly apart, and h5py takes 0.14 ms to parse
+        # each.
+        for rows, patches in blocks:
+            for run in _runs(rows):
+                block = np.ascontiguousarray(patches[run])
+                place.select_hyperslab((int(rows[run.start]), 0, 0), block.shape)
+                stored.write(h5py.h5s.create_simple(block.shape), place, block)
 
 
 def _runs(rows: NDArray[np.intp]) -> Iterator[slice]:

@@ -9,9 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.files.clutter import is_clutter
-from hardnet_sfm.files.photo_decoding import CAN_READ_AVIF, CAN_READ_HEIC, HEIC_HINT
+from hardnet_sfm.files.photo_decoding import CAN_READ_AVIF, CAN_READ_HEIC, HEIC_HINT, exif_orientation
+from hardnet_sfm.files.photo_files import read_colours, read_photo, read_small, size_of
+from hardnet_sfm.photos import Photo
 
 _HEIC, _AVIF = (".heic", ".heif", ".hif"), (".avif",)
 # A photo is what its content says. These endings only tell photos from other files.
@@ -220,3 +225,28 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
     # The name itself breaks ties such as "1.jpg" and "01.jpg", so that the order never depends on the file system.
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name.casefold())], name
+
+
+@dataclass(frozen=True)
+class PhotoFolder:
+    """A `hardnet_sfm.photos.PhotoSource` of the files in a folder. Absolute names lead to photos elsewhere."""
+
+    path: Path
+
+    def names(self) -> list[str]:
+        return list_photos(self.path).names
+
+    def photo(self, name: str) -> Photo:
+        return read_photo(self.path / name)
+
+    def colours(self, name: str) -> NDArray[np.uint8]:
+        return read_colours(self.path / name)
+
+    def small(self, name: str, longest_side: int) -> NDArray[np.uint8]:
+        return read_small(self.path / name, longest_side)
+
+    def size(self, name: str) -> tuple[int, int]:
+        return size_of(self.path / name)
+
+    def orientation(self, name: str) -> int:
+        return exif_orientation(self.path / name)

@@ -71,7 +71,7 @@ class PhotoHashes:
         """Writes the notes about these photos for later runs."""
         kept = {name: self._notes[name] for name in names if self._notes.get(name)}
         if kept != self._before:
-            with contextlib.suppress(OSError):  # notes only save time
+            with contextlib.suppress(HardnetSfmError):  # notes only save time
                 write_json(self._path, {"images": str(self.images), "photos": kept})
 
 

@@ -16,7 +16,7 @@ import safetensors
 from safetensors.numpy import load_file, save
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import CARD, digest, prepare_folder, read_json, replacing, write_json
 
@@ -93,12 +93,9 @@ def write_vocabulary(folder: Path, card: Mapping[str, Any], numbers: Mapping[str
     mark = sha256(content).hexdigest()
     target = folder / f"words-{mark[:8]}.safetensors"
     written = {**card, "format": FORMAT, "version": VERSION, "file": target.name, "sha256": mark}
-    try:
-        with replacing(target) as beside:
-            beside.write_bytes(content)
-        write_json(folder / CARD, written)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    with replacing(target) as beside:
+        beside.write_bytes(content)
+    write_json(folder / CARD, written)
     for old in folder.glob("words-*.safetensors"):
         if old != target:
             old.unlink()

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from hardnet_sfm.errors import HardnetSfmError, file_error, write_error
+from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.files.photo_files import sha256_of
 from hardnet_sfm.files.workspace import replacing
 from hardnet_sfm.network_weights import Weights, not_finite
@@ -133,10 +133,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             f"{path}: not written, because not all numbers of {wrong[0]} are finite",
             "Try a lower --learning-rate.",
         )
-    try:
-        with replacing(path) as beside:
-            copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            # save_file would make files that no other user can read.
-            beside.write_bytes(save(copies, dict(metadata)))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise write_error(path, error) from error
+    with replacing(path) as beside:
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        # save_file would make files that no other user can read.
+        beside.write_bytes(save(copies, dict(metadata)))

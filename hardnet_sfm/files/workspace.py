@@ -24,11 +24,48 @@ MANIFEST = "manifest.json"
 PHOTOS = "photos.json"
 
 
+class _Inside:
+    """The path of a file or folder in a workspace, as an attribute of the workspace."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, workspace: Workspace, _: object) -> Path:
+        return workspace.root / self._name
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The files of one run, all below one folder that every subcommand shares."""
 
     root: Path = DEFAULT
+
+    features = _Inside("features.h5")
+    pairs = _Inside("pairs.txt")
+    matches = _Inside("matches.h5")
+    again = _Inside("again.json")
+    """Pairs that are matched to recover photos that the model left out."""
+    view_keypoints = _Inside("keypoints-views.h5")
+    """Keypoints of photos and of their views, which matches found with view synthesis refer to."""
+    views = _Inside(".views")
+    """Descriptions of synthetic views, a file for each photo and step. A deleted file is made again."""
+    photo_hashes = _Inside(".photo-hashes.json")
+    """Notes that save reading unchanged photos again. A deleted file is made again."""
+    vocabulary = _Inside("vocabulary")
+    index = _Inside("index")
+    proposed = _Inside("proposed.txt")
+    """Pairs of similar photos that the index proposes."""
+    database = _Inside("database.db")
+    sparse = _Inside("sparse")
+    summary = _Inside("summary.json")
+    report = _Inside("report.html")
+    """The report, an HTML page."""
+    logs = _Inside("logs")
+    """Logs of native libraries."""
+    trial = _Inside(".cameras.tmp")
+    """Databases of the trials that decide which photos share a camera. They exist only meanwhile."""
+    readable = _Inside(".readable")
+    """Links to the photos, and copies of those that COLMAP cannot read. They exist only while mapping."""
 
     def check_apart(self, images: Path) -> None:
         """Raises UsageError if the workspace is the folder of the photos, which is never written to.
@@ -37,83 +74,6 @@ class Workspace:
         """
         if self.root.resolve() == images.resolve():
             raise UsageError("the workspace cannot be the folder of the photos", "Choose another --workspace.")
-
-    @property
-    def features(self) -> Path:
-        return self.root / "features.h5"
-
-    @property
-    def pairs(self) -> Path:
-        return self.root / "pairs.txt"
-
-    @property
-    def matches(self) -> Path:
-        return self.root / "matches.h5"
-
-    @property
-    def again(self) -> Path:
-        """Pairs that are matched to recover photos that the model left out."""
-        return self.root / "again.json"
-
-    @property
-    def view_keypoints(self) -> Path:
-        """Keypoints of photos and of their views, which matches found with view synthesis refer to."""
-        return self.root / "keypoints-views.h5"
-
-    @property
-    def views(self) -> Path:
-        """Descriptions of synthetic views, a file for each photo and step. A deleted file is made again."""
-        return self.root / ".views"
-
-    @property
-    def photo_hashes(self) -> Path:
-        """Notes that save reading unchanged photos again. A deleted file is made again."""
-        return self.root / ".photo-hashes.json"
-
-    @property
-    def vocabulary(self) -> Path:
-        return self.root / "vocabulary"
-
-    @property
-    def index(self) -> Path:
-        return self.root / "index"
-
-    @property
-    def proposed(self) -> Path:
-        """Pairs of similar photos that the index proposes."""
-        return self.root / "proposed.txt"
-
-    @property
-    def database(self) -> Path:
-        return self.root / "database.db"
-
-    @property
-    def sparse(self) -> Path:
-        return self.root / "sparse"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        """The report, an HTML page."""
-        return self.root / "report.html"
-
-    @property
-    def logs(self) -> Path:
-        """Logs of native libraries."""
-        return self.root / "logs"
-
-    @property
-    def trial(self) -> Path:
-        """Databases of the trials that decide which photos share a camera. They exist only meanwhile."""
-        return self.root / ".cameras.tmp"
-
-    @property
-    def readable(self) -> Path:
-        """Links to the photos, and copies of those that COLMAP cannot read. They exist only while mapping."""
-        return self.root / ".readable"
 
 
 def prepare_folder(folder: Path) -> None:
@@ -197,6 +157,8 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(target)
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError if the disk is full
+        raise write_error(target, error) from error
     finally:
         beside.unlink(missing_ok=True)
 

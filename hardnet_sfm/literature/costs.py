@@ -10,8 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hardnet_sfm.competitors import Competitor
-from hardnet_sfm.evaluation.comparing import PairStream
-from hardnet_sfm.evaluation.describing import PatchStream
+from hardnet_sfm.evaluation.patch_streams import PairStream, PatchStream
 from hardnet_sfm.literature.scorer import pair_network
 from hardnet_sfm.resources import Resources
 

@@ -9,7 +9,7 @@ import torch
 
 from hardnet_sfm.arrays import Grey
 from hardnet_sfm.errors import UsageError
-from hardnet_sfm.evaluation.describing import PatchStream
+from hardnet_sfm.evaluation.patch_streams import PatchStream
 from hardnet_sfm.features.descriptors import Descriptor
 from hardnet_sfm.files.patch_sets import read_patches
 from hardnet_sfm.literature.pair_objective import scored

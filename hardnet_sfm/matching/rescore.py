@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,19 +45,6 @@ class Rules:
     max_ratio: float = 0.8
 
 
-@dataclass(frozen=True, eq=False)
-class DescribedPhotos:
-    """Gives photos and their features by name. Several threads call these functions at once.
-
-    Attributes:
-        descriptors: returns the (N, D) descriptors of a photo.
-        shrunk: returns the (H, W) photo as large as its keypoints were found, and these N keypoints in its pixels.
-    """
-
-    descriptors: Callable[[str], NDArray[np.float16]]
-    shrunk: Callable[[str], tuple[Grey, Keypoints]]
-
-
 class Rescorer:
     """Matches two photos by the scores that a network gives to pairs of their patches.
 
@@ -77,7 +65,8 @@ class Rescorer:
     describes 1400 patches a second with matchnet and 5400 with deepcompare-siam.
 
     Args:
-        photos: gives the photos and their features.
+        descriptors: gives the (N, D) float16 descriptors of a photo's keypoints.
+        shrunk: gives the (H, W) upright photo as small as keypoints were found in, and its keypoints in these pixels.
         loaded: the network.
         rules: which pairs are scored and accepted.
         device: "cpu" or "cuda".
@@ -86,17 +75,24 @@ class Rescorer:
         UsageError: the network describes patches.
     """
 
-    def __init__(self, photos: DescribedPhotos, loaded: LoadedNetwork, rules: Rules, device: str = "cpu") -> None:
-        self._photos, self._rules, self._scorer = photos, rules, scorer_of(loaded, device)
-        self._device, self._guard = torch.device(device), Lock()
-        self._photo = lru_cache(PHOTOS_AT_HAND)(lambda name, side: _Once(lambda: self._patches_of(name, side)))
+    def __init__(
+        self,
+        descriptors: Callable[[str], NDArray[np.float16]],
+        shrunk: Callable[[str], tuple[Grey, Keypoints]],
+        loaded: LoadedNetwork,
+        rules: Rules,
+        device: str = "cpu",
+    ) -> None:
+        self._descriptors, self._shrunk = descriptors, shrunk
+        self._rules, self._scorer, self._device = rules, scorer_of(loaded, device), torch.device(device)
+        self._photo = lru_cache(PHOTOS_AT_HAND)(self._patches_of)
+        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
 
     def __call__(self, pair: PhotoPair) -> Matches:
         """Matches two photos."""
         rules = self._rules
         descriptors = [
-            torch.from_numpy(np.ascontiguousarray(self._photos.descriptors(name))).to(self._device).float()
-            for name in pair
+            torch.from_numpy(np.ascontiguousarray(self._descriptors(name))).to(self._device).float() for name in pair
         ]
         candidates = short_lists(descriptors[0], descriptors[1], rules.short_list, rules.max_distance)
         scores = self._scores(pair, candidates) if len(candidates) else np.zeros(0, np.float32)
@@ -106,30 +102,15 @@ class Rescorer:
     def _scores(self, pair: PhotoPair, candidates: Tensor) -> NDArray[np.float32]:
         sides = []
         for side, name in enumerate(pair):
-            with self._guard:
-                photo = self._photo(name, side % self._scorer.sides)
-            sides.append(photo())
+            with self._locks[name]:  # two threads that need the same photo must not both describe it
+                sides.append(self._photo(name, side % self._scorer.sides))
         return self._scorer(sides[0], sides[1], candidates)
 
     def _patches_of(self, name: str, side: int) -> Tensor:
         """Returns the tensor that the network keeps of the patches of a photo."""
-        grey, found = self._photos.shrunk(name)
+        grey, found = self._shrunk(name)
         cut = extract_patches(grey, found.xy, found.frames(), self._scorer.patch_size, self._scorer.measurement_size)
         return self._scorer.prepare(cut, side)
-
-
-class _Once:
-    """Computes a result on first use. Concurrent callers wait for it."""
-
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self._compute, self._lock = compute, Lock()
-        self._result: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        with self._lock:
-            if self._result is None:
-                self._result = self._compute()
-            return self._result
 
 
 def short_lists(first: Tensor, second: Tensor, count: int, max_distance: float = 2.0) -> Tensor:

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hardnet_sfm.arrays import spread
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.keypoints import Box, RankedImage
 from hardnet_sfm.pages.page import embed_picture, make_page, pack_array, scale_box_to_sides, scale_to_sides
 from hardnet_sfm.pages.previews import make_previews
-from hardnet_sfm.photos import PhotoSource
+from hardnet_sfm.photos import PhotoSource, Size
 from hardnet_sfm.versions import versions
-
-Size = tuple[int, int]
 
 # Limits on the parts of the page. Bytes are before base64, which adds a third.
 PREVIEW_BYTES = 5_000_000
@@ -152,6 +151,5 @@ def _pack_lines(found: RankedImage, query: Size, photo: Size | None, most: int) 
     """Packs both ends of at most `most` verified matches, spread evenly: x, y, x, y as in `scale_to_sides`."""
     if photo is None or found.lines is None or not len(found.lines):
         return None
-    rows = np.unique(np.linspace(0, len(found.lines) - 1, min(most, len(found.lines))).round().astype(int))
-    kept = found.lines[rows]
+    kept = found.lines[spread(len(found.lines), most)]
     return pack_array(np.concatenate([scale_to_sides(kept[:, :2], query), scale_to_sides(kept[:, 2:], photo)], 1))

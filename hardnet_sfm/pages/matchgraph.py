@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.pages.page import pack_array
 
 MOST_ROWS = 250
 MOST_EDGES = 1500
-Pair = tuple[str, str]
 
 
-def make_match_graph(names: Sequence[str], verified: Mapping[Pair, int]) -> dict[str, Any]:
+def make_match_graph(names: Sequence[str], verified: Mapping[PhotoPair, int]) -> dict[str, Any]:
     """Collects the verified matches between photos. Above 250 photos, rows are groups of consecutive photos.
 
     Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.arrays import spread
 from hardnet_sfm.keypoints import Keypoints, PhotoPair
 from hardnet_sfm.pages.cloud import make_cloud
 from hardnet_sfm.pages.matchgraph import make_match_graph
@@ -269,7 +270,6 @@ def _choose_pairs(verified: Mapping[PhotoPair, int]) -> list[tuple[PhotoPair, bo
 def _pack_lines(matched: MatchedPhotos, photos: Mapping[str, DescribedPhoto], pair: PhotoPair) -> dict[str, Any]:
     """Packs both ends of at most `_LINES` inliers of a pair, spread evenly: x, y, x, y as in `scale_to_sides`."""
     rows = matched.inliers(pair)
-    if len(rows) > _LINES:
-        rows = rows[np.linspace(0, len(rows) - 1, _LINES).round().astype(int)]
+    rows = rows[spread(len(rows), _LINES)]
     ends = [scale_to_sides(matched.keypoints(name).xy[rows[:, i]], photos[name].size) for i, name in enumerate(pair)]
     return pack_array(np.concatenate(ends, 1))

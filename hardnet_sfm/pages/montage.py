@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.arrays import Float32
+from hardnet_sfm.arrays import Float32, spread
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.keypoints import Box, RankedImage
 from hardnet_sfm.photos import PhotoSource
@@ -182,8 +182,7 @@ def _draw_result(
 def _draw_lines(page: Picture, panel: _Area, lines: Float32, query: _Placed, photo: _Placed) -> None:
     """Draws a line for each correspondence. Colours run down the query, so that crossing lines stand out."""
     lines = lines[query.holds(lines[:, :2]) & photo.holds(lines[:, 2:])]
-    if len(lines) > _MOST_LINES:
-        lines = lines[np.linspace(0, len(lines) - 1, _MOST_LINES).round().astype(int)]
+    lines = lines[spread(len(lines), _MOST_LINES)]
     if not len(lines):
         return
     first, second = query.points(lines[:, :2]), photo.points(lines[:, 2:])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from PIL import Image
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.photos import PhotoSource
-from hardnet_sfm.workers import in_order
+from hardnet_sfm.workers import threaded
 
 LARGEST, SMALLEST = 960, 64  # longest side, pixels
 _QUALITY = 78
@@ -58,8 +57,7 @@ def make_previews(
     share = min(budget // max(1, len(shown)), largest * largest // 2)
     webp: dict[str, bytes] = {}
     missing = dict.fromkeys(names[len(shown) :], "too many photos to show all")
-    with ThreadPoolExecutor(threads, "preview") as pool:
-        made = in_order(pool, lambda name: _encode_preview(photos, name, share, largest), shown, 2 * threads)
+    with threaded(lambda name: _encode_preview(photos, name, share, largest), shown, threads) as made:
         for name, future in made:
             try:
                 webp[name] = future.result()

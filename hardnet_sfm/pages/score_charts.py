@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -106,25 +107,11 @@ def _make_roc_curves(rates: Mapping[str, Mapping[str, list[float]]]) -> dict[str
     )
 
 
-def _make_accuracy_curves(accuracies: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Makes curves of matching accuracy over thresholds of 1 to 10 pixels."""
-    return _make_curves_over_pixels(
-        "Matching accuracy", "Share of the matches that are right within so many pixels.", 1, accuracies
-    )
-
-
-def _make_recall_curves(recalls: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Makes curves of the recall of marked correspondences over thresholds of 0 to 19 pixels."""
-    lead = "Share of the marked correspondences that agree within so many pixels with the geometry that was estimated."
-    return _make_curves_over_pixels("Recall of true correspondences", lead, 0, recalls)
-
-
 def _make_curves_over_pixels(
-    title: str, lead: str, first: int, shares: Mapping[str, Mapping[str, list[float]]]
+    shares: Mapping[str, Mapping[str, list[float]]], title: str, lead: str, first: int
 ) -> dict[str, Any]:
     """Makes curves of shares over thresholds in whole pixels, starting at `first`, for each column and their mean."""
-    lengths = {len(curve) for row in shares.values() for curve in row.values()}
-    (count,) = lengths
+    (count,) = {len(curve) for row in shares.values() for curve in row.values()}
     pixels = range(first, first + count)
     means = {
         name: {_MEAN: [sum(at) / len(at) for at in zip(*row.values(), strict=True)], **row}
@@ -186,7 +173,17 @@ def _make_curves(
 
 _CURVES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "false_positives_by_recall": _make_roc_curves,
-    "accuracy_by_threshold": _make_accuracy_curves,
-    "recall_by_threshold": _make_recall_curves,
+    "accuracy_by_threshold": partial(
+        _make_curves_over_pixels,
+        title="Matching accuracy",
+        lead="Share of the matches that are right within so many pixels.",
+        first=1,
+    ),
+    "recall_by_threshold": partial(
+        _make_curves_over_pixels,
+        title="Recall of true correspondences",
+        lead="Share of the marked correspondences that agree within so many pixels with the estimated geometry.",
+        first=0,
+    ),
     "retrieval_by_pool": _make_retrieval_curves,
 }

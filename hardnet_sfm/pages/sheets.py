@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hardnet_sfm.arrays import Grey
+from hardnet_sfm.arrays import Grey, spread
 
 _GAP = 2  # pixels between patches
 _REMEDY = "Make it again with `hardnet-sfm mine` or `warp`."
@@ -24,7 +24,7 @@ def draw_sheet(patches: Grey, point: NDArray[np.int64], *, points: int = 24, col
         (H, W) uint8.
     """
     numbers, first, count = np.unique(point, return_index=True, return_counts=True)
-    chosen = np.linspace(0, len(numbers) - 1, min(points, len(numbers))).round().astype(int)
+    chosen = spread(len(numbers), points)
     rows = [patches[first[i] : first[i] + min(count[i], columns)] for i in chosen]
     size = patches.shape[1]
     step = size + _GAP

@@ -8,9 +8,8 @@ from pathlib import PurePosixPath
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError, list_some
 from hardnet_sfm.files.stores import FeatureStore
+from hardnet_sfm.photos import Size
 from hardnet_sfm.reconstruction.map_options import MapOptions
-
-Size = tuple[int, int]
 
 
 def check_cameras(options: MapOptions, features: FeatureStore) -> None:

@@ -81,22 +81,22 @@ class DatabaseMaker:
         Raises:
             HardnetSfmError: COLMAP cannot read a photo that is new, or the disk is full.
         """
-        from hardnet_sfm.colmap.database import Database, Guide, read_fact, write_facts
+        from hardnet_sfm.colmap import database as db
         from hardnet_sfm.colmap.log import native_log
 
-        if read_fact(self.workspace.database, "fingerprint") == self.fingerprint:
+        if db.read_fact(self.workspace.database, "fingerprint") == self.fingerprint:
             return self.workspace.database
         pairs, features, guided = self.matches.pairs(), self.features, self.options.guided_matching
         with native_log(self.workspace.logs):
             path = self._update()
-            with Database(path) as database:
+            with db.Database(path) as database:
                 due = database.unverified(pairs)
                 with progress("verify", len(pairs), len(pairs) - len(due)) as advance:
                     pixels = {name: features.shrunk(name) for pair in due for name in pair}
-                    guide = Guide(_unit_descriptors(features), features.max_ratio()) if guided else None
+                    guide = db.Guide(_unit_descriptors(features), features.max_ratio()) if guided else None
                     for first, second in database.verify(due, self._verification, self.threads, pixels, guide):
                         advance(note=f"{first} {second}")
-        write_facts(path, {"fingerprint": self.fingerprint})
+        db.write_facts(path, {"fingerprint": self.fingerprint})
         if path != self._beside:
             self._beside.unlink(missing_ok=True)
         return path
@@ -114,36 +114,26 @@ class DatabaseMaker:
 
     def _update(self) -> Path:
         """Gives a database the present cameras, photos, keypoints and matches, and returns its path."""
+        from hardnet_sfm.colmap import database as db
         from hardnet_sfm.colmap.cameras import import_photos
-        from hardnet_sfm.colmap.database import (
-            Database,
-            camera_numbers,
-            forget_pairs,
-            forget_verification,
-            matched_pairs,
-            read_fact,
-            read_facts,
-            remove_photos,
-            write_facts,
-        )
 
         features, matches = self.features, self.matches
         with matched_keypoints(self.workspace.view_keypoints, features, matches) as keypoints:
             path, groups = self._choose_database(keypoints)
-            prints, photos = self._photo_facts(keypoints), camera_numbers(path)
-            noted = {name: value for name, value in read_facts(path, _PHOTO).items() if name in photos}
+            prints, photos = self._photo_facts(keypoints), db.camera_numbers(path)
+            noted = {name: value for name, value in db.read_facts(path, _PHOTO).items() if name in photos}
             stays = {name for name in photos if _same_features(noted, prints, name)}
-            remove_photos(path, photos.keys() - stays)
+            db.remove_photos(path, photos.keys() - stays)
             shared = None if groups is None else [group.names for group in groups if group.shared]
             where = self.options.camera_setup(), self.workspace.readable, shared
             import_photos(path, self.images, features.names(), *where)
             due = [name for name in features.names() if name not in stays or noted[name] != prints[name]]
-            if read_fact(path, _VERIFICATION) != self._verification_options:
-                forget_verification(path)
-            matched = read_facts(path, _PAIR)
-            changed, gone = self._compare_matches(matched, matched_pairs(path))
-            forget_pairs(path, gone)
-            with Database(path) as database:
+            if db.read_fact(path, _VERIFICATION) != self._verification_options:
+                db.forget_verification(path)
+            matched = db.read_facts(path, _PAIR)
+            changed, gone = self._compare_matches(matched, db.matched_pairs(path))
+            db.forget_pairs(path, gone)
+            with db.Database(path) as database:
                 database.write_keypoints(
                     (name, keypoints.keypoints(name), features.orientation(name), features.size(name)) for name in due
                 )
@@ -153,7 +143,7 @@ class DatabaseMaker:
         facts |= {_PHOTO + name: None for name in noted.keys() - prints.keys()}
         facts |= {_PAIR + key: wanted[key] for key in (pair_key(*pair) for pair in changed)}
         facts |= {_PHOTO + name: prints[name] for name in due}
-        write_facts(path, {**facts, _VERIFICATION: self._verification_options})
+        db.write_facts(path, {**facts, _VERIFICATION: self._verification_options})
         return path
 
     def _compare_matches(
@@ -184,17 +174,17 @@ class DatabaseMaker:
         Returns:
             Path of the database, and groups of photos; None if the options say which photos share a camera.
         """
-        from hardnet_sfm.colmap.database import camera_numbers, copy_database, read_fact, read_facts, write_facts
+        from hardnet_sfm.colmap import database as db
 
         path, beside, prints = self.workspace.database, self._beside, self._photo_facts(keypoints)
-        if read_fact(beside, _GOAL) == self.fingerprint:
-            return beside, self._decide(keypoints, read_groups(read_fact(beside, GROUPS)))
-        noted, cameras = read_facts(path, _PHOTO), camera_numbers(path)
+        if db.read_fact(beside, _GOAL) == self.fingerprint:
+            return beside, self._decide(keypoints, read_groups(db.read_fact(beside, GROUPS)))
+        noted, cameras = db.read_facts(path, _PHOTO), db.camera_numbers(path)
         kept = {name for name in cameras if _same_features(noted, prints, name)}
         known: list[CameraGroup] = []
-        if read_fact(path, _CAMERA_OPTIONS) == self._camera_options:
-            if read_fact(path, _VERIFICATION) == self._verification_options:  # trials depend on them
-                groups_before = read_groups(read_fact(path, GROUPS))
+        if db.read_fact(path, _CAMERA_OPTIONS) == self._camera_options:
+            if db.read_fact(path, _VERIFICATION) == self._verification_options:  # trials depend on them
+                groups_before = read_groups(db.read_fact(path, GROUPS))
                 known = [replace(of, names=tuple(n for n in of.names if n in kept)) for of in groups_before]
             groups = self._decide(keypoints, known)
             fits = groups is None or _keeps_cameras({name: cameras[name] for name in kept}, groups)
@@ -204,15 +194,15 @@ class DatabaseMaker:
         facts = {_GOAL: self.fingerprint, "fingerprint": "", EXTENDS: "", _MADE_OF: self._made_of}
         facts |= {_CAMERA_OPTIONS: self._camera_options, GROUPS: write_groups(groups or [])}
         if extends:
-            if read_fact(path, _MADE_OF) == self._made_of:  # only pairs of a retry came or changed
-                facts[EXTENDS] = read_fact(path, "fingerprint") or read_fact(path, EXTENDS)
-            if read_fact(path, _VERIFICATION) != self._verification_options:
-                copy_database(path, beside)  # the verified pairs of the last model stay until there is a new one
+            if db.read_fact(path, _MADE_OF) == self._made_of:  # only pairs of a retry came or changed
+                facts[EXTENDS] = db.read_fact(path, "fingerprint") or db.read_fact(path, EXTENDS)
+            if db.read_fact(path, _VERIFICATION) != self._verification_options:
+                db.copy_database(path, beside)  # the verified pairs of the last model stay until there is a new one
                 path = beside
         else:
             path = beside
             path.unlink(missing_ok=True)
-        write_facts(path, facts)
+        db.write_facts(path, facts)
         return path, groups
 
     def _decide(self, keypoints: KeypointStore, known: list[CameraGroup]) -> list[CameraGroup] | None:

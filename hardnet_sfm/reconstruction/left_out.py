@@ -8,12 +8,12 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hardnet_sfm.errors import NoModel
-from hardnet_sfm.files.again import Again, Round, read_again, write_again
+from hardnet_sfm.files.again import Round, read_again, write_again
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import Workspace, read_json
 from hardnet_sfm.keypoints import PhotoPair
@@ -52,13 +52,13 @@ def retry_left_out(
     """
     with FeatureStore(place.features) as features:
         keypoints = features.counts()
-    rounds: list[tuple[Round, Callable[[list[str]], list[PhotoPair]]]] = []
+    rounds: list[tuple[Round, str, Callable[[list[str]], list[PhotoPair]]]] = []
     if neighbours is not None:
         more = _TIMES * neighbours
-        rounds.append(("more pairs", lambda names: _more_pairs(place, names, more, resources)))
+        rounds.append(("more pairs", "pairs", lambda names: _more_pairs(place, names, more, resources)))
     if views:
-        rounds.append(("view synthesis", lambda names: _candidates(place, outcome, names)))
-    for name, choose in rounds:
+        rounds.append(("view synthesis", "views", lambda names: _candidates(place, outcome, names)))
+    for name, kind, choose in rounds:
         summary = _summary(place, outcome)
         left = [photo for photo in summary["unregistered"] if keypoints[photo]]
         if not left:
@@ -67,7 +67,8 @@ def retry_left_out(
             again = read_again(place.again, matches.header["made_of"])
         if name not in again.rounds:
             pairs = choose(left)
-            write_again(place.again, _with_round(again, name, pairs))
+            listed: dict[str, Any] = {kind: (*getattr(again, kind), *pairs), "rounds": (*again.rounds, name)}
+            write_again(place.again, replace(again, **listed))
             if pairs:
                 outcome = match_and_map()
     return outcome
@@ -78,17 +79,10 @@ def _summary(place: Workspace, outcome: Model | NoModel) -> dict[str, Any]:
     return outcome.summary if isinstance(outcome, NoModel) else read_json(place.summary)
 
 
-def _with_round(again: Again, name: Round, pairs: Iterable[PhotoPair]) -> Again:
-    rounds = (*again.rounds, name)
-    if name == "more pairs":
-        return replace(again, rounds=rounds, pairs=(*again.pairs, *pairs))
-    return replace(again, rounds=rounds, views=(*again.views, *pairs))
-
-
 def _more_pairs(place: Workspace, names: list[str], neighbours: int, resources: Resources) -> list[PhotoPair]:
     """Returns new pairs of the named photos that the index proposes, without pairs that were matched already."""
     from hardnet_sfm.index_folder import open_index
-    from hardnet_sfm.retrieval.neighbours import most_alike
+    from hardnet_sfm.retrieval.search import most_alike
 
     with MatchStore(place.matches) as matches:
         known = {frozenset(pair) for pair in matches.pairs()}

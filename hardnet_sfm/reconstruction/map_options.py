@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hardnet_sfm.errors import UsageError, check_choice
+from hardnet_sfm.errors import UsageError, check_choice, check_least
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
     from hardnet_sfm.colmap.cameras import CameraSetup
@@ -60,14 +60,7 @@ class MapOptions:
         check_choice("mapper", self.mapper, Mapper)
         check_choice("camera-mode", self.camera_mode, Mode)
         self.camera_setup().check()
-        for name, value, least in (
-            ("max-error", self.max_error, 0.1),
-            ("min-inliers", self.min_inliers, 8),
-            ("min-model-size", self.min_model_size, 2),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
-                raise UsageError(f"--{name} must be at least {least}")
+        check_least(self, max_error=0.1, min_inliers=8, min_model_size=2, seed=0)
 
     def camera_setup(self) -> CameraSetup:
         """Returns the camera options in COLMAP's terms."""

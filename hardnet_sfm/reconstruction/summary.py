@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from hardnet_sfm.errors import NoModel, list_some
 from hardnet_sfm.files.fingerprints import inputs_fingerprint
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
+from hardnet_sfm.keypoints import PhotoPair
 from hardnet_sfm.reconstruction.camera_groups import GROUPS, merge_groups, read_groups
 from hardnet_sfm.reconstruction.map_options import FIRST_CAMERA_MODEL, MapOptions
 from hardnet_sfm.reconstruction.repeated import DIFFERENT, Overlap, Suspect, find_suspects, fit_pairs
-from hardnet_sfm.reconstruction.unregistered import reasons_unregistered
 from hardnet_sfm.versions import versions
 
 if TYPE_CHECKING:  # pycolmap takes a second to import; `--help` does not need it
@@ -177,3 +177,39 @@ def explain_failure(summary: dict[str, Any], database: Path, *, kept: bool, left
         count = f"{len(left_out)} photo{'s' * (len(left_out) != 1)}"
         hint += f" {database.name} has {count} that no model has: {list_some(left_out)}."
     return NoModel(f"no model could be made ({counts}; most photos: {why})", hint, summary, database)
+
+
+def reasons_unregistered(
+    keypoints: Mapping[str, int], verified: Mapping[PhotoPair, int], models: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """Gives for every photo that is not in the largest model the reason.
+
+    Args:
+        keypoints: number of keypoints of every photo.
+        verified: number of inliers of every verified pair.
+        models: names of the photos in each model, the largest first.
+    """
+    import networkx
+
+    largest = set(models[0]) if models else set()
+    graph = networkx.Graph(verified.keys())
+    graph.add_nodes_from(keypoints)
+    within_reach = {name for group in networkx.connected_components(graph) if group & largest for name in group}
+    reasons: dict[str, str] = {}
+    for name, count in keypoints.items():
+        elsewhere = [number for number, names in enumerate(models) if number and name in names]
+        if name in largest:
+            continue
+        if elsewhere:
+            reasons[name] = f"in another model, sparse/{elsewhere[0]}"
+        elif count == 0:
+            reasons[name] = "no features"
+        elif not graph[name]:
+            reasons[name] = "no verified pairs"
+        elif not models:
+            reasons[name] = "no pair of photos to start a model from"
+        elif name not in within_reach:
+            reasons[name] = "not connected to the model"
+        else:
+            reasons[name] = "connected, but too few points in common with the model"
+    return reasons

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hardnet_sfm.keypoints import Box
 from hardnet_sfm.retrieval.grouping import aggregate
 from hardnet_sfm.retrieval.inverted_index import Entries, InvertedIndex
 from hardnet_sfm.retrieval.scoring import STRICT, Query, Scores, score_word_vector
 from hardnet_sfm.retrieval.spatial import Verified
 
-Region = tuple[float, float, float, float]
 _SHORTLIST = 100
 _RELIABLE_MATCHES = 5
 _MOST_RELIABLE = 20
@@ -87,7 +87,7 @@ def _kept_words(index: InvertedIndex, query: Query, entries: Entries) -> NDArray
     return kept
 
 
-def within_region(index: InvertedIndex, entries: Entries, verified: Mapping[int, Verified], region: Region) -> Entries:
+def within_region(index: InvertedIndex, entries: Entries, verified: Mapping[int, Verified], region: Box) -> Entries:
     """Selects features of verified photos that lie in a box of the query after mapping them back to it.
 
     Args:
@@ -107,7 +107,7 @@ def within_region(index: InvertedIndex, entries: Entries, verified: Mapping[int,
     return entries.select(inside)
 
 
-def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Verified], region: Region) -> Scores:
+def score_averaged(index: InvertedIndex, query: Query, verified: Mapping[int, Verified], region: Box) -> Scores:
     """Scores a bag of words with the mean word counts of the query and of the best verified photos."""
     enough = [found for found in verified.values() if found.inliers >= _AVERAGED_INLIERS]
     photos = reliable_verified(enough, index.names)

@@ -73,28 +73,14 @@ class InvertedIndex:
         return np.where(frequencies > 0, np.log((len(self) + 1) / np.maximum(frequencies, 1)), 0.0)
 
     @cached_property
-    def _norms(self) -> NDArray[np.float64]:
+    def norms(self) -> NDArray[np.float64]:
+        """(3, N) lengths of each photo's vectors: tf-idf; the idf of each word that it has; 1 for each such word."""
         parts = [np.zeros((3, 0))]
         for segment in self.segments:
             norms = np.zeros((3, MOST_PHOTOS))
             kernels.squared_norms(segment.columns.offsets, segment.columns.images, self.idf, *norms)
             parts.append(norms[:, : len(segment.names)])
         return np.maximum(np.sqrt(np.concatenate(parts, 1)), 1e-12)
-
-    @property
-    def count_norms(self) -> NDArray[np.float64]:
-        """(N,) lengths of the photos' tf-idf vectors."""
-        return np.asarray(self._norms[0])
-
-    @property
-    def word_norms(self) -> NDArray[np.float64]:
-        """(N,) lengths of the photos' vectors with the idf of each word that they have."""
-        return np.asarray(self._norms[1])
-
-    @property
-    def present_norms(self) -> NDArray[np.float64]:
-        """(N,) square roots of the number of words in each photo."""
-        return np.asarray(self._norms[2])
 
     def threaded(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> list[Result]:
         """Runs calls in parallel threads, and returns their results in the order of the tasks."""

@@ -32,16 +32,6 @@ class Checkpoint(Protocol):
         """Keeps the (K, D) centroids after a number of iterations."""
 
 
-class NoCheckpoint:
-    """Keeps nothing."""
-
-    def load(self) -> None:
-        return None
-
-    def save(self, iterations: int, centroids: Float32) -> None:
-        pass
-
-
 def search_in_blocks(index: Any, rows: Float32, count: int) -> tuple[Float32, NDArray[np.int64]]:
     """Returns the (N, count) squared distances and numbers of the nearest vectors of a faiss index, nearest first."""
     parts = [index.search(rows[start : start + _BLOCK], count) for start in range(0, len(rows), _BLOCK)]
@@ -50,7 +40,7 @@ def search_in_blocks(index: Any, rows: Float32, count: int) -> tuple[Float32, ND
 
 
 def kmeans(
-    sample: Float32, first: Float32, index: Any, iterations: int, checkpoint: Checkpoint
+    sample: Float32, first: Float32, index: Any, iterations: int, checkpoint: Checkpoint | None = None
 ) -> tuple[Float32, float]:
     """Moves centroids to the means of the vectors that are nearest to them.
 
@@ -64,14 +54,14 @@ def kmeans(
     Returns:
         (K, D) float32 centroids, and the sum of squared distances to the centroids before the last iteration.
     """
-    done, centroids = checkpoint.load() or (0, first)
+    done, centroids = (checkpoint and checkpoint.load()) or (0, first)
     with progress("k-means", iterations, done) as advance:
         for iteration in range(done, iterations):
             index.reset()
             index.add(centroids)
             distances, nearest = search_in_blocks(index, sample, 1)
             centroids = _means(sample, nearest[:, 0], centroids)
-            if iteration + 1 < iterations:
+            if checkpoint and iteration + 1 < iterations:
                 checkpoint.save(iteration + 1, centroids)
             advance()
     return centroids, float(distances.sum(dtype=np.float64))

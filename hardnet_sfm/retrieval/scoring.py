@@ -79,7 +79,7 @@ def score_word_vector(index: InvertedIndex, words: NDArray[np.int64], counts: ND
         for segment, row in zip(index.segments, scores, strict=True)
     ]
     index.threaded(kernels.score_words, tasks)
-    return _joined(index, scores) / index.count_norms
+    return _normalised(index, scores, index.norms[0])
 
 
 def score_he(index: InvertedIndex, query: Query) -> Scores:
@@ -122,7 +122,7 @@ def score_and_count(index: InvertedIndex, query: Query) -> tuple[Scores, NDArray
             kernels.score_matches(bounds, images, matched, strict, totals[first:last], scores[segment], counts[segment])
 
     index.threaded(add, [(segment,) for segment in range(len(index.segments))])
-    return _joined(index, scores) / index.count_norms, index.joined(counts)
+    return _normalised(index, scores, index.norms[0]), index.joined(counts)
 
 
 def score_asmk(
@@ -143,16 +143,17 @@ def score_asmk(
     words, starts = np.unique(query.words[order], return_index=True)
     starts = np.append(starts, len(order)).astype(np.int64)
     factors = index.idf**2 if use_idf else np.ones_like(index.idf)
-    norms = index.word_norms if use_idf else index.present_norms
     similarities = 1 - np.arange(BITS + 1) / (BITS / 2)
     of_distance = np.where((similarities > 0) & (similarities >= least), np.abs(similarities) ** power, 0.0)
     arguments = (starts, words.astype(np.int64), query.signatures[order], least, power, of_distance, factors)
     scores = np.zeros((len(index.segments), MOST_PHOTOS), np.int64)
     tasks = [(*arguments, *segment.lists, row) for segment, row in zip(index.segments, scores, strict=True)]
     index.threaded(kernels.score_aggregated, tasks)
-    return _joined(index, scores) / norms / max(float(np.sqrt(factors[words].sum())), 1e-12)
+    return _normalised(index, scores, index.norms[1 if use_idf else 2]) / max(
+        float(np.sqrt(factors[words].sum())), 1e-12
+    )
 
 
-def _joined(index: InvertedIndex, scores: NDArray[np.int64]) -> Scores:
-    """Joins the scores of the photos of all segments, (N,). Removed photos get 0."""
-    return index.joined(scores) / kernels.UNIT * index.alive
+def _normalised(index: InvertedIndex, scores: NDArray[np.int64], lengths: NDArray[np.float64]) -> Scores:
+    """Joins the scores of the photos of all segments, (N,), and divides them by lengths. Removed photos get 0."""
+    return index.joined(scores) / kernels.UNIT * index.alive / lengths

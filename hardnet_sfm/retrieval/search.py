@@ -1,17 +1,17 @@
-"""The retrieval methods by name: the scores, verification and expansion of each."""
+"""The retrieval methods by name: the scores, verification and expansion of each. Also the photos most alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.keypoints import RankedImage
+from hardnet_sfm.keypoints import Box, RankedImage
+from hardnet_sfm.progress import progress
 from hardnet_sfm.retrieval.expansion import (
-    Region,
     expand_query,
     reliable_photos,
     reliable_verified,
@@ -29,6 +29,8 @@ _ANY_DISTANCE = 64
 # This many inliers double a score.
 _INLIERS = 10
 _REACH = 24
+# Number of photos whose features are read in one pass over the index.
+_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Described:
 
     descriptors: NDArray[np.floating]
     geometry: Float32
-    region: Region
+    region: Box
 
 
 def multiple_of(method: Method) -> int:
@@ -80,7 +82,7 @@ def search(
     return [replace(result, accepted=result.image in accepted) for result in results]
 
 
-def score(index: InvertedIndex, query: Query, region: Region, method: Method) -> tuple[Scores, dict[int, Verified]]:
+def score(index: InvertedIndex, query: Query, region: Box, method: Method) -> tuple[Scores, dict[int, Verified]]:
     """Returns the scores of all photos, and the verified photos."""
     if method == "asmk":
         return score_asmk(index, query), {}
@@ -139,3 +141,30 @@ def _ranked(
         return RankedImage(index.names[photo], score, None)
     lines = np.concatenate([query.geometry[found.query_features, :2], found.points], 1).astype(np.float32)
     return RankedImage(index.names[photo], score, found.inliers, lines)
+
+
+def most_alike(index: InvertedIndex, names: Collection[str] | None, neighbours: int) -> Iterator[tuple[str, list[str]]]:
+    """Yields photos of an index by name, each with those that score best for it by Hamming embedding, best first.
+
+    The query is the photo's features in the index, so nothing is described or assigned again.
+
+    Args:
+        index: the index.
+        names: names of the query photos; None for all.
+        neighbours: number of photos for each photo.
+    """
+    alive = np.flatnonzero(index.alive).tolist()
+    asked = [photo for photo in alive if names is None or index.names[photo] in names]
+    order = sorted(asked, key=lambda photo: index.names[photo])
+    with progress("propose", len(order)) as advance:
+        for start in range(0, len(order), _BLOCK):
+            block = order[start : start + _BLOCK]
+            entries = index.entries(block)
+            by_photo = np.argsort(entries.photos, kind="stable")
+            bounds = np.searchsorted(entries.photos[by_photo], [[photo, photo + 1] for photo in block])
+            for photo, (first, last) in zip(block, bounds.tolist(), strict=True):
+                own = entries.select(by_photo[first:last])
+                scores = score_he(index, Query.single(own.words, index.signatures_of(own)))
+                scores[photo] = 0
+                yield index.names[photo], [index.names[other] for other in index.rank(scores, neighbours)]
+                advance(note=index.names[photo])

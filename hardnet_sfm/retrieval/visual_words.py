@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hardnet_sfm.arrays import Float32
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.inverted_lists import Signatures, Words
-from hardnet_sfm.retrieval.kmeans import Checkpoint, NoCheckpoint, kmeans, search_in_blocks
+from hardnet_sfm.retrieval.kmeans import Checkpoint, kmeans, search_in_blocks
 
 BITS = 64
 # Up to this many words, the nearest is found by comparing all. With more, it is searched in the nearest of about 2 *
@@ -166,7 +166,7 @@ def learn_words(
         index = faiss.index_cpu_to_all_gpus(index)
     chosen = np.empty(count, np.int32)
     faiss.rand_perm(faiss.swig_ptr(chosen), count, seed + 1)  # type: ignore[attr-defined]
-    centroids, distances = kmeans(sample, sample[chosen[:words]], index, iterations, checkpoint or NoCheckpoint())
+    centroids, distances = kmeans(sample, sample[chosen[:words]], index, iterations, checkpoint)
     projection = _random_projection(dimension, seed)
     # Words are stored in 16 bits, like all descriptors.
     centroids = centroids.astype(np.float16).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.files.ownership import claim
@@ -12,7 +12,7 @@ from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.scene import render
-from hardnet_sfm.stages import OnStage
+from hardnet_sfm.stages import OnStage, ignore
 from hardnet_sfm.terminal import output, print_result
 from hardnet_sfm.verbs.map import print_summary
 from hardnet_sfm.verbs.reconstruct import reconstruct
@@ -44,7 +44,7 @@ def demo(
     *,
     seed: int = 0,
     resources: Resources | None = None,
-    on_stage: OnStage | None = None,
+    on_stage: OnStage = ignore,
 ) -> DemoResult:
     """Renders a small town square, reconstructs it and compares the cameras with the truth.
 
@@ -76,12 +76,12 @@ def demo(
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Render a scene, reconstruct it, compare with the truth."""
+    """Options of `hardnet-sfm demo`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm demo",
-        "hardnet-sfm demo --workspace /tmp/demo --seed 1",
-    )
+    Examples:
+        hardnet-sfm demo
+        hardnet-sfm demo --workspace /tmp/demo --seed 1
+    """
 
     workspace: Path = Path("demo-out")
     """Folder for the photos and all results."""

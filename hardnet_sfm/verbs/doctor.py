@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -50,13 +50,13 @@ def doctor(
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """Check the installation, or a store of features."""
+    """Options of `hardnet-sfm doctor`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm doctor",
-        "hardnet-sfm doctor features.h5 --images photos/",
-        "hardnet-sfm doctor hardnet-sfm-out/ --json",
-    )
+    Examples:
+        hardnet-sfm doctor
+        hardnet-sfm doctor features.h5 --images photos/
+        hardnet-sfm doctor hardnet-sfm-out/ --json
+    """
 
     store: Annotated[Path | None, Positional, arg(metavar="STORE")] = None
     """Features to check: features.h5, a file of another program in hloc's layout, or a workspace. Default: check the

@@ -7,41 +7,38 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, cast
 
 from rich.markup import escape
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 
 from hardnet_sfm.competitors import DESCRIPTORS, Competitor, competitors, find_vocabularies
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.datasets.landmark_sets import LandmarkSet, LandmarkSetName, find_images, open_landmark_set
-from hardnet_sfm.evaluation.scores import Results, ScoreTable
+from hardnet_sfm.evaluation.landmarks import Question, rank_photos, score_rankings
+from hardnet_sfm.evaluation.scores import ScoreTable
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
 from hardnet_sfm.features.extraction import KeypointOptions
-from hardnet_sfm.files.ownership import check_output
+from hardnet_sfm.files.outputs import check_target
 from hardnet_sfm.files.workspace import CARD, DEFAULT, digest, read_json, replacing
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.retrieval.methods import METHODS, Method
-from hardnet_sfm.terminal import output, print_not_taken, print_truncated
+from hardnet_sfm.stages import OnStage, StageResult, ignore
+from hardnet_sfm.terminal import output, print_findings
 from hardnet_sfm.verbs.extract import ExtractResult, extract
 from hardnet_sfm.verbs.index import index
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, vocabulary
-
-if TYPE_CHECKING:  # torch takes seconds to import; `--help` does without
-    from hardnet_sfm.photo_index import Index
-
-OnExtract = Callable[[str, ExtractResult], None]
 
 
 @dataclass(frozen=True)
 class TableOptions:
     """Descriptors to compare, and files to write."""
 
-    descriptor: tuple[str, ...] = ("rootsift", "hardnet")
+    descriptor: tuple[str, ...] = DESCRIPTORS
     """Rows of the table. hardnet uses the shipped weights; other networks use the files of --weights that belong to
     them."""
     weights: tuple[str, ...] = ()
@@ -58,16 +55,12 @@ class TableOptions:
         """Makes the rows of the table. Errors in descriptors and output files appear before the work begins."""
         given = [path for path in (self.json, self.csv) if path is not None]
         for path in given:
-            if not path.parent.is_dir():
-                raise UsageError(f"{path}: no such folder: {path.parent}", "Make the folder first.")
-            if path.is_dir():
-                raise UsageError(f"{path} is a folder", "Give the name of a file.")
-            check_output(path)
+            check_target(path)
         if len({path.resolve() for path in given}) < len(given):
             raise UsageError(f"--json and --csv are both {self.json}", "Give each its own file.")
         return competitors(self.descriptor, self.weights)
 
-    def show(self, table: Results) -> None:
+    def show(self, table: ScoreTable | LandmarkTable) -> None:
         """Prints a table and writes what was asked for."""
         for title, printed in table.printed():
             output.print(escape(title))
@@ -110,7 +103,7 @@ class LandmarkOptions(TableOptions):
 
 @dataclass(frozen=True)
 class _LandmarkBenchmark:
-    name: ClassVar[LandmarkSetName]
+    """A data set of landmarks. Its class has its name."""
 
     folder: Annotated[Path, Positional, arg(metavar="DATASET")]
     """The data set: photos in images/ or jpg/, ground truth in gt/ or lab/ (revisited: gnd_NAME.pkl). Crops of queries
@@ -121,35 +114,28 @@ class _LandmarkBenchmark:
     table: LandmarkOptions = field(default_factory=LandmarkOptions)
 
     def run(self) -> None:
-        self.table.compare(self.name, self.folder, self.vocabulary)
+        name = cast(LandmarkSetName, type(self).__name__.lower())
+        self.table.compare(name, self.folder, self.vocabulary)
 
 
 @dataclass(frozen=True)
 class Oxford5k(_LandmarkBenchmark):
     """Philbin et al., CVPR 2007: 55 queries, 11 buildings, 5063 photos; good and ok photos count, junk is ignored."""
 
-    name = "oxford5k"
-
 
 @dataclass(frozen=True)
 class Paris6k(_LandmarkBenchmark):
     """Philbin et al., CVPR 2008: 55 queries, 11 landmarks, 6392 photos."""
-
-    name = "paris6k"
 
 
 @dataclass(frozen=True)
 class Roxford5k(_LandmarkBenchmark):
     """Radenovic et al., CVPR 2018: 70 queries, the photos of Oxford5k, new ground truth: easy, medium, hard."""
 
-    name = "roxford5k"
-
 
 @dataclass(frozen=True)
 class Rparis6k(_LandmarkBenchmark):
     """Radenovic et al., CVPR 2018: 70 queries, the photos of Paris6k, new ground truth: easy, medium, hard."""
-
-    name = "rparis6k"
 
 
 @dataclass(frozen=True)
@@ -237,27 +223,19 @@ class Pairs(_ScoreBenchmark):
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Measure descriptors on the data sets of the literature."""
+    """Options of `hardnet-sfm evaluate`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536",
-        "hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --csv table.csv",
-        "hardnet-sfm evaluate brown PHOTOTOUR --weights my.safetensors",
-        "hardnet-sfm evaluate hpatches HPATCHES --tasks BENCHMARK/tasks --split a",
-        "hardnet-sfm evaluate pairs WXBS --json scores.json",
-    )
+    Examples:
+        hardnet-sfm evaluate oxford5k OXFORD --vocabulary PARIS --words 65536
+        hardnet-sfm evaluate rparis6k PARIS --vocabulary OXFORD --csv table.csv
+        hardnet-sfm evaluate brown PHOTOTOUR --weights my.safetensors
+        hardnet-sfm evaluate hpatches HPATCHES --tasks BENCHMARK/tasks --split a
+        hardnet-sfm evaluate pairs WXBS --json scores.json
+    """
 
-    data_set: (
-        Annotated[Oxford5k, subcommand("oxford5k", prefix_name=False)]
-        | Annotated[Paris6k, subcommand("paris6k", prefix_name=False)]
-        | Annotated[Roxford5k, subcommand("roxford5k", prefix_name=False)]
-        | Annotated[Rparis6k, subcommand("rparis6k", prefix_name=False)]
-        | Annotated[Brown, subcommand("brown", prefix_name=False)]
-        | Annotated[W1bs, subcommand("w1bs", prefix_name=False)]
-        | Annotated[Hpatches, subcommand("hpatches", prefix_name=False)]
-        | Annotated[Homography, subcommand("homography", prefix_name=False)]
-        | Annotated[Pairs, subcommand("pairs", prefix_name=False)]
-    )
+    data_set: OmitSubcommandPrefixes[
+        Oxford5k | Paris6k | Roxford5k | Rparis6k | Brown | W1bs | Hpatches | Homography | Pairs
+    ]
 
     @property
     def debug(self) -> bool:
@@ -278,7 +256,7 @@ def evaluate_landmarks(
     keypoint_options: KeypointOptions | None = None,
     vocabulary_options: VocabularyOptions | None = None,
     resources: Resources | None = None,
-    on_extract: OnExtract | None = None,
+    on_extract: OnStage = ignore,
 ) -> LandmarkTable:
     """Measures descriptors and methods on one data set.
 
@@ -307,8 +285,6 @@ def evaluate_landmarks(
         >>> list(table.rows), table.photos  # doctest: +SKIP
         (['rootsift', 'hardnet-sfm'], 5063)
     """
-    from hardnet_sfm.evaluation.landmarks import rank_photos, score_rankings
-
     rows = competitors(DESCRIPTORS, ()) if rows is None else rows
     folder, workspace, sources = Path(folder), Path(workspace), [Path(path) for path in vocabularies]
     keypoints, resources = keypoint_options or KeypointOptions(), resources or Resources()
@@ -323,35 +299,34 @@ def evaluate_landmarks(
             "options of a new vocabulary have no effect if --vocabulary names an existing one",
             "Leave them out, or give photos to learn a new one from.",
         )
-    cells: dict[str, dict[str, Cell]] = {}
+    made: list[tuple[_Maker, Path, Path]] = []
     facts: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
     for row in rows:
         maker = _Maker(workspace / "evaluation" / row.folder, row, keypoints, resources, on_extract)
         words = given.get(row.name) or maker.vocabulary(find_images(sources[0]), vocabulary_options)
         features, extracted = maker.features(whole.images)
-        landmarks = whole.without(extracted.skipped)
-        asked, left_out = landmarks.questions()
-        if not asked:
-            raise HardnetSfmError(
-                f"{folder}: none of the queries of {name} can be used", next(iter(left_out.values()), "")
-            )
-        rankings, seconds = rank_photos(maker.index(features, words, landmarks), asked, methods, row.name)
-        scores = {name: score_rankings(landmarks.truth, of, landmarks.photos) for name, of in rankings.items()}
-        cells[row.name] = {name: Cell(scores[name], seconds[name] / len(asked)) for name in methods}
+        made.append((maker, features, words))
+        skipped |= extracted.skipped
         facts[row.name] = {
             "weights_sha256": row.weights_sha256,
             "keypoints": extracted.keypoints,
             "vocabulary": read_json(words / CARD),
         }
+    # All descriptors search in the same photos, also if one of them could read more than another.
+    landmarks = whole.without(skipped)
+    asked, left_out = landmarks.questions()
+    if not asked:
+        raise HardnetSfmError(f"{folder}: none of the queries of {name} can be used", next(iter(left_out.values()), ""))
     return LandmarkTable(
         name,
         landmarks.truth.setups,
-        cells,
+        {of.row.name: of.search(features, words, landmarks, asked, methods) for of, features, words in made},
         facts,
         len(landmarks.photos),
         {question.query.name: (question.query.photo, question.query.box) for question in asked},
         left_out,
-        extracted.skipped,
+        skipped,
         tuple(landmarks.unknown),
     )
 
@@ -364,7 +339,7 @@ class _Maker:
     row: Competitor
     keypoints: KeypointOptions
     resources: Resources
-    on_extract: OnExtract | None
+    on_extract: OnStage
 
     def _of(self, images: Path) -> Path:
         """Returns the output folder for a folder of photos. It is unique even if folders have the same name."""
@@ -375,8 +350,7 @@ class _Maker:
         path = self._of(images) / "features.h5"
         # The features of a data set are made again at will, so its photos may come and go.
         result = extract(images, path, self.row.extract_options(self.keypoints), self.resources, prune=True)
-        if self.on_extract:
-            self.on_extract(f"{self.row.name} {path.parent.name}", result)
+        self.on_extract(f"{self.row.name} {path.parent.name}", result)
         return path, result
 
     def vocabulary(self, images: Path, options: VocabularyOptions | None) -> Path:
@@ -385,18 +359,23 @@ class _Maker:
         vocabulary(features, folder, options, self.resources)
         return folder
 
-    def index(self, features: Path, words: Path, landmarks: LandmarkSet) -> Index:
-        folder = features.with_name(f"index-{landmarks.name}")
-        index(features, words, folder, resources=self.resources, names=set(landmarks.photos.values()))
+    def search(
+        self, features: Path, words: Path, landmarks: LandmarkSet, asked: Sequence[Question], methods: Sequence[str]
+    ) -> dict[str, Cell]:
+        """Searches for the queries by each method in an index of the photos, and scores the rankings."""
         from hardnet_sfm.photo_index import Index
 
-        return Index.open(folder, weights=self.row.weights, resources=self.resources)
+        folder = features.with_name(f"index-{landmarks.name}")
+        index(features, words, folder, resources=self.resources, names=set(landmarks.photos.values()))
+        opened = Index.open(folder, weights=self.row.weights, resources=self.resources)
+        rankings, seconds = rank_photos(opened, asked, methods, self.row.name)
+        scores = {name: score_rankings(landmarks.truth, of, landmarks.photos) for name, of in rankings.items()}
+        return {name: Cell(scores[name], seconds[name] / len(asked)) for name in methods}
 
 
-def _print_extracted(what: str, result: ExtractResult) -> None:
+def _print_extracted(what: str, result: StageResult) -> None:
     errors.print(f"{escape(what)}: {escape(result.summary())}")
-    print_truncated(result.truncated)
-    print_not_taken(result.not_taken)
+    print_findings(result)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from hardnet_sfm.errors import HardnetSfmError, check_choice
 from hardnet_sfm.files.ledger import EXPORT, Ledger
 from hardnet_sfm.files.ownership import check_outputs, replacing_output
+from hardnet_sfm.files.pair_list import write_pairs
 from hardnet_sfm.files.photo_checks import check_photos
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.workspace import Workspace, prepare_folder, replace_folder, replacing, restore_folder
@@ -104,7 +105,7 @@ def export(
         "binary": lambda path: _write_models(models, path, "binary"),
         "text": lambda path: _write_models(models, path, "text"),
         "ply": lambda path: _write_models(models, path, "ply"),
-        "pairs": lambda path: [_pairs(pairs, path)],
+        "pairs": lambda path: [write_pairs(path, pairs)],
         "database": lambda path: [_database(place, path)],
     }
     written = []
@@ -154,12 +155,6 @@ def _write_models(models: Mapping[str, Model], target: Path, form: Literal["bina
     return [target / name for name in models]
 
 
-def _pairs(pairs: list[tuple[str, str]], target: Path) -> Path:
-    with replacing(target) as beside:
-        beside.write_text("".join(f"{first} {second}\n" for first, second in pairs), encoding="utf-8")
-    return target
-
-
 def _database(place: Workspace, target: Path) -> Path:
     from hardnet_sfm.colmap.database import drop_facts
 
@@ -173,12 +168,12 @@ def _database(place: Workspace, target: Path) -> Path:
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """Write the results in forms that COLMAP, hloc and viewers read."""
+    """Options of `hardnet-sfm export`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm export hardnet-sfm-out/ --to elsewhere/",
-        "hardnet-sfm export out/ --to elsewhere/ --forms text ply",
-    )
+    Examples:
+        hardnet-sfm export hardnet-sfm-out/ --to elsewhere/
+        hardnet-sfm export out/ --to elsewhere/ --forms text ply
+    """
 
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")]
     """Workspace in which `reconstruct` made a model."""

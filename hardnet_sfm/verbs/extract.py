@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.features.extraction import (
@@ -21,8 +20,8 @@ from hardnet_sfm.features.extraction import (
 )
 from hardnet_sfm.files.fingerprints import feature_fingerprint, what_changed
 from hardnet_sfm.files.ledger import Ledger, say_again
-from hardnet_sfm.files.lost_photos import check_losses
 from hardnet_sfm.files.ownership import claim
+from hardnet_sfm.files.photo_checks import check_losses
 from hardnet_sfm.files.photo_folders import NotTaken, PhotoList, list_photos
 from hardnet_sfm.files.photo_hashes import PhotoHashes
 from hardnet_sfm.files.store_writer import StoreWriter
@@ -32,10 +31,10 @@ from hardnet_sfm.files.workspace import Workspace, locked
 from hardnet_sfm.progress import Advance, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, Images, Prune, print_result
-from hardnet_sfm.workers import in_order
+from hardnet_sfm.workers import threaded
 
 if TYPE_CHECKING:  # torch and pycolmap take seconds to import; `--help` and `info` do without
-    from hardnet_sfm.features.descriptors import PatchDescriber
+    from hardnet_sfm.features.descriptors import Descriptor, PatchDescriber
     from hardnet_sfm.orientation import Orientations
 
 
@@ -125,41 +124,29 @@ def extract(
         if options.orientation == "auto":
             found = _orientations(images, names, options, describer, resources.threads, writer.header)
             options = replace(options, orientation=found.orientation)
-        recipe = options.recipe(descriptor.weights_sha256)
-        plan = _Plan(images, hashes, recipe, found.turned if found else {}, PhotoCutter(options, descriptor))
+        plan = _Plan(images, hashes, options, options.recipe(descriptor.weights_sha256), found, descriptor)
         due = plan.due(names, writer.fingerprints)
         skipped: dict[str, str] = {}
         start = time.perf_counter()
-        changed = what_changed(writer.header, recipe)
+        changed = what_changed(writer.header, plan.recipe)
         if due and changed and writer.facts:
             say_again(ledger, "extract", f"{len(due)} photos", changed, items=len(due))
         if due:
             with progress("extract", len(names), len(names) - len(due)) as advance:
-                detected = _detected(due, plan.detect, resources.threads, skipped, options.strict, advance)
-                _write(writer, plan, detected, describer(), resources.threads, advance)
+                skipped = _extract_due(due, plan, describer(), writer, resources.threads, advance)
         hashes.save(names)
         done = [name for name in names if name not in skipped]
         if not done:
             first = next(iter(skipped.values()))
             raise HardnetSfmError(f"{images}: none of the {len(names)} photos can be read", first)
-        orientation = f"{options.orientation}: {found.reason}" if found else options.orientation
-        header = {
-            "images": str(images.resolve()),
-            "names": done,
-            "options": recipe,
-            "skipped": skipped,
-            "max_ratio": descriptor.max_ratio,
-            "orientation": orientation,
-            **({"trial": found.facts()} if found else {}),
-        }
-        writer.commit(done, header)
+        writer.commit(done, plan.header(done, skipped))
         ledger.note_seconds("extract", time.perf_counter() - start, len(due), len(names))
         ledger.remember("extract", asked)
         keypoints = sum(int(writer.facts[name]["keypoints"]) for name in done)
         truncated = tuple(name for name in done if "truncated" in writer.facts[name])
     computed = len(due) - len(skipped)
     reason = (changed or f"{computed} photos are new or changed") if due else ""
-    facts = skipped, orientation, truncated, listed.not_taken, removed
+    facts = skipped, plan.orientation, truncated, listed.not_taken, removed
     return ExtractResult(len(done), keypoints, computed, reason, *facts)
 
 
@@ -168,18 +155,29 @@ class _Plan:
     """What decides the features of the photos of a folder.
 
     Attributes:
-        images: the folder.
+        images: the folder of the photos.
         hashes: sha256 of the photos.
-        recipe: options that the features depend on.
-        turned: upright directions of photos that lie on their side, degrees, by name.
-        cut: detects keypoints in a photo and cuts patches.
+        options: options of detection and description, with the orientation that was decided.
+        recipe: everything that the features of all photos depend on.
+        found: result of the trial that decided the orientation, or None without a trial.
+        descriptor: descriptor of the keypoints.
     """
 
     images: Path
     hashes: PhotoHashes
+    options: ExtractOptions
     recipe: dict[str, Any]
-    turned: Mapping[str, int]
-    cut: PhotoCutter
+    found: Orientations | None
+    descriptor: Descriptor
+
+    @property
+    def orientation(self) -> str:
+        """Orientation of the keypoints and the reason for it, as text for the user."""
+        return f"{self.options.orientation}: {self.found.reason}" if self.found else self.options.orientation
+
+    def turn(self, name: str) -> int:
+        """Direction that is upright in a photo, degrees as in `Keypoints.oris`."""
+        return self.found.turned.get(name, 0) if self.found else 0
 
     def due(self, names: list[str], finished: Mapping[str, str]) -> list[str]:
         """Lists the photos whose features are missing or out of date, given the fingerprints in the store."""
@@ -190,26 +188,48 @@ class _Plan:
             sha256 = self.hashes.sha256(name)
         except OSError:
             return False  # the later attempt to read the photo reports the error
-        return fingerprint == feature_fingerprint(self.recipe, sha256, self.turned.get(name, 0))
+        return fingerprint == feature_fingerprint(self.recipe, sha256, self.turn(name))
 
-    def detect(self, name: str) -> DetectedPhoto:
-        return self.cut(name, self.hashes.photo(name), self.turned.get(name, 0))
+    def header(self, done: list[str], skipped: dict[str, str]) -> dict[str, Any]:
+        """Returns what the store says about all of its photos."""
+        return {
+            "images": str(self.images.resolve()),
+            "names": done,
+            "options": self.recipe,
+            "skipped": skipped,
+            "max_ratio": self.descriptor.max_ratio,
+            "orientation": self.orientation,
+            **({"trial": self.found.facts()} if self.found else {}),
+        }
 
 
-def _write(
-    writer: StoreWriter,
-    plan: _Plan,
-    detected: Iterator[DetectedPhoto],
-    describe: PatchDescriber,
-    threads: int,
-    advance: Advance,
-) -> None:
-    """Describes photos and puts their features into the store."""
-    for photo, descriptors in describe_stream(detected, describe, threads if describe.device == "cpu" else 1):
-        fingerprint = feature_fingerprint(plan.recipe, photo.sha256, photo.turn)
-        arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
-        writer.put(photo.name, fingerprint, arrays, _facts_of(photo, plan.images))
-        advance(note=photo.name)
+def _extract_due(
+    due: list[str], plan: _Plan, describe: PatchDescriber, writer: StoreWriter, threads: int, advance: Advance
+) -> dict[str, str]:
+    """Puts the features of photos into the store. Returns why some photos were skipped, by name."""
+    skipped: dict[str, str] = {}
+    cut = PhotoCutter(plan.options, plan.descriptor)
+
+    def readable(stream: Iterable[tuple[str, Future[DetectedPhoto]]]) -> Iterator[DetectedPhoto]:
+        for name, future in stream:
+            try:
+                detected = future.result()
+            except HardnetSfmError as error:
+                if plan.options.strict:
+                    raise
+                skipped[name] = error.message
+                advance(note=name)
+            else:
+                yield detected
+
+    with threaded(lambda name: cut(name, plan.hashes.photo(name), plan.turn(name)), due, threads) as stream:
+        torch_threads = threads if describe.device == "cpu" else 1
+        for photo, descriptors in describe_stream(readable(stream), describe, torch_threads):
+            fingerprint = feature_fingerprint(plan.recipe, photo.sha256, photo.turn)
+            arrays = feature_arrays(photo.keypoints, descriptors, photo.size)
+            writer.put(photo.name, fingerprint, arrays, _facts_of(photo, plan.images))
+            advance(note=photo.name)
+    return skipped
 
 
 def _facts_of(photo: DetectedPhoto, images: Path) -> dict[str, str | int]:
@@ -250,36 +270,42 @@ def _orientations(
     return choose_orientations(images, names, describer(), options.detector, threads, earlier, known)
 
 
-def _detected(
-    names: list[str],
-    cut: Callable[[str], DetectedPhoto],
-    threads: int,
-    skipped: dict[str, str],
-    strict: bool,
-    advance: Advance,
-) -> Iterator[DetectedPhoto]:
-    """Yields photos with their cut patches in the given order; `threads` threads work, at most two results wait."""
-    with ThreadPoolExecutor(threads, "detect") as pool, closing(in_order(pool, cut, names, threads + 2)) as stream:
-        for name, future in stream:
-            try:
-                detected = future.result()
-            except HardnetSfmError as error:
-                if strict:
-                    raise
-                skipped[name] = error.message
-                advance(note=name)
-            else:
-                yield detected
+def extract_photos(
+    images: Path,
+    place: Workspace,
+    options: ExtractOptions | None = None,
+    resources: Resources | None = None,
+    *,
+    later: Sequence[str] = (),
+    prune: bool = False,
+) -> ExtractResult:
+    """Extracts the features of a workspace.
+
+    Args:
+        images, options, resources, prune: see `extract`.
+        place: the workspace.
+        later: names of the outputs that the caller makes afterwards. Foreign ones are refused before the work begins.
+
+    Raises:
+        HardnetSfmError: see `extract`; also if the workspace belongs to someone else.
+        UsageError: see `extract`; also if the workspace is the folder of the photos.
+    """
+    place.check_apart(images)
+    if options is not None:
+        options.check()
+    listed = list_photos(images)
+    claim(place.root, place.features.name, *later)
+    return extract(images, place.features, options, resources, listed=listed, prune=prune)
 
 
 @dataclass(frozen=True)
 class ExtractCommand:
-    """Detect and describe keypoints, into features.h5."""
+    """Options of `hardnet-sfm extract`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm extract images/",
-        "hardnet-sfm extract images/ --max-keypoints 4000 --detector dog",
-    )
+    Examples:
+        hardnet-sfm extract images/
+        hardnet-sfm extract images/ --max-keypoints 4000 --detector dog
+    """
 
     images: Images
     """Folder of photos, searched recursively, never written to."""
@@ -289,10 +315,5 @@ class ExtractCommand:
     resources: Resources = field(default_factory=Resources)
 
     def run(self) -> None:
-        place = self.common.place
-        place.check_apart(self.images)
-        self.extract.check()
-        listed = list_photos(self.images)
-        claim(place.root, place.features.name)
-        result = extract(self.images, place.features, self.extract, self.resources, listed=listed, prune=self.prune)
+        result = extract_photos(self.images, self.common.place, self.extract, self.resources, prune=self.prune)
         print_result("extract", result)

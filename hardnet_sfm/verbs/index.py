@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 from tyro.conf import arg
@@ -16,16 +16,15 @@ from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.index_files import Manifest
 from hardnet_sfm.files.ledger import Ledger
 from hardnet_sfm.files.ownership import claim
-from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.vocabulary_files import read_card
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace, locked
 from hardnet_sfm.inverted_lists import MOST_PHOTOS
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stages import OnStage, StageResult
+from hardnet_sfm.stages import OnStage, ignore
 from hardnet_sfm.terminal import Common, Images, Prune, print_result
-from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.extract import extract_photos
 from hardnet_sfm.verbs.vocabulary import VocabularyOptions, default_words, vocabulary
 
 if TYPE_CHECKING:  # faiss and numba take seconds to import
@@ -152,7 +151,7 @@ def index_photos(
     vocabulary_options: VocabularyOptions | None = None,
     index_options: IndexOptions | None = None,
     resources: Resources | None = None,
-    on_stage: OnStage | None = None,
+    on_stage: OnStage = ignore,
     prune: bool = False,
 ) -> Index:
     """Extracts features, learns a vocabulary if none is given, and indexes the photos.
@@ -176,25 +175,20 @@ def index_photos(
     from hardnet_sfm.photo_index import Index
 
     place, resources = Workspace(Path(workspace)), resources or Resources()
-    place.check_apart(Path(images))
-    for options in (extract_options, vocabulary_options, index_options):
+    for options in (vocabulary_options, index_options):
         if options is not None:
             options.check()
-    listed = list_photos(Path(images))
-    claim(place.root, place.features.name)
-    with locked(place.root):
-        result = extract(images, place.features, extract_options, resources, listed=listed, prune=prune)
-        if on_stage:
-            on_stage("extract", result)
-        update_index(
-            place,
-            vocabulary_folder=vocabulary_folder,
-            vocabulary_options=vocabulary_options,
-            index_options=index_options,
-            resources=resources,
-            on_stage=on_stage,
-        )
-        used = extract_options or Ledger(place.root).recall("extract", ExtractOptions) or ExtractOptions()
+    outputs = place.vocabulary.name, place.index.name
+    on_stage("extract", extract_photos(Path(images), place, extract_options, resources, later=outputs, prune=prune))
+    update_index(
+        place,
+        vocabulary_folder=vocabulary_folder,
+        vocabulary_options=vocabulary_options,
+        index_options=index_options,
+        resources=resources,
+        on_stage=on_stage,
+    )
+    used = extract_options or Ledger(place.root).recall("extract", ExtractOptions) or ExtractOptions()
     return Index.open(place.index, weights=used.weights, resources=resources)
 
 
@@ -205,7 +199,7 @@ def update_index(
     vocabulary_options: VocabularyOptions | None = None,
     index_options: IndexOptions | None = None,
     resources: Resources | None = None,
-    on_stage: OnStage | None = None,
+    on_stage: OnStage = ignore,
 ) -> None:
     """Brings a workspace's index up to date with its features.
 
@@ -214,11 +208,6 @@ def update_index(
     do not change the visual words, unless the collection has outgrown them: if a new vocabulary would have at least
     four times as many words, it is learned. Growing step by step costs at most a third more than learning once.
     """
-
-    def told(name: str, result: StageResult) -> None:
-        if on_stage:
-            on_stage(name, result)
-
     claim(place.root, place.vocabulary.name, place.index.name)
     with locked(place.root):
         words: Path | None = None if vocabulary_folder is None else Path(vocabulary_folder)
@@ -227,14 +216,14 @@ def update_index(
             vocabulary_options = None  # those that the workspace remembers
         if words is None and vocabulary_options is None:
             words = _fitting_vocabulary(place)
-            if words is not None and (more := _outgrown(place, words)):
-                _say_it_is_outgrown(words, more, resources or Resources())
+            if words is not None and (features := _outgrown(place, words)):
+                _say_it_is_outgrown(words, features, resources or Resources())
                 words, outgrown = None, True
         if words is None:
             learned = vocabulary(place.features, place.vocabulary, vocabulary_options, resources, announce=not outgrown)
-            told("vocabulary", learned)
+            on_stage("vocabulary", learned)
             words = place.vocabulary
-        told("index", index(place.features, words, place.index, index_options, resources))
+        on_stage("index", index(place.features, words, place.index, index_options, resources))
 
 
 def _fitting_vocabulary(place: Workspace) -> Path | None:
@@ -249,36 +238,27 @@ def _fitting_vocabulary(place: Workspace) -> Path | None:
     return place.index / manifest.vocabulary_folder if same else None
 
 
-@dataclass(frozen=True)
-class _Growth:
-    """A vocabulary that the present features would give: its number of words, and the number of features."""
+def _outgrown(place: Workspace, vocabulary_folder: Path) -> int:
+    """Returns the number of features of a collection that has outgrown the vocabulary that was learned from it, else 0.
 
-    words: int
-    features: int
-
-
-def _outgrown(place: Workspace, vocabulary_folder: Path) -> _Growth | None:
-    """Returns the size of a new vocabulary if the collection has outgrown the one that was learned from it.
-
-    It returns None for a vocabulary of other photos, and for one whose number of words was chosen by hand.
+    It returns 0 for a vocabulary of other photos, and for one whose number of words was chosen by hand.
     """
     card = read_card(vocabulary_folder)
     with FeatureStore(place.features) as store:
         learned_from = card.get("made_of", {}).get("features", {})
         ours = card.get("data") == store.header["images"] or learned_from.items() & store.fingerprints().items()
         features = sum(store.counts().values())
-    if not ours or card.get("words_chosen") or default_words(features) < _OUTGROWN * card["words"]:
-        return None
-    return _Growth(default_words(features), features)
+    same = not ours or card.get("words_chosen") or default_words(features) < _OUTGROWN * card["words"]
+    return 0 if same else features
 
 
-def _say_it_is_outgrown(vocabulary_folder: Path, more: _Growth, resources: Resources) -> None:
-    words = read_card(vocabulary_folder)["words"]
-    comparisons = VocabularyOptions().iterations * min(more.features, 32 * more.words) + more.features
-    seconds = comparisons * min(more.words, _COMPARED) / (_COMPARISONS_A_SECOND * resources.threads)
+def _say_it_is_outgrown(vocabulary_folder: Path, features: int, resources: Resources) -> None:
+    words, more = read_card(vocabulary_folder)["words"], default_words(features)
+    comparisons = VocabularyOptions().iterations * min(features, 32 * more) + features
+    seconds = comparisons * min(more, _COMPARED) / (_COMPARISONS_A_SECOND * resources.threads)
     duration = f"{round(seconds / 60)} minutes" if seconds > 90 else f"{max(2, round(seconds))} seconds"
     console.print(
-        f"The collection has outgrown the {words} visual words of its index. {more.words} new ones are learned and all "
+        f"The collection has outgrown the {words} visual words of its index. {more} new ones are learned and all "
         f"photos are indexed again, in about {duration}. To keep the old ones, press Ctrl-C and give --vocabulary "
         f"{escape(str(vocabulary_folder))}.",
     )
@@ -286,12 +266,12 @@ def _say_it_is_outgrown(vocabulary_folder: Path, more: _Growth, resources: Resou
 
 @dataclass(frozen=True)
 class IndexCommand:
-    """Make the photos of one folder searchable."""
+    """Options of `hardnet-sfm index`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm index photos/",
-        "hardnet-sfm index photos/ --vocabulary other-city/",
-    )
+    Examples:
+        hardnet-sfm index photos/
+        hardnet-sfm index photos/ --vocabulary other-city/
+    """
 
     images: Images
     """Folder of photos, searched recursively, never written to. Run again after adding or deleting files in that

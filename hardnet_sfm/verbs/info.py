@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -162,12 +162,12 @@ def _model(place: Workspace, inputs: str) -> Part:
 
 @dataclass(frozen=True)
 class InfoCommand:
-    """Show what is in a workspace, and what is out of date."""
+    """Options of `hardnet-sfm info`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm info",
-        "hardnet-sfm info out/",
-    )
+    Examples:
+        hardnet-sfm info
+        hardnet-sfm info out/
+    """
 
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")] = DEFAULT
     """Folder that `reconstruct` or another verb made."""

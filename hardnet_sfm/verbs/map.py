@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
@@ -389,12 +389,12 @@ def print_summary(place: Workspace) -> None:
 
 @dataclass(frozen=True)
 class MapCommand:
-    """Verify matches and reconstruct, into sparse/."""
+    """Options of `hardnet-sfm map`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm map",
-        "hardnet-sfm map --camera-params 1840,768,512,0 --fix-intrinsics",
-    )
+    Examples:
+        hardnet-sfm map
+        hardnet-sfm map --camera-params 1840,768,512,0 --fix-intrinsics
+    """
 
     common: Common = field(default_factory=Common)
     images: Path | None = None

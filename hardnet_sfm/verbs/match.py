@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from hardnet_sfm.errors import UsageError
+from hardnet_sfm.errors import UsageError, refuse_without
 from hardnet_sfm.files.again import Again, Round, read_again
 from hardnet_sfm.files.fingerprints import match_fingerprints, what_changed
 from hardnet_sfm.files.journal import Facts
@@ -21,12 +21,12 @@ from hardnet_sfm.files.store_writer import StoreWriter
 from hardnet_sfm.files.stores import KEYPOINTS, MATCHES, FeatureStore, check_names_apart, match_arrays, pair_key
 from hardnet_sfm.files.workspace import Workspace, digest, locked
 from hardnet_sfm.keypoints import PhotoPair
-from hardnet_sfm.pair_matching import match_by_descriptors, match_by_network, order_by_blocks
+from hardnet_sfm.pair_matching import FindMatches, match_by_descriptors, match_by_network, order_by_blocks
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, print_result
 from hardnet_sfm.view_synthesis import MatchedPair, PhotoViews, ViewMatcher, ViewSynthesisOptions
-from hardnet_sfm.workers import in_order, torch_threads
+from hardnet_sfm.workers import threaded, torch_threads
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.matching.nearest import Acceptance
@@ -63,9 +63,7 @@ class MatchOptions:
     def check(self) -> None:
         """Raises UsageError if a value is invalid."""
         if self.rescore is None:
-            for of in fields(self):
-                if of.name in _OF_RESCORING and getattr(self, of.name) != of.default:
-                    raise UsageError(f"--{of.name.replace('_', '-')} has no effect without --rescore")
+            refuse_without(self, _OF_RESCORING, "--rescore")
         if self.short_list < 1 or not abs(self.min_score) < float("inf"):
             raise UsageError("--short-list must be at least 1, and --min-score a number")
         for name, value, most in (("max-ratio", self.max_ratio, 1), ("max-distance", self.max_distance, 2)):
@@ -241,38 +239,16 @@ def match(
             views = ViewMatcher(described, stack.enter_context(StoreWriter(place.view_keypoints, KEYPOINTS)), accept)
         due = [pair for pair in plan.wanted if writer.fingerprints.get(pair_key(*pair)) != plan.prints[pair]]
         changed = what_changed(writer.header, plan.recipe)
-        reason = changed or f"{len(due)} pairs are new or have new features"
         _announce(ledger, writer.facts, plan, len(due), changed)
         start = time.perf_counter()
         if due:
-            device, counts = resolve_device(resources.device), store.counts()
+            device = resolve_device(resources.device)
             if network is None:
-                find_matches, at_hand = match_by_descriptors(store, options.acceptance(store), device)
+                find, at_hand = match_by_descriptors(store, options.acceptance(store), device)
             else:
-                find_matches, at_hand = match_by_network(store, photos, network, options.rules(store), device)
-
-            def match_one(pair: PhotoPair) -> MatchedPair:
-                found = find_matches(pair)
-                if views is not None and pair in plan.with_views:
-                    return views(pair, found)
-                return MatchedPair(found, counts[pair[0]])
-
-            threads = resources.threads if device == "cpu" else 1
+                find, at_hand = match_by_network(store, photos, network, options.rules(store), device)
             ordered = order_by_blocks(due, store.names(), at_hand)
-            with (
-                progress("match", len(plan.wanted), len(plan.wanted) - len(due)) as advance,
-                torch_threads(threads) as pool,
-                closing(in_order(pool, match_one, ordered, threads + 2)) as stream,
-            ):
-                for pair, future in stream:
-                    found = future.result()
-                    facts: Facts = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
-                    if views and pair in plan.with_views:
-                        views.keep(pair, found.view_steps)
-                        facts = {**facts, "view_steps": found.view_steps}
-                    arrays = match_arrays(found.matches, found.keypoints)
-                    writer.put(pair_key(*pair), plan.prints[pair], arrays, facts)
-                    advance(note=f"{pair[0]} {pair[1]}")
+            _match_due(ordered, plan, find, views, store.counts(), writer, resources.threads if device == "cpu" else 1)
         if views:
             for pair in plan.with_views:  # also pairs of an earlier run: their keypoints may have been deleted
                 views.keep(pair, int(writer.facts[pair_key(*pair)]["view_steps"]))
@@ -285,7 +261,38 @@ def match(
         ledger.remember("views", view_options)
         known = [writer.facts[pair_key(*pair)] for pair in plan.wanted]
     total, by_views = sum(int(of["matches"]) for of in known), sum(int(of.get("view_steps", 0)) > 0 for of in known)
-    return MatchResult(len(known), total, len(due), reason if due else "", by_views if views else None, plan.skipped)
+    reason = (changed or f"{len(due)} pairs are new or have new features") if due else ""
+    return MatchResult(len(known), total, len(due), reason, by_views if views else None, plan.skipped)
+
+
+def _match_due(
+    due: list[PhotoPair],
+    plan: _Plan,
+    find: FindMatches,
+    views: ViewMatcher | None,
+    counts: Mapping[str, int],
+    writer: StoreWriter,
+    threads: int,
+) -> None:
+    """Matches pairs in this order and puts their matches into the store. `counts` are the photos' keypoints."""
+
+    def match_one(pair: PhotoPair) -> MatchedPair:
+        found = find(pair)
+        return views(pair, found) if views and pair in plan.with_views else MatchedPair(found, counts[pair[0]])
+
+    with (
+        progress("match", len(plan.wanted), len(plan.wanted) - len(due)) as advance,
+        threaded(match_one, due, threads, torch_threads) as stream,
+    ):
+        for pair, future in stream:
+            found = future.result()
+            facts: Facts = {"name0": pair[0], "name1": pair[1], "matches": len(found.matches)}
+            if views and pair in plan.with_views:
+                views.keep(pair, found.view_steps)
+                facts = {**facts, "view_steps": found.view_steps}
+            arrays = match_arrays(found.matches, found.keypoints)
+            writer.put(pair_key(*pair), plan.prints[pair], arrays, facts)
+            advance(note=f"{pair[0]} {pair[1]}")
 
 
 def _announce(ledger: Ledger, stored: Collection[str], plan: _Plan, due: int, changed: str) -> None:
@@ -359,14 +366,14 @@ def _read_network(weights: Path | None) -> LoadedNetwork | None:
 
 @dataclass(frozen=True)
 class MatchCommand:
-    """Match descriptors of each pair, into matches.h5."""
+    """Options of `hardnet-sfm match`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm match",
-        "hardnet-sfm match --max-ratio 0.8",
-        "hardnet-sfm match --rescore matchnet.safetensors --short-list 3",
-        "hardnet-sfm match --view-synthesis --view-tilts 2 4 8",
-    )
+    Examples:
+        hardnet-sfm match
+        hardnet-sfm match --max-ratio 0.8
+        hardnet-sfm match --rescore matchnet.safetensors --short-list 3
+        hardnet-sfm match --view-synthesis --view-tilts 2 4 8
+    """
 
     common: Common = field(default_factory=Common)
     images: Path | None = None

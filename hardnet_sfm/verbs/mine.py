@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +31,16 @@ from hardnet_sfm.frames import (
 )
 from hardnet_sfm.keypoints import Keypoints
 from hardnet_sfm.patch_set import PATCH_SIZE
+from hardnet_sfm.photos import Size
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output, print_skipped
 from hardnet_sfm.training.observations import MineOptions, Selection, select
-from hardnet_sfm.workers import in_order
+from hardnet_sfm.workers import threaded
 
 if TYPE_CHECKING:  # pycolmap takes a second to import
     from hardnet_sfm.colmap.tracks import Tracks
 
-Size = tuple[int, int]
 Detect = Callable[[NDArray[np.uint8]], Keypoints]
 
 # Largest distance in pixels from an observation to a newly detected keypoint. A second detection does not reproduce the
@@ -186,11 +184,7 @@ def _look(
     views: dict[int, _View] = {}
     skipped: dict[str, str] = {}
     items = ((number, known(name)) for number, name in enumerate(tracks.names))
-    with (
-        progress("look", len(tracks.names)) as advance,
-        ThreadPoolExecutor(threads, "look") as pool,
-        closing(in_order(pool, look, items, threads + 2)) as stream,
-    ):
+    with progress("look", len(tracks.names)) as advance, threaded(look, items, threads) as stream:
         for (number, _), future in stream:
             view = future.result()
             if isinstance(view, str):
@@ -259,8 +253,7 @@ def _cut_all(
         due = [number for number in columns if writer.done.get(names[number]) != prints[number]]
         with (
             progress("mine", len(columns), len(columns) - len(due)) as advance,
-            ThreadPoolExecutor(threads, "mine") as pool,
-            closing(in_order(pool, cut, due, threads + 2)) as stream,
+            threaded(cut, due, threads) as stream,
         ):
             for number, future in stream:
                 writer.put(names[number], prints[number], {**columns[number], "patches": future.result()})
@@ -281,12 +274,12 @@ def extent(tracks: Tracks) -> float:
 
 @dataclass(frozen=True)
 class MineCommand:
-    """Cut training patches from a model and its photos."""
+    """Options of `hardnet-sfm mine`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm mine hardnet-sfm-out/ --images images/ -o patches.h5",
-        "hardnet-sfm mine model/ --images images/ -o patches.h5 --sheet sheet.png",
-    )
+    Examples:
+        hardnet-sfm mine hardnet-sfm-out/ --images images/ -o patches.h5
+        hardnet-sfm mine model/ --images images/ -o patches.h5 --sheet sheet.png
+    """
 
     model: Annotated[Path, Positional, arg(metavar="MODEL")]
     """Workspace that `reconstruct` made, or the folder of any COLMAP model."""

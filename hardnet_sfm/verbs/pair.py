@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_choice, check_least, refuse_without
 from hardnet_sfm.files.ledger import Ledger
 from hardnet_sfm.files.ownership import claim, replacing_output
 from hardnet_sfm.files.pair_list import lists, read_pairs, write_pairs
@@ -65,15 +65,9 @@ class PairOptions:
                 "--retrieval has no effect without --pairing retrieval",
                 "Leave out --pairing and --pairs-file, or --retrieval.",
             )
-        if self.retrieval is not None and self.retrieval < 1:
-            raise UsageError("--retrieval must be at least 1")
-        for name, value, least in (("window", self.window, 1), ("loop-interval", self.loop_interval, 0)):
-            if value is not None and (self.pairing != "sequential" or self.pairs_file is not None):
-                raise UsageError(
-                    f"--{name} has no effect without --pairing sequential", "Add --pairing sequential, or leave it out."
-                )
-            if value is not None and value < least:
-                raise UsageError(f"--{name} must be at least {least}")
+        if self.pairing != "sequential" or self.pairs_file is not None:
+            refuse_without(self, ("window", "loop_interval"), "--pairing sequential")
+        check_least(self, retrieval=1, window=1, loop_interval=0)
 
     @property
     def neighbours(self) -> int:
@@ -211,7 +205,7 @@ def propose(
         UsageError: `neighbours` is less than 1.
     """
     from hardnet_sfm.index_folder import open_index
-    from hardnet_sfm.retrieval.neighbours import most_alike
+    from hardnet_sfm.retrieval.search import most_alike
 
     if neighbours < 1:
         raise UsageError("--retrieval must be at least 1")
@@ -225,7 +219,7 @@ def propose(
 
 
 def propose_where_needed(
-    place: Workspace, options: PairOptions, resources: Resources, on_stage: OnStage | None
+    place: Workspace, options: PairOptions, resources: Resources, on_stage: OnStage
 ) -> Path | None:
     """Lets the index propose pairs if the options choose pairing by retrieval, and returns the file of pairs."""
     with FeatureStore(place.features) as store:
@@ -238,19 +232,18 @@ def propose_where_needed(
     with locked(place.root):
         update_index(place, resources=resources, on_stage=on_stage)
         result = propose(place.index, place.proposed, options.neighbours, resources)
-        if on_stage:
-            on_stage("propose", result)
+        on_stage("propose", result)
     return place.proposed
 
 
 @dataclass(frozen=True)
 class PairCommand:
-    """Choose which photos to match, into pairs.txt."""
+    """Options of `hardnet-sfm pair`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm pair photos/ --retrieval 20",
-        "hardnet-sfm pair --pairing sequential --window 5",
-    )
+    Examples:
+        hardnet-sfm pair photos/ --retrieval 20
+        hardnet-sfm pair --pairing sequential --window 5
+    """
 
     images: Annotated[Path | None, Positional, arg(metavar="IMAGES")] = None
     """Folder of photos to extract features from, if the workspace has no features yet."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tyro import MISSING
 
@@ -17,14 +17,14 @@ from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.ledger import Ledger
 from hardnet_sfm.files.outputs import read_mark
 from hardnet_sfm.files.ownership import claim
-from hardnet_sfm.files.photo_folders import list_photos
+from hardnet_sfm.files.photo_folders import PhotoList, list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, locked, read_json, write_json
 from hardnet_sfm.reconstruction.camera_checks import check_cameras
 from hardnet_sfm.reconstruction.left_out import retry_left_out
 from hardnet_sfm.reconstruction.map_options import MapOptions
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.stages import OnStage, StageResult
+from hardnet_sfm.stages import OnStage, ignore
 from hardnet_sfm.terminal import Common, Images, Prune, print_result
 from hardnet_sfm.verbs.extract import extract
 from hardnet_sfm.verbs.map import MADE, map_photos, print_summary
@@ -130,7 +130,7 @@ def reconstruct(
     map_options: MapOptions | None = None,
     retry_options: RetryOptions | None = None,
     resources: Resources | None = None,
-    on_stage: OnStage | None = None,
+    on_stage: OnStage = ignore,
     report: bool = True,
     prune: bool = False,
 ) -> Model:
@@ -182,43 +182,19 @@ def reconstruct(
     listed = list_photos(images)
     outputs = (place.features, place.pairs, place.matches, place.view_keypoints, place.again)
     claim(place.root, *(path.name for path in outputs), *MADE, *([place.report.name] if report else []))
-    clock = _Clock()
-
-    def ended(name: str, result: StageResult) -> None:
-        if on_stage:
-            on_stage(name, result)
-
-    def match_and_map() -> Model | NoModel:
-        with clock.stage("match"):
-            weights = chosen.extract.weights
-            matched = match_photos(place, chosen.match, chosen.views, resources, images=images, weights=weights)
-        ended("match", matched)
-        with clock.stage("map"):
-            try:
-                return map_photos(place, chosen.map, resources)
-            except NoModel as failure:
-                return failure
-
+    stages = _Stages(place, images, chosen, resources, on_stage)
     with locked(place.root):
         _remember(place, chosen, preset)
-        with clock.stage("extract"):
-            extracted = extract(images, place.features, chosen.extract, resources, listed=listed, prune=prune)
-        ended("extract", extracted)
-        with FeatureStore(place.features) as features:
-            check_cameras(chosen.map, features)
-        with clock.stage("pair"):
-            proposed = propose_where_needed(place, chosen.pair, resources, on_stage)
-            paired = pair(place.features, place.pairs, chosen.pair, proposed)
-        ended("pair", paired)
+        stages.extract(listed, prune)
+        neighbours = stages.pair()
         before = _read_summary(place)
-        model = match_and_map()
+        model = stages.match_and_map()
         if chosen.map.retry:
-            neighbours = None if proposed is None else chosen.pair.neighbours
-            views = chosen.retry.retry_views
-            model = retry_left_out(place, model, match_and_map, neighbours=neighbours, views=views, resources=resources)
+            views, again = chosen.retry.retry_views, stages.match_and_map
+            model = retry_left_out(place, model, again, neighbours=neighbours, views=views, resources=resources)
         summary = _read_summary(place)
         if summary != before:
-            summary |= {"preset": preset or remembered_name(place.root), **clock.facts()}
+            summary |= {"preset": preset or remembered_name(place.root), **stages.costs()}
             write_json(place.summary, summary)
         if report and summary and read_mark(place.report) != digest(summary):
             write_report(place, resources=resources)
@@ -267,29 +243,65 @@ def _read_summary(place: Workspace) -> dict[str, Any]:
     return read_json(place.summary) if place.summary.is_file() else {}
 
 
-class _Clock:
-    """Measures the stages of a run."""
+@dataclass(frozen=True)
+class _Stages:
+    """Runs the stages with the chosen options, tells the caller of their ends, and measures time and memory."""
 
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._memory: dict[str, int] = {}
+    place: Workspace
+    images: Path
+    chosen: Preset
+    resources: Resources
+    on_stage: OnStage
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def extract(self, listed: PhotoList, prune: bool) -> None:
+        """Extracts features, and checks that the camera options fit the photos."""
+        with self._measured("extract"):
+            options, features = self.chosen.extract, self.place.features
+            extracted = extract(self.images, features, options, self.resources, listed=listed, prune=prune)
+        self.on_stage("extract", extracted)
+        with FeatureStore(features) as store:
+            check_cameras(self.chosen.map, store)
+
+    def pair(self) -> int | None:
+        """Lists the pairs. Returns how many similar photos the index proposed for each; None without the index."""
+        options = self.chosen.pair
+        with self._measured("pair"):
+            proposed = propose_where_needed(self.place, options, self.resources, self.on_stage)
+            paired = pair(self.place.features, self.place.pairs, options, proposed)
+        self.on_stage("pair", paired)
+        return None if proposed is None else options.neighbours
+
+    def match_and_map(self) -> Model | NoModel:
+        """Matches the pairs and makes models."""
+        options, weights = self.chosen, self.chosen.extract.weights
+        with self._measured("match"):
+            how = options.match, options.views, self.resources
+            matched = match_photos(self.place, *how, images=self.images, weights=weights)
+        self.on_stage("match", matched)
+        with self._measured("map"):
+            try:
+                return map_photos(self.place, options.map, self.resources)
+            except NoModel as failure:
+                return failure
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def _measured(self, stage: str) -> Iterator[None]:
         """Adds the time of the block to the stage, and notes the peak memory after it."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-            self._memory[name] = peak_memory_mb()
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.memory[stage] = peak_memory_mb()
 
-    def facts(self) -> dict[str, Any]:
+    def costs(self) -> dict[str, Any]:
         """Returns seconds and MB by stage, fit for the summary."""
         return {
-            "seconds": {name: round(value, 2) for name, value in self._seconds.items()},
-            "peak_memory_mb": self._memory["map"],
-            "peak_memory_mb_by_stage": dict(self._memory),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "peak_memory_mb": self.memory["map"],
+            "peak_memory_mb_by_stage": dict(self.memory),
         }
 
 
@@ -305,12 +317,12 @@ def peak_memory_mb() -> int:
 
 @dataclass(frozen=True)
 class ReconstructCommand:
-    """Turn photos into a COLMAP model; run it again to continue."""
+    """Options of `hardnet-sfm reconstruct`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm reconstruct images/",
-        "hardnet-sfm reconstruct images/ --workspace out --preset thorough",
-    )
+    Examples:
+        hardnet-sfm reconstruct images/
+        hardnet-sfm reconstruct images/ --workspace out --preset thorough
+    """
 
     images: Images
     """Folder of photos, searched recursively, never written to."""
@@ -333,12 +345,15 @@ class ReconstructCommand:
     resources: Resources = field(default_factory=Resources)
 
     @classmethod
-    def with_preset(cls, name: PresetName, recalled: Mapping[str, Any]) -> Self:
-        """The defaults of the command line with that preset, or with the options that the workspace remembers.
+    def with_preset(cls, name: PresetName | None, root: Path, recalled: Mapping[str, Any]) -> Self:
+        """The defaults of the command line with a preset, or else with the options that the workspace remembers.
 
-        Raises:
-            UsageError: there is no such preset.
+        Args:
+            name: the preset. None means the one that the workspace was last given.
+            root: folder of the workspace.
+            recalled: options of stages that the workspace remembers.
         """
+        name = name or remembered_name(root)
         return cls(MISSING, name, **{**vars(find_preset(name)), **recalled})
 
     def run(self) -> None:

@@ -6,18 +6,19 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
+from hardnet_sfm.arrays import spread
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.fingerprints import inputs_fingerprint, matched_keypoints
 from hardnet_sfm.files.outputs import check_page, write_page
 from hardnet_sfm.files.patch_sets import read_patches
 from hardnet_sfm.files.photo_checks import check_photos
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
 from hardnet_sfm.files.training_curves import curves_folder, read_curves
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, read_json
@@ -32,9 +33,6 @@ from hardnet_sfm.pages.model_page import (
 from hardnet_sfm.pages.training_page import Hardest, PatchPairs, TrainingFacts, find_hardest, make_training_page
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
-
-if TYPE_CHECKING:  # torch takes a second to import; `--help` does without
-    pass
 
 _POINTS = 1024  # points in which the hardest patches are searched
 # Two points closer than this may look the same, so they are no negatives. The first distance is a share of the model's
@@ -204,7 +202,7 @@ def read_patch_pairs(patches: Path) -> PatchPairs:
     usable = np.flatnonzero(found.image[first] != found.image[last])
     if not len(usable):
         raise HardnetSfmError(f"{patches}: no point is in two photos", "Use more photos, or weaker filters in `mine`.")
-    chosen = usable[np.linspace(0, len(usable) - 1, min(_POINTS, len(usable))).round().astype(int)]
+    chosen = usable[spread(len(usable), _POINTS)]
     rows = np.stack([first[chosen], last[chosen]], 1)
     xyz, xy = found.xyz[found.point[rows[:, 0]]], found.frame[rows][:, :, :, 2]
     # Unknown positions (NaN) count as not close.
@@ -216,15 +214,15 @@ def read_patch_pairs(patches: Path) -> PatchPairs:
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Draw a page about a reconstruction, training or evaluation."""
+    """Options of `hardnet-sfm report`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm report",
-        "hardnet-sfm report out/ --images moved/ -o page.html",
-        "hardnet-sfm report my.safetensors --patches held-out.h5",
-        "hardnet-sfm report homography.json",
-        "hardnet-sfm report oxford5k.json --images OXFORD",
-    )
+    Examples:
+        hardnet-sfm report
+        hardnet-sfm report out/ --images moved/ -o page.html
+        hardnet-sfm report my.safetensors --patches held-out.h5
+        hardnet-sfm report homography.json
+        hardnet-sfm report oxford5k.json --images OXFORD
+    """
 
     source: Annotated[Path, Positional, arg(metavar="SOURCE")] = DEFAULT
     """Workspace or file to show. A workspace with a model: cameras and points, photos, matches, statistics. A

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from rich.markup import escape
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.files.outputs import check_page, check_picture, write_page, write_picture
 from hardnet_sfm.files.photo_files import read_colours
-from hardnet_sfm.files.photo_folders import list_photos
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder, list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.truncated_photos import is_truncated
 from hardnet_sfm.files.workspace import DEFAULT, MANIFEST, Workspace
@@ -148,13 +147,13 @@ def _is_current(index: OpenIndex, features: Path) -> bool:
 
 @dataclass(frozen=True)
 class RetrieveCommand:
-    """Find photos that show the same thing as a query photo."""
+    """Options of `hardnet-sfm retrieve`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm retrieve --query q.jpg",
-        "hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --report found.html",
-        "hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json",
-    )
+    Examples:
+        hardnet-sfm retrieve --query q.jpg
+        hardnet-sfm retrieve --query q.jpg --bbox 136 34 648 955 --report found.html
+        hardnet-sfm retrieve --query queries/ --method hqe+ma --top 1000 --json
+    """
 
     query: tuple[Path, ...]
     """One or more photos, or a folder of photos."""
@@ -278,18 +277,12 @@ class RetrieveCommand:
 
     def _print_json(self, query: Path, results: list[RankedImage]) -> None:
         rows = [
-            {
-                "rank": rank,
-                "image": found.image,
-                "score": round(found.score, 6),
-                "inliers": found.inliers,
-                "accepted": found.accepted,
-                "identical": found.identical,
-            }
+            {"rank": rank, **{name: value for name, value in vars(found).items() if name != "lines"}}
             for rank, found in enumerate(results, 1)
         ]
-        answer = {"query": query.as_posix(), "method": self.method, "found": _count(results), "results": rows}
-        print_json(answer)
+        for row in rows:
+            row["score"] = round(row["score"], 6)
+        print_json({"query": query.as_posix(), "method": self.method, "found": _count(results), "results": rows})
 
 
 def _count(results: list[RankedImage]) -> int | None:

@@ -352,13 +352,14 @@ def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Learn a network from patches (needs hardnet-sfm[train])."""
+    """Options of `hardnet-sfm train`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm train patches.h5 warps.h5 -o my.safetensors --minutes 60",
-        "hardnet-sfm train patches.h5 -o my.safetensors --validation held-out.h5 --resume",
-        "hardnet-sfm train patches.h5 -o tfeat.safetensors --network tfeat --steps 5000",
-    )
+    Examples:
+        hardnet-sfm train patches.h5 warps.h5 -o my.safetensors --minutes 60
+        hardnet-sfm train patches.h5 -o my.safetensors --validation held-out.h5 --resume
+        hardnet-sfm train patches.h5 -o tfeat.safetensors --network tfeat --steps 5000
+    """
+
     interrupted: ClassVar[str] = (
         "Interrupted. Run the same command again. Add --resume if the folder NAME.training next to the output has a "
         "last.ckpt or a journal."

@@ -7,24 +7,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from hardnet_sfm.errors import HardnetSfmError
+from hardnet_sfm.errors import HardnetSfmError, check_least
 from hardnet_sfm.files.photo_checks import check_sizes
-from hardnet_sfm.files.photo_source import PhotoFolder
+from hardnet_sfm.files.photo_folders import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import DEFAULT, Workspace
 from hardnet_sfm.terminal import output
-from hardnet_sfm.viewer.options import ViewOptions
 
 if TYPE_CHECKING:  # viser is an extra
     from hardnet_sfm.viewer.window import Window
     from hardnet_sfm.viewer.world import World
 
 _SAY_WHERE = "start the viewer with --images FOLDER"
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Address of the viewer, and how much it shows."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. If others can reach it, as with 0.0.0.0, the viewer asks for a token. Nothing is
+    encrypted."""
+    port: int = 8080
+    """Port to listen on. 0 takes a free one."""
+    token: bool = False
+    """Ask for a token on this machine, too. Use it if others have accounts on it."""
+    max_points: int = 200_000
+    """Most points to show. If more have tracks that are long enough, the viewer shows a part of them, spread evenly."""
+
+    def check(self) -> None:
+        """Raises UsageError if a value is invalid."""
+        check_least(self, max_points=1)
 
 
 @contextmanager
@@ -112,12 +130,12 @@ def _images_of(keypoints: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class ViewCommand:
-    """Look at a model in the browser (needs hardnet-sfm[view])."""
+    """Options of `hardnet-sfm view`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm view",
-        "hardnet-sfm view model/ --images photos/ --port 8090",
-    )
+    Examples:
+        hardnet-sfm view
+        hardnet-sfm view model/ --images photos/ --port 8090
+    """
 
     workspace: Annotated[Path, Positional, arg(metavar="WORKSPACE")] = DEFAULT
     """Workspace that `reconstruct` made, or the folder of any COLMAP model."""

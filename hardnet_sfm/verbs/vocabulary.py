@@ -5,24 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
 
 from hardnet_sfm.arrays import Float32
-from hardnet_sfm.errors import HardnetSfmError, UsageError
+from hardnet_sfm.errors import HardnetSfmError, UsageError, check_least
 from hardnet_sfm.features.extraction import ExtractOptions
 from hardnet_sfm.files.fingerprints import what_changed
 from hardnet_sfm.files.ledger import Ledger, say_again
-from hardnet_sfm.files.ownership import claim
-from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.files.stores import FeatureStore
 from hardnet_sfm.files.workspace import CARD, locked
 from hardnet_sfm.progress import progress
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Common, Images, Prune, output, print_result
-from hardnet_sfm.verbs.extract import extract
+from hardnet_sfm.verbs.extract import extract_photos
 
 _RECALL_SAMPLE = 4096
 _DEFAULT_WORDS = 65536
@@ -50,10 +48,7 @@ class VocabularyOptions:
             raise UsageError("--words must be from 2 to 1048576")
         if self.sample is not None and self.sample < (self.words or 2):
             raise UsageError("--sample must be at least the number of words")
-        if self.iterations < 1:
-            raise UsageError("--iterations must be at least 1")
-        if self.vocabulary_seed < 0:
-            raise UsageError("--vocabulary-seed must be at least 0")
+        check_least(self, iterations=1, vocabulary_seed=0)
 
 
 @dataclass(frozen=True)
@@ -137,19 +132,18 @@ def vocabulary(
             gpus=resources.device != "cpu",
             checkpoint=CentroidFile(output, made_of),
         )
-        facts = {"descriptor": store.header["options"].get("descriptor", ""), "photos": len(store.names())}
-        learned.card.update(
-            {
-                **facts,
-                "weights_sha256": store.header["options"].get("weights_sha256", ""),
-                "data": store.header["images"],
-                "words": len(learned),
-                "dimension": learned.dimension,
-                "words_chosen": options.words is not None,
-                "recall": learned.measure_recall(sample[:_RECALL_SAMPLE]),
-                "made_of": made_of,
-            }
-        )
+        made_with = store.header["options"]
+        learned.card |= {
+            "descriptor": made_with.get("descriptor", ""),
+            "photos": len(store.names()),
+            "weights_sha256": made_with.get("weights_sha256", ""),
+            "data": store.header["images"],
+            "words": len(learned),
+            "dimension": learned.dimension,
+            "words_chosen": options.words is not None,
+            "recall": learned.measure_recall(sample[:_RECALL_SAMPLE]),
+            "made_of": made_of,
+        }
         card = write_vocabulary(output, learned.card, learned.numbers)
         ledger.note_seconds("vocabulary", time.perf_counter() - start, made_of["descriptors"], made_of["descriptors"])
         ledger.remember("vocabulary", options)
@@ -207,12 +201,12 @@ def _sample(store: FeatureStore, count: int, seed: int) -> Float32:
 
 @dataclass(frozen=True)
 class VocabularyCommand:
-    """Learn a vocabulary of visual words, for any collection."""
+    """Options of `hardnet-sfm vocabulary`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm vocabulary photos/ --words 65536",
-        "hardnet-sfm vocabulary photos/ --workspace other-city",
-    )
+    Examples:
+        hardnet-sfm vocabulary photos/ --words 65536
+        hardnet-sfm vocabulary photos/ --workspace other-city
+    """
 
     images: Images
     """Folder of photos, searched recursively, never written to."""
@@ -224,13 +218,9 @@ class VocabularyCommand:
 
     def run(self) -> None:
         place = self.common.place
-        place.check_apart(self.images)
-        self.extract.check()
         self.vocabulary.check()
-        listed = list_photos(self.images)
-        claim(place.root, place.features.name, place.vocabulary.name)
-        result = extract(self.images, place.features, self.extract, self.resources, listed=listed, prune=self.prune)
+        outputs = [place.vocabulary.name]
+        result = extract_photos(self.images, place, self.extract, self.resources, later=outputs, prune=self.prune)
         print_result("extract", result)
-        report = vocabulary(place.features, place.vocabulary, self.vocabulary, self.resources)
-        print_result("vocabulary", report)
+        print_result("vocabulary", vocabulary(place.features, place.vocabulary, self.vocabulary, self.resources))
         output.print(escape(str(place.vocabulary)))

@@ -5,11 +5,9 @@ It warps each photo by known homographies and keeps the points that a detector f
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import Images, output, print_not_taken, print_skipped
 from hardnet_sfm.training.warping import WarpedPatches, WarpOptions, cut_warped_patches
 from hardnet_sfm.verbs.mine import print_patches
-from hardnet_sfm.workers import in_order
+from hardnet_sfm.workers import threaded
 
 _EXTENT = 1000.0  # pixels
 
@@ -97,8 +95,7 @@ def warp(
             due = [name for name in names if writer.done.get(name) != prints[name]]
             with (
                 progress("warp", len(names), len(names) - len(due)) as advance,
-                ThreadPoolExecutor(resources.threads, "warp") as pool,
-                closing(in_order(pool, make, due, resources.threads + 2)) as stream,
+                threaded(make, due, resources.threads) as stream,
             ):
                 for name, future in stream:
                     try:
@@ -165,12 +162,12 @@ def _put(writer: PatchWriter, name: str, fingerprint: str, made: WarpedPatches, 
 
 @dataclass(frozen=True)
 class WarpCommand:
-    """Make training patches from photos alone, by warping them."""
+    """Options of `hardnet-sfm warp`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm warp photos/ -o warps.h5",
-        "hardnet-sfm warp photos/ -o warps.h5 --views 8 --sheet sheet.png",
-    )
+    Examples:
+        hardnet-sfm warp photos/ -o warps.h5
+        hardnet-sfm warp photos/ -o warps.h5 --views 8 --sheet sheet.png
+    """
 
     images: Images
     """Folder of photos, searched recursively, never written to. They need not show the same thing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -99,12 +99,12 @@ def _is_conversion(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class WeightsCommand:
-    """List, show, verify or convert weights."""
+    """Options of `hardnet-sfm weights`.
 
-    examples: ClassVar[tuple[str, ...]] = (
-        "hardnet-sfm weights list",
-        "hardnet-sfm weights convert HardNet++.pth -o hardnet++.safetensors",
-    )
+    Examples:
+        hardnet-sfm weights list
+        hardnet-sfm weights convert HardNet++.pth -o hardnet++.safetensors
+    """
 
     action: Annotated[Literal["list", "show", "verify", "convert"], Positional]
     """list: the weights that come with the package. show: the metadata of a file. verify: compare a file with its card.

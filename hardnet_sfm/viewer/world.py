@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from viser.transforms import SO3
 
-from hardnet_sfm.arrays import Float64
+from hardnet_sfm.arrays import Float64, spread
 from hardnet_sfm.colmap.model import Model
 from hardnet_sfm.colmap.tracks import Tracks
 from hardnet_sfm.photos import sensor_from_upright
@@ -84,12 +84,11 @@ class World:
     def shown(self, least_track: int, most: int) -> Rows:
         """Selects points with tracks of at least the given length; more than `most` points are thinned evenly."""
         rows = np.flatnonzero(self.lengths >= least_track)
-        return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(np.intp)]
+        return rows[spread(len(rows), most)]
 
     def shown_cameras(self, most: int) -> Rows:
         """Selects at most `most` cameras, thinned evenly."""
-        count = len(self.tracks.names)
-        return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(np.intp)
+        return spread(len(self.tracks.names), most)
 
     def values(self, by: PointColour) -> Float64 | None:
         """(P,) values that the colours of points show; None for the colours in the photos."""

@@ -239,7 +239,7 @@ def measure(options: Options, folder: Path) -> None:
         f"({files / index.features - offsets - facts:.3f} of features, {offsets:.3f} of words, {facts:.3f} of photos), "
         f"imbalance factor {imbalance:.2f}"
     )
-    console.print(f"statistics when first asked for: {seconds(lambda: index.count_norms):.2f} s")
+    console.print(f"statistics when first asked for: {seconds(lambda: index.norms):.2f} s")
     random = np.random.default_rng(2).standard_normal((options.features, 128)).astype(np.float32)
     assigning = min(seconds(lambda: index.vocabulary.assign(random, MULTIPLE)) for _ in range(3))
     console.print(f"assigning the {options.features} descriptors of a query to words: {1000 * assigning:.0f} ms")

@@ -9,15 +9,13 @@ sequences in `splits.json`. For each split it has text files of the patches to v
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hardnet_sfm.arrays import Grey, Ints
 from hardnet_sfm.errors import HardnetSfmError, UsageError, list_some
@@ -240,21 +238,14 @@ class _Reader:
         path, number = self.folder / f"{task}_split-{self.split}.csv", {n: k for k, n in enumerate(self.starts)}
         width, hint = header.count(",") + 1, "Get the file again."
         try:
-            with path.open(encoding="utf-8") as file, warnings.catch_warnings():
-                warnings.simplefilter("error")  # NumPy only warns about an empty file
+            with path.open(encoding="utf-8", errors="replace") as file:
                 first = file.readline().strip()
-                if first != header:
-                    raise HardnetSfmError(f"{path}: not a task: its first line is {first!r}, not {header!r}", hint)
-                converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(names, number.__getitem__)
-                lines: Ints = np.loadtxt(file, np.int64, comments=None, delimiter=",", converters=converters, ndmin=2)
-            if lines.shape[1] == width and not self._find_wrong(lines, names).any():
-                return lines
         except FileNotFoundError as error:
             raise HardnetSfmError(f"no such file: {path}", _TASKS) from error
         except OSError as error:
             raise HardnetSfmError(f"{path}: cannot be read: {error.strerror or error}", hint) from error
-        except (KeyError, ValueError, UserWarning):
-            pass  # the lines are parsed one by one to find the bad ones
+        if first != header:
+            raise HardnetSfmError(f"{path}: not a task: its first line is {first!r}, not {header!r}", hint)
         rows, left_out = read_rows(path, lambda line: self._parse(line, width, number, names), hint, start=2)
         if not rows and not left_out:
             raise HardnetSfmError(f"{path}: not a task: it has no lines", hint)
@@ -277,14 +268,3 @@ class _Reader:
             if len(names) > 1 and not 0 <= values[at + 1] <= PHOTOS:
                 raise ValueError(f"photo {values[at + 1]}, which is not from 0 to {PHOTOS}")
         return values
-
-    def _find_wrong(self, lines: Ints, names: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(M,) bool: lines with a number of a photo or patch that does not exist."""
-        counts = np.array([self.counts[name] for name in self.starts])
-        wrong = np.zeros(len(lines), np.bool_)
-        for at in names:
-            patch = lines[:, at + 2 if len(names) > 1 else at + 1]
-            wrong |= (patch < 0) | (patch >= counts[lines[:, at]])
-            if len(names) > 1:
-                wrong |= (lines[:, at + 1] < 0) | (lines[:, at + 1] > PHOTOS)
-        return wrong

@@ -9,18 +9,16 @@ that were marked by hand.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hardnet_sfm.arrays import Float64, Grey
+from hardnet_sfm.arrays import Float64
 from hardnet_sfm.errors import HardnetSfmError
 from hardnet_sfm.evaluation.datasets.parts import LeftOut, read_parts
-from hardnet_sfm.evaluation.datasets.sequences import find_photos, read_homography
+from hardnet_sfm.evaluation.datasets.sequences import PhotoGroup, find_photo, read_homography
 from hardnet_sfm.files.clutter import find_files
-from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.photo_folders import EXTENSIONS
 
 # The authors reserve these pairs for choosing parameters, so the evaluation leaves them out.
@@ -32,28 +30,16 @@ _LAYOUT = (
 
 
 @dataclass(frozen=True, eq=False)
-class ImagePair:
+class ImagePair(PhotoGroup):
     """Two photos and their ground truth: a homography or true correspondences.
 
     Attributes:
-        name: name of the pair.
-        photos: paths of the two photos.
         homography: (3, 3) homography from pixels of the first photo to pixels of the second, or None.
         correspondences: (K, 4) true correspondences x1, y1, x2, y2 in pixels, or None.
     """
 
-    name: str
-    photos: tuple[Path, Path]
     homography: Float64 | None = None
     correspondences: Float64 | None = None
-
-    def read(self) -> Iterator[Grey]:
-        """Yields both photos, (H, W) uint8.
-
-        Raises:
-            HardnetSfmError: a photo is damaged.
-        """
-        return (read_photo(path).grey for path in self.photos)
 
 
 def read_image_pairs(folder: Path) -> tuple[list[ImagePair], LeftOut]:
@@ -85,22 +71,19 @@ def _read_evd(first: Path) -> ImagePair:
     truth = folder / "h" / f"{first.stem}.txt"
     if not truth.is_file():
         raise HardnetSfmError(f"{truth}: no such file", _LAYOUT)
-    return ImagePair(first.stem, (first, _photo(folder / "2", first.stem)), read_homography(truth))
+    return ImagePair(first.stem, (first, _named(folder / "2", first.stem)), read_homography(truth))
 
 
 def _read_wxbs(named: tuple[str, Path]) -> ImagePair:
     name, folder = named
     if not (folder / "corrs.txt").is_file():
         raise HardnetSfmError(f"{folder}: no corrs.txt", _LAYOUT)
-    photos = (_photo(folder, "01"), _photo(folder, "02"))
+    photos = (_named(folder, "01"), _named(folder, "02"))
     return ImagePair(name, photos, correspondences=_correspondences(folder / "corrs.txt"))
 
 
-def _photo(folder: Path, stem: str) -> Path:
-    found = find_photos(folder, stem)
-    if len(found) != 1:
-        raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} named {stem}", _LAYOUT)
-    return found[0]
+def _named(folder: Path, stem: str) -> Path:
+    return find_photo(folder, [stem], f"named {stem}", _LAYOUT)
 
 
 def _correspondences(path: Path) -> Float64:

@@ -9,7 +9,7 @@ DATASET/queries/NAME.jpg       crop of a query's box; only needed if its photo i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -69,7 +69,7 @@ class LandmarkSet:
     def without(self, unreadable: Collection[str]) -> LandmarkSet:
         """Returns the set without unreadable photos, which are given by their names in the folder."""
         photos = {stem: name for stem, name in self.photos.items() if name not in unreadable}
-        return LandmarkSet(self.name, self.truth, self.images, photos, self.others, self.crops)
+        return replace(self, photos=photos)
 
     def questions(self) -> tuple[list[Question], dict[str, str]]:
         """Returns the possible queries, and for the others the reason why not, by the query's name."""

@@ -7,7 +7,7 @@ Two data sets have this layout. One is Mikolajczyk et al., A comparison of affin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +25,16 @@ _LAYOUT = "A sequence has photos 1 to 6 (or img1 to img6) and homographies H_1_2
 
 
 @dataclass(frozen=True, eq=False)
-class HomographySequence:
-    """Six photos of a plane, or six photos from one position.
+class PhotoGroup:
+    """Photos of one subject.
 
     Attributes:
-        name: name of the folder.
-        photos: paths of the six photos.
-        homographies: (5, 3, 3) homographies from pixels of the first photo to pixels of each other photo. The centre of
-            the top-left pixel is at (0, 0).
+        name: name of the group in its data set.
+        photos: paths of the photos.
     """
 
     name: str
     photos: tuple[Path, ...]
-    homographies: Float64
 
     def read(self) -> Iterator[Grey]:
         """Yields the photos one by one, (H, W) uint8.
@@ -46,6 +43,18 @@ class HomographySequence:
             HardnetSfmError: a photo is damaged.
         """
         return (read_photo(path).grey for path in self.photos)
+
+
+@dataclass(frozen=True, eq=False)
+class HomographySequence(PhotoGroup):
+    """Six photos of a plane, or six photos from one position.
+
+    Attributes:
+        homographies: (5, 3, 3) homographies from pixels of the first photo to pixels of each other photo. The centre of
+            the top-left pixel is at (0, 0).
+    """
+
+    homographies: Float64
 
 
 def read_sequences(folder: Path) -> tuple[list[HomographySequence], LeftOut]:
@@ -61,30 +70,36 @@ def read_sequences(folder: Path) -> tuple[list[HomographySequence], LeftOut]:
     if not folder.is_dir():
         raise HardnetSfmError(f"no such folder: {folder}", _LAYOUT)
     inside = [path for path in find_files(folder, "*") if path.is_dir()]
-    folders = inside if inside and not _photos(folder, 1) else [folder]
+    folders = inside if inside and not _find_photos(folder, _stems(1)) else [folder]
     return read_parts(((path.name, path) for path in folders), _read_sequence)
 
 
 def _read_sequence(folder: Path) -> HomographySequence:
-    photos = tuple(_photo(folder, number) for number in range(1, PHOTOS + 1))
+    photos = tuple(
+        find_photo(folder, _stems(number), f"with number {number}", _LAYOUT) for number in range(1, PHOTOS + 1)
+    )
     homographies = np.array([_homography(folder, number) for number in range(2, PHOTOS + 1)])
     return HomographySequence(folder.resolve().name, photos, homographies)
 
 
-def find_photos(folder: Path, *stems: str) -> list[Path]:
-    """Lists the photos of a folder that have one of the given names before the suffix."""
+def find_photo(folder: Path, stems: Collection[str], which: str, layout: str) -> Path:
+    """Finds the only photo of a folder that has one of the given names before the suffix.
+
+    Raises:
+        HardnetSfmError: there is none, or there are several. The message says `which`, the hint is the `layout`.
+    """
+    found = _find_photos(folder, stems)
+    if len(found) != 1:
+        raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} {which}", layout)
+    return found[0]
+
+
+def _find_photos(folder: Path, stems: Collection[str]) -> list[Path]:
     return [path for path in find_files(folder, "*") if path.stem in stems and path.suffix.lower() in EXTENSIONS]
 
 
-def _photos(folder: Path, number: int) -> list[Path]:
-    return find_photos(folder, str(number), f"img{number}")
-
-
-def _photo(folder: Path, number: int) -> Path:
-    found = _photos(folder, number)
-    if len(found) != 1:
-        raise HardnetSfmError(f"{folder}: {'several photos' if found else 'no photo'} with number {number}", _LAYOUT)
-    return found[0]
+def _stems(number: int) -> tuple[str, str]:
+    return str(number), f"img{number}"
 
 
 def _homography(folder: Path, number: int) -> Float64:
