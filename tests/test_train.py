@@ -110,6 +110,18 @@ class TestAugmentation:
         assert 0.015 < noisy.flatten(1).std(1).max() < 0.022
         assert noisy.flatten(1).std(1).min() < 0.003
 
+    def test_relit_patches_are_exposed_and_partly_shaded(self) -> None:
+        """On a flat patch, one side of the edge keeps the exposure, and the other loses 20 to 80 % of it."""
+        flat = torch.full((400, PATCH_SIZE, PATCH_SIZE), 51, dtype=torch.uint8)
+        torch.manual_seed(0)
+        relit = augment_pairs(flat, flat, 32, AugmentOptions(False, 0, 0, 0, 0, 0, relight=0.5))[0]
+        lit, shaded = relit.flatten(1).amax(1), relit.flatten(1).amin(1)
+        changed = (lit - shaded) > 1e-4
+        assert 0.42 < changed.float().mean() < 0.58
+        exposures = lit[changed] / 0.2
+        assert 2**-1.5 - 1e-3 <= exposures.min() < 0.45 and 2 < exposures.max() <= 2**1.5 + 1e-3
+        assert 0.19 <= (shaded / lit)[changed].min() < 0.3
+
 
 def make_module(loss: str, norm_batch: int | None) -> NetworkTraining:
     """In training, without dropout, of nothing to train on."""
