@@ -30,7 +30,7 @@ class TrainOptions:
     """How a network is learned."""
 
     network: str = "hardnet"
-    """Network to learn: hardnet, l2net, l2net-cs, convexopt, tfeat, deepdesc, matchnet, deepcompare-2ch,
+    """Network to learn: hardnet, hardnet-fast, l2net, l2net-cs, convexopt, tfeat, deepdesc, matchnet, deepcompare-2ch,
     deepcompare-2ch2stream, deepcompare-siam, deepcompare-pseudo-siam, deepcompare-siam2stream, deepcompare-siam-l2 or
     deepcompare-siam2stream-l2; see `hardnet_sfm.networks.architectures`."""
     minutes: float | None = None
