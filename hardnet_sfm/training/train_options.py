@@ -9,6 +9,7 @@ from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.sampling import SamplingOptions
 
 _SEEDS = 2**40  # limit on the run's seed; the seed of a step derives from it and must fit torch's 64 bits
+_MINUTES = 60.0  # length of a run without --minutes and --steps
 # Options of gradient descent. A network that is trained in another way does not use them.
 _OF_DESCENT = (
     "minutes",
@@ -83,6 +84,12 @@ class TrainOptions:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be from 0 to below 1")
 
+    def spent(self, seconds: float, steps: int) -> float:
+        """Returns the share of the budget that a run has spent, from 0 to 1. It ends at the limit that comes first."""
+        of_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
+        of_steps = steps / self.steps if self.steps is not None else 0.0
+        return min(1.0, max(of_time, of_steps))
+
     def completed(self) -> TrainOptions:
         """Fills in the defaults of the network for all options that are not set.
 
@@ -114,6 +121,7 @@ class TrainOptions:
             raise UsageError(f"--norm-batch has no effect: {network.name} has no batch normalisation")
         return replace(
             self,
+            minutes=_MINUTES if self.minutes is None and self.steps is None else self.minutes,
             loss=loss,
             learning_rate=self.learning_rate or network.learning_rate,
             dropout=network.dropout if self.dropout is None else self.dropout,
