@@ -23,7 +23,7 @@ from hardnet_sfm.files.weight_files import write_weights
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.network_weights import Weights
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LearnerOptions
-from hardnet_sfm.networks.loading import load_into
+from hardnet_sfm.networks.loading import load_into, load_network
 from hardnet_sfm.progress import console, progress
 from hardnet_sfm.training.descent import Descent
 from hardnet_sfm.training.processes import rank, run_on_devices
@@ -68,6 +68,7 @@ class TrainingRun:
         sampler: source of the training batches.
         held_out: validation batches, or None.
         start: initial weights, or None.
+        teacher: weights of the network to imitate, or None.
         recipe: fingerprint of everything that must stay the same when the run is resumed.
         facts: metadata for the weights file.
         device: "cpu" or "cuda".
@@ -79,6 +80,7 @@ class TrainingRun:
     sampler: Sampler
     held_out: HeldOutBatches | None
     start: Weights | None
+    teacher: Weights | None
     recipe: str
     facts: dict[str, str]
     device: str
@@ -109,7 +111,9 @@ def descend(run: TrainingRun, follow: Callable[[], TrainResult]) -> TrainResult:
     """
     leads, options = rank() == 0, run.options
     torch.set_num_threads(max(1, run.threads // options.devices))
-    training = Descent(ARCHITECTURES.find(options.network), options, run.sampler, run.held_out, run.device)
+    teacher = load_network(run.teacher.path) if run.teacher is not None else None
+    network = ARCHITECTURES.find(options.network)
+    training = Descent(network, options, run.sampler, run.held_out, run.device, teacher)
     if run.start is not None:
         load_into(training.network, run.start, options.network)
     with locked(run.folder) if leads else nullcontext():
@@ -121,7 +125,7 @@ def descend(run: TrainingRun, follow: Callable[[], TrainResult]) -> TrainResult:
             measures = _lead(training, run) if leads else _follow(training)
         result = TrainResult(training.step, training.seconds / 60, measures)
         if leads:
-            write_weights(run.output, training.network.state_dict(), run.facts | result.metadata)
+            write_weights(run.output, training.learned.state_dict(), run.facts | result.metadata)
             run.checkpoint.unlink(missing_ok=True)
     return result
 

@@ -137,7 +137,7 @@ def test_measures_of_validation_are_those_of_a_loop(name: str) -> None:
     module = Descent(architecture, TrainOptions(network=name).completed(), cast(Sampler, None), None, "cpu")
     module.network.eval()
     with torch.inference_mode():
-        measured = module.measure(Batch(**{name: tensor.numpy() for name, tensor in batch.items()}))
+        measured = module.measure(module.network, Batch(**{name: tensor.numpy() for name, tensor in batch.items()}))
         shrink = 64 // architecture.patch_size
         sides = [F.avg_pool2d(batch[side][:, None].float() / 255, shrink) for side in ("anchors", "positives")]
         distances, same, doubt, right = [], [], [], []

@@ -16,7 +16,7 @@ from hardnet_sfm.files.weight_files import load_tensors
 from hardnet_sfm.files.workspace import replacing
 
 _ANOTHER = "To start a new run, choose another --output or move the folder away."
-_PARTS = {"step", "seconds", "network", "optimizer", "recipe"}
+_PARTS = {"step", "seconds", "network", "optimizer", "average", "recipe"}
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any], recipe: str) -> None:

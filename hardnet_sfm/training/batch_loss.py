@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from hardnet_sfm.networks.architectures import Architecture
 from hardnet_sfm.training.augment import augment_pairs
+from hardnet_sfm.training.distillation import Teacher, distance_to_teacher
 from hardnet_sfm.training.losses import LOSSES
-from hardnet_sfm.training.objectives import TrainingBatch
+from hardnet_sfm.training.objectives import TrainingBatch, scale_as_used
 from hardnet_sfm.training.train_options import TrainOptions
 
 
@@ -21,6 +22,8 @@ class BatchLoss(nn.Module):
         architecture: network to train. It starts from random orthogonal weights, which the seed determines.
         options: complete options, see `TrainOptions.completed`. Batch normalisation uses the statistics of all patches
             if `norm_batch` is None.
+        teacher: network whose descriptors to imitate, or None. `distil` times the squared distance to its descriptors
+            is added to the loss.
 
     Attributes:
         architecture: the same.
@@ -28,9 +31,10 @@ class BatchLoss(nn.Module):
         objective: the entry of the registry for `--loss`.
     """
 
-    def __init__(self, architecture: Architecture, options: TrainOptions) -> None:
+    def __init__(self, architecture: Architecture, options: TrainOptions, teacher: Teacher | None = None) -> None:
         super().__init__()
         assert options.loss is not None
+        self._teacher = teacher
         self.architecture, self._options, self.objective = architecture, options, LOSSES.find(options.loss)
         torch.manual_seed(options.seed)
         self.network = architecture.build(options.dropout)
@@ -51,8 +55,20 @@ class BatchLoss(nn.Module):
         """Augments the patches of a batch and computes its loss."""
         size = self.architecture.patch_size
         anchors, positives = augment_pairs(batch["anchors"], batch["positives"], size, self._options.augment)
-        paired = TrainingBatch(anchors, positives, batch["allowed"])
-        return self.objective.loss(self.network, self.architecture, self.describe, paired)
+        paired, described = TrainingBatch(anchors, positives, batch["allowed"]), list[Tensor]()
+
+        def describe(patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+            found = self.describe(patches)
+            described.append(found[0])
+            return found
+
+        loss = self.objective.loss(self.network, self.architecture, describe, paired)
+        if self._teacher is None:
+            return loss
+        # An objective describes the anchors first, then the positives.
+        ours = scale_as_used(torch.cat(described).float(), self.architecture)
+        taught = self._teacher(torch.cat([anchors, positives]))
+        return loss + self._options.distil * distance_to_teacher(ours, taught)
 
     def describe(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns (B, D) descriptors, and the (B, K) outputs of the watched layers if there are any.

@@ -22,6 +22,9 @@ _OF_DESCENT = (
     "devices",
     "validate_every",
     "init",
+    "average",
+    "teacher",
+    "distil",
     "augment",
 )
 
@@ -66,6 +69,13 @@ class TrainOptions:
     """Resume an unfinished run from its checkpoint next to the output."""
     init: str | None = None
     """Weights to start from: a file, or the name of shipped weights. Default: random orthogonal weights."""
+    average: float = 0.0
+    """Average the weights over this last share of the training, such as 0.3. These weights are validated and written. 0
+    switches this off."""
+    teacher: str | None = None
+    """Weights of a network whose descriptors the trained network imitates: a file, or the name of shipped weights."""
+    distil: float = 1.0
+    """Weight of the squared distance to the descriptors of --teacher. It is added to the loss."""
     seed: int = 0
     """Random seed for everything in training."""
     licence: str = "not stated"
@@ -77,10 +87,14 @@ class TrainOptions:
         """Raises UsageError if a value is invalid."""
         self.sampling.check()
         self.augment.check()
-        check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0)
+        check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0, distil=0)
         check_least(self, weight_decay=0, norm_batch=2, seed=0)
         if self.seed >= _SEEDS:
             raise UsageError(f"--seed must be below {_SEEDS}")
+        if not 0 <= self.average <= 1:
+            raise UsageError("--average must be from 0 to 1")
+        if self.teacher is None and self.distil != TrainOptions().distil:
+            raise UsageError("--distil has no effect without --teacher")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be from 0 to below 1")
 

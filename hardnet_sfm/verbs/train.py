@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.training_run import TrainResult
 
 # Options that may change when a run is resumed. They are not part of the recipe of a run.
-_CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
+_CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "teacher", "licence")
+_LATER = ("network", "average", "distil")  # options that the first version did not have
 
 
 def train(
@@ -82,14 +83,15 @@ def train(
         errors.print(f"[yellow]validation:[/] {escape(line)}")
     shares = _check_shares(shares, sets)
     start = read_weights(find_weights(options.init)) if options.init is not None else None
-    recipe = _recipe(sets, shares, options, start, learner_options)
+    teacher = _read_teacher(options, sets[0].measurement_size)
+    recipe = _recipe(sets, shares, options, start, teacher, learner_options)
     fingerprint = _fingerprint(recipe, options, held_out)
     if (made := _made_before(output, fingerprint, overwrite)) is not None:
         return made
-    facts = record_origin(sets, options, fingerprint, start)
+    facts = record_origin(sets, options, fingerprint, start, teacher)
     sampler = Sampler(sets, shares, options.sampling, options.seed)
     watched = HeldOutBatches(held_out) if held_out else None
-    run = TrainingRun(output, options, sampler, watched, start, recipe, facts, device, resources.threads)
+    run = TrainingRun(output, options, sampler, watched, start, teacher, recipe, facts, device, resources.threads)
     if learner_options is not None:
         return learn(run, learner_options)
     follow = partial(train, patches, output, options, resources, validation=validation, shares=shares, overwrite=True)
@@ -189,16 +191,33 @@ def _recipe(
     shares: Sequence[float],
     options: TrainOptions,
     start: Weights | None,
+    teacher: Weights | None,
     learner_options: LearnerOptions | None,
 ) -> str:
     """Returns the fingerprint of everything that must stay the same when a run is resumed."""
     data = [of.identity() for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
-    if options.network == "hardnet":
-        del kept["network"]  # older runs, made before the option existed, trained hardnet and must still resume
+    # Weights that were made before an option existed stay up to date.
+    kept = {name: value for name, value in kept.items() if name not in _LATER or value != getattr(TrainOptions(), name)}
+    if teacher is not None:
+        kept["teacher"] = teacher.sha256
     if learner_options is not None:
         kept["learner"] = asdict(learner_options)
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
+
+
+def _read_teacher(options: TrainOptions, measurement_size: float) -> Weights | None:
+    """Reads the weights of the teacher; raises UsageError or HardnetSfmError if the network cannot imitate it."""
+    if options.teacher is None:
+        return None
+    from hardnet_sfm.files.weight_files import find_weights, read_weights
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
+    from hardnet_sfm.networks.loading import load_network
+    from hardnet_sfm.training.distillation import check_teacher
+
+    path = find_weights(options.teacher)
+    check_teacher(load_network(path), options.teacher, ARCHITECTURES[options.network], measurement_size)
+    return read_weights(path)
 
 
 def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:
