@@ -20,9 +20,21 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 
 def record_origin(
-    sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
+    sets: Sequence[PatchSet],
+    options: TrainOptions,
+    fingerprint: str,
+    start: Weights | None = None,
+    teacher: Weights | None = None,
 ) -> dict[str, str]:
-    """Collects the metadata of a weights file about its origin, including the origin of its initial weights."""
+    """Collects the metadata of a weights file about its origin, and the origin of its initial weights and its teacher.
+
+    Args:
+        sets: patch sets that are trained on.
+        options: complete options.
+        fingerprint: fingerprint of the run.
+        start: initial weights, or None.
+        teacher: weights of the network to imitate, or None.
+    """
     from hardnet_sfm.network_weights import recommended_ratio
     from hardnet_sfm.networks.architectures import ARCHITECTURES
 
@@ -40,8 +52,9 @@ def record_origin(
     }
     if architecture.metric == "l2":
         facts["max_ratio"] = str(LOWES_RATIO if start is None else recommended_ratio(start))
-    if start is not None:
-        facts["init"] = json.dumps({"file": start.path.name, "sha256": start.sha256, **_history(start)})
+    for name, weights in (("init", start), ("teacher", teacher)):
+        if weights is not None:
+            facts[name] = json.dumps({"file": weights.path.name, "sha256": weights.sha256, **_history(weights)})
     return {name: value for name, value in facts.items() if value}
 
 
@@ -51,7 +64,7 @@ def _history(weights: Weights) -> dict[str, Any]:
     JSON values are unpacked. Otherwise each generation of weights would escape the quotes of the previous one again.
     """
     found: dict[str, Any] = {}
-    for name in ("data", "source", "init"):
+    for name in ("data", "source", "init", "teacher"):
         if name in weights.metadata:
             try:
                 found[name] = json.loads(weights.metadata[name])
