@@ -43,7 +43,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for seed in range(20):
             network(halved(random_patches(32, seed)))
-    write_weights(path, network.state_dict(), ARCHITECTURES["hardnet"].metadata() | {"data": '["sfm a.h5"]'})
+    facts = {"data": '["sfm a.h5"]', "max_ratio": "0.85"}
+    write_weights(path, network.state_dict(), ARCHITECTURES["hardnet"].metadata() | facts)
     return path
 
 
@@ -133,6 +134,7 @@ def test_the_teacher_is_part_of_the_recipe_and_of_the_metadata(patches: Path, te
     known = json.loads(read_weights(output).metadata["teacher"])
     sha256 = read_weights(teacher).sha256
     assert known == {"file": "teacher.safetensors", "sha256": sha256, "data": ["sfm a.h5"]}
+    assert read_weights(output).metadata["max_ratio"] == "0.85"
     other.write_bytes(teacher.read_bytes())  # the same teacher by another name
     assert not train([patches], output, replace(options, teacher=str(other)), CPU).computed
     weights = read_weights(teacher)

@@ -51,7 +51,8 @@ def record_origin(
         "options": json.dumps(asdict(options), default=str),
     }
     if architecture.metric == "l2":
-        facts["max_ratio"] = str(LOWES_RATIO if start is None else recommended_ratio(start))
+        ratios = [recommended_ratio(weights) for weights in (teacher, start) if weights is not None]
+        facts["max_ratio"] = str(next(iter(ratios), LOWES_RATIO))
     for name, weights in (("init", start), ("teacher", teacher)):
         if weights is not None:
             facts[name] = json.dumps({"file": weights.path.name, "sha256": weights.sha256, **_history(weights)})
