@@ -47,6 +47,8 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that two processes made without interruption."""
     output = tmp_path_factory.mktemp("trained") / "two.safetensors"
+    import torch._inductor.config  # sets its own variable
+
     before = dict(os.environ)
     report = train([patches], output, TWO, CPU, validation=[patches])
     assert report.steps == 4

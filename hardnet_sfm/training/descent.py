@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from hardnet_sfm.errors import HardnetSfmError
@@ -20,7 +19,7 @@ from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.training.batch_loss import BatchLoss
 from hardnet_sfm.training.batches import feed
 from hardnet_sfm.training.distillation import Teacher
-from hardnet_sfm.training.processes import count, largest_of, mean_of, rank, share_from_first
+from hardnet_sfm.training.processes import average_over_devices, count, largest_of, rank, share_from_first
 from hardnet_sfm.training.sampling import Batch, Sampler
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.training.validation import HeldOutBatches
@@ -76,12 +75,12 @@ class Descent:
         # Half precision of a GPU has too small a range for gradients; bfloat16 has that of float32.
         self._type = torch.float32 if fast_type(device) == torch.float32 else torch.bfloat16
         own_groups = replace(options, norm_batch=options.norm_batch or NORM_BATCH[device])
-        self._loss = BatchLoss(architecture, own_groups, teacher and Teacher(teacher, device)).to(self._device)
+        self._loss = BatchLoss(architecture, own_groups, Teacher(teacher, device) if teacher else None).to(self._device)
         self.network = self._loss.network
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), options.learning_rate, weight_decay=options.weight_decay
         )
-        self._average = None
+        self._average: AveragedModel | None = None
         if options.average:
             mean = AveragedModel(architecture.build(options.dropout), avg_fn=_running_mean, use_buffers=True)
             self._average = mean.to(self._device)
@@ -95,8 +94,8 @@ class Descent:
     @property
     def learned(self) -> nn.Module:
         """The network as it is validated and written: with averaged weights as soon as there are some."""
-        averaged = self._average is not None and self._average.n_averaged > 0
-        return self._average.module if averaged else self.network
+        average = self._average
+        return average.module if average is not None and average.n_averaged > 0 else self.network
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Trains until the budget is spent.
@@ -106,9 +105,7 @@ class Descent:
         Raises:
             HardnetSfmError: the loss is not a finite number.
         """
-        loss_of: nn.Module = self._loss.train()
-        if count() > 1:
-            loss_of = DistributedDataParallel(self._loss)
+        self._loss.train()
         batches = feed(self._sampler, self.step * count() + rank(), count(), self._device)
         while self.spent < 1 and not self.stopped:
             began = time.monotonic()
@@ -116,13 +113,15 @@ class Descent:
             rate = self._set_learning_rate()
             batch = next(batches)
             with self._reduced_precision():
-                loss = loss_of(batch)
+                loss = self._loss(batch)
             self._optimizer.zero_grad()
             loss.backward()
+            mean = loss.detach().clone()
+            gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+            average_over_devices([mean, *gradients])
             # If the loss of one device is not finite, the mean is not finite either, so all stop together.
-            mean = mean_of(loss.detach().clone()).item()
-            if not np.isfinite(mean):
-                raise HardnetSfmError(f"the loss is {mean} at step {self.step}", self._go_back())
+            if not torch.isfinite(mean):
+                raise HardnetSfmError(f"the loss is {mean.item()} at step {self.step}", self._go_back())
             self._optimizer.step()
             self.step += 1
             # All devices must use the same learning rate and end with the same step, so all count the slowest one's
@@ -132,7 +131,7 @@ class Descent:
             self.stopped = asked > 0
             if self._average is not None and self.spent > 1 - self._options.average + _ROUNDING:
                 self._average.update_parameters(self.network)
-            yield {"loss": mean, "learning rate": rate}
+            yield {"loss": mean.item(), "learning rate": rate}
             due = self._held_out is not None and self.step % self._options.validate_every == 0
             if due and self.spent < 1 and not self.stopped:
                 yield self.validate()
@@ -166,7 +165,8 @@ class Descent:
         self.network.train()
         self.network.train()
         total = torch.tensor([sum(measures[name] for measures in found) for name in MEASURES], device=self._device)
-        return dict(zip(MEASURES, (mean_of(total) * count() / self._held_out.count).tolist(), strict=True))
+        average_over_devices([total])
+        return dict(zip(MEASURES, (total * count() / self._held_out.count).tolist(), strict=True))
 
     def measure(self, network: nn.Module, batch: Batch) -> dict[str, float]:
         """Measures a network of this architecture on one batch, see `Objective.measures`."""
@@ -208,6 +208,6 @@ class Descent:
         return f"Check the initial weights {self._options.init}: they may be damaged. If they are sound: {_GO_BACK}"
 
 
-def _running_mean(mean: Tensor, value: Tensor, count: Tensor) -> Tensor:
+def _running_mean(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
     """Updates the mean of `count` values by one more. Counters of batches, which are whole numbers, are just copied."""
     return mean + (value - mean) / (count + 1) if mean.is_floating_point() else value

@@ -30,7 +30,7 @@ class Teacher:
         network = loaded.network.eval()
         # Batch normalisation is folded into the convolutions.
         network = network.fused() if loaded.architecture.normalised else network  # type: ignore[operator]
-        self._network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        self._network = network.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore
         self._type = fast_type(device) if loaded.architecture.reduced_precision else torch.float32
         self._batch = _BATCH[device]
 
@@ -38,7 +38,7 @@ class Teacher:
     def __call__(self, patches: Tensor) -> Tensor:
         """Maps (B, 1, S, S) patches to (B, D) float32 descriptors of unit length."""
         with in_type(patches.device, self._type):
-            described = torch.cat([self._network(part) for part in patches.split(self._batch)])
+            described = torch.cat([self._network(part) for part in torch.split(patches, self._batch)])
         return scale_as_used(described.float(), self._architecture)
 
 

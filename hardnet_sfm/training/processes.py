@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     import torch
     from torch import Tensor
 
+_ENDED = "its process ended; its output is above"
 _PATIENCE = 30.0  # seconds that the other processes have to end after device 0 has ended
 # Signal that interrupts device 0. A program that a shell started in the background ignores SIGINT, so that signal
 # serves only on Windows, which has no SIGUSR2.
@@ -43,14 +44,17 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def mean_of(values: Tensor) -> Tensor:
-    """Averages a tensor over the devices, in place."""
-    from torch import distributed
+def average_over_devices(tensors: Sequence[Tensor]) -> None:
+    """Replaces tensors by their means over the devices. They cross in one message."""
+    import torch
 
-    if count() > 1:
-        distributed.all_reduce(values)
-        values /= count()
-    return values
+    if count() == 1:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    means = torch.split(flat / count(), [tensor.numel() for tensor in tensors])
+    for tensor, mean in zip(tensors, means, strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def largest_of(values: Sequence[float], device: torch.device) -> list[float]:
@@ -106,6 +110,8 @@ def run_on_devices(devices: int, device: str, target: Callable[..., object], *ar
                 process.start()
                 says.close()
                 others.append((process, said))
+            for number, (_, said) in enumerate(others, 1):
+                _await_start(number, said)
             Thread(target=_watch, args=([said for _, said in others], failures, failed, over), daemon=True).start()
             _meet(meeting, 0, devices, device)
             yield
@@ -131,6 +137,14 @@ def run_on_devices(devices: int, device: str, target: Callable[..., object], *ar
             _part()
 
 
+def _await_start(number: int, said: Connection) -> None:
+    """Waits until another process is about to meet this one. Python can interrupt this, but not the meeting itself."""
+    try:
+        said.recv()
+    except EOFError as error:
+        raise HardnetSfmError(f"device {number}: {_ENDED}", "Use one device if the other is at fault.") from error
+
+
 def _meet(meeting: str, number: int, devices: int, device: str) -> None:
     """Connects this process, device `number`, with the others. They meet at the address of a file."""
     import torch
@@ -139,6 +153,7 @@ def _meet(meeting: str, number: int, devices: int, device: str) -> None:
         torch.cuda.set_device(number)
     backend = "nccl" if device == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, init_method=meeting, rank=number, world_size=devices)
+    torch.distributed.barrier()  # a process that failed before all are connected would make the others wait for ever
 
 
 def _part() -> None:
@@ -161,6 +176,7 @@ def _join(
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interrupt, signal.SIG_IGN)  # device 0 handles them and ends the others
     Thread(target=_end_with_parent, daemon=True).start()
+    says.send("started")
     try:
         _meet(meeting, number, devices, device)
         with suppress(KeyboardInterrupt):  # all stopped after the same batch; device 0 reports it
@@ -188,7 +204,7 @@ def _watch(pipes: list[Connection], failures: list[str], failed: Event, over: Ev
             try:
                 said = pipe.recv()
             except EOFError:
-                said = "its process ended; its output is above"
+                said = _ENDED
             if said and not over.is_set():
                 failures.append(f"device {number}: {said}")
                 failed.set()
