@@ -163,7 +163,6 @@ class Descent:
                 self.measure(learned, self._held_out(number)) for number in range(rank(), self._held_out.count, count())
             ]
         self.network.train()
-        self.network.train()
         total = torch.tensor([sum(measures[name] for measures in found) for name in MEASURES], device=self._device)
         average_over_devices([total])
         return dict(zip(MEASURES, (total * count() / self._held_out.count).tolist(), strict=True))
