@@ -49,7 +49,7 @@ VERBS: dict[str, dict[str, str]] = {
     "learn": {
         "mine": "Cut training patches from a model and its photos.",
         "warp": "Make training patches from photos alone, by warping them.",
-        "train": "Learn a network from patches (needs hardnet-sfm[train]).",
+        "train": "Learn a network from patches.",
         "weights": "List, show, verify or convert weights.",
     },
     "look": {

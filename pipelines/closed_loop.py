@@ -40,7 +40,7 @@ from hardnet_sfm.verbs.match import MatchOptions
 from hardnet_sfm.verbs.mine import mine
 from hardnet_sfm.verbs.pair import PairOptions
 from hardnet_sfm.verbs.reconstruct import reconstruct
-from hardnet_sfm.verbs.train import check_installed, train
+from hardnet_sfm.verbs.train import train
 
 said = Console(highlight=False)
 
@@ -68,7 +68,6 @@ class Options:
 
 def check(options: Options) -> None:
     """Raises HardnetSfmError where training, which comes late, would; or where what it makes cannot describe photos."""
-    check_installed()
     options.train.check()
     network = ARCHITECTURES.find(options.train.completed().network)
     if network.metric != "l2":

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from test_train import write_noisy_patches
 
+from hardnet_sfm import training_run
 from hardnet_sfm.errors import UsageError
 from hardnet_sfm.evaluation.scores import Measure
 from hardnet_sfm.features.descriptors import Descriptor, UnitLength, make_descriptor
@@ -31,7 +32,7 @@ from hardnet_sfm.measures import fpr95
 from hardnet_sfm.networks.architectures import ARCHITECTURES, LoadedNetwork
 from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.resources import Resources
-from hardnet_sfm.training import fitting, losses
+from hardnet_sfm.training import losses
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
@@ -189,13 +190,13 @@ class TestCompare:
         self, patches: Path, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trained: list[int] = []
-        fit = fitting.fit
+        descend = training_run.descend
 
-        def counted(*args: Any) -> dict[str, float]:
+        def counted(*args: Any) -> training_run.TrainResult:
             trained.append(1)
-            return fit(*args)
+            return descend(*args)
 
-        monkeypatch.setattr(fitting, "fit", counted)
+        monkeypatch.setattr(training_run, "descend", counted)
         first = compare("losses", {"a": SMALL}, options_for(patches, hard, tmp_path, (0,)))
         assert len(trained) == 1
         both = compare("losses", {"a": SMALL}, options_for(patches, hard, tmp_path, (0, 1)))

@@ -25,7 +25,7 @@ FLOORS = (
     ("verbs",),
     # It describes, matches and searches in order to measure, so it stands on the wings.
     ("evaluation",),
-    ("competitors", "pair_matching", "photo_index", "view_synthesis"),
+    ("competitors", "pair_matching", "photo_index", "training_run", "view_synthesis"),
     ("orientation", "reconstruction"),
     ("index_folder",),
     WINGS,

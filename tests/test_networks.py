@@ -52,6 +52,7 @@ STREAM_OF_TWO = conv(2, 96, 5) + conv(96, 96, 3) + conv(96, 192, 3) + conv(192, 
 PARAMETERS = {
     "hardnet": HARDNET,
     "l2net": HARDNET,
+    "hardnet-fast": 4 * 4 * 32 + 3 * 3 * (32 * 64 + 3 * 64 * 64) + 8 * 8 * 64 * 128,
     "l2net-cs": 2 * HARDNET,
     "convexopt": 80 * 4 + 128 * 8 * 80,
     "tfeat": conv(1, 32, 7) + conv(32, 64, 6) + linear(64 * 8 * 8, 128),

@@ -22,7 +22,8 @@ from hardnet_sfm.networks.device import fast_type
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
-from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan
+from hardnet_sfm.training.batch_loss import BatchLoss
+from hardnet_sfm.training.batches import Batches
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.processes import rank, run_on_devices
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
@@ -46,6 +47,8 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that two processes made without interruption."""
     output = tmp_path_factory.mktemp("trained") / "two.safetensors"
+    import torch._inductor.config  # sets its own variable
+
     before = dict(os.environ)
     report = train([patches], output, TWO, CPU, validation=[patches])
     assert report.steps == 4
@@ -58,18 +61,16 @@ def trained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_hand(patches: Path, options: TrainOptions) -> dict[str, torch.Tensor]:
     """Both devices' steps one after the other, their gradients averaged."""
     sampler = Sampler([read_patches(patches)], [1.0], options.sampling, options.seed)
-    options = options.completed()
-    budget = Budget(None, options.steps)
-    plan = TrainingPlan(options.loss, options.augment, budget, 1, options.weight_decay, options.dropout, 256)
-    modules = [NetworkTraining(ARCHITECTURES["hardnet"], sampler, None, plan).train() for _ in range(2)]
-    optimizer = modules[0].configure_optimizers()
+    options = replace(options.completed(), norm_batch=256)
+    modules = [BatchLoss(ARCHITECTURES["hardnet"], options).train() for _ in range(2)]
+    optimizer = torch.optim.AdamW(modules[0].parameters(), 1, weight_decay=options.weight_decay)
     batches = iter(Batches(sampler, 0, 1))
     for step in range(options.steps):
         modules[1].load_state_dict(modules[0].state_dict())
         for number, module in enumerate(modules):
             torch.manual_seed(options.seed * 1_000_003 + 2 * step + number)
             with torch.autocast("cpu", torch.bfloat16, enabled=fast_type("cpu") == torch.bfloat16):
-                loss = module.loss_of(next(batches))
+                loss = module(next(batches))
             module.zero_grad()
             loss.backward()
         for mine, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
@@ -158,17 +159,17 @@ def _fails(how: str) -> None:
         raise HardnetSfmError("out of luck")
     if how == "dies":
         os._exit(9)
-    assert rank() == 1 and os.environ["MASTER_PORT"]
+    assert rank() == 1 and torch.distributed.get_world_size() == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "message"), [("says why", "device 1: out of luck"), ("dies", "device 1: its process")])
 def test_a_device_that_fails_stops_the_first_one(how: str, message: str) -> None:
-    with pytest.raises(HardnetSfmError, match=message), run_on_devices(2, 1, _fails, how):
+    with pytest.raises(HardnetSfmError, match=message), run_on_devices(2, "cpu", _fails, how):
         time.sleep(60)
-    with run_on_devices(2, 1, _fails, "not"):
-        assert rank() == 0 and os.environ["LOCAL_RANK"] == "0"
-    assert "LOCAL_RANK" not in os.environ
+    with run_on_devices(2, "cpu", _fails, "not"):
+        assert rank() == 0 and torch.distributed.get_world_size() == 2
+    assert rank() == 0 and not torch.distributed.is_initialized()
 
 
 def test_as_many_devices_as_there_are(patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

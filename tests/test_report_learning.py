@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import closing
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_report import data_of
 from test_report_retrieval import decoded, photo
 
@@ -17,7 +20,7 @@ from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.landmarks import ORIGINAL, Relevance, score_ranking
 from hardnet_sfm.evaluation.tables import Cell, LandmarkTable
 from hardnet_sfm.files.patch_sets import PatchSet, write_patches
-from hardnet_sfm.files.training_curves import read_curves
+from hardnet_sfm.files.training_curves import CurveWriter, read_curves
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.networks.hardnet import HardNet
 from hardnet_sfm.networks.loading import load_network
@@ -63,19 +66,33 @@ def patches(tmp_path: Path) -> Path:
 
 
 def test_curves_are_what_was_logged(tmp_path: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(tmp_path)) as writer:
+    with closing(CurveWriter(tmp_path / "curves.csv", 0)) as writer:
         for step in range(2000):
-            writer.add_scalar("loss", 1 / (step + 1), step)
-        writer.add_scalar("fpr95", 0.25, 1999)
-        writer.add_scalar("epoch", 3, 1999)
-    curves = read_curves(tmp_path)
+            writer.add(step + 1, {"loss": 1 / (step + 1)})
+        writer.add(2000, {"fpr95": 0.25, "map": math.nan})
+    curves = read_curves(tmp_path / "curves.csv")
     assert set(curves) == {"loss", "fpr95"}
     assert curves["fpr95"] == {"step": [2000], "value": [0.25]}
     steps = curves["loss"]["step"]
     assert len(steps) == 600 and steps[0] == 1 and steps[-1] == 2000
     np.testing.assert_allclose(curves["loss"]["value"], 1 / np.array(steps), rtol=1e-5)
+
+
+def test_curves_of_a_resumed_run_drop_what_it_repeats_and_a_row_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "curves.csv"
+    with closing(CurveWriter(path, 0)) as writer:
+        for step in (10, 20, 30):
+            writer.add(step, {"loss": step / 100, "learning rate": 1e-3})
+    path.write_text(path.read_text() + "40,0.4")
+    assert read_curves(path)["loss"]["step"] == [10, 20, 30]
+    with closing(CurveWriter(path, 20)) as writer:
+        writer.add(30, {"loss": 0.7})
+    assert read_curves(path)["loss"] == {"step": [10, 20, 30], "value": [0.1, 0.2, 0.7]}
+    events = EventAccumulator(str(tmp_path / "curves")).Reload()
+    assert [(one.step, round(one.value, 6)) for one in events.Scalars("loss")] == [(10, 0.1), (20, 0.2), (30, 0.7)]
+    path.write_text("photos,of\n1,2\n")
+    with pytest.raises(HardnetSfmError, match=r"curves\.csv: not a table of learning curves"):
+        read_curves(path)
 
 
 def test_hardest_patches_are_those_of_a_loop_over_all(weights: Path, patches: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
-from hardnet_sfm.training.module import Batches, Resident
+from hardnet_sfm.training.batches import Batches, Resident
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 
 OPTIONS = SamplingOptions(batch_size=64, same_photos=0.5, a_pair_of_photos=16, near=0.01, near_pixels=5)

@@ -15,25 +15,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import cast
 
 import cv2
 import numpy as np
 import pytest
-import pytorch_lightning as lightning
 import torch
 from processes import running
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-import hardnet_sfm.files.weight_files
-from hardnet_sfm import versions
+from hardnet_sfm import training_run, versions
 from hardnet_sfm.cli import main
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.datasets.brown import write_brown
 from hardnet_sfm.features.descriptors import make_descriptor
+from hardnet_sfm.files.checkpoints import write_checkpoint
 from hardnet_sfm.files.patch_sets import read_patches, write_patches
+from hardnet_sfm.files.training_curves import curves_file, read_curves
 from hardnet_sfm.files.weight_files import read_weights, write_weights
 from hardnet_sfm.files.workspace import locked
 from hardnet_sfm.literature.published_losses import l2net
@@ -42,8 +41,8 @@ from hardnet_sfm.patch_set import PATCH_SIZE, PatchSet
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.augment import AugmentOptions, augment_pairs
-from hardnet_sfm.training.callbacks import SafeCheckpoints
-from hardnet_sfm.training.module import Batches, Budget, NetworkTraining, TrainingPlan, make_loader
+from hardnet_sfm.training.batch_loss import BatchLoss
+from hardnet_sfm.training.batches import Batches, draw_batches
 from hardnet_sfm.training.objectives import DescriptorObjective
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
@@ -110,12 +109,23 @@ class TestAugmentation:
         assert 0.015 < noisy.flatten(1).std(1).max() < 0.022
         assert noisy.flatten(1).std(1).min() < 0.003
 
+    def test_relit_patches_are_exposed_and_partly_shaded(self) -> None:
+        """On a flat patch, one side of the edge keeps the exposure, and the other loses 20 to 80 % of it."""
+        flat = torch.full((400, PATCH_SIZE, PATCH_SIZE), 51, dtype=torch.uint8)
+        torch.manual_seed(0)
+        relit = augment_pairs(flat, flat, 32, AugmentOptions(False, 0, 0, 0, 0, 0, relight=0.5))[0]
+        lit, shaded = relit.flatten(1).amax(1), relit.flatten(1).amin(1)
+        changed = (lit - shaded) > 1e-4
+        assert 0.42 < changed.float().mean() < 0.58
+        exposures = lit[changed] / 0.2
+        assert 2**-1.5 - 1e-3 <= exposures.min() < 0.45 and 2 < exposures.max() <= 2**1.5 + 1e-3
+        assert 0.19 <= (shaded / lit)[changed].min() < 0.3
 
-def make_module(loss: str, norm_batch: int | None) -> NetworkTraining:
-    """In training, without dropout, of nothing to train on."""
-    nothing = cast(Sampler, None)
-    plan = TrainingPlan(loss, NONE, Budget(None, 1), 1e-3, dropout=0, norm_batch=norm_batch)
-    return NetworkTraining(ARCHITECTURES["hardnet"], nothing, None, plan).train()
+
+def make_module(loss: str, norm_batch: int | None) -> BatchLoss:
+    """In training, without dropout."""
+    options = TrainOptions(loss=loss, augment=NONE, dropout=0, norm_batch=norm_batch)
+    return BatchLoss(ARCHITECTURES["hardnet"], options).train()
 
 
 class TestGroupsOfBatchNormalisation:
@@ -124,7 +134,7 @@ class TestGroupsOfBatchNormalisation:
     @pytest.mark.parametrize("norm_batch", [None, 24, 100])
     def test_one_that_holds_all_is_the_plain_network(self, norm_batch: int | None) -> None:
         module = make_module("hardnet", norm_batch)
-        described, layers = module._described(self.PATCHES)
+        described, layers = module.describe(self.PATCHES)
         assert torch.equal(described, module.network(self.PATCHES))
         assert layers == []
 
@@ -132,7 +142,7 @@ class TestGroupsOfBatchNormalisation:
     def test_several_are_a_loop_over_them(self, norm_batch: int, groups: int) -> None:
         """Patch k is normalised with those k + groups, k + 2 groups ... away; 24 = 7 * 3 + 3 puts the rest in too."""
         module = make_module("hardnet", norm_batch)
-        found, _ = module._described(self.PATCHES)
+        found, _ = module.describe(self.PATCHES)
         plain = module.network(self.PATCHES)
         for first in range(groups):
             members = [number for number in range(24) if number % groups == first]
@@ -146,7 +156,7 @@ class TestGroupsOfBatchNormalisation:
         module = make_module("l2net", norm_batch)
         groups = 1 if norm_batch is None else 3
         seen: dict[str, torch.Tensor] = {}
-        described, layers = module._described(self.PATCHES)
+        described, layers = module.describe(self.PATCHES)
         for number, name in enumerate(("features.1", "features.20")):
             module.network.get_submodule(name).register_forward_hook(
                 lambda _module, _inputs, output, name=name: seen.update({name: output.flatten(1)})
@@ -159,10 +169,10 @@ class TestGroupsOfBatchNormalisation:
 
 
 def test_budget_is_whichever_ends_first() -> None:
-    assert Budget(None, 100).spent(1e6, 50) == 0.5
-    assert Budget(10, None).spent(150, 50) == 0.25
-    assert Budget(10, 100).spent(150, 50) == 0.5
-    assert Budget(10, 100).spent(6000, 50) == 1
+    assert TrainOptions(steps=100).spent(1e6, 50) == 0.5
+    assert TrainOptions(minutes=10).spent(150, 50) == 0.25
+    assert TrainOptions(minutes=10, steps=100).spent(150, 50) == 0.5
+    assert TrainOptions(minutes=10, steps=100).spent(6000, 50) == 1
 
 
 def write_noisy_patches(path: Path, points: int = 60, noise: float = 10) -> None:
@@ -233,14 +243,19 @@ def test_a_package_outside_a_clone_names_no_commit(tmp_path: Path, monkeypatch: 
     assert versions.find_commit() == ""
 
 
-def test_curves_for_tensorboard_lie_beside_the_weights(trained: Path) -> None:
-    events = EventAccumulator(str(trained.with_name("whole.training") / "curves")).Reload()
-    assert {"loss", "learning rate", "fpr95", "map"} <= set(events.Tags()["scalars"])
-    validations = [scalar.step for scalar in events.Scalars("map")]
-    assert validations == [2, 5]
-    assert events.Scalars("map")[-1].value == pytest.approx(
-        json.loads(read_weights(trained).metadata["measures"])["map"]
-    )
+def test_curves_lie_beside_the_weights(patches: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    train([patches], output, replace(BRIEF, steps=12, validate_every=6), CPU, validation=[patches])
+    curves = read_curves(curves_file(output))
+    assert curves["loss"]["step"] == curves["learning rate"]["step"] == [10]
+    assert curves["learning rate"]["value"] == pytest.approx([3e-3 * (1 - 9 / 12)])
+    assert curves["map"]["step"] == curves["fpr95"]["step"] == [6, 12]
+    measures = json.loads(read_weights(output).metadata["measures"])
+    assert [curves[name]["value"][-1] for name in measures] == pytest.approx(list(measures.values()), rel=1e-5)
+    events = EventAccumulator(str(tmp_path / "out.training" / "curves")).Reload()
+    for name, curve in curves.items():
+        assert [scalar.step for scalar in events.Scalars(name)] == curve["step"]
+        assert [scalar.value for scalar in events.Scalars(name)] == pytest.approx(curve["value"], rel=1e-5)
 
 
 def test_help_names_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,8 +329,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
         train([patches], tmp_path / "out.safetensors", BRIEF, CPU)
     assert "--resume" in raised.value.hint
     kept = torch.load(tmp_path / "out.training" / "last.ckpt", weights_only=True)
-    assert kept["global_step"] == 3
-    assert all(torch.isfinite(tensor).all() for tensor in kept["state_dict"].values())
+    assert kept["step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in kept["network"].values())
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -333,16 +348,17 @@ def test_a_diverged_run_names_its_initial_weights(
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.training" / "last.ckpt"
-    SafeCheckpoints().save_checkpoint({"step": 1}, path)
+    path.parent.mkdir()
+    write_checkpoint(path, {"step": 1}, "of these options")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            SafeCheckpoints().save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
+        with pytest.raises(HardnetSfmError, match=r"cannot write .*last\.ckpt: No space left"):
+            write_checkpoint(path, {"step": 2}, "of these options")
+    assert torch.load(path, weights_only=True) == {"step": 1, "recipe": "of these options"}
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -371,7 +387,7 @@ def test_l2nets_loss_sees_the_layers_between(patches: Path, tmp_path: Path, monk
     assert len(seen) == 2 and all(len(features) == 2 for features in seen)
 
 
-@pytest.mark.parametrize("damage", ["nothing", "half", "bytes changed", "another file", "a list"])
+@pytest.mark.parametrize("damage", ["nothing", "half", "bytes changed", "another file", "a list", "lightning"])
 def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path, damage: str) -> None:
     """And it is left as it is: somebody may be able to mend it."""
     last = tmp_path / "out.training" / "last.ckpt"
@@ -386,6 +402,9 @@ def test_a_damaged_checkpoint_is_a_clear_error(patches: Path, tmp_path: Path, da
             last.write_bytes(good[: len(good) // 2])
         case "bytes changed":
             last.write_bytes(good[:200_000] + bytes(byte ^ 1 for byte in good[200_000:200_100]) + good[200_100:])
+        case "lightning":
+            torch.save({"pytorch-lightning_version": "2.6.6", "state_dict": {}, "loops": {}, "recipe": ""}, last)
+            message = r"last\.ckpt: a checkpoint of an earlier version, which this version cannot resume"
         case _:
             torch.save({"state_dict": {}} if damage == "another file" else [1], last)
             message = r"last\.ckpt: not a checkpoint of `train`"
@@ -515,8 +534,9 @@ def test_curves_are_those_of_the_last_run(patches: Path, tmp_path: Path) -> None
     output = tmp_path / "out.safetensors"
     for steps in (20, 10):
         train([patches], output, replace(BRIEF, steps=steps), CPU, overwrite=True)
+    assert read_curves(curves_file(output))["loss"]["step"] == [10]
     events = EventAccumulator(str(tmp_path / "out.training" / "curves")).Reload()
-    assert [scalar.step for scalar in events.Scalars("loss")] == [9]
+    assert [scalar.step for scalar in events.Scalars("loss")] == [10]
 
 
 def test_measures_of_two_scenes_are_the_means_of_both(patches: Path, tmp_path: Path) -> None:
@@ -556,10 +576,10 @@ def test_a_finished_run_that_could_not_write_its_weights_is_not_lost(
         raise HardnetSfmError(f"cannot write {path}", "Make room on the disk.")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardnet_sfm.files.weight_files, "write_weights", full)
+        patch.setattr(training_run, "write_weights", full)
         with pytest.raises(HardnetSfmError, match="cannot write"):
             train([patches], output, replace(BRIEF, validate_every=100), CPU, validation=[patches])
-    assert torch.load(tmp_path / "whole.training" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert torch.load(tmp_path / "whole.training" / "last.ckpt", weights_only=True)["step"] == 6
     report = train([patches], output, _resumed(BRIEF), CPU, validation=[patches])
     assert (report.steps, report.computed) == (6, True)
     expected, found = load_file(trained), load_file(output)
@@ -571,25 +591,23 @@ def test_a_run_that_finished_in_time_learns_nothing_more_when_it_is_resumed(patc
     output, last = tmp_path / "out.safetensors", tmp_path / "out.training" / "last.ckpt"
     in_time = TrainOptions(minutes=0.01, sampling=BRIEF.sampling)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            hardnet_sfm.files.weight_files, "write_weights", lambda *_: (_ for _ in ()).throw(HardnetSfmError("full"))
-        )
+        patch.setattr(training_run, "write_weights", lambda *_: (_ for _ in ()).throw(HardnetSfmError("full")))
         with pytest.raises(HardnetSfmError, match="full"):
             train([patches], output, in_time, CPU)
     kept = torch.load(last, weights_only=True)
-    assert train([patches], output, _resumed(in_time), CPU).steps == kept["global_step"]
+    assert train([patches], output, _resumed(in_time), CPU).steps == kept["step"]
     found = load_file(output)
-    assert all(torch.equal(found[name.removeprefix("network.")], tensor) for name, tensor in kept["state_dict"].items())
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept["network"].items())
 
 
 def test_a_disk_too_full_for_a_checkpoint_may_take_the_weights(trained: Path, patches: Path, tmp_path: Path) -> None:
     output = tmp_path / "whole.safetensors"
 
-    def full(*_: object, **__: object) -> None:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lightning.Trainer, "save_checkpoint", full)
+        patch.setattr(os, "fsync", full)
         train([patches], output, replace(BRIEF, validate_every=100), CPU)
     expected, found = load_file(trained), load_file(output)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
@@ -669,7 +687,7 @@ def test_an_unfinished_run_is_not_written_over(patches: Path, tmp_path: Path) ->
 
 def test_ctrl_c_for_all_processes_of_a_terminal_leaves_those_that_draw_batches(patches: Path) -> None:
     batches = Batches(Sampler([read_patches(patches)], [1.0], BRIEF.sampling, 0), 0, 1)
-    drawn = iter(make_loader(batches, workers=2))
+    drawn = draw_batches(batches, workers=2)
     assert isinstance(drawn, _MultiProcessingDataLoaderIter)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     here = iter(batches)
@@ -696,7 +714,7 @@ def test_weights_that_are_no_numbers_are_kept_nowhere(patches: Path, tmp_path: P
         with pytest.raises(HardnetSfmError, match=r"after step 6 not all numbers of .* are finite") as raised:
             train([patches], output, BRIEF, CPU)
         assert "--resume" in raised.value.hint
-        assert torch.load(last, weights_only=True)["global_step"] == 3
+        assert torch.load(last, weights_only=True)["step"] == 3
         with pytest.raises(HardnetSfmError, match=r"not all numbers of .* are finite"):
             train([patches], tmp_path / "one.safetensors", replace(BRIEF, steps=1), CPU)
     assert not output.exists() and not (tmp_path / "one.safetensors").exists()
@@ -727,7 +745,7 @@ def test_ctrl_c_ends_a_run_after_the_batch_and_again_at_once(
     after = [signal.signal(of, answer) for of, answer in before]
     assert after == [signal.default_int_handler] * 2
     checkpoint = torch.load(tmp_path / "whole.training" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == kept
+    assert checkpoint["step"] == kept
     train([patches], output, _resumed(BRIEF), CPU, validation=[patches])
     expected, found = load_file(trained), load_file(output)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())

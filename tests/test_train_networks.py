@@ -22,8 +22,9 @@ from hardnet_sfm.networks.architectures import ARCHITECTURES
 from hardnet_sfm.networks.loading import load_network
 from hardnet_sfm.training import losses
 from hardnet_sfm.training.augment import augment_pairs
-from hardnet_sfm.training.module import Budget, NetworkTraining, TrainingPlan
-from hardnet_sfm.training.sampling import Sampler, SamplingOptions
+from hardnet_sfm.training.batch_loss import BatchLoss
+from hardnet_sfm.training.descent import Descent
+from hardnet_sfm.training.sampling import Batch, Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 from hardnet_sfm.verbs.train import train
 
@@ -42,14 +43,10 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def training(network: str, loss: str | None = None) -> NetworkTraining:
-    """Without augmentation and dropout, of nothing to train on."""
+def training(network: str, loss: str | None = None) -> BatchLoss:
+    """Without augmentation and dropout."""
     options = TrainOptions(network=network, loss=loss).completed()
-    assert options.loss is not None and options.learning_rate is not None
-    nothing, rate = cast(Sampler, None), options.learning_rate
-    architecture = ARCHITECTURES[network]
-    plan = TrainingPlan(options.loss, NONE, Budget(None, 1), rate, dropout=0.0)
-    return NetworkTraining(architecture, nothing, None, plan).train()
+    return BatchLoss(ARCHITECTURES[network], replace(options, augment=NONE, dropout=0.0)).train()
 
 
 def batch_of(count: int) -> dict[str, torch.Tensor]:
@@ -69,7 +66,7 @@ def test_a_few_steps_down_the_gradient_lower_the_published_loss(name: str) -> No
     parameters, found = list(module.parameters()), []
     for _ in range(3):
         torch.manual_seed(0)  # the negatives that are drawn
-        loss = module.loss_of(batch)
+        loss = module(batch)
         gradients = torch.autograd.grad(loss, parameters)
         length, size = (torch.stack([t.norm() for t in of]).norm() for of in (gradients, parameters))
         assert length > 0 and length.isfinite()
@@ -91,7 +88,7 @@ def test_networks_of_pairs_learn_from_each_pair_and_a_drawn_negative(name: str, 
     torch.manual_seed(7)
     terms = []
     with torch.no_grad():
-        found = module.loss_of(batch)
+        found = module(batch)
         for i in range(4):
             others = [j for j in range(4) if batch["allowed"][i, j]]
             j = others[int(drawn[i] * len(others))]
@@ -114,7 +111,7 @@ def test_hardnets_loss_gets_tfeats_descriptors_at_unit_length_and_tfeats_own_as_
             augment_pairs(batch["anchors"], batch["positives"], 32, NONE)  # which draws first
             expected = losses.LOSSES[loss].function(*described, batch["allowed"])
             torch.manual_seed(3)
-            torch.testing.assert_close(module.loss_of(batch), expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(module(batch), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_layers_of_both_towers_are_supervised() -> None:
@@ -126,7 +123,7 @@ def test_the_layers_of_both_towers_are_supervised() -> None:
             lambda _module, _inputs, output, name=name: seen.update({name: output.flatten(1)})
         )
     with torch.no_grad():
-        found = module.loss_of(batch)
+        found = module(batch)
         patches = torch.cat([batch["anchors"], batch["positives"]])[:, None].float() / 255
         described = module.network(patches)
         layers = [tuple(seen[name].chunk(2)) for name in names]
@@ -135,13 +132,12 @@ def test_the_layers_of_both_towers_are_supervised() -> None:
 
 
 @pytest.mark.parametrize("name", ["tfeat", "deepcompare-siam"])
-def test_measures_of_validation_are_those_of_a_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, batch = training(name).eval(), batch_of(12)
-    architecture = ARCHITECTURES[name]
-    logged: dict[str, float] = {}
-    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+def test_measures_of_validation_are_those_of_a_loop(name: str) -> None:
+    architecture, batch = ARCHITECTURES[name], batch_of(12)
+    module = Descent(architecture, TrainOptions(network=name).completed(), cast(Sampler, None), None, "cpu")
+    module.network.eval()
     with torch.inference_mode():
-        module.validation_step(batch, 0)
+        measured = module.measure(module.network, Batch(**{name: tensor.numpy() for name, tensor in batch.items()}))
         shrink = 64 // architecture.patch_size
         sides = [F.avg_pool2d(batch[side][:, None].float() / 255, shrink) for side in ("anchors", "positives")]
         distances, same, doubt, right = [], [], [], []
@@ -161,8 +157,8 @@ def test_measures_of_validation_are_those_of_a_loop(name: str, monkeypatch: pyte
             nearest, second_nearest = sorted(row)[:2]
             doubt.append(nearest / second_nearest if name == "tfeat" else nearest - second_nearest)
             right.append(row[0] == nearest)
-    assert logged["fpr95"] == pytest.approx(fpr95(np.array(distances), np.array(same)), abs=1e-6)
-    assert logged["map"] == pytest.approx(average_precision(np.array(doubt), np.array(right), 12), abs=1e-6)
+    assert measured["fpr95"] == pytest.approx(fpr95(np.array(distances), np.array(same)), abs=1e-6)
+    assert measured["map"] == pytest.approx(average_precision(np.array(doubt), np.array(right), 12), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tfeat", "deepcompare-2ch"])

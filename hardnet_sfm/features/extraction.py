@@ -64,8 +64,8 @@ class ExtractOptions(KeypointOptions):
     """How keypoints are found and described."""
 
     descriptor: str = "hardnet"
-    """Descriptor of the keypoints: hardnet or rootsift; with --weights also l2net, l2net-cs, tfeat, deepdesc,
-    deepcompare-siam-l2 or deepcompare-siam2stream-l2. Other packages can register more."""
+    """Descriptor of the keypoints: hardnet, hardnet-fast or rootsift; with --weights also l2net, l2net-cs, tfeat,
+    deepdesc, deepcompare-siam-l2 or deepcompare-siam2stream-l2. Other packages can register more."""
     weights: Path | None = None
     """Weights of the descriptor, a .safetensors file. Give it to use weights of your own."""
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hardnet_sfm.keypoints import LOWES_RATIO
-from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.networks.hardnet import HardNet, HardNetFast
 from hardnet_sfm.registry import Registry
 
 Metric = Literal["l2", "metric network", "pair network"]
@@ -188,8 +188,12 @@ def layers_of_l2net(
     dimension: int,
     loss: str,
     towers: tuple[str, ...] = (),
+    last: int = 20,
 ) -> Architecture:
-    """Makes the architecture of a network with the layers of L2-Net, or with several towers of them."""
+    """Makes the architecture of a network with the kinds of layers of L2-Net, or with several towers of them.
+
+    Its last batch normalisation is the module number `last` of `features`.
+    """
     prefixes = [f"{tower}." for tower in towers] or [""]
     return Architecture(
         name,
@@ -204,13 +208,18 @@ def layers_of_l2net(
         dropout=0.1,
         normalised=True,
         # The first and the last batch normalisation.
-        supervised=tuple(f"{tower}features.{number}" for tower in prefixes for number in (1, 20)),
+        supervised=tuple(f"{tower}features.{number}" for tower in prefixes for number in (1, last)),
         towers=towers,
     )
 
 
 ARCHITECTURES: Registry[Architecture] = Registry(
-    "network", "networks", {"hardnet": layers_of_l2net("hardnet", "HardNet", HardNet, 32, 128, "hardnet")}
+    "network",
+    "networks",
+    {
+        "hardnet": layers_of_l2net("hardnet", "HardNet", HardNet, 32, 128, "hardnet"),
+        "hardnet-fast": layers_of_l2net("hardnet-fast", "HardNet-fast", HardNetFast, 32, 128, "hardnet+sos", last=17),
+    },
 )
 # The names of DeepCompare's two towers in its authors' files: their fovea sees the whole patch at half the resolution,
 # their retina its inner half.

@@ -6,6 +6,8 @@ the layers are those of Tian, Fan, Wu: L2-Net, CVPR 2017, figure 1.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -14,8 +16,6 @@ from hardnet_sfm.networks.inputs import standardised
 
 PATCH_SIZE = 32
 DIMENSION = 128
-# Channels in and out and stride of the 3x3 convolutions.
-_LAYERS = ((1, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
 
 
 class HardNet(nn.Module):
@@ -45,21 +45,29 @@ class HardNet(nn.Module):
         torch.Size([4, 128])
     """
 
+    layers: ClassVar[tuple[tuple[int, int, int, int], ...]] = (
+        *((1, 32, 3, 1), (32, 32, 3, 1), (32, 64, 3, 2)),
+        *((64, 64, 3, 1), (64, 128, 3, 2), (128, 128, 3, 1)),
+    )
+    """Channels in and out, kernel and stride of the convolutions but the last, which covers all of its input."""
+
     def __init__(self, dropout: float = 0.1) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for in_channels, channels, stride in _LAYERS:
-            layers += [
-                nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
+        modules: list[nn.Module] = []
+        side = PATCH_SIZE
+        for channels_in, channels, kernel, stride in self.layers:
+            modules += [
+                nn.Conv2d(channels_in, channels, kernel, stride, padding=(kernel - 1) // 2, bias=False),
                 nn.BatchNorm2d(channels, affine=False),
                 nn.ReLU(),
             ]
-        layers += [
+            side //= stride
+        modules += [
             nn.Dropout(dropout),
-            nn.Conv2d(128, DIMENSION, 8, bias=False),
+            nn.Conv2d(self.layers[-1][1], DIMENSION, side, bias=False),
             nn.BatchNorm2d(DIMENSION, affine=False),
         ]
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*modules)
 
     def forward(self, patches: Tensor) -> Tensor:
         return _described(self.features, patches)
@@ -67,6 +75,31 @@ class HardNet(nn.Module):
     def fused(self) -> FusedHardNet:
         """Returns the same function for inference, with batch normalisation folded into the convolutions."""
         return FusedHardNet(self)
+
+
+class HardNetFast(HardNet):
+    """HardNet with fewer operations: the two strides come first, and all later layers work on 8x8 pixels.
+
+    | layer | kernel | channels | stride | output |
+    |---|---|---|---|---|
+    | 1 | 4x4 | 32 | 2 | 16x16 |
+    | 2 | 3x3 | 64 | 2 | 8x8 |
+    | 3, 4, 5 | 3x3 | 64 | 1 | 8x8 |
+    | 6 | 8x8 | 128 | 1 | 1x1 |
+
+    Everything else is as in `HardNet`. The network has 653 824 parameters and takes 8.9 M multiply-adds (18 MFLOP) a
+    patch, which is 4.4 times less.
+
+    Args:
+        dropout: probability during training.
+
+    Shape: (N, 1, 32, 32) of any brightness and contrast to (N, 128).
+    """
+
+    layers: ClassVar[tuple[tuple[int, int, int, int], ...]] = (
+        *((1, 32, 4, 2), (32, 64, 3, 2)),
+        *((64, 64, 3, 1), (64, 64, 3, 1), (64, 64, 3, 1)),
+    )
 
 
 class FusedHardNet(nn.Module):

@@ -19,7 +19,7 @@ from hardnet_sfm.networks.architectures import (
 )
 
 # Weights in the package whose name differs from that of their network.
-SHIPPED = {"hardnet": "hardnet-sfm"}
+SHIPPED = {"hardnet": "hardnet-sfm", "hardnet-fast": "hardnet-sfm-fast"}
 CUSTOMARY_SIZE = 12.0  # sigmas across a patch, usual since Brown's data set
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hardnet_sfm.errors import check_least
+from hardnet_sfm.errors import UsageError, check_least
 
 if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs the options only
     from torch import Tensor
@@ -30,9 +30,14 @@ class AugmentOptions:
     """Largest standard deviation of the noise of a pixel, for grey values in [0, 1]. Each patch draws its own, from 0
     to this."""
 
+    relight: float = 0.0
+    """Share of the patches that get the edge of a shadow and another exposure, which may clip highlights."""
+
     def check(self) -> None:
         """Raises UsageError if a value is invalid."""
-        check_least(self, shift=0, turn=0, scale=0, light=0, noise=0)
+        check_least(self, shift=0, turn=0, scale=0, light=0, noise=0, relight=0)
+        if self.relight > 1:
+            raise UsageError("--relight must be from 0 to 1")
 
 
 def augment_pairs(anchors: Tensor, positives: Tensor, size: int, options: AugmentOptions) -> tuple[Tensor, Tensor]:
@@ -69,9 +74,33 @@ def augment_pairs(anchors: Tensor, positives: Tensor, size: int, options: Augmen
     theta = torch.cat([linear, normal(2 * options.shift, 2, 1)], 2)
     grid = torch.nn.functional.affine_grid(theta, [2 * count, 1, size, size], align_corners=False)
     patches = torch.nn.functional.grid_sample(patches, grid, padding_mode="reflection", align_corners=False)
+    if options.relight:
+        patches = _relit(patches, options.relight)
     if options.light:
         gamma = (options.light * (2 * torch.rand(2 * count, 1, 1, 1, device=device) - 1)).exp()
         patches = patches.clamp(1e-3, 1).pow(gamma)
     if options.noise:
         patches = patches + torch.rand(2 * count, 1, 1, 1, device=device) * normal(options.noise, 1, size, size)
     return patches[:count], patches[count:]
+
+
+def _relit(patches: Tensor, share: float) -> Tensor:
+    """Puts a share of (N, 1, S, S) patches partly into the shadow, and exposes them by up to 1.5 stops more or less.
+
+    The shadow is a half plane whose edge crosses the patch. It takes 20 to 80 % of the light. Its edge is up to an
+    eighth of the patch wide.
+    """
+    import torch
+
+    count, size, device = len(patches), patches.shape[-1], patches.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, device=device)
+
+    chosen = uniform(0, 1) < share
+    along = torch.linspace(-1, 1, size, device=device)
+    angle, place, width = uniform(0, 2 * torch.pi), uniform(-0.8, 0.8), uniform(0.01, 0.06)
+    distance = angle.cos() * along + angle.sin() * along[:, None] - place
+    shade = 1 - uniform(0.2, 0.8) * torch.sigmoid(distance / width)
+    relit = (patches * shade * 2 ** uniform(-1.5, 1.5)).clamp(0, 1)
+    return torch.where(chosen, relit, patches)

@@ -92,19 +92,19 @@ class DescriptorObjective:
         extra = {"features": [tuple(layer.float().chunk(2)) for layer in layers]} if layers else {}
         with torch.autocast(described.device.type, enabled=False):
             described = described.float()
-            first, second = (described if self.any_length else _as_used(described, architecture)).chunk(2)
+            first, second = (described if self.any_length else scale_as_used(described, architecture)).chunk(2)
             return self.function(first, second, batch.allowed, **extra)
 
     def measures(
         self, network: nn.Module, architecture: Architecture, inputs: Tensor, allowed: Tensor
     ) -> dict[str, float]:
-        described = _as_used(network(inputs).float(), architecture)
+        described = scale_as_used(network(inputs).float(), architecture)
         with torch.autocast(described.device.type, enabled=False):
             anchors, positives = described.chunk(2)
             distances = (2 - 2 * anchors @ positives.T).clamp(min=0).sqrt().cpu()
         return measure_distances(distances, torch.eye(len(distances), dtype=torch.bool), allowed)
 
 
-def _as_used(described: Tensor, architecture: Architecture) -> Tensor:
+def scale_as_used(described: Tensor, architecture: Architecture) -> Tensor:
     """Scales descriptors to unit length, as matching uses them."""
     return described if architecture.unit_length else nn.functional.normalize(described, dim=1)

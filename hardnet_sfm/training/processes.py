@@ -1,8 +1,6 @@
-"""Training on several devices with one process for each. The process that the user started is rank 0.
+"""Training on several devices with one process for each. The process that the user started is device 0.
 
-This module starts the other processes with the same arguments. They find each other as lightning's processes do, by
-LOCAL_RANK and MASTER_PORT in the environment. If a launcher such as torchrun has set these variables, this module
-starts no process.
+It starts the other processes with the same arguments. They exchange gradients by torch.distributed.
 """
 
 from __future__ import annotations
@@ -10,63 +8,112 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Thread, main_thread
+from typing import TYPE_CHECKING
 
 from hardnet_sfm.errors import HardnetSfmError
 
-_PATIENCE = 30.0  # seconds that the other processes have to end after rank 0 has ended
-# Signal that interrupts rank 0. A program that a shell started in the background ignores SIGINT, so that signal serves
-# only on Windows, which has no SIGUSR2.
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
+    from torch import Tensor
+
+_ENDED = "its process ended; its output is above"
+_PATIENCE = 30.0  # seconds that the other processes have to end after device 0 has ended
+# Signal that interrupts device 0. A program that a shell started in the background ignores SIGINT, so that signal
+# serves only on Windows, which has no SIGUSR2.
 _STOP = getattr(signal, "SIGUSR2", signal.SIGINT)
 
 
 def rank() -> int:
     """Number of this process among the processes that train together, counted from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    from torch import distributed
+
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def count() -> int:
+    """Number of processes that train together."""
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def average_over_devices(tensors: Sequence[Tensor]) -> None:
+    """Replaces tensors by their means over the devices. They cross in one message."""
+    import torch
+
+    if count() == 1:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    means = torch.split(flat / count(), [tensor.numel() for tensor in tensors])
+    for tensor, mean in zip(tensors, means, strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def largest_of(values: Sequence[float], device: torch.device) -> list[float]:
+    """Returns the largest value of all devices for each of the values."""
+    import torch
+
+    if count() == 1:
+        return list(values)
+    largest = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return list(largest.tolist())
+
+
+def share_from_first(tensors: Iterable[Tensor]) -> None:
+    """Gives all devices the values that device 0 has."""
+    from torch import distributed
+
+    for tensor in tensors if count() > 1 else ():
+        distributed.broadcast(tensor, 0)
 
 
 @contextmanager
-def run_on_devices(devices: int, threads: int, target: Callable[..., object], *args: object) -> Iterator[None]:
-    """Runs `target(*args)` in `devices - 1` other processes while the block trains as rank 0.
+def run_on_devices(devices: int, device: str, target: Callable[..., object], *args: object) -> Iterator[None]:
+    """Runs `target(*args)` in `devices - 1` other processes while the block trains as device 0.
 
     The other processes end with the block. They finish their work if the block ends normally, and are killed if it
     raises. The block must run in the main thread. A script that calls it needs `if __name__ == "__main__":`, because
     Python spawns the processes.
 
     Args:
-        devices: number of processes, including rank 0.
-        threads: number of torch threads in each process.
+        devices: number of processes, including device 0.
+        device: "cpu" or "cuda".
         target: function to run, at the top level of a module.
         args: arguments of the function; pickle must be able to serialize them.
 
     Raises:
-        HardnetSfmError: another process failed, and rank 0 was stopped for that reason.
+        HardnetSfmError: another process failed, and device 0 was stopped for that reason.
     """
-    if devices == 1 or "LOCAL_RANK" in os.environ:
+    if devices == 1 or count() > 1:
         yield
         return
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": str(threads)}
     context = multiprocessing.get_context("spawn")
     others: list[tuple[SpawnProcess, Connection]] = []
     failures: list[str] = []
     failed, over = Event(), Event()
     before = signal.signal(_STOP, signal.default_int_handler)
-    with _environment({**meeting, "LOCAL_RANK": "0"}):
+    with TemporaryDirectory() as folder:
+        meeting = Path(folder, "meeting").as_uri()
         try:
             for number in range(1, devices):
                 said, says = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_join, args=({**meeting, "LOCAL_RANK": str(number)}, says, target, args)
-                )
+                process = context.Process(target=_join, args=(meeting, number, devices, device, says, target, args))
                 process.start()
                 says.close()
                 others.append((process, said))
+            for number, (_, said) in enumerate(others, 1):
+                _await_start(number, said)
             Thread(target=_watch, args=([said for _, said in others], failures, failed, over), daemon=True).start()
+            _meet(meeting, 0, devices, device)
             yield
             over.set()
             for process, _ in others:
@@ -74,7 +121,8 @@ def run_on_devices(devices: int, threads: int, target: Callable[..., object], *a
         except HardnetSfmError:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            # A failing process also breaks the connection of rank 0, which may raise before the report arrives.
+            signal.signal(_STOP, signal.SIG_IGN)  # the report of a failure interrupts, and one interruption is enough
+            # A failing process also breaks the connection of device 0, which may raise before the report arrives.
             if not failed.wait(0 if isinstance(error, KeyboardInterrupt) else 2):
                 raise
             raise HardnetSfmError(
@@ -86,28 +134,55 @@ def run_on_devices(devices: int, threads: int, target: Callable[..., object], *a
                 process.kill()
                 process.join()
             signal.signal(_STOP, before)
-            _forget()
+            _part()
 
 
-def _forget() -> None:
-    """Closes the connection, because lightning would keep it for the next run, which has other processes."""
+def _await_start(number: int, said: Connection) -> None:
+    """Waits until another process is about to meet this one. Python can interrupt this, but not the meeting itself."""
+    try:
+        said.recv()
+    except EOFError as error:
+        raise HardnetSfmError(f"device {number}: {_ENDED}", "Use one device if the other is at fault.") from error
+
+
+def _meet(meeting: str, number: int, devices: int, device: str) -> None:
+    """Connects this process, device `number`, with the others. They meet at the address of a file."""
     import torch
 
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if device == "cuda":
+        torch.cuda.set_device(number)
+    backend = "nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=meeting, rank=number, world_size=devices)
+    torch.distributed.barrier()  # a process that failed before all are connected would make the others wait for ever
+
+
+def _part() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _join(
-    environment: Mapping[str, str], says: Connection, target: Callable[..., object], args: tuple[object, ...]
+    meeting: str,
+    number: int,
+    devices: int,
+    device: str,
+    says: Connection,
+    target: Callable[..., object],
+    args: tuple[object, ...],
 ) -> None:
-    """Runs in another process: it calls the target, and ends at the latest together with rank 0."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 handles Ctrl-C and ends the others
-    os.environ.update(environment)
+    """Runs in another process: it calls the target, and ends at the latest together with device 0."""
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.SIG_IGN)  # device 0 handles them and ends the others
     Thread(target=_end_with_parent, daemon=True).start()
+    says.send("started")
     try:
-        with suppress(KeyboardInterrupt):  # all stopped after the same batch; rank 0 reports it
+        _meet(meeting, number, devices, device)
+        with suppress(KeyboardInterrupt):  # all stopped after the same batch; device 0 reports it
             target(*args)
         says.send("")
+        _part()
     except HardnetSfmError as error:
         says.send(error.message)
 
@@ -120,38 +195,18 @@ def _end_with_parent() -> None:
 
 
 def _watch(pipes: list[Connection], failures: list[str], failed: Event, over: Event) -> None:
-    """Interrupts rank 0 when another process fails. Otherwise rank 0 would wait for ever."""
-    ranks = dict(zip(pipes, range(1, len(pipes) + 1), strict=True))
-    while ranks and not over.is_set():
-        for pipe in wait(list(ranks)):
+    """Interrupts device 0 when another process fails. Otherwise device 0 would wait for ever."""
+    numbers = dict(zip(pipes, range(1, len(pipes) + 1), strict=True))
+    while numbers and not over.is_set():
+        for pipe in wait(list(numbers)):
             assert isinstance(pipe, Connection)
-            number = ranks.pop(pipe)
+            number = numbers.pop(pipe)
             try:
                 said = pipe.recv()
             except EOFError:
-                said = "its process ended; its output is above"
+                said = _ENDED
             if said and not over.is_set():
                 failures.append(f"device {number}: {said}")
                 failed.set()
                 signal.pthread_kill(main_thread().ident or 0, _STOP)
                 return
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (*values, "WORLD_SIZE", "NODE_RANK")}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -20,9 +20,21 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 
 def record_origin(
-    sets: Sequence[PatchSet], options: TrainOptions, fingerprint: str, start: Weights | None = None
+    sets: Sequence[PatchSet],
+    options: TrainOptions,
+    fingerprint: str,
+    start: Weights | None = None,
+    teacher: Weights | None = None,
 ) -> dict[str, str]:
-    """Collects the metadata of a weights file about its origin, including the origin of its initial weights."""
+    """Collects the metadata of a weights file about its origin, and the origin of its initial weights and its teacher.
+
+    Args:
+        sets: patch sets that are trained on.
+        options: complete options.
+        fingerprint: fingerprint of the run.
+        start: initial weights, or None.
+        teacher: weights of the network to imitate, or None.
+    """
     from hardnet_sfm.network_weights import recommended_ratio
     from hardnet_sfm.networks.architectures import ARCHITECTURES
 
@@ -39,9 +51,11 @@ def record_origin(
         "options": json.dumps(asdict(options), default=str),
     }
     if architecture.metric == "l2":
-        facts["max_ratio"] = str(LOWES_RATIO if start is None else recommended_ratio(start))
-    if start is not None:
-        facts["init"] = json.dumps({"file": start.path.name, "sha256": start.sha256, **_history(start)})
+        ratios = [recommended_ratio(weights) for weights in (teacher, start) if weights is not None]
+        facts["max_ratio"] = str(next(iter(ratios), LOWES_RATIO))
+    for name, weights in (("init", start), ("teacher", teacher)):
+        if weights is not None:
+            facts[name] = json.dumps({"file": weights.path.name, "sha256": weights.sha256, **_history(weights)})
     return {name: value for name, value in facts.items() if value}
 
 
@@ -51,7 +65,7 @@ def _history(weights: Weights) -> dict[str, Any]:
     JSON values are unpacked. Otherwise each generation of weights would escape the quotes of the previous one again.
     """
     found: dict[str, Any] = {}
-    for name in ("data", "source", "init"):
+    for name in ("data", "source", "init", "teacher"):
         if name in weights.metadata:
             try:
                 found[name] = json.loads(weights.metadata[name])

@@ -9,6 +9,7 @@ from hardnet_sfm.training.augment import AugmentOptions
 from hardnet_sfm.training.sampling import SamplingOptions
 
 _SEEDS = 2**40  # limit on the run's seed; the seed of a step derives from it and must fit torch's 64 bits
+_MINUTES = 60.0  # length of a run without --minutes and --steps
 # Options of gradient descent. A network that is trained in another way does not use them.
 _OF_DESCENT = (
     "minutes",
@@ -21,6 +22,9 @@ _OF_DESCENT = (
     "devices",
     "validate_every",
     "init",
+    "average",
+    "teacher",
+    "distil",
     "augment",
 )
 
@@ -30,7 +34,7 @@ class TrainOptions:
     """How a network is learned."""
 
     network: str = "hardnet"
-    """Network to learn: hardnet, l2net, l2net-cs, convexopt, tfeat, deepdesc, matchnet, deepcompare-2ch,
+    """Network to learn: hardnet, hardnet-fast, l2net, l2net-cs, convexopt, tfeat, deepdesc, matchnet, deepcompare-2ch,
     deepcompare-2ch2stream, deepcompare-siam, deepcompare-pseudo-siam, deepcompare-siam2stream, deepcompare-siam-l2 or
     deepcompare-siam2stream-l2; see `hardnet_sfm.networks.architectures`."""
     minutes: float | None = None
@@ -65,6 +69,13 @@ class TrainOptions:
     """Resume an unfinished run from its checkpoint next to the output."""
     init: str | None = None
     """Weights to start from: a file, or the name of shipped weights. Default: random orthogonal weights."""
+    average: float = 0.0
+    """Average the weights over this last share of the training, such as 0.3. These weights are validated and written. 0
+    switches this off."""
+    teacher: str | None = None
+    """Weights of a network whose descriptors the trained network imitates: a file, or the name of shipped weights."""
+    distil: float = 1.0
+    """Weight of the squared distance to the descriptors of --teacher. It is added to the loss."""
     seed: int = 0
     """Random seed for everything in training."""
     licence: str = "not stated"
@@ -76,12 +87,22 @@ class TrainOptions:
         """Raises UsageError if a value is invalid."""
         self.sampling.check()
         self.augment.check()
-        check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0)
+        check_above(self, minutes=0, steps=0, learning_rate=0, validate_every=0, devices=0, distil=0)
         check_least(self, weight_decay=0, norm_batch=2, seed=0)
         if self.seed >= _SEEDS:
             raise UsageError(f"--seed must be below {_SEEDS}")
+        if not 0 <= self.average <= 1:
+            raise UsageError("--average must be from 0 to 1")
+        if self.teacher is None and self.distil != TrainOptions().distil:
+            raise UsageError("--distil has no effect without --teacher")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be from 0 to below 1")
+
+    def spent(self, seconds: float, steps: int) -> float:
+        """Returns the share of the budget that a run has spent, from 0 to 1. It ends at the limit that comes first."""
+        of_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
+        of_steps = steps / self.steps if self.steps is not None else 0.0
+        return min(1.0, max(of_time, of_steps))
 
     def completed(self) -> TrainOptions:
         """Fills in the defaults of the network for all options that are not set.
@@ -114,6 +135,7 @@ class TrainOptions:
             raise UsageError(f"--norm-batch has no effect: {network.name} has no batch normalisation")
         return replace(
             self,
+            minutes=_MINUTES if self.minutes is None and self.steps is None else self.minutes,
             loss=loss,
             learning_rate=self.learning_rate or network.learning_rate,
             dropout=network.dropout if self.dropout is None else self.dropout,

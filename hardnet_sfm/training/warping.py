@@ -14,6 +14,7 @@ from hardnet_sfm.errors import UsageError, check_above, check_least
 from hardnet_sfm.keypoints import Keypoints, within_reach
 from hardnet_sfm.patch_set import PATCH_SIZE
 from hardnet_sfm.patches import extract_patches
+from hardnet_sfm.training.relighting import relight
 
 _EXTENT = 1000.0  # pixels
 Detect = Callable[[Grey], Keypoints]
@@ -28,6 +29,9 @@ class WarpOptions:
     """Number of warped copies of each photo."""
     still: float = 0.3
     """Share of the copies that keep their geometry. They differ only in light, blur, noise or compression."""
+    relit: float = 0.0
+    """Share of the copies that are taken in another light and by another sensor: with shadows, at night, with clipped
+    highlights, with other local contrast, and with colours seen differently."""
     points: int = 1500
     """Most points per photo, drawn at random from those that were found again in some copy."""
     max_keypoints: int = 4000
@@ -52,8 +56,9 @@ class WarpOptions:
         """Raises UsageError if a value is invalid."""
         check_least(self, views=1, points=2, max_keypoints=2, max_image_size=64, seed=0)
         check_above(self, measurement_size=0, max_distance=0, max_scale=0, max_turn=0)
-        if not 0 <= self.still <= 1:
-            raise UsageError("--still must be from 0 to 1")
+        for name in ("still", "relit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"--{name} must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,13 @@ class WarpedPatches:
     xy: Float32
 
 
-def cut_warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np.random.Generator) -> WarpedPatches:
+def cut_warped_patches(
+    grey: Grey,
+    detect: Detect,
+    options: WarpOptions,
+    rng: np.random.Generator,
+    colours: NDArray[np.uint8] | None = None,
+) -> WarpedPatches:
     """Finds keypoints in a photo and again in its warped and degraded views, and cuts patches in all of them.
 
     Each patch is cut by the frame that the detector found in its own view. Position, scale and orientation therefore
@@ -86,13 +97,17 @@ def cut_warped_patches(grey: Grey, detect: Detect, options: WarpOptions, rng: np
         detect: detector from `features.detectors`.
         options: views, and tolerances for keypoints that are found again.
         rng: source of random numbers.
+        colours: (H, W, 3) uint8 RGB, the same photo; needed if some views are relit.
     """
     found = detect(grey)
     views, keypoints, rows = [grey], [found], [np.arange(len(found))]
     for _ in range(options.views):
         still = rng.random() < options.still
         homography = np.eye(3) if still else random_homography((grey.shape[1], grey.shape[0]), rng)
-        views.append(degrade(warp_image(grey, homography), rng))
+        seen_as = grey
+        if colours is not None and rng.random() < options.relit:
+            seen_as = relight(colours, rng)
+        views.append(degrade(warp_image(seen_as, homography), rng))
         seen = detect(views[-1])
         first, second = find_again(found, seen, homography, options)
         keypoints.append(seen.select(second))

@@ -20,7 +20,7 @@ from hardnet_sfm.files.patch_sets import read_patches
 from hardnet_sfm.files.photo_checks import check_photos
 from hardnet_sfm.files.photo_folders import PhotoFolder
 from hardnet_sfm.files.stores import FeatureStore, MatchStore
-from hardnet_sfm.files.training_curves import curves_folder, read_curves
+from hardnet_sfm.files.training_curves import curves_file, read_curves
 from hardnet_sfm.files.workspace import DEFAULT, Workspace, digest, read_json
 from hardnet_sfm.pages.evaluation_page import make_evaluation_page, shows_photos
 from hardnet_sfm.pages.model_page import (
@@ -145,8 +145,8 @@ def _evaluation_page(results: Path, images: Path | None, threads: int) -> str:
 
 def _training_page(weights: Path, patches: Path | None) -> str:
     """Makes the page about weights that `train` has written or is writing."""
-    curves, notes, metadata, found = curves_folder(weights), [], {}, None
-    if not weights.is_file() and not curves.is_dir():
+    curves, notes, metadata, found = curves_file(weights), [], {}, None
+    if not weights.is_file() and not curves.is_file():
         raise HardnetSfmError(
             f"neither {weights} nor {curves} exists", "Give the .safetensors file that `train` makes."
         )
@@ -155,11 +155,11 @@ def _training_page(weights: Path, patches: Path | None) -> str:
         found = None if patches is None else _read_hardest(weights, patches)
     else:
         notes.append("The training has not ended: there are no weights yet.")
-    if not curves.is_dir():
+    if not curves.is_file():
         notes.append(f"No learning curves: there is no {curves}.")
     if weights.is_file() and patches is None:
         notes.append("Hardest positives and negatives are shown where patches are given: --patches held-out.h5.")
-    shown = read_curves(curves) if curves.is_dir() else {}
+    shown = read_curves(curves) if curves.is_file() else {}
     return make_training_page(TrainingFacts(weights.name, metadata, shown, found, notes))
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -16,59 +14,25 @@ from tyro.conf import Positional, arg
 
 from hardnet_sfm.errors import HardnetSfmError, UsageError
 from hardnet_sfm.evaluation.datasets.patch_sources import read_any_patches
-from hardnet_sfm.files.workspace import digest, locked
+from hardnet_sfm.files.workspace import digest
 from hardnet_sfm.patch_set import PatchSet
 from hardnet_sfm.progress import console as errors
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import output
-from hardnet_sfm.training.processes import rank, run_on_devices
+from hardnet_sfm.training.processes import rank
 from hardnet_sfm.training.provenance import record_origin
 from hardnet_sfm.training.sampling import Sampler
 from hardnet_sfm.training.shared_photos import describe_shared_photos
 from hardnet_sfm.training.train_options import TrainOptions
 
-if TYPE_CHECKING:  # torch and lightning take seconds to import
-    from hardnet_sfm.files.journal import Journal
+if TYPE_CHECKING:  # torch takes seconds to import
     from hardnet_sfm.network_weights import Weights
     from hardnet_sfm.networks.architectures import LearnerOptions
-    from hardnet_sfm.training.module import NetworkTraining
-    from hardnet_sfm.training.validation import HeldOutBatches
+    from hardnet_sfm.training_run import TrainResult
 
 # Options that may change when a run is resumed. They are not part of the recipe of a run.
-_CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "licence")
-
-
-def check_installed() -> None:
-    """Raises HardnetSfmError if the additional packages for training are not installed."""
-    try:
-        import pytorch_lightning  # noqa: F401
-    except ImportError as error:
-        raise HardnetSfmError(
-            f"training needs more packages: {error}", "Install them: pip install hardnet-sfm[train]"
-        ) from error
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """Result of the stage.
-
-    Attributes:
-        steps: number of batches trained, including those before the run was resumed.
-        minutes: training time in minutes.
-        measures: results of the last validation: false positive rate at 95 % recall and mean average precision of
-            matching. Empty if there are no validation patches.
-        computed: True if this call trained; False if the weights file was up to date.
-    """
-
-    steps: int
-    minutes: float
-    measures: dict[str, float]
-    computed: bool = True
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Metadata to store in the weights file."""
-        return {"minutes": f"{self.minutes:.2f}", "steps": str(self.steps), "measures": json.dumps(self.measures)}
+_CHANGEABLE = ("minutes", "steps", "validate_every", "learning_rate", "resume", "init", "teacher", "licence")
+_LATER = ("network", "average", "distil")  # options that the first version did not have
 
 
 def train(
@@ -84,8 +48,8 @@ def train(
 ) -> TrainResult:
     """Trains a network on patches and writes a weights file. An up-to-date weights file is left unchanged.
 
-    The folder `NAME.training` next to the output has curves for TensorBoard. It also has the last checkpoint until the
-    run is finished. Ctrl-C or SIGTERM writes a checkpoint after the current batch. A crash loses at most five minutes.
+    The folder `NAME.training` next to the output has the learning curves. It also has the last checkpoint until the run
+    is finished. Ctrl-C or SIGTERM writes a checkpoint after the current batch. A crash loses at most five minutes.
 
     Args:
         patches: patches.h5 files, or folders in the layout of Brown's PhotoTour or of HPatches.
@@ -101,20 +65,14 @@ def train(
         overwrite: replace weights of another run.
 
     Raises:
-        HardnetSfmError: lightning is not installed, the output has weights of another run and `overwrite` is not set,
-            patches or a checkpoint are damaged, patches have too few points, patches were cut in different sizes, or
-            the loss or a weight is not a finite number.
+        HardnetSfmError: the output has weights of another run and `overwrite` is not set, patches or a checkpoint are
+            damaged, patches have too few points, patches were cut in different sizes, or the loss or a weight is not a
+            finite number.
         UsageError: an option is invalid.
     """
-    check_installed()
-
-    import torch
-
     from hardnet_sfm.files.weight_files import find_weights, read_weights
-    from hardnet_sfm.networks.architectures import ARCHITECTURES
-    from hardnet_sfm.networks.loading import load_into
-    from hardnet_sfm.training.module import NetworkTraining, TrainingPlan
     from hardnet_sfm.training.validation import HeldOutBatches
+    from hardnet_sfm.training_run import TrainingRun, descend, learn
 
     options, resources = options or TrainOptions(), resources or Resources()
     device = _check(patches, validation, output, options, resources)
@@ -123,76 +81,21 @@ def train(
     sets, held_out = _read_all(patches, validation)
     for line in describe_shared_photos(sets, held_out) if rank() == 0 else ():
         errors.print(f"[yellow]validation:[/] {escape(line)}")
-    if shares is None:
-        shares = [len(patch_set.xyz) ** 0.5 for patch_set in sets]
-    if len(shares) != len(sets) or not all(0 < share < float("inf") for share in shares):
-        raise UsageError(f"{len(shares)} shares for {len(sets)} files of patches: give one above 0 for each file")
+    shares = _check_shares(shares, sets)
     start = read_weights(find_weights(options.init)) if options.init is not None else None
-    recipe = _recipe(sets, shares, options, start, learner_options)
-    minutes = 60.0 if options.minutes is None and options.steps is None else options.minutes
-    changeable = (minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
-    watched_by = [of.identity() for of in held_out]
-    # Earlier versions allowed at most one validation set. None or one set keeps the old fingerprint, so that weights
-    # from those versions stay up to date.
-    fingerprint = digest(recipe, changeable, watched_by if len(watched_by) > 1 else next(iter(watched_by), None))
-    made = _made_before(output, fingerprint, overwrite)
-    if made is not None:
+    teacher = _read_teacher(options, sets[0].measurement_size)
+    recipe = _recipe(sets, shares, options, start, teacher, learner_options)
+    fingerprint = _fingerprint(recipe, options, held_out)
+    if (made := _made_before(output, fingerprint, overwrite)) is not None:
         return made
+    facts = record_origin(sets, options, fingerprint, start, teacher)
     sampler = Sampler(sets, shares, options.sampling, options.seed)
     watched = HeldOutBatches(held_out) if held_out else None
-    facts = record_origin(sets, options, fingerprint, start)
+    run = TrainingRun(output, options, sampler, watched, start, teacher, recipe, facts, device, resources.threads)
     if learner_options is not None:
-        facts["learner"] = json.dumps(asdict(learner_options))
-        torch.set_num_threads(resources.threads)
-        return _learn(sampler, watched, output, options, learner_options, facts, device=device, recipe=recipe)
-    plan = TrainingPlan.of(options, minutes, recipe, device)
-    module = NetworkTraining(ARCHITECTURES.find(options.network), sampler, watched, plan)
-    if start is not None:
-        load_into(module.network, start, options.network)
-    threads = max(1, resources.threads // options.devices)
-    here = patches, output, options, resources
-    along = partial(train, *here, validation=validation, shares=shares, overwrite=True)
-    return _descend(module, output, options, device, threads, along, facts)
-
-
-def _descend(
-    module: NetworkTraining,
-    output: Path,
-    options: TrainOptions,
-    device: str,
-    threads: int,
-    along: Callable[[], TrainResult],
-    facts: dict[str, str],
-) -> TrainResult:
-    """Trains a network by gradient descent and writes its weights.
-
-    Args:
-        module: network to train.
-        output: the .safetensors file to create.
-        options: options of training.
-        device: "cpu" or "cuda".
-        threads: number of threads for each device.
-        along: trains in the process of an additional device.
-        facts: metadata for the weights file.
-    """
-    from hardnet_sfm.files.checkpoints import check_checkpoint
-    from hardnet_sfm.files.weight_files import write_weights
-    from hardnet_sfm.training.fitting import LAST, fit, silence_lightning
-
-    folder = output.with_name(f"{output.stem}.training")
-    last = folder / LAST
-    with locked(folder) if rank() == 0 else nullcontext(), silence_lightning():
-        if options.resume:
-            check_checkpoint(last)
-        elif last.exists() and rank() == 0:
-            raise _unfinished(folder)
-        with run_on_devices(options.devices, threads, along):
-            measures = fit(module, folder, options, device, threads)
-        result = TrainResult(module.global_step, module.seconds / 60, measures)
-        if rank() == 0:
-            write_weights(output, module.network.state_dict(), facts | result.metadata)
-            last.unlink(missing_ok=True)
-    return result
+        return learn(run, learner_options)
+    follow = partial(train, patches, output, options, resources, validation=validation, shares=shares, overwrite=True)
+    return descend(run, follow)
 
 
 def _learner_options(network: str, given: LearnerOptions | None) -> LearnerOptions | None:
@@ -216,6 +119,7 @@ def _made_before(output: Path, fingerprint: str, overwrite: bool) -> TrainResult
         HardnetSfmError: another run made the weights, and `overwrite` is not set.
     """
     from hardnet_sfm.files.weight_files import read_weights
+    from hardnet_sfm.training_run import TrainResult
 
     if not output.is_file():
         return None
@@ -228,62 +132,6 @@ def _made_before(output: Path, fingerprint: str, overwrite: bool) -> TrainResult
             "Give --output another name, or add --overwrite to replace them when the training ends.",
         )
     return TrainResult(int(made["steps"]), float(made["minutes"]), json.loads(made["measures"]), computed=False)
-
-
-def _learn(
-    sampler: Sampler,
-    held_out: HeldOutBatches | None,
-    output: Path,
-    options: TrainOptions,
-    learner_options: LearnerOptions,
-    facts: dict[str, str],
-    *,
-    device: str,
-    recipe: str,
-) -> TrainResult:
-    """Trains a network by its own learner and writes its weights. The result has the minutes of this run only."""
-    from hardnet_sfm.files.weight_files import write_weights
-    from hardnet_sfm.networks.architectures import ARCHITECTURES
-    from hardnet_sfm.training.validation import validate_network
-
-    began = time.monotonic()
-    folder, architecture = output.with_name(f"{output.stem}.training"), ARCHITECTURES[options.network]
-    learner, size = architecture.learner, architecture.patch_size
-    assert learner is not None
-    with locked(folder), closing(_journal(folder / "journal", options.resume)) as journal:
-        tensors = learner.learn(
-            sampler, learner_options, journal, patch_size=size, seed=options.seed, device=device, recipe=recipe
-        )
-        measures = {}
-        if held_out is not None:
-            network = architecture.build(tensors=tensors).to(device)
-            network.load_state_dict(tensors)
-            measures = validate_network(network, held_out, size, device)
-        result = TrainResult(learner_options.steps, (time.monotonic() - began) / 60, measures)
-        write_weights(output, tensors, facts | result.metadata)
-        journal.drop()
-    return result
-
-
-def _journal(path: Path, resume: bool) -> Journal:
-    """Opens the journal of a resumed run, or a new journal.
-
-    Raises:
-        HardnetSfmError: there is no journal to resume from, or there is one and `resume` is not set.
-    """
-    from hardnet_sfm.files.journal import Journal
-
-    if path.exists() and not resume:
-        raise _unfinished(path.parent)
-    if resume and not path.is_file():
-        raise HardnetSfmError(f"no journal at {path}", "Leave out --resume to start a new run.")
-    return Journal(path)
-
-
-def _unfinished(folder: Path) -> HardnetSfmError:
-    return HardnetSfmError(
-        f"{folder}: a run that did not finish", "Add --resume to continue it, or start a new run with another --output."
-    )
 
 
 def _check(
@@ -320,21 +168,56 @@ def _check(
     return device
 
 
+def _check_shares(shares: Sequence[float] | None, sets: Sequence[PatchSet]) -> Sequence[float]:
+    """Returns the share of each patch set in a batch; raises UsageError if the given shares do not fit the sets."""
+    if shares is None:
+        return [len(patch_set.xyz) ** 0.5 for patch_set in sets]
+    if len(shares) != len(sets) or not all(0 < share < float("inf") for share in shares):
+        raise UsageError(f"{len(shares)} shares for {len(sets)} files of patches: give one above 0 for each file")
+    return shares
+
+
+def _fingerprint(recipe: str, options: TrainOptions, held_out: Sequence[PatchSet]) -> str:
+    """Returns the fingerprint of everything that makes the weights what they are."""
+    changeable = (options.minutes, options.steps, options.validate_every, options.learning_rate, options.licence)
+    watched_by = [of.identity() for of in held_out]
+    # Earlier versions allowed at most one validation set. None or one set keeps the old fingerprint, so that weights
+    # from those versions stay up to date.
+    return digest(recipe, changeable, watched_by if len(watched_by) > 1 else next(iter(watched_by), None))
+
+
 def _recipe(
     sets: Sequence[PatchSet],
     shares: Sequence[float],
     options: TrainOptions,
     start: Weights | None,
+    teacher: Weights | None,
     learner_options: LearnerOptions | None,
 ) -> str:
     """Returns the fingerprint of everything that must stay the same when a run is resumed."""
     data = [of.identity() for of in sets]
     kept = {name: value for name, value in asdict(options).items() if name not in _CHANGEABLE}
-    if options.network == "hardnet":
-        del kept["network"]  # older runs, made before the option existed, trained hardnet and must still resume
+    # Weights that were made before an option existed stay up to date.
+    kept = {name: value for name, value in kept.items() if name not in _LATER or value != getattr(TrainOptions(), name)}
+    if teacher is not None:
+        kept["teacher"] = teacher.sha256
     if learner_options is not None:
         kept["learner"] = asdict(learner_options)
     return digest("train", data, list(shares), kept, start.sha256 if start else "")
+
+
+def _read_teacher(options: TrainOptions, measurement_size: float) -> Weights | None:
+    """Reads the weights of the teacher; raises UsageError or HardnetSfmError if the network cannot imitate it."""
+    if options.teacher is None:
+        return None
+    from hardnet_sfm.files.weight_files import find_weights, read_weights
+    from hardnet_sfm.networks.architectures import ARCHITECTURES
+    from hardnet_sfm.networks.loading import load_network
+    from hardnet_sfm.training.distillation import check_teacher
+
+    path = find_weights(options.teacher)
+    check_teacher(load_network(path), options.teacher, ARCHITECTURES[options.network], measurement_size)
+    return read_weights(path)
 
 
 def _read_all(patches: Sequence[Path], validation: Sequence[Path]) -> tuple[list[PatchSet], list[PatchSet]]:

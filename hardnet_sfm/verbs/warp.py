@@ -16,7 +16,7 @@ from tyro.conf import arg
 from hardnet_sfm.errors import HardnetSfmError, file_error
 from hardnet_sfm.files.ownership import check_output
 from hardnet_sfm.files.patch_sets import PatchWriter, is_made, read_patches
-from hardnet_sfm.files.photo_files import read_photo, sha256_of
+from hardnet_sfm.files.photo_files import read_colours, read_photo, sha256_of
 from hardnet_sfm.files.photo_folders import NotTaken, list_photos
 from hardnet_sfm.files.workspace import digest, locked
 from hardnet_sfm.photos import resize_to_fit
@@ -83,7 +83,8 @@ def warp(
         # The seed depends on the photo's content, so that the same photo gives the same patches in any folder and with
         # any number of threads.
         rng = np.random.default_rng((options.seed, int(photo.sha256[:8], 16)))
-        return cut_warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng)
+        colours = resize_to_fit(read_colours(images / name), options.max_image_size) if options.relit else None
+        return cut_warped_patches(resize_to_fit(photo.grey, options.max_image_size), detect, options, rng, colours)
 
     photos, skipped, copies = _hash_photos(images, names)
     names = list(photos)

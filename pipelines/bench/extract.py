@@ -2,8 +2,8 @@
 
     python pipelines/bench/extract.py IMAGES
 
-This script runs the phases one after another, each on all photos. The stage overlaps them. HardNet is timed with random
-weights, which cost the same as trained ones.
+This script runs the phases one after another, each on all photos. The stage overlaps them. In the phases, the networks
+have random weights, which cost the same as trained ones.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from hardnet_sfm.files.photo_files import read_photo
 from hardnet_sfm.files.photo_folders import list_photos
 from hardnet_sfm.flags import flag_rules
 from hardnet_sfm.networks.device import fast_type, resolve_device
-from hardnet_sfm.networks.hardnet import HardNet
+from hardnet_sfm.networks.hardnet import HardNet, HardNetFast
 from hardnet_sfm.patches import extract_patches
 from hardnet_sfm.photos import resize_to_fit
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.workers import torch_threads
 
-HARDNET_FLOP = 78e6
+# The networks, with the operations of a patch.
+NETWORKS = {"hardnet": (HardNet, 78e6), "hardnet-fast": (HardNetFast, 18e6)}
 T = TypeVar("T")
 
 STAGE = """
@@ -104,14 +105,15 @@ def main() -> None:
     photos, decoding = timed(lambda: [decode(name) for name in used])
     found, detecting = timed(lambda: [detect(photo) for photo in photos])
     keypoints = sum(map(len, found))
-    rootsift = make_descriptor("rootsift", None)
-    cut = [
-        timed(lambda d=d: [extract_patches(p, k.xy, k.frames(), 32, d) for p, k in zip(photos, found, strict=True)])
-        for d in (rootsift.measurement_size, 12.0)
-    ]
-    hardnet = Descriptor(HardNet().fused(), 32, 12.0, reduced_precision=True)
-    describing = {}
-    for (name, descriptor), (patches, _) in zip((("rootsift", rootsift), ("hardnet", hardnet)), cut, strict=True):
+    descriptors = {"rootsift": make_descriptor("rootsift", None)}
+    for name, (network, _) in NETWORKS.items():
+        descriptors[name] = Descriptor(network().fused(), 32, 20.0, reduced_precision=True)
+    cutting, describing = 0.0, {}
+    for name, descriptor in descriptors.items():
+        size = descriptor.measurement_size
+        patches, cutting = timed(
+            lambda d=size: [extract_patches(p, k.xy, k.frames(), 32, d) for p, k in zip(photos, found, strict=True)]
+        )
         describe = PatchDescriber(descriptor, device)
         rows = np.concatenate(patches)[: 16 * describe.batch * 8]
         batches = [rows[start : start + describe.batch] for start in range(0, len(rows), describe.batch)]
@@ -126,7 +128,7 @@ def main() -> None:
     table = Table(title=f"{len(used)} photos of at most {options.max_image_size} px, {keypoints} keypoints, {device}")
     for column in ("phase", "ms a photo", "keypoints/s", "rate / COLMAP's SIFT"):
         table.add_column(column, justify="left" if column == "phase" else "right")
-    phases = [("decode", decoding), ("detect (opencv-dog)", detecting), ("cut patches", cut[1][1])]
+    phases = [("decode", decoding), ("detect (opencv-dog)", detecting), ("cut patches", cutting)]
     phases += [(f"describe ({name})", seconds * keypoints) for name, seconds in describing.items()]
     peer_rate = sum(peer) / peering
     for name, seconds in phases:
@@ -142,25 +144,33 @@ def main() -> None:
 
     dtype = fast_type(device)
     ceiling = matrix_ceiling(device, dtype)
-    reached = HARDNET_FLOP / describing["hardnet"]
-    console.print(
-        f"describe (hardnet): {reached / 1e9:.0f} GFLOP/s, {reached / ceiling:.2f} of the {ceiling / 1e9:.0f} GFLOP/s "
-        f"of a matrix product in {str(dtype).removeprefix('torch.')}"
-    )
+    for name, (_, flop) in NETWORKS.items():
+        reached = flop / describing[name]
+        console.print(
+            f"describe ({name}): {reached / 1e9:.0f} GFLOP/s, {reached / ceiling:.2f} of the {ceiling / 1e9:.0f} "
+            f"GFLOP/s of a matrix product in {str(dtype).removeprefix('torch.')}; "
+            f"{describing['hardnet'] / describing[name]:.1f} times the patches of hardnet"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         for subset in sorted({min(8, len(names)), len(names)}):
             folder = Path(scratch) / f"photos-{subset}"
             folder.mkdir()
             for number, name in enumerate(names[:subset]):
                 (folder / f"{number}{Path(name).suffix}").symlink_to((options.images / name).resolve())
-            asked_for = json.dumps({"max_keypoints": options.max_keypoints, "max_image_size": options.max_image_size})
-            command = [sys.executable, "-c", STAGE, str(folder), str(Path(scratch) / f"{subset}.h5"), asked_for]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            done, count, seconds, memory = json.loads(printed)
-            console.print(
-                f"the stage, {done} photos: {seconds:.1f} s, {count / seconds:.0f} keypoints/s (COLMAP's SIFT "
-                f"{peer_rate:.0f}, ratio {count / seconds / peer_rate:.2f}), peak memory {memory} MB"
-            )
+            for descriptor in NETWORKS:
+                stage = {
+                    "descriptor": descriptor,
+                    "max_keypoints": options.max_keypoints,
+                    "max_image_size": options.max_image_size,
+                }
+                store = Path(scratch) / f"{descriptor}-{subset}.h5"
+                command = [sys.executable, "-c", STAGE, str(folder), str(store), json.dumps(stage)]
+                printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                done, count, seconds, memory = json.loads(printed)
+                console.print(
+                    f"the stage, {descriptor}, {done} photos: {seconds:.1f} s, {count / seconds:.0f} keypoints/s "
+                    f"(COLMAP's SIFT {peer_rate:.0f}, ratio {count / seconds / peer_rate:.2f}), peak memory {memory} MB"
+                )
 
 
 if __name__ == "__main__":

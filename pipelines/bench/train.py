@@ -29,6 +29,9 @@ from hardnet_sfm.networks.hardnet import PATCH_SIZE
 from hardnet_sfm.resources import Resources
 from hardnet_sfm.terminal import report_errors
 from hardnet_sfm.training.augment import AugmentOptions, augment_pairs
+from hardnet_sfm.training.batch_loss import BatchLoss
+from hardnet_sfm.training.batches import WORKERS, Resident
+from hardnet_sfm.training.descent import NORM_BATCH
 from hardnet_sfm.training.sampling import Sampler, SamplingOptions
 from hardnet_sfm.training.train_options import TrainOptions
 
@@ -66,15 +69,6 @@ def least_seconds(call: Callable[[], object], device: str, times: int = 3) -> fl
 
 def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), registry=flag_rules())
-    from hardnet_sfm.training.module import (  # lightning takes seconds
-        NORM_BATCH,
-        WORKERS,
-        Budget,
-        NetworkTraining,
-        Resident,
-        TrainingPlan,
-    )
-
     device = resolve_device(options.resources.device)
     torch.set_num_threads(options.resources.threads)
     dtype = fast_type(device)
@@ -87,26 +81,16 @@ def main() -> None:
     }
 
     def step_of(norm_batch: int | None, layout: torch.memory_format) -> Callable[[], None]:
-        made = TrainOptions(loss=options.loss).completed()
+        made = TrainOptions(loss=options.loss, norm_batch=norm_batch).completed()
         assert made.learning_rate is not None
-        plan = TrainingPlan(
-            options.loss,
-            made.augment,
-            Budget(None, 1),
-            made.learning_rate,
-            made.weight_decay,
-            made.dropout,
-            norm_batch,
-            made.seed,
-        )
-        module = NetworkTraining(ARCHITECTURES[made.network], sampler, None, plan)
-        module.to(device).to(memory_format=layout)
-        optimizer = module.configure_optimizers()
+        loss_of = BatchLoss(ARCHITECTURES[made.network], made).to(device)
+        loss_of.network.to(memory_format=layout)
+        optimizer = torch.optim.AdamW(loss_of.parameters(), made.learning_rate, weight_decay=made.weight_decay)
 
         def step() -> None:
             optimizer.zero_grad()
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                loss = module.loss_of(batch)
+                loss = loss_of(batch)
             loss.backward()
             optimizer.step()
 

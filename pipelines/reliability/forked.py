@@ -38,7 +38,7 @@ _LIBRARIES = (
     *("cv2", "faiss", "numba", "PIL.ImageFile", "pycolmap", "safetensors.torch", "scipy", "torch"),
     *("hardnet_sfm.colmap.mappers", "hardnet_sfm.features.descriptors", "hardnet_sfm.retrieval.search"),
 )
-_TRAINING = ("pytorch_lightning", "tensorboard", "hardnet_sfm.training.module")
+_TRAINING = ("hardnet_sfm.training_run",)
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FAULT = "this is a fault of hardnet-sfm"
