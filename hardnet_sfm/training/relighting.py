@@ -89,7 +89,7 @@ def draw_shadow(size: tuple[int, int], rng: np.random.Generator) -> Light:
 def draw_lamps(size: tuple[int, int], rng: np.random.Generator) -> Light:
     """Draws the light of one to six lamps at night: factors of (H, W) pixels, 0.03 to 0.2 between the lamps."""
     rows, columns = np.ogrid[: size[0], : size[1]]
-    light = np.full(size, rng.uniform(0.03, 0.2), np.float32)
+    light: Light = np.full(size, rng.uniform(0.03, 0.2), np.float32)
     for _ in range(rng.integers(1, 7)):
         row, column = rng.uniform(0, 1, 2) * size
         reach = rng.uniform(0.08, 0.4) * max(size)
