@@ -82,14 +82,14 @@ def draw_shadow(size: tuple[int, int], rng: np.random.Generator) -> Light:
     outline = middle + radius * np.column_stack([np.cos(angles), np.sin(angles)])
     mask = np.zeros(size, np.float32)
     cv2.fillPoly(mask, [np.rint(outline).astype(np.int32)], 1.0)
-    mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 6))
-    return np.asarray(1 - np.float32(rng.uniform(0.25, 0.75)) * mask, np.float32)
+    soft = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 6))
+    return np.asarray(1 - rng.uniform(0.25, 0.75) * soft, np.float32)
 
 
 def draw_lamps(size: tuple[int, int], rng: np.random.Generator) -> Light:
     """Draws the light of one to six lamps at night: factors of (H, W) pixels, 0.03 to 0.2 between the lamps."""
     rows, columns = np.ogrid[: size[0], : size[1]]
-    light: Light = np.full(size, rng.uniform(0.03, 0.2), np.float32)
+    light = np.full(size, rng.uniform(0.03, 0.2), np.float32)
     for _ in range(rng.integers(1, 7)):
         row, column = rng.uniform(0, 1, 2) * size
         reach = rng.uniform(0.08, 0.4) * max(size)
