@@ -48,7 +48,7 @@ class Options:
     workspace: Path
     """Folder for all that is made."""
     descriptor: tuple[str, ...] = ("rootsift", "hardnet")
-    """Rows of the table. hardnet: with the weights that come with the package."""
+    """Rows of the table. hardnet and hardnet-fast have the weights that come with the package."""
     weights: tuple[str, ...] = ()
     """More rows: .safetensors files. Networks that compare patches, as matchnet, re-score the neighbours of HardNet on
     photos, and have no values where descriptors are needed."""

@@ -39,8 +39,8 @@ class TableOptions:
     """Descriptors to compare, and files to write."""
 
     descriptor: tuple[str, ...] = DESCRIPTORS
-    """Rows of the table. hardnet uses the shipped weights; other networks use the files of --weights that belong to
-    them."""
+    """Rows of the table. hardnet and hardnet-fast use the shipped weights; other networks use the files of --weights
+    that belong to them."""
     weights: tuple[str, ...] = ()
     """.safetensors files. A file that no --descriptor uses adds a row for its own network."""
     json: Path | None = None
