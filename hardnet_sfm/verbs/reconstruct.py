@@ -92,7 +92,7 @@ class Preset:
 
 
 PRESETS: dict[PresetName, Preset] = {
-    "fast": Preset(extract=ExtractOptions(max_keypoints=3000, max_image_size=1280)),
+    "fast": Preset(extract=ExtractOptions(descriptor="hardnet-fast", max_keypoints=3000, max_image_size=1280)),
     "default": Preset(),
     "thorough": Preset(
         extract=ExtractOptions(max_keypoints=20000),
