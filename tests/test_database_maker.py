@@ -182,7 +182,7 @@ def test_photos_that_were_imported_in_part_get_the_same_numbers(
 def test_a_photo_with_new_features_is_replaced(whole: Workspace, tmp_path: Path, verified: list[int]) -> None:
     place = fill(tmp_path / "changed", whole, NAMES)
     make(place)
-    other = photograph(tmp_path / "other", [Shot(name, 700) for name in NAMES], points=80, seed=1)
+    other = photograph(tmp_path / "other", [Shot(name, 700) for name in NAMES], points=70, seed=1)
     mixed = fill(tmp_path / "mixed", whole, NAMES[1:])
     _put_photo_of(mixed, other, NAMES[0])
     _put_photo_of(place, other, NAMES[0])

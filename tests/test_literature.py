@@ -52,4 +52,4 @@ def test_its_networks_are_not_listed_without_it(without_literature: Path, tmp_pa
     assert refused.returncode == 1
     assert "the network tfeat (hardnet_sfm.literature.catalogue:TFEAT) cannot be loaded" in refused.stderr
     unknown = run(without_literature, "train", "patches.h5", "-o", tmp_path / "a.safetensors", "--network", "hardnot")
-    assert unknown.returncode == 2 and "There are: hardnet." in unknown.stderr
+    assert unknown.returncode == 2 and "There are: hardnet, hardnet-fast." in unknown.stderr

@@ -26,7 +26,7 @@ from hardnet_sfm.literature.deepdesc import DeepDesc, SparseConvolution
 from hardnet_sfm.literature.pair_scoring import PairNetwork
 from hardnet_sfm.networks.architectures import ARCHITECTURES, Architecture, recognised, under_names_of
 from hardnet_sfm.networks.hardnet import HardNet
-from hardnet_sfm.networks.loading import load_network
+from hardnet_sfm.networks.loading import SHIPPED, load_network
 from hardnet_sfm.verbs.weights import convert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -436,7 +436,7 @@ class TestDescriptors:
 
     @with_l2
     def test_without_weights_say_where_to_get_them(self, name: str) -> None:
-        if name == "hardnet":
+        if name in SHIPPED:
             assert make_descriptor(name, None).weights_sha256
             return
         with pytest.raises(HardnetSfmError, match=f"without trained {ARCHITECTURES[name].title} weights") as raised:
