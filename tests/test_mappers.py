@@ -12,7 +12,6 @@ import pytest
 from scenes import WALK
 
 import hardnet_sfm
-from hardnet_sfm.colmap.calibration import adjust_robustly
 from hardnet_sfm.colmap.mappers import complete, connected, is_better
 from hardnet_sfm.colmap.mapping import Mapping, map_database
 from hardnet_sfm.colmap.model import Model
@@ -157,20 +156,3 @@ def test_photos_that_disappear_meanwhile_are_an_error(
     mapping = Mapping("incremental", False, True, False, 3, 1, 0)
     with pytest.raises(HardnetSfmError, match=r"photos/.*the photo disappeared while models were made \(8 photos\)"):
         map_database(tmp_path / "database.db", tmp_path / "photos", tmp_path / "snapshot", mapping, disconnect_drive)
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_a_small_model_is_the_same_in_each_run_on_several_threads(
-    threads: int, made: Workspace, small_scene: tuple[Path, Scene], tmp_path: Path
-) -> None:
-    """Bundle adjustment takes one thread up to 50,000 residuals, two for each observation."""
-    found = []
-    for run in range(2):
-        shutil.copy(made.database, tmp_path / "database.db")
-        mapping = Mapping("incremental", False, True, False, 3, threads, 0)
-        database, snapshot = tmp_path / "database.db", tmp_path / f"snapshot-{run}"  # a slow run leaves one
-        (model,) = map_database(database, small_scene[0], snapshot, mapping, lambda _: None)
-        adjusted = adjust_robustly(model.colmap, mapping, database)
-        assert 2 * adjusted.compute_num_observations() < 50_000
-        found.append(sorted(tuple(point.xyz) for point in adjusted.points3D.values()))
-    assert found[0] == found[1] and len(found[0]) > 500

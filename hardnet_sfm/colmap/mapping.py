@@ -32,9 +32,8 @@ class Mapping:
         grow_distortion: whether `adjust_robustly` grows the distortion models of such cameras, if they are
             SIMPLE_RADIAL.
         min_model_size: models with fewer photos are dropped, unless it is the only model.
-        threads: number of threads. COLMAP's model may depend on it. COLMAP takes one thread for bundle adjustments of
-            up to 50,000 residuals, two for each observation. Larger models are the same in each run only with one
-            thread in all.
+        threads: number of threads. COLMAP's model may depend on it, and is the same in each run only with one thread.
+            Bundle adjustments of up to 50,000 residuals, two for each observation, take one thread.
         seed: seed of all random choices.
         converged: share by which an iteration of the incremental mapper's bundle adjustments must reduce the cost, or
             it is the last. COLMAP's 0 continues to the limit of iterations.
