@@ -32,7 +32,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     # Cards link to the documentation from beside the weights, where they are installed.
     cards = sorted(ROOT.glob("weights/*.md"))
     pages |= {f"weights/{path.name}": path.read_text(encoding="utf-8").replace("](../docs/", "](../") for path in cards}
-    pages["weights/README.md"] += "\n" + "".join(f"- [{path.stem}]({path.name})\n" for path in cards[1:])
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files

@@ -203,6 +203,9 @@ def test_command_shows_and_converts(
         "architecture  hardnet" in shown
         and hashlib.sha256((tmp_path / "authors.safetensors").read_bytes()).hexdigest() in shown
     )
+    main(["weights", "list"])
+    listed = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
+    assert ["hardnet-sfm", "weights", "of", "--descriptor"] in listed and len(listed) == len(shipped_names())
     for wrong in (["weights", "show"], ["weights", "list", "x"], ["weights", "show", "x", "-o", "y"]):
         with pytest.raises(SystemExit) as exit:
             main(wrong)

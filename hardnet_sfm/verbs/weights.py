@@ -123,6 +123,7 @@ class WeightsCommand:
 
     def run(self) -> None:
         from hardnet_sfm.files.weight_files import find_weights, read_weights, shipped_names, verify
+        from hardnet_sfm.networks.loading import architecture_of
 
         if (self.name is None) != (self.action == "list"):
             raise UsageError(
@@ -137,7 +138,10 @@ class WeightsCommand:
                 )
         if self.action == "list":
             for name in shipped_names():
-                output.print(f"{name}  {escape(str(find_weights(name)))}")
+                path = find_weights(name)
+                output.print(
+                    f"{name}  weights of --descriptor {architecture_of(read_weights(path))}  {escape(str(path))}"
+                )
             if not shipped_names():
                 output.print("none come with this version")
             return
